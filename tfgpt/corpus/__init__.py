@@ -1,0 +1,1 @@
+"""Documents: where text comes from, and how it is cleaned and split."""

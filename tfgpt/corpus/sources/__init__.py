@@ -1,0 +1,1 @@
+"""Readers of the places a document can come from."""

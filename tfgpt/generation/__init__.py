@@ -1,0 +1,1 @@
+"""Text out of a decoder: samplers, cached decoding, streaming."""

@@ -1,0 +1,1 @@
+"""The decoder: its configuration, layers, functional model, presets and checkpoint formats."""

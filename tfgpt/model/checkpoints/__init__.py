@@ -1,0 +1,1 @@
+"""Checkpoint formats of other people: reading and writing."""

@@ -1,0 +1,1 @@
+"""Text to ids and back: byte-level BPE, trained, in bulk and in graph, always with the same result."""

@@ -1,0 +1,1 @@
+"""The custom training step and everything around it: optimizers, schedules, checkpoints, watching, resuming."""
