@@ -1,0 +1,42 @@
+"""`python -m tfgpt` lists the commands; `python -m tfgpt NAME …` (or `tfgpt NAME …`) runs one."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+
+COMMANDS = ("prepare", "train", "generate", "doctor")
+
+
+def first_line(name: str) -> str:
+    """The first line of a command's docstring, read without importing it."""
+    source = Path(__file__).with_name(f"{name}.py").read_text(encoding="utf-8")
+    return (ast.get_docstring(ast.parse(source)) or "").splitlines()[0]
+
+
+def listing() -> str:
+    """The commands, one a line."""
+    lines = ["tfgpt: train a ChatGPT-like model with TensorFlow and Keras", "", "Commands:"]
+    lines += [f"  python -m tfgpt.{name:<10} {first_line(name)}" for name in COMMANDS]
+    lines += ["", "Every command explains its flags: python -m tfgpt.train --help"]
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Lists the commands, or runs the one that is named."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("--help", "-h", "help"):
+        print(listing())
+        return 0
+    name = arguments[0].replace("-", "_")
+    if name not in COMMANDS or importlib.util.find_spec(f"tfgpt.{name}") is None:
+        print(f"tfgpt: {arguments[0]}: no such command; there are {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    return importlib.import_module(f"tfgpt.{name}").main(arguments[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

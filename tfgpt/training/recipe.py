@@ -1,0 +1,179 @@
+"""Everything a run is made of, in one object that is checked before TensorFlow is imported."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, ClassVar
+
+from tfgpt.common.command import Group, Overrides
+from tfgpt.common.errors import SettingError, UserError
+from tfgpt.common.settings import Settings, setting
+from tfgpt.corpus.config import CorpusConfig
+from tfgpt.model import presets
+from tfgpt.model.config import DecoderConfig
+from tfgpt.pipeline.config import BatchConfig
+from tfgpt.tokenization.config import TokenizerConfig
+from tfgpt.training.config import OptimizerConfig, ScheduleConfig, StepConfig, StrategyConfig
+from tfgpt.training.run_config import RunConfig, WatchingConfig, default_run_dir
+
+
+@dataclasses.dataclass(frozen=True)
+class PresetConfig(Settings):
+    """Which decoder the run begins with."""
+
+    title: ClassVar[str] = "Model size"
+
+    preset: str = setting(
+        "tiny", "The decoder's shape; the flags under Model change parts of it.", choices=tuple(presets.PRESETS)
+    )
+
+
+# max_sequence_length follows --sequence_length unless it is given; vocabulary_size is the tokenizer's.
+GROUPS: tuple[Group, ...] = (
+    CorpusConfig,
+    TokenizerConfig,
+    PresetConfig,
+    Overrides(DecoderConfig, "model", exclude=("vocabulary_size",)),
+    BatchConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+    StepConfig,
+    StrategyConfig,
+    RunConfig,
+    WatchingConfig,
+)
+
+# What makes a checkpoint another run's: with one of these changed, its weights or its data position mean nothing.
+FIXED_FOR_A_RUN = (
+    "sequence_length",
+    "batch_size",
+    "document_masking",
+    "seed",
+    "optimizer",
+    "validation_fraction",
+    "split",
+    "preset",
+)
+# What only says where to write or what to print: changing it needs no word.
+NEVER_MENTIONED = {field.name for group in (RunConfig, WatchingConfig, CorpusConfig) for field in dataclasses.fields(group)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """The settings of a training run, by room.
+
+    Attributes:
+        model: decoder fields that differ from the preset's.
+        (others): as their classes say.
+    """
+
+    corpus: CorpusConfig = dataclasses.field(default_factory=CorpusConfig)
+    tokenizer: TokenizerConfig = dataclasses.field(default_factory=TokenizerConfig)
+    preset: PresetConfig = dataclasses.field(default_factory=PresetConfig)
+    model: dict[str, Any] = dataclasses.field(default_factory=dict)
+    batch: BatchConfig = dataclasses.field(default_factory=BatchConfig)
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = dataclasses.field(default_factory=ScheduleConfig)
+    step: StepConfig = dataclasses.field(default_factory=StepConfig)
+    strategy: StrategyConfig = dataclasses.field(default_factory=StrategyConfig)
+    run: RunConfig = dataclasses.field(default_factory=RunConfig)
+    watching: WatchingConfig = dataclasses.field(default_factory=WatchingConfig)
+
+    def __post_init__(self) -> None:
+        if self.run.run_dir is None:
+            named = dataclasses.replace(self.run, run_dir=default_run_dir(self.corpus.train_text))
+            object.__setattr__(self, "run", named)
+        self.check()
+
+    def check(self) -> None:
+        """Refuses what cannot work, before anything is imported or read.
+
+        Raises:
+            UserError: a combination of flags that cannot work; the line names the flag.
+        """
+        if not self.corpus.train_text:
+            raise SettingError("train_text", "is needed: a file, a folder, a glob, tfds:… or sample:…")
+        if self.batch.batch_size % self.step.accumulation_steps:
+            raise SettingError(
+                "accumulation_steps",
+                f"{self.step.accumulation_steps} does not divide --batch_size={self.batch.batch_size}",
+            )
+        if self.run.init_from is None:
+            # Any vocabulary size shows whether the shapes fit; the real one comes with the tokenizer.
+            config = self.decoder_config(vocabulary_size=1024)
+        else:
+            config = self.initial_config()
+        if self.batch.sequence_length > config.max_sequence_length:
+            raise SettingError(
+                "sequence_length",
+                f"{self.batch.sequence_length} is longer than the model's positions, "
+                f"--max_sequence_length={config.max_sequence_length}",
+            )
+
+    def decoder_config(self, vocabulary_size: int) -> DecoderConfig:
+        """The decoder's configuration for a tokenizer of `vocabulary_size` ids."""
+        if self.run.init_from is not None:
+            config = self.initial_config()
+            if vocabulary_size > config.vocabulary_size:
+                raise UserError(
+                    f"--init_from: {self.run.init_from} knows {config.vocabulary_size} ids, the tokenizer has "
+                    f"{vocabulary_size}; leave --tokenizer out to use the model's own"
+                )
+            return config
+        overrides = {"max_sequence_length": self.batch.sequence_length, **self.model}
+        return presets.resolve(self.preset.preset, vocabulary_size, overrides)
+
+    def initial_config(self) -> DecoderConfig:
+        """The configuration of the model that --init_from names, with the overrides that leave its weights alone."""
+        from tfgpt.model.checkpoints.huggingface import load_config
+
+        for name in self.model:
+            if name not in ("dropout", "rematerialize"):
+                raise SettingError(name, "cannot change together with --init_from; only dropout and rematerialize can")
+        return dataclasses.replace(load_config(str(self.run.init_from)), **self.model)
+
+    def tokenizer_config(self) -> TokenizerConfig:
+        """The tokenizer's settings; with --init_from and no --tokenizer, the model's own tokenizer."""
+        if self.run.init_from is None or self.tokenizer.tokenizer != TokenizerConfig().tokenizer:
+            return self.tokenizer
+        return dataclasses.replace(self.tokenizer, tokenizer=str(self.run.init_from))
+
+    @property
+    def run_dir(self) -> Path:
+        """The run's directory."""
+        return Path(str(self.run.run_dir))
+
+    def settings(self) -> dict[str, Any]:
+        """The settings by the keyword each group of flags has."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+    def flags(self) -> dict[str, Any]:
+        """Every flag's value, flat, as plain JSON."""
+        flat: dict[str, Any] = {}
+        for part in self.settings().values():
+            flat.update(part if isinstance(part, dict) else part.to_dict())
+        return flat
+
+    def changes(self, earlier: dict[str, Any]) -> list[str]:
+        """What changed since a checkpoint was written, one phrase a flag, for the reader of the log.
+
+        Args:
+            earlier: `flags()` of the run that wrote the checkpoint.
+
+        Raises:
+            UserError: a flag changed without which the checkpoint means nothing.
+        """
+        now = self.flags()
+        for name in FIXED_FOR_A_RUN:
+            if name in earlier and earlier[name] != now.get(name):
+                raise UserError(
+                    f"--{name}: is {now.get(name)}, but the run in {self.run_dir} began with {earlier[name]}; "
+                    f"go on with --{name}={earlier[name]} or choose another --run_dir"
+                )
+        names = sorted((set(earlier) | set(now)) - NEVER_MENTIONED | {"max_steps"})
+        return [
+            f"--{name} was {earlier.get(name)}, is {now.get(name)}"
+            for name in names
+            if earlier.get(name) != now.get(name)
+        ]

@@ -1,0 +1,167 @@
+"""What a run shows of itself: metrics.jsonl, TensorBoard, curves.png. All of them are written from the same numbers."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+
+from tfgpt.common.files import clear_write_errors, written_beside
+
+# The names of metrics.jsonl → where TensorBoard shows them.
+TENSORBOARD_NAMES = {
+    "train_loss": "loss/train",
+    "validation_loss": "loss/validation",
+    "validation_bits_per_byte": "bits_per_byte/validation",
+    "train_bits_per_byte": "bits_per_byte/train",
+    "validation_accuracy": "accuracy/validation",
+    "learning_rate": "optimizer/learning_rate",
+    "gradient_norm": "optimizer/gradient_norm",
+    "update_to_weight_ratio": "optimizer/update_to_weight_ratio",
+    "skipped_updates": "optimizer/skipped_updates",
+    "tokens_per_second": "speed/tokens_per_second",
+    "model_flops_utilization": "speed/model_flops_utilization",
+}
+
+
+class MetricsFile:
+    """metrics.jsonl: one JSON object a line, each with its `step`.
+
+    Args:
+        path: the file.
+        step: the step that a resumed run begins at: lines of later steps, which a killed run wrote after its last
+            checkpoint, are dropped, since they are about to be written again.
+    """
+
+    def __init__(self, path: Path, step: int):
+        self.path = path
+        kept = [row for row in read_metrics(path) if row["step"] <= step] if step else []
+        with written_beside(path) as temporary:
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+        self.file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (open as long as the run)
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Appends a line. A number that JSON cannot hold (NaN, infinity) is written as null."""
+        clean = {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in row.items()
+        }
+        with clear_write_errors(self.path):
+            self.file.write(json.dumps(clean) + "\n")
+            self.file.flush()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self.file.close()
+
+
+def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
+    """The rows of a metrics.jsonl; a last line cut off by a kill is left out."""
+    rows = []
+    if Path(path).is_file():
+        for line in Path(path).read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
+                break
+    return rows
+
+
+class TensorBoardFiles:
+    """TensorBoard event files of a run.
+
+    Args:
+        directory: RUN_DIR/tensorboard, or None: nothing is written.
+    """
+
+    def __init__(self, directory: Path | None):
+        self.writer = None
+        if directory is not None:
+            with clear_write_errors(directory):
+                directory.mkdir(parents=True, exist_ok=True)
+                self.writer = tf.summary.create_file_writer(str(directory))
+
+    def scalars(self, row: Mapping[str, Any]) -> None:
+        """The numbers of one metrics line."""
+        if self.writer is None:
+            return
+        with self.writer.as_default(step=row["step"]):
+            for name, value in row.items():
+                if name in TENSORBOARD_NAMES and value is not None:
+                    tf.summary.scalar(TENSORBOARD_NAMES[name], value)
+
+    def text(self, name: str, step: int, text: str) -> None:
+        """A text sample, shown as it is (indented: Markdown's code)."""
+        if self.writer is not None:
+            with self.writer.as_default(step=step):
+                tf.summary.text(name, "\n".join("    " + line for line in text.splitlines()))
+
+    def histograms(self, variables: Mapping[str, Any], step: int) -> None:
+        """The distribution of every weight."""
+        if self.writer is not None:
+            with self.writer.as_default(step=step):
+                for name, variable in variables.items():
+                    tf.summary.histogram(name, variable)
+
+    def hyperparameters(self, settings: Mapping[str, Any]) -> None:
+        """The settings, for TensorBoard's HParams page."""
+        if self.writer is not None:
+            from tensorboard.plugins.hparams import api
+
+            plain = {
+                name: value if isinstance(value, (bool, int, float, str)) else json.dumps(value)
+                for name, value in settings.items()
+                if value is not None
+            }
+            with self.writer.as_default(step=0):
+                api.hparams(plain)
+
+    def close(self) -> None:
+        """Flushes and closes."""
+        if self.writer is not None:
+            self.writer.close()
+
+
+def draw_curves(rows: list[dict[str, Any]], path: Path, title: str) -> None:
+    """A PNG of the loss, the bits per byte, the learning rate and the speed over the steps.
+
+    Args:
+        rows: lines of metrics.jsonl.
+        path: the PNG to write.
+        title: the figure's title.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    panels = [
+        ("loss (nats per token)", ("train_loss", "validation_loss"), False),
+        ("bits per byte, held out", ("validation_bits_per_byte",), False),
+        ("learning rate", ("learning_rate",), False),
+        ("gradient norm", ("gradient_norm",), True),
+        ("update / weight", ("update_to_weight_ratio",), True),
+        ("tokens per second", ("tokens_per_second",), False),
+    ]
+    figure, axes = pyplot.subplots(2, 3, figsize=(13, 7), constrained_layout=True)
+    figure.suptitle(title)
+    for axis, (label, names, logarithmic) in zip(axes.flat, panels, strict=True):
+        for name in names:
+            points = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
+            if points:
+                style = {"marker": "o", "markersize": 3} if len(points) < 40 else {}
+                axis.plot(*zip(*points, strict=True), label=name.replace("_", " "), linewidth=1, **style)
+        axis.set_title(label, fontsize=10)
+        axis.set_xlabel("step", fontsize=8)
+        axis.grid(alpha=0.3)
+        if logarithmic and axis.lines:
+            axis.set_yscale("log")
+        if len(axis.lines) > 1:
+            axis.legend(fontsize=8)
+    with written_beside(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
+    pyplot.close(figure)
