@@ -1,0 +1,255 @@
+"""From sources to documents on disk: left out, deduplicated, split, cached by the hash of what they are made from."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import tfgpt
+from tfgpt.common.errors import RunError, SettingError, UserError
+from tfgpt.common.files import directory_written_beside, sha256_of_json, write_json, write_text
+from tfgpt.common.progress import Progress
+from tfgpt.corpus.cache import locked, remove_leftovers
+from tfgpt.corpus.card import data_card
+from tfgpt.corpus.config import CorpusConfig
+from tfgpt.corpus.document_set import CARD, MANIFEST, SIDES, DocumentSet, ShardWriter
+from tfgpt.corpus.sources import Document, Source, open_sources
+from tfgpt.corpus.sources.base import content_digest
+from tfgpt.corpus.split import contiguous_cut, contiguous_sides, hashed_side, num_characters, why_not_hashed
+
+# Part of every fingerprint: raise it when the same sources and options give other documents than before.
+FORMAT = 1
+
+
+def build_documents(config: CorpusConfig) -> DocumentSet:
+    """The documents of a configuration, made unless they are in the cache.
+
+    They are kept in `cache_dir/documents/HASH/`, where the hash is of the sources' contents and the options; a second
+    call with unchanged files only looks at their sizes and times. Written beside and renamed: a build that is stopped
+    leaves nothing that a later one could take for whole.
+
+    Deduplication is exact, by 16 bytes of SHA-256 a document (about 100 bytes of memory each). Documents of
+    `validation_text` that also occur in `train_text` are left out of training in every case.
+
+    Raises:
+        UserError: a source or an option is at fault, or a side of the split has no document; the line names it.
+        RunError: the disk is full.
+    """
+    if not config.train_text:
+        raise SettingError("train_text", "nothing to learn from; give a file, a folder, a glob, tfds:… or sample:…")
+    cache = config.cache_directory
+    training = open_sources(config.train_text, "train_text", cache_dir=cache, tfds_data_dir=config.tfds_data_dir)
+    held_out = open_sources(
+        config.validation_text, "validation_text", cache_dir=cache, tfds_data_dir=config.tfds_data_dir
+    )
+    options = options_of(config)
+    fingerprint = sha256_of_json(
+        {
+            "format": FORMAT,
+            "options": options,
+            "train": [[source.spec, source.fingerprint()] for source in training],
+            "validation": [[source.spec, source.fingerprint()] for source in held_out],
+        }
+    )
+    directory = cache / "documents" / fingerprint[:32]
+    documents = whole(directory)
+    if documents is None:
+        with locked(directory):
+            documents = whole(directory)
+            if documents is None:
+                remove_leftovers(directory.parent)
+                with directory_written_beside(directory) as temporary:
+                    Build(options, training, held_out, temporary).run(fingerprint)
+                documents = DocumentSet.open(directory)
+    if documents.manifest["split"]["note"]:
+        print(documents.manifest["split"]["note"], file=sys.stderr)
+    return documents
+
+
+def options_of(config: CorpusConfig) -> dict[str, Any]:
+    """The options that decide the documents."""
+    if config.validation_text:
+        return {"split": "files", "validation_fraction": None, "deduplicate": config.deduplicate}
+    split = config.split if config.validation_fraction else "none"
+    return {"split": split, "validation_fraction": config.validation_fraction, "deduplicate": config.deduplicate}
+
+
+def whole(directory: Path) -> DocumentSet | None:
+    """What is in the cache, if it is there and complete."""
+    with contextlib.suppress(UserError):
+        return DocumentSet.open(directory)
+    return None
+
+
+class Build:
+    """One build.
+
+    Args:
+        options: as `options_of` gives them.
+        training: the sources of `--train_text`.
+        held_out: the sources of `--validation_text`.
+        directory: an empty directory to write to.
+    """
+
+    def __init__(
+        self, options: dict[str, Any], training: Sequence[Source], held_out: Sequence[Source], directory: Path
+    ):
+        self.options, self.training, self.held_out, self.directory = options, training, held_out, directory
+        self.fraction = options["validation_fraction"] or 0.0
+        self.note: str | None = None
+
+    def run(self, fingerprint: str) -> None:
+        """Writes shards, manifest and card."""
+        used = self.options["split"]
+        if used == "files":
+            sides = self.split_by_files()
+        elif used == "none":
+            sides = self.written(("train", document) for document in self.documents())
+        elif used == "contiguous":
+            sides = self.split_contiguously(self.count_characters())
+        else:
+            sides, used = self.split_by_hash()
+        self.refuse_empty(sides, used)
+        manifest = self.manifest(fingerprint, used, sides)
+        write_text(self.directory / CARD, data_card(manifest, self.examples()))
+        # Last: a directory is whole when it has a manifest.
+        write_json(self.directory / MANIFEST, manifest)
+
+    def split_by_files(self) -> dict[str, Any]:
+        held_out_digests: set[bytes] = set()
+
+        def both() -> Iterator[tuple[str, Document]]:
+            for document in self.documents(self.held_out):
+                held_out_digests.add(content_digest(document))
+                yield "validation", document
+            for document in self.documents(self.training, held_out_digests):
+                yield "train", document
+
+        return self.written(both())
+
+    def split_by_hash(self) -> tuple[dict[str, Any], str]:
+        sides = self.written((hashed_side(document, self.fraction), document) for document in self.documents())
+        reason = why_not_hashed(sides, self.fraction) if self.options["split"] == "auto" else None
+        if reason is None:
+            return sides, "hash"
+        for writer in self.writers.values():
+            writer.discard()
+        total = sum(side["characters"] for side in sides.values())
+        self.note = (
+            f"split: {reason}; the last {self.fraction:.3g} of the text is held out instead (--split=contiguous)"
+        )
+        return self.split_contiguously(total), "contiguous"
+
+    def count_characters(self) -> int:
+        return sum(num_characters(document) for document in self.documents(title="counting"))
+
+    def split_contiguously(self, total: int) -> dict[str, Any]:
+        cut = contiguous_cut(total, self.fraction)
+
+        def both() -> Iterator[tuple[str, Document]]:
+            start = 0
+            for document in self.documents():
+                yield from contiguous_sides(document, start, cut)
+                start += num_characters(document)
+            if start != total:
+                raise RunError("the text changed while it was read; run again")
+
+        return self.written(both())
+
+    def written(self, documents: Iterator[tuple[str, Document]]) -> dict[str, Any]:
+        self.writers = {side: ShardWriter(self.directory, side) for side in SIDES}
+        try:
+            for side, document in documents:
+                self.writers[side].write(document)
+        finally:
+            sides = {side: writer.close() for side, writer in self.writers.items()}
+        return sides
+
+    def documents(
+        self, sources: Sequence[Source] | None = None, held_out: set[bytes] | None = None, title: str = "reading"
+    ) -> Iterator[Document]:
+        """The useful documents of the sources, each once, with a progress bar; counts what is left out by reason."""
+        sources = self.training if sources is None else sources
+        seen: set[bytes] = set()
+        sizes = [source.size for source in sources]
+        total = None if None in sizes else sum(size for size in sizes if size)
+        with Progress(total, "byte", title) as progress:
+            for source in sources:
+                source.kept = source.duplicates = source.held_out = 0
+                position = 0
+                for document in source.documents():
+                    progress.advance(source.position - position)
+                    position = source.position
+                    digest = content_digest(document)
+                    if held_out and digest in held_out:
+                        source.held_out += 1
+                    elif self.options["deduplicate"] and digest in seen:
+                        source.duplicates += 1
+                    else:
+                        seen.add(digest)
+                        source.kept += 1
+                        yield document
+
+    def refuse_empty(self, sides: dict[str, Any], used: str) -> None:
+        if not sides["train"]["documents"]:
+            if used == "files":
+                raise UserError("--train_text: no document is left to train on: all of them are in --validation_text")
+            if not sides["validation"]["documents"]:
+                raise UserError("--train_text: the train split has no document: nothing is left of this text")
+            raise UserError(
+                "--train_text: the train split has no document; give more text or less --validation_fraction"
+            )
+        if not sides["validation"]["documents"] and used != "none":
+            raise UserError(
+                f"--split={used}: the validation split has no document ({sides['train']['documents']} in all, "
+                f"--validation_fraction={self.fraction}); give more text, a larger fraction or --split=contiguous"
+            )
+
+    def manifest(self, fingerprint: str, used: str, sides: dict[str, Any]) -> dict[str, Any]:
+        described = [
+            described_source(source, side)
+            for side, sources in (("train", self.training), ("validation", self.held_out))
+            for source in sources
+        ]
+        dropped: collections.Counter[str] = collections.Counter()
+        for source in described:
+            dropped.update(source["dropped"])
+        return {
+            "format": FORMAT,
+            "fingerprint": fingerprint,
+            "made_by": f"tfgpt {tfgpt.__version__}",
+            "options": self.options,
+            "split": {"used": used, "note": self.note},
+            "sources": described,
+            "dropped": dict(sorted(dropped.items())),
+            "sides": sides,
+        }
+
+    def examples(self) -> list[Document]:
+        """The first few training documents, for the card."""
+        found: list[Document] = []
+        with open(self.directory / "train-00000.jsonl", "rb") as file:
+            for line in file:
+                found.append(json.loads(line))
+                if len(found) == 3:
+                    break
+        return found
+
+
+def described_source(source: Source, side: str) -> dict[str, Any]:
+    """A source's part of the manifest."""
+    dropped = {**source.dropped, "duplicate": source.duplicates, "also in --validation_text": source.held_out}
+    return {
+        "spec": source.spec,
+        "of": f"{side}_text",
+        "what": source.description,
+        "licence": source.licence,
+        "fingerprint": source.fingerprint(),
+        "documents": source.kept,
+        "dropped": {reason: count for reason, count in sorted(dropped.items()) if count},
+    }

@@ -1,0 +1,64 @@
+"""What text a run learns from, how it is split and where the result is kept."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import ClassVar
+
+from tfgpt.common.errors import SettingError
+from tfgpt.common.settings import Settings, setting
+
+SMALLEST_VALIDATION_FRACTION = 0.0001
+
+
+@dataclasses.dataclass(frozen=True)
+class CorpusConfig(Settings):
+    """Sources, split and cache of the documents."""
+
+    title: ClassVar[str] = "Corpus: the text to learn from"
+
+    train_text: tuple[str, ...] = setting(
+        (),
+        "Text to train on: a file, a folder, a glob ('my/**/*.txt'), tfds:NAME/CONFIG:SPLIT#FEATURE or sample:NAME. "
+        "Files may be plain text, Markdown or JSON Lines, each also .gz or .zst.",
+    )
+    validation_text: tuple[str, ...] = setting(
+        (), "Text to hold out, written as --train_text is; used whole instead of a share of --train_text."
+    )
+    validation_fraction: float = setting(
+        0.05,
+        "Share of --train_text held out for validation; 0 holds out nothing.",
+        minimum=0.0,
+        maximum=0.9,
+    )
+    split: str = setting(
+        "auto",
+        "How the held-out share is chosen: by a hash of each document, or contiguous (the last share of the text). "
+        "auto takes the hash where there are enough documents for it and says so where there are not.",
+        choices=("auto", "hash", "contiguous"),
+    )
+    deduplicate: bool = setting(True, "Keep only the first of documents that are exactly the same.")
+    cache_dir: str | None = setting(
+        None, "Folder for documents, tokenizers and token shards made on the way. $TFGPT_CACHE_DIR or ~/.cache/tfgpt."
+    )
+    tfds_data_dir: str | None = setting(
+        None, "Folder of prepared TensorFlow Datasets. $TFDS_DATA_DIR or ~/tensorflow_datasets."
+    )
+
+    def check(self) -> None:
+        if 0 < self.validation_fraction < SMALLEST_VALIDATION_FRACTION:
+            raise SettingError(
+                "validation_fraction",
+                f"{self.validation_fraction} is too little to measure anything; "
+                f"at least {SMALLEST_VALIDATION_FRACTION}, or 0 to hold out nothing",
+            )
+        for name in ("train_text", "validation_text"):
+            if any(not spec.strip() for spec in getattr(self, name)):
+                raise SettingError(name, "is empty; give a file, a folder, a glob, tfds:… or sample:…")
+
+    @property
+    def cache_directory(self) -> Path:
+        """The cache folder: the flag, else $TFGPT_CACHE_DIR, else ~/.cache/tfgpt. Not made by this."""
+        return Path(self.cache_dir or os.environ.get("TFGPT_CACHE_DIR") or "~/.cache/tfgpt").expanduser()

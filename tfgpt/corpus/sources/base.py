@@ -1,0 +1,183 @@
+"""What every source of documents offers, and the checks a document passes before it leaves its source."""
+
+from __future__ import annotations
+
+import abc
+import collections
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from tfgpt.common.errors import UserError
+
+# A document longer than this is handed on in parts, so that no step needs a whole book collection in memory.
+LARGEST_DOCUMENT_BYTES = 64 * 2**20
+
+ROLES = ("system", "user", "assistant")
+
+Document = dict[str, Any]
+
+
+class Source(abc.ABC):
+    """One place that documents come from.
+
+    A document is `{"text": str, "source": str, "id": str}` or `{"messages": [{"role": …, "content": …}, …],
+    "source": str, "id": str}`. Documents whose ids agree up to the first "#" belong together (parts of a long text,
+    chapters of a book): a split by hash never separates them. Without an id of its own a document's id is a hash of
+    its content.
+
+    Attributes:
+        spec: what the user wrote.
+        licence: what is known of the licence, for the data card.
+        description: a few words for the data card.
+        size: bytes to be read, or None when unknown; `position` is how many were read so far.
+        dropped: how many documents the source itself left out in the last reading, by reason.
+        kept, duplicates, held_out: what the build did with the rest: used, left out as already seen, left out
+            because they are in the validation text.
+    """
+
+    licence = "not recorded (the user's own choice of text)"
+    description = ""
+
+    def __init__(self, spec: str):
+        self.spec = spec
+        self.size: int | None = None
+        self.position = 0
+        self.dropped: collections.Counter[str] = collections.Counter()
+        self.kept = self.duplicates = self.held_out = 0
+
+    @abc.abstractmethod
+    def fingerprint(self) -> str:
+        """The hexadecimal SHA-256 of everything that decides the documents."""
+
+    @abc.abstractmethod
+    def documents(self) -> Iterator[Document]:
+        """Reads the documents, in a fixed order, without ever holding all of them.
+
+        Raises:
+            UserError: something in the source cannot be read; the line names the file and, where it can, the place.
+        """
+
+
+def content_digest(document: Mapping[str, Any]) -> bytes:
+    """16 bytes that are equal exactly for documents of equal content (SHA-256, cut)."""
+    return hashlib.sha256(content_bytes(document)).digest()[:16]
+
+
+def content_bytes(document: Mapping[str, Any]) -> bytes:
+    """The content in bytes; a dialogue is never equal to a text."""
+    if "text" in document:
+        return document["text"].encode("utf-8")
+    turns = [[message["role"], message["content"]] for message in document["messages"]]
+    return b"\0" + json.dumps(turns, ensure_ascii=False).encode("utf-8")
+
+
+def content_id(document: Mapping[str, Any]) -> str:
+    """The id of a document that brings none."""
+    return content_digest(document).hex()
+
+
+def content_texts(document: Mapping[str, Any]) -> list[str]:
+    """The pieces of text in a document: one, or one a message."""
+    if "text" in document:
+        return [document["text"]]
+    return [message["content"] for message in document["messages"]]
+
+
+def text_documents(text: str, source: str, identity: str | None = None) -> Iterator[Document]:
+    """One document, or its parts when it is longer than `LARGEST_DOCUMENT_BYTES`."""
+    # A character has at most 4 bytes: most texts need no counting.
+    if len(text) * 4 <= LARGEST_DOCUMENT_BYTES or len(text.encode("utf-8")) <= LARGEST_DOCUMENT_BYTES:
+        document = {"text": text, "source": source}
+        yield {**document, "id": identity if identity is not None else content_id(document)}
+        return
+    rest = text.encode("utf-8")
+    part = 0
+    while rest:
+        cut = part_end(rest) if len(rest) > LARGEST_DOCUMENT_BYTES else len(rest)
+        document = {"text": rest[:cut].decode("utf-8"), "source": source}
+        identity = identity if identity is not None else content_id(document)
+        yield {**document, "id": part_id(identity, part)}
+        rest, part = rest[cut:], part + 1
+
+
+def part_id(identity: str, part: int) -> str:
+    """The id of a part of a long document; parts share what stands before the "#"."""
+    return f"{identity}#part{part:05d}"
+
+
+def part_end(content: bytes) -> int:
+    """Where to cut a long text: after the last empty line of its first part, else its last line, else character."""
+    limit = LARGEST_DOCUMENT_BYTES
+    for border in (b"\n\n", b"\r\n\r\n", b"\n"):
+        found = content.rfind(border, limit // 2, limit)
+        if found >= 0:
+            return found + len(border)
+    while limit > 1 and content[limit] & 0xC0 == 0x80:  # a UTF-8 continuation byte
+        limit -= 1
+    return limit
+
+
+def checked_text(text: Any, place: str, field: str = "text") -> str:
+    """The text itself.
+
+    Raises:
+        UserError: not a string, or one with half a surrogate pair, which has no UTF-8.
+    """
+    if not isinstance(text, str):
+        raise UserError(f"{place}: {field!r} is {kind_of(text)}, not a string")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        half = ord(text[error.start])
+        raise UserError(
+            f"{place}: {field!r} holds half a surrogate pair (\\u{half:04x}) at character {error.start}, "
+            "which is no character; repair the file"
+        ) from None
+    return text
+
+
+def checked_messages(messages: Any, place: str) -> list[dict[str, str]]:
+    """The messages with role and content only.
+
+    Raises:
+        UserError: not a list of `{"role": "system"|"user"|"assistant", "content": str}`, or a system message that
+            is not the first.
+    """
+    if not isinstance(messages, list):
+        raise UserError(f"{place}: 'messages' is {kind_of(messages)}, not a list")
+    checked = []
+    for number, message in enumerate(messages, start=1):
+        if not isinstance(message, Mapping):
+            raise UserError(f"{place}: message {number} is {kind_of(message)}, not an object with role and content")
+        role = message.get("role")
+        if role not in ROLES:
+            words = "has no 'role'" if role is None else f"has the role {role!r}"
+            raise UserError(f"{place}: message {number} {words}; roles are {', '.join(ROLES)}")
+        if role == "system" and number > 1:
+            raise UserError(f"{place}: message {number} has the role 'system', which only the first message may have")
+        if "content" not in message:
+            raise UserError(f"{place}: message {number} has no 'content'")
+        content = checked_text(message["content"], f"{place}: message {number}", "content")
+        checked.append({"role": role, "content": content})
+    return checked
+
+
+def kind_of(value: Any) -> str:
+    """What JSON calls a value."""
+    if value is None:
+        return "null"
+    names = {bool: "true or false", int: "a number", float: "a number", str: "a string", list: "a list"}
+    return names.get(type(value), "an object" if isinstance(value, Mapping) else type(value).__name__)
+
+
+def reason_to_drop(document: Mapping[str, Any]) -> str | None:
+    """Why a well-formed document is of no use, or None."""
+    if "text" in document:
+        return None if document["text"].strip() else "empty"
+    if not any(message["content"].strip() for message in document["messages"]):
+        return "empty"
+    if not any(message["role"] == "assistant" for message in document["messages"]):
+        return "no assistant message"
+    return None

@@ -1,0 +1,77 @@
+"""Which side a document is on: a hash of the document, or its place in the text."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from typing import Any
+
+from tfgpt.corpus.sources.base import Document, content_texts
+
+# What --split=auto asks of a hash split; otherwise it takes the contiguous one.
+FEWEST_DOCUMENTS = 40
+LARGEST_DEVIATION = 3.0
+
+
+def group_of(document: Document) -> str:
+    """What a hash split keeps together: the document's id up to the first "#"."""
+    return document["id"].split("#", 1)[0]
+
+
+def hashed_side(document: Document, validation_fraction: float) -> str:
+    """ "train" or "validation" by a hash of the document's group.
+
+    The side depends on nothing but the group and the fraction: not on the order, the other documents or the run. A
+    larger fraction holds out all that a smaller one does, and more.
+    """
+    digest = hashlib.sha256(b"tfgpt split\0" + group_of(document).encode("utf-8")).digest()
+    return "validation" if int.from_bytes(digest[:8], "big") < validation_fraction * 2.0**64 else "train"
+
+
+def num_characters(document: Document) -> int:
+    """Characters (Unicode code points) of text in a document."""
+    return sum(len(text) for text in content_texts(document))
+
+
+def contiguous_cut(total_characters: int, validation_fraction: float) -> int:
+    """How many characters come before the validation side: `int(n * 0.9)` for a fraction of 0.1.
+
+    Source: nanoGPT, data/shakespeare_char/prepare.py (`data[:int(n*0.9)]` of a Python string). Counted in characters,
+    so the cut is never inside one.
+    """
+    return int(total_characters * (1.0 - validation_fraction))
+
+
+def contiguous_sides(document: Document, start: int, cut: int) -> Iterator[tuple[str, Document]]:
+    """The side of a document that starts at character `start` of the whole text.
+
+    A text across the cut is divided there, to the character; a dialogue across the cut is validation whole.
+    """
+    end = start + num_characters(document)
+    if end <= cut:
+        yield "train", document
+    elif start >= cut or "text" not in document:
+        yield "validation", document
+    else:
+        text = document["text"]
+        yield "train", {**document, "text": text[: cut - start], "id": f"{document['id']}#train"}
+        yield "validation", {**document, "text": text[cut - start :], "id": f"{document['id']}#validation"}
+
+
+def why_not_hashed(sides: dict[str, dict[str, Any]], validation_fraction: float) -> str | None:
+    """Why a hash split of these documents is no good one, or None when it is.
+
+    Args:
+        sides: for "train" and "validation" the numbers of `documents` and `characters`.
+        validation_fraction: the share asked for.
+    """
+    count = sum(side["documents"] for side in sides.values())
+    if count < FEWEST_DOCUMENTS:
+        return f"{count} document{'s are' if count != 1 else ' is'} too few to split by hash"
+    for name, side in sides.items():
+        if not side["documents"]:
+            return f"by hash the {name} side would be empty"
+    share = sides["validation"]["characters"] / max(1, sum(side["characters"] for side in sides.values()))
+    if not validation_fraction / LARGEST_DEVIATION <= share <= min(validation_fraction * LARGEST_DEVIATION, 0.95):
+        return f"by hash {share:.1%} of the text would be held out, {validation_fraction:.1%} is asked for"
+    return None
