@@ -1,0 +1,150 @@
+"""What a decoder is made of: one validated, JSON-able settings class. Imports no TensorFlow."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+from tfgpt.common.errors import SettingError
+from tfgpt.common.settings import Settings, setting
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderConfig(Settings):
+    """The shape of a decoder-only transformer.
+
+    The fields that may be None (`num_key_value_heads`, `head_dim`, `intermediate_dim`, `use_query_key_value_bias`,
+    `embedding_initializer_range`, `head_initializer_range`, `attention_scale`) are derived from the others when the
+    config is made, so a config at hand never holds None in them.
+
+    Raises:
+        SettingError: a value or a combination that cannot work; it names the field.
+    """
+
+    title: ClassVar[str] = "Decoder"
+
+    vocabulary_size: int = setting(4096, "Number of token ids, special tokens included.", minimum=1)
+    num_layers: int = setting(4, "Number of transformer blocks.", minimum=1)
+    num_query_heads: int = setting(3, "Attention heads.", minimum=1)
+    num_key_value_heads: int | None = setting(
+        None, "Heads of keys and values: as many as query heads, fewer (grouped-query), or 1.", minimum=1
+    )
+    hidden_dim: int = setting(192, "Width of the residual stream.", minimum=1)
+    intermediate_dim: int | None = setting(
+        None, "Width inside the MLP; none: 4 x hidden_dim, or for swiglu 8/3 of it, to a multiple of 64.", minimum=1
+    )
+    head_dim: int | None = setting(None, "Width of one head; none: hidden_dim / num_query_heads.", minimum=1)
+    max_sequence_length: int = setting(1024, "Longest sequence, in tokens.", minimum=1)
+    position_embedding: str = setting(
+        "rope", "Learned position vectors, or rotation of queries and keys.", choices=("learned", "rope")
+    )
+    rope_max_wavelength: float = setting(10_000.0, "RoPE's base, theta.", minimum=1.0)
+    normalization: str = setting("rms_norm", "Which normalization.", choices=("layer_norm", "rms_norm"))
+    normalization_epsilon: float = setting(1e-6, "Added to the variance before its root.", minimum=0.0)
+    normalization_scale: bool = setting(True, "Normalizations have a learned scale (query-key norm's too).")
+    mlp: str = setting("swiglu", "Kind of MLP; gelu is the tanh form.", choices=("gelu", "swiglu", "squared_relu"))
+    use_bias: bool = setting(False, "Projections and layer norms have biases.")
+    use_query_key_value_bias: bool | None = setting(
+        None, "Query, key and value projections have biases; none: as use_bias."
+    )
+    query_key_norm: bool = setting(True, "RMS-normalize each head's queries and keys.")
+    attention_scale: float | None = setting(
+        None, "Factor on the query-key products; none: 1 / sqrt(head_dim).", minimum=0.0
+    )
+    logit_soft_cap: float | None = setting(
+        None, "Squash output logits smoothly into (-cap, cap): cap x tanh(logits / cap).", minimum=0.0
+    )
+    sliding_window: int | None = setting(
+        None, "Attend to this many newest tokens only, one's own included; none: to all.", minimum=1
+    )
+    tie_embeddings: bool = setting(True, "The output head is the transposed token embedding.")
+    embedding_normalization: bool = setting(False, "Normalize the embeddings before the first block.")
+    dropout: float = setting(
+        0.0, "Fraction dropped of embeddings, attention weights and block outputs.", minimum=0.0, maximum=0.99
+    )
+    rematerialize: bool = setting(False, "Recompute each block in the backward pass: less memory, about a third slower.")
+    initializer_range: float | None = setting(
+        0.02, "Standard deviation of initial kernels; none: 1 / sqrt(inputs).", minimum=0.0
+    )
+    embedding_initializer_range: float | None = setting(
+        None, "Standard deviation of initial embeddings; none: as initializer_range, or 0.02.", minimum=0.0
+    )
+    head_initializer_range: float | None = setting(
+        None, "Standard deviation of an untied head; none: as embedding_initializer_range.", minimum=0.0
+    )
+    zero_initialized_outputs: bool = setting(
+        False,
+        "The last projection of attention and MLP starts at zero; otherwise smaller by sqrt(2 x num_layers), as GPT-2's.",
+    )
+
+    def check(self) -> None:
+        """Derives what is None and refuses combinations that cannot work."""
+        self._derive()
+        if self.num_query_heads % self.key_value_heads:
+            raise SettingError(
+                "num_key_value_heads", f"{self.num_key_value_heads} does not divide --num_query_heads={self.num_query_heads}"
+            )
+        if self.position_embedding == "rope" and self.head_width % 2:
+            raise SettingError("head_dim", f"{self.head_dim} is odd, but RoPE rotates pairs; make it even")
+        if self.logit_soft_cap == 0.0:
+            raise SettingError("logit_soft_cap", "0 would make every logit 0; leave it out for no cap")
+
+    def _derive(self) -> None:
+        """Fills the fields that are None; the dataclass is frozen for everybody else."""
+        values: dict[str, object] = {}
+        if self.num_key_value_heads is None:
+            values["num_key_value_heads"] = self.num_query_heads
+        if self.head_dim is None:
+            if self.hidden_dim % self.num_query_heads:
+                raise SettingError(
+                    "num_query_heads",
+                    f"{self.num_query_heads} does not divide --hidden_dim={self.hidden_dim}; or give --head_dim",
+                )
+            values["head_dim"] = self.hidden_dim // self.num_query_heads
+        if self.intermediate_dim is None:
+            values["intermediate_dim"] = default_intermediate_dim(self.mlp, self.hidden_dim)
+        if self.use_query_key_value_bias is None:
+            values["use_query_key_value_bias"] = self.use_bias
+        if self.embedding_initializer_range is None:
+            values["embedding_initializer_range"] = 0.02 if self.initializer_range is None else self.initializer_range
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+        if self.head_initializer_range is None:
+            object.__setattr__(self, "head_initializer_range", self.embedding_initializer_range)
+        if self.attention_scale is None:
+            object.__setattr__(self, "attention_scale", self.head_width**-0.5)
+
+    @property
+    def head_width(self) -> int:
+        """`head_dim`, which is never None on a made config."""
+        return int(self.head_dim or 0)
+
+    @property
+    def key_value_heads(self) -> int:
+        """`num_key_value_heads`, which is never None on a made config."""
+        return int(self.num_key_value_heads or 0)
+
+    @property
+    def mlp_width(self) -> int:
+        """`intermediate_dim`, which is never None on a made config."""
+        return int(self.intermediate_dim or 0)
+
+    @property
+    def query_width(self) -> int:
+        """Outputs of the query projection: all heads side by side."""
+        return self.num_query_heads * self.head_width
+
+    @property
+    def key_value_width(self) -> int:
+        """Outputs of the key projection, and of the value projection."""
+        return self.key_value_heads * self.head_width
+
+    @property
+    def normalization_bias(self) -> bool:
+        """Whether normalizations have a learned bias: layer norms with a scale, where biases are on."""
+        return self.normalization == "layer_norm" and self.use_bias and self.normalization_scale
+
+
+def default_intermediate_dim(mlp: str, hidden_dim: int) -> int:
+    """4 x hidden_dim; for swiglu, which has three matrices, 8/3 of it rounded up to a multiple of 64 (Shazeer 2020)."""
+    return -(-8 * hidden_dim // (3 * 64)) * 64 if mlp == "swiglu" else 4 * hidden_dim

@@ -1,0 +1,412 @@
+"""The decoder-only transformer as one functional Keras model, configured; and its forward pass with a cache."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfgpt.common.errors import SettingError
+from tfgpt.model.attention import SelfAttention, cache_mask, causal_mask, packed_mask, rotation_tables
+from tfgpt.model.config import DecoderConfig
+from tfgpt.model.dropout import current_dropout_seed, dropout_seed
+from tfgpt.model.layers import MLP, DecoderLayer, Dropout, Embedding, Normalization, OutputHead, soft_cap
+
+Cache = list[tuple[tf.Tensor, tf.Tensor]]
+
+DROPOUTS_PER_BLOCK = 3
+
+
+@keras.saving.register_keras_serializable(package="tfgpt")
+class Block(DecoderLayer):
+    """Pre-normalized transformer block: x + attention(norm(x)), then x + mlp(norm(x)).
+
+    Args:
+        config: the decoder's config, or its dictionary.
+        number: the block's place, from 0.
+    """
+
+    def __init__(self, config: DecoderConfig | Mapping[str, Any], number: int, **options: Any):
+        super().__init__(**options)
+        self.decoder_config = config if isinstance(config, DecoderConfig) else DecoderConfig.from_dict(config)
+        self.number = number
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        """Makes `attention_norm`, `attention`, `mlp_norm`, `mlp`."""
+        config, policy = self.decoder_config, self.dtype_policy
+        output_factor = 0.0 if config.zero_initialized_outputs else (2 * config.num_layers) ** -0.5
+        dropout_number = 1 + DROPOUTS_PER_BLOCK * self.number
+        self.attention_norm = normalization(config, "attention_norm", policy)
+        self.attention = SelfAttention(
+            config.num_query_heads,
+            config.key_value_heads,
+            config.head_width,
+            scale=config.attention_scale,
+            query_key_norm=config.query_key_norm,
+            normalization_epsilon=config.normalization_epsilon,
+            normalization_scale=config.normalization_scale,
+            use_query_key_value_bias=config.use_query_key_value_bias,
+            use_bias=config.use_bias,
+            initializer_range=config.initializer_range,
+            output_factor=output_factor,
+            dropout=config.dropout,
+            dropout_number=dropout_number,
+            name="attention",
+            dtype=policy,
+        )
+        self.attention_dropout = Dropout(config.dropout, dropout_number + 1, name="attention_dropout", dtype=policy)
+        self.mlp_norm = normalization(config, "mlp_norm", policy)
+        self.mlp = MLP(
+            config.mlp,
+            config.mlp_width,
+            use_bias=config.use_bias,
+            initializer_range=config.initializer_range,
+            output_factor=output_factor,
+            name="mlp",
+            dtype=policy,
+        )
+        self.mlp_dropout = Dropout(config.dropout, dropout_number + 2, name="mlp_dropout", dtype=policy)
+        for layer in (self.attention_norm, self.attention, self.mlp_norm, self.mlp):
+            layer.build(input_shape)
+
+    def call(
+        self,
+        inputs: tf.Tensor,
+        mask: tf.Tensor,
+        rotation: Sequence[tf.Tensor] | None = None,
+        training: bool | None = None,
+    ) -> tf.Tensor:
+        """inputs [batch, length, hidden_dim] → the same.
+
+        Args:
+            mask: float32, as `attention.attend`'s.
+            rotation: as `attention.rotation_tables` makes, in the compute dtype.
+        """
+        if not (self.decoder_config.rematerialize and training):
+            return self.forward(inputs, mask, rotation, training)
+        # The backward pass runs the block again outside any scope, so the seed travels as an argument.
+        seed = current_dropout_seed()
+        arguments = [inputs, mask, *(rotation or ()), *(() if seed is None else (seed,))]
+
+        def again(inputs: tf.Tensor, mask: tf.Tensor, *rest: tf.Tensor) -> tf.Tensor:
+            with dropout_seed(rest[-1] if seed is not None else None):
+                return self.forward(inputs, mask, rest[:2] if rotation else None, training)
+
+        return tf.recompute_grad(again)(*arguments)
+
+    def forward(
+        self, inputs: tf.Tensor, mask: tf.Tensor, rotation: Sequence[tf.Tensor] | None, training: bool | None
+    ) -> tf.Tensor:
+        """The block itself."""
+        attended = self.attention(self.attention_norm(inputs), rotation, mask, training=training)
+        hidden = inputs + self.attention_dropout(attended, training=training)
+        return hidden + self.mlp_dropout(self.mlp(self.mlp_norm(hidden)), training=training)
+
+    def call_with_cache(
+        self,
+        inputs: tf.Tensor,
+        mask: tf.Tensor,
+        rotation: Sequence[tf.Tensor] | None,
+        cache: tuple[tf.Tensor, tf.Tensor],
+        cache_index: tf.Tensor,
+    ) -> tuple[tf.Tensor, tuple[tf.Tensor, tf.Tensor]]:
+        """As `call` without training, with this block's cache; returns the output and the new cache."""
+        attended, cache = self.attention.call_with_cache(self.attention_norm(inputs), rotation, mask, cache, cache_index)
+        hidden = inputs + attended
+        return hidden + self.mlp(self.mlp_norm(hidden)), cache
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "config": self.decoder_config.to_dict(), "number": self.number}
+
+
+def normalization(config: DecoderConfig, name: str, policy: Any) -> Normalization:
+    """The config's normalization."""
+    return Normalization(
+        config.normalization,
+        config.normalization_epsilon,
+        config.normalization_scale,
+        config.normalization_bias,
+        name=name,
+        dtype=policy,
+    )
+
+
+@keras.saving.register_keras_serializable(package="tfgpt")
+class AttentionMask(DecoderLayer):
+    """The additive mask that all blocks share, made once a step.
+
+    Args:
+        sliding_window: as the config's.
+        packed: called on segment ids, which separate documents, instead of token ids.
+        max_sequence_length: longer inputs are refused.
+    """
+
+    def __init__(self, sliding_window: int | None, packed: bool, max_sequence_length: int, **options: Any):
+        super().__init__(**options)
+        self.sliding_window, self.packed, self.max_sequence_length = sliding_window, packed, max_sequence_length
+        self.built = True
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        """[batch, length] int32 → float32, broadcast to [batch, 1, 1, length, length]."""
+        length = checked_length(inputs, self.max_sequence_length)
+        if self.packed:
+            return packed_mask(inputs, self.sliding_window)
+        return tf.convert_to_tensor(causal_mask(length, self.sliding_window))
+
+    def get_config(self) -> dict[str, Any]:
+        own = {"sliding_window": self.sliding_window, "packed": self.packed}
+        return {**super().get_config(), **own, "max_sequence_length": self.max_sequence_length}
+
+
+def checked_length(inputs: tf.Tensor, max_sequence_length: int) -> Any:
+    """The length of [batch, length]: an int where it is known, else a tensor that is checked when it runs.
+
+    Raises:
+        SettingError: a known length above `max_sequence_length`.
+    """
+    length = inputs.shape[1]
+    if length is None:
+        length = tf.shape(inputs)[1]
+        problem = f"max_sequence_length={max_sequence_length} is shorter than the input"
+        with tf.control_dependencies([tf.debugging.assert_less_equal(length, max_sequence_length, message=problem)]):
+            return tf.identity(length)
+    if length > max_sequence_length:
+        raise SettingError("max_sequence_length", f"{max_sequence_length} is shorter than the input of {length} tokens")
+    return length
+
+
+@keras.saving.register_keras_serializable(package="tfgpt")
+class Rotation(DecoderLayer):
+    """RoPE's tables, made once a step for all blocks; the square root of the attention scale is in them.
+
+    Args:
+        head_dim, max_wavelength, scale: of the attention.
+        packed: called on positions instead of token ids, whose positions are 0, 1, 2, ….
+    """
+
+    def __init__(self, head_dim: int, max_wavelength: float, scale: float, packed: bool, **options: Any):
+        super().__init__(**options)
+        self.head_dim, self.max_wavelength, self.scale, self.packed = head_dim, max_wavelength, scale, packed
+        self.built = True
+
+    def call(self, inputs: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """[batch, length] int32 → two tables, [batch or 1, length, 1, head_dim] in the compute dtype."""
+        if self.packed:
+            return self.at(inputs)
+        length = inputs.shape[1]
+        return self.at(tf.range(tf.shape(inputs)[1])[None] if length is None else np.arange(length)[None])
+
+    def at(self, positions: Any) -> tuple[tf.Tensor, tf.Tensor]:
+        """The tables at `positions` [batch or 1, length]."""
+        cosines, sines = rotation_tables(positions, self.head_dim, self.max_wavelength, self.scale**0.5)
+        return tf.cast(cosines, self.compute_dtype), tf.cast(sines, self.compute_dtype)
+
+    def get_config(self) -> dict[str, Any]:
+        own = {"head_dim": self.head_dim, "max_wavelength": self.max_wavelength, "scale": self.scale}
+        return {**super().get_config(), **own, "packed": self.packed}
+
+
+@keras.saving.register_keras_serializable(package="tfgpt")
+class PositionEmbedding(Embedding):
+    """Learned position vectors; `packed` says that it is called on positions instead of token ids."""
+
+    def __init__(self, rows: int, width: int, initializer_range: float = 0.02, packed: bool = False, **options: Any):
+        super().__init__(rows, width, initializer_range, **options)
+        self.packed = packed
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        """[batch, length] int32 → [batch or 1, length, width] in the compute dtype."""
+        if self.packed:
+            return self.at(inputs)
+        length = inputs.shape[1] or tf.shape(inputs)[1]
+        return tf.cast(tf.convert_to_tensor(self.embeddings.value)[None, :length], self.compute_dtype)
+
+    def at(self, positions: tf.Tensor) -> tf.Tensor:
+        """The vectors at `positions` [batch, length]."""
+        return super().call(positions)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "packed": self.packed}
+
+
+@keras.saving.register_keras_serializable(package="tfgpt")
+class SoftCap(DecoderLayer):
+    """`layers.soft_cap` as a layer."""
+
+    def __init__(self, cap: float, **options: Any):
+        super().__init__(**options)
+        self.cap = cap
+        self.built = True
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        """[...] float32 → the same."""
+        return soft_cap(inputs, self.cap)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "cap": self.cap}
+
+
+@keras.saving.register_keras_serializable(package="tfgpt")
+class Decoder(keras.Model):
+    """A decoder-only transformer: {"token_ids": [batch, length] int32} → logits [batch, length, vocabulary] float32.
+
+    Args:
+        config: its shape.
+        packed: rows hold several documents: the inputs are also "positions" (restarting at 0 with each document) and
+            "segment_ids" (attention stays within equal ones), both [batch, length] int32.
+        dtype: a Keras dtype policy or its name; None: the global one.
+        name: the first part of every variable's path.
+
+    Attributes:
+        config: the config.
+        backbone: the functional model of the same inputs to the final normalized hidden states
+            [batch, length, hidden_dim], in the compute dtype.
+    """
+
+    def __init__(
+        self,
+        config: DecoderConfig | Mapping[str, Any],
+        packed: bool = False,
+        dtype: Any = None,
+        name: str = "decoder",
+        **options: Any,
+    ):
+        config = config if isinstance(config, DecoderConfig) else DecoderConfig.from_dict(config)
+        policy = keras.dtype_policies.get(dtype) if dtype is not None else keras.dtype_policies.get(keras.config.dtype_policy())
+
+        # Layers
+        token_embedding = Embedding(
+            config.vocabulary_size,
+            config.hidden_dim,
+            config.embedding_initializer_range,
+            name="token_embedding",
+            dtype=policy,
+        )
+        position_embedding = rotation_layer = embedding_norm = head = None
+        if config.position_embedding == "learned":
+            position_embedding = PositionEmbedding(
+                config.max_sequence_length,
+                config.hidden_dim,
+                config.embedding_initializer_range,
+                packed,
+                name="position_embedding",
+                dtype=policy,
+            )
+        else:
+            rotation_layer = Rotation(
+                config.head_width,
+                config.rope_max_wavelength,
+                config.attention_scale,
+                packed,
+                name="rotation",
+                dtype=policy,
+            )
+        mask_layer = AttentionMask(
+            config.sliding_window, packed, config.max_sequence_length, name="attention_mask", dtype=policy
+        )
+        if config.embedding_normalization:
+            embedding_norm = normalization(config, "embedding_norm", policy)
+        embedding_dropout = Dropout(config.dropout, 0, name="embedding_dropout", dtype=policy)
+        blocks = [Block(config, number, name=f"block_{number}", dtype=policy) for number in range(config.num_layers)]
+        final_norm = normalization(config, "final_norm", policy)
+        if not config.tie_embeddings:
+            head = OutputHead(config.vocabulary_size, config.head_initializer_range, name="head", dtype=policy)
+        cap = None if config.logit_soft_cap is None else SoftCap(config.logit_soft_cap, name="soft_cap", dtype=policy)
+        width = (None, None, config.hidden_dim)
+        with keras.name_scope(name):  # So that every variable's path begins with the model's name.
+            for layer in (token_embedding, position_embedding, embedding_norm, *blocks, final_norm, head):
+                if layer is not None:
+                    layer.build(width)
+
+        # Functional model
+        names = ("token_ids", "positions", "segment_ids") if packed else ("token_ids",)
+        inputs = {key: keras.Input((None,), dtype="int32", name=key) for key in names}
+        token_ids = inputs["token_ids"]
+        mask = mask_layer(inputs.get("segment_ids", token_ids))
+        hidden = token_embedding(token_ids)
+        if position_embedding is not None:
+            hidden = keras.layers.Add(name="embedding_sum", dtype=policy)(
+                [hidden, position_embedding(inputs.get("positions", token_ids))]
+            )
+        rotation = None if rotation_layer is None else rotation_layer(inputs.get("positions", token_ids))
+        if embedding_norm is not None:
+            hidden = embedding_norm(hidden)
+        hidden = embedding_dropout(hidden)
+        for block in blocks:
+            hidden = block(hidden, mask, rotation)
+        hidden = final_norm(hidden)
+        logits = token_embedding(hidden, reverse=True) if head is None else head(hidden)
+        if cap is not None:
+            logits = cap(logits)
+        super().__init__(inputs=inputs, outputs=logits, name=name, **options)
+
+        # Config
+        self.config = config
+        self.packed = packed
+        self.dtype_policy = policy
+        self.backbone = keras.Model(inputs, hidden, name=f"{name}_backbone")
+        self.token_embedding, self.position_embedding, self.head = token_embedding, position_embedding, head
+        self.embedding_norm, self.rotation, self.blocks, self.final_norm = (
+            embedding_norm,
+            rotation_layer,
+            blocks,
+            final_norm,
+        )
+
+    def logits(self, hidden: tf.Tensor) -> tf.Tensor:
+        """The head and the soft cap: [..., hidden_dim] → [..., vocabulary] float32."""
+        logits = self.token_embedding(hidden, reverse=True) if self.head is None else self.head(hidden)
+        return soft_cap(logits, self.config.logit_soft_cap)
+
+    def output_weights(self) -> tf.Tensor:
+        """The head's rows, [vocabulary, hidden_dim], in the variable's dtype; tied or not."""
+        return tf.convert_to_tensor(self.token_embedding.embeddings.value if self.head is None else self.head.kernel.value)
+
+    def empty_cache(self, batch_size: Any, length: Any) -> Cache:
+        """A (key, value) pair a block, each [batch_size, length, key-value heads, head_dim] zeros, compute dtype."""
+        shape = [batch_size, length, self.config.key_value_heads, self.config.head_width]
+        return [(tf.zeros(shape, self.compute_dtype), tf.zeros(shape, self.compute_dtype)) for _ in self.blocks]
+
+    def call_with_cache(
+        self, token_ids: tf.Tensor, positions: tf.Tensor, cache: Cache, cache_index: tf.Tensor, valid: tf.Tensor
+    ) -> tuple[tf.Tensor, Cache]:
+        """The forward pass over new tokens, with the keys and values of earlier ones. Rows are padded on the left.
+
+        Args:
+            token_ids: [batch, length] int32, written to the slots from `cache_index` on.
+            positions: [batch, length] int32, slot minus the row's padding; below 0 counts as 0.
+            cache: as `empty_cache` makes, or as returned by the last call.
+            cache_index: scalar int32.
+            valid: [batch, slots] bool, false for padding. A query at slot t sees slot s iff valid[b, s], s <= t, and s
+                is within the sliding window. A query that sees nothing gives finite numbers.
+
+        Returns:
+            hidden states [batch, length, hidden_dim] in the compute dtype (see `logits`), and the new cache.
+        """
+        positions = tf.maximum(positions, 0)
+        checked_length(token_ids, self.config.max_sequence_length)
+        length = token_ids.shape[1] or tf.shape(token_ids)[1]
+        mask = cache_mask(valid, cache_index, length, self.config.sliding_window)
+        hidden = self.token_embedding(token_ids)
+        if self.position_embedding is not None:
+            hidden += self.position_embedding.at(positions)
+        rotation = None if self.rotation is None else self.rotation.at(positions)
+        if self.embedding_norm is not None:
+            hidden = self.embedding_norm(hidden)
+        written = []
+        for block, pair in zip(self.blocks, cache):
+            hidden, pair = block.call_with_cache(hidden, mask, rotation, pair, cache_index)
+            written.append(pair)
+        return self.final_norm(hidden), written
+
+    def get_config(self) -> dict[str, Any]:
+        policy = keras.dtype_policies.serialize(self.dtype_policy)
+        return {"config": self.config.to_dict(), "packed": self.packed, "dtype": policy, "name": self.name}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Decoder:
+        """The reverse of `get_config`."""
+        return cls(**config)

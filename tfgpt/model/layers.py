@@ -1,0 +1,311 @@
+"""The decoder's small layers: projection, normalization, embeddings, MLP. They cast explicitly, never by Keras's scope.
+
+Keras's autocast is off everywhere: a layer casts its own weights to its compute dtype, so that it computes the same
+when it is called again in the backward pass (rematerialization), where Keras's scopes are gone.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfgpt.common.errors import SettingError
+from tfgpt.model.dropout import Dropout, current_dropout_seed, dropout_seed
+
+__all__ = [
+    "MLP",
+    "Dropout",
+    "Embedding",
+    "Normalization",
+    "OutputHead",
+    "Projection",
+    "current_dropout_seed",
+    "dropout_seed",
+    "initializer",
+    "project",
+]
+
+
+def initializer(standard_deviation: float) -> keras.initializers.Initializer:
+    """A normal initializer whose seed follows `keras.utils.set_random_seed`; zeros for 0."""
+    if standard_deviation == 0.0:
+        return keras.initializers.Zeros()
+    return keras.initializers.RandomNormal(stddev=standard_deviation)
+
+
+def project(inputs: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor | None = None) -> tf.Tensor:
+    """inputs [..., in] · kernel [in, out] + bias [out] → [..., out], as one matrix product of rank 2."""
+    output = tf.matmul(tf.reshape(inputs, [-1, kernel.shape[0]]), kernel)  # (all tokens, out)
+    if bias is not None:
+        output = tf.nn.bias_add(output, bias)
+    return tf.reshape(output, [*leading_shape(inputs), kernel.shape[1]])
+
+
+def leading_shape(inputs: tf.Tensor) -> list[Any]:
+    """The shape but the last axis: -1 for one unknown size, tensors only where more are unknown."""
+    static = inputs.shape[:-1].as_list()
+    if static.count(None) == 1:
+        return [-1 if size is None else size for size in static]
+    dynamic = tf.shape(inputs) if None in static else None
+    return [dynamic[axis] if size is None else size for axis, size in enumerate(static)]
+
+
+class DecoderLayer(keras.layers.Layer):
+    """Base of the decoder's layers: no autocast, and a cast of its own."""
+
+    def __init__(self, **options: Any):
+        super().__init__(autocast=False, **options)
+
+    def compute(self, variable: Any) -> tf.Tensor:
+        """A variable's value in the compute dtype."""
+        value = tf.convert_to_tensor(variable.value)
+        return value if value.dtype.name == self.compute_dtype else tf.cast(value, self.compute_dtype)
+
+    def compute_together(self, variables: list[Any]) -> tf.Tensor:
+        """Several variables laid side by side along the last axis, in the compute dtype."""
+        return tf.cast(tf.concat([tf.convert_to_tensor(variable.value) for variable in variables], -1), self.compute_dtype)
+
+
+@keras.saving.register_keras_serializable(package="tfgpt")
+class Projection(DecoderLayer):
+    """A matrix and perhaps a bias: [..., in] → [..., units]. The kernel is stored as [in, units].
+
+    Args:
+        units: width of the output.
+        use_bias: add a bias, initially zero.
+        initializer_range: standard deviation of the initial kernel; None: 1 / sqrt(in).
+        initializer_factor: multiplies that deviation; 0 starts the kernel at zero.
+    """
+
+    def __init__(
+        self,
+        units: int,
+        use_bias: bool = False,
+        initializer_range: float | None = 0.02,
+        initializer_factor: float = 1.0,
+        **options: Any,
+    ):
+        super().__init__(**options)
+        self.units, self.use_bias = units, use_bias
+        self.initializer_range, self.initializer_factor = initializer_range, initializer_factor
+        self.bias = None
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        """Makes `kernel` [in, units] and `bias` [units]."""
+        width = input_shape[-1]
+        deviation = (width**-0.5 if self.initializer_range is None else self.initializer_range) * self.initializer_factor
+        self.kernel = self.add_weight(shape=(width, self.units), initializer=initializer(deviation), name="kernel")
+        if self.use_bias:
+            self.bias = self.add_weight(shape=(self.units,), initializer="zeros", name="bias")
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        """[..., in] → [..., units], in the compute dtype."""
+        return project(inputs, self.compute(self.kernel), None if self.bias is None else self.compute(self.bias))
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "units": self.units,
+            "use_bias": self.use_bias,
+            "initializer_range": self.initializer_range,
+            "initializer_factor": self.initializer_factor,
+        }
+
+
+def project_together(inputs: tf.Tensor, projections: list[Projection]) -> tf.Tensor:
+    """Several projections of one input as one matrix product: [..., in] → [..., sum of units].
+
+    Their kernels stay separate variables and are laid side by side here.
+    """
+    first = projections[0]
+    kernel = first.compute_together([projection.kernel for projection in projections])
+    bias = None
+    if first.use_bias:
+        bias = first.compute_together([projection.bias for projection in projections])
+    return project(inputs, kernel, bias)
+
+
+@keras.saving.register_keras_serializable(package="tfgpt")
+class Normalization(DecoderLayer):
+    """RMS norm (Zhang and Sennrich 2019) or layer norm (Ba et al. 2016) over the last axis.
+
+    The mean of squares is taken in float32 and its root applied in the compute dtype.
+
+    Args:
+        kind: "rms_norm" or "layer_norm".
+        epsilon: added to the variance.
+        use_scale: a learned factor for each channel, initially one.
+        use_bias: a learned addend for each channel, initially zero.
+    """
+
+    def __init__(
+        self, kind: str = "rms_norm", epsilon: float = 1e-6, use_scale: bool = True, use_bias: bool = False, **options: Any
+    ):
+        super().__init__(**options)
+        self.kind, self.epsilon, self.use_scale, self.use_bias = kind, epsilon, use_scale, use_bias
+        self.scale = self.bias = None
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        """Makes `scale` and `bias`, each [width]."""
+        if self.use_scale:
+            self.scale = self.add_weight(shape=(input_shape[-1],), initializer="ones", name="scale")
+        if self.use_bias:
+            self.bias = self.add_weight(shape=(input_shape[-1],), initializer="zeros", name="bias")
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        """[..., width] → the same, in the compute dtype."""
+        if self.kind == "layer_norm":
+            inputs = inputs - tf.cast(tf.reduce_mean(tf.cast(inputs, tf.float32), -1, keepdims=True), inputs.dtype)
+        output = inputs * root_mean_square_inverse(inputs, self.epsilon)
+        if self.scale is not None:
+            output *= self.compute(self.scale)
+        if self.bias is not None:
+            output += self.compute(self.bias)
+        return output
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "kind": self.kind,
+            "epsilon": self.epsilon,
+            "use_scale": self.use_scale,
+            "use_bias": self.use_bias,
+        }
+
+
+def root_mean_square_inverse(inputs: tf.Tensor, epsilon: float) -> tf.Tensor:
+    """1 / sqrt(mean of squares over the last axis + epsilon): [..., width] → [..., 1]; float32 inside."""
+    squares = tf.square(tf.cast(inputs, tf.float32))
+    return tf.cast(tf.math.rsqrt(tf.reduce_mean(squares, -1, keepdims=True) + epsilon), inputs.dtype)
+
+
+@keras.saving.register_keras_serializable(package="tfgpt")
+class Embedding(DecoderLayer):
+    """A table of vectors [rows, width], looked up by integers; also the output head, as its own transpose.
+
+    Args:
+        rows: how many vectors.
+        width: their width.
+        initializer_range: standard deviation of the initial vectors.
+    """
+
+    def __init__(self, rows: int, width: int, initializer_range: float = 0.02, **options: Any):
+        super().__init__(**options)
+        self.rows, self.width, self.initializer_range = rows, width, initializer_range
+
+    def build(self, input_shape: Any = None) -> None:
+        """Makes `embeddings` [rows, width]."""
+        self.embeddings = self.add_weight(
+            shape=(self.rows, self.width), initializer=initializer(self.initializer_range), name="embeddings"
+        )
+
+    def call(self, inputs: tf.Tensor, reverse: bool = False) -> tf.Tensor:
+        """[...] int32 → [..., width] in the compute dtype; reverse: [..., width] → [..., rows] float32."""
+        if reverse:
+            return head_logits(inputs, self.compute(self.embeddings))
+        # Looked up before the cast: the table is larger than what is read of it.
+        return tf.cast(tf.gather(tf.convert_to_tensor(self.embeddings.value), inputs), self.compute_dtype)
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "rows": self.rows,
+            "width": self.width,
+            "initializer_range": self.initializer_range,
+        }
+
+
+@keras.saving.register_keras_serializable(package="tfgpt")
+class OutputHead(DecoderLayer):
+    """An untied output head; the kernel is stored as [rows, in], a row a token, as the embedding is.
+
+    Args:
+        rows: how many logits.
+        initializer_range: standard deviation of the initial kernel.
+    """
+
+    def __init__(self, rows: int, initializer_range: float = 0.02, **options: Any):
+        super().__init__(**options)
+        self.rows, self.initializer_range = rows, initializer_range
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        """Makes `kernel` [rows, in]."""
+        self.kernel = self.add_weight(
+            shape=(self.rows, input_shape[-1]), initializer=initializer(self.initializer_range), name="kernel"
+        )
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        """[..., in] → [..., rows] float32."""
+        return head_logits(inputs, self.compute(self.kernel))
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "rows": self.rows, "initializer_range": self.initializer_range}
+
+
+def head_logits(hidden: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
+    """hidden [..., width] · rows [rows, width]ᵀ → [..., rows] float32; the product is taken in the dtype given."""
+    logits = tf.matmul(tf.reshape(hidden, [-1, rows.shape[1]]), rows, transpose_b=True)  # (all tokens, rows)
+    return tf.reshape(tf.cast(logits, tf.float32), [*leading_shape(hidden), rows.shape[0]])
+
+
+def soft_cap(logits: tf.Tensor, cap: float | None) -> tf.Tensor:
+    """cap x tanh(logits / cap) (Gemma 2, arXiv 2408.00118, section 2); unchanged without a cap."""
+    return logits if cap is None else cap * tf.tanh(logits / cap)
+
+
+@keras.saving.register_keras_serializable(package="tfgpt")
+class MLP(DecoderLayer):
+    """The block's second half: widen, bend, narrow.
+
+    Args:
+        kind: "gelu" (tanh form, GPT-2's), "swiglu" (silu(gate) x up, Shazeer 2020) or "squared_relu" (So et al. 2021).
+        intermediate_dim: width inside.
+        use_bias: biases in all projections.
+        initializer_range: as `Projection`'s.
+        output_factor: multiplies it for the last projection.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        intermediate_dim: int,
+        use_bias: bool = False,
+        initializer_range: float | None = 0.02,
+        output_factor: float = 1.0,
+        **options: Any,
+    ):
+        super().__init__(**options)
+        self.kind, self.intermediate_dim, self.use_bias = kind, intermediate_dim, use_bias
+        self.initializer_range, self.output_factor = initializer_range, output_factor
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        """Makes the sublayers `gate` (swiglu only), `up` and `down`."""
+        options = {"use_bias": self.use_bias, "initializer_range": self.initializer_range, "dtype": self.dtype_policy}
+        self.wide = []
+        for name in ("gate", "up") if self.kind == "swiglu" else ("up",):
+            projection = Projection(self.intermediate_dim, name=name, **options)
+            projection.build(input_shape)
+            setattr(self, name, projection)
+            self.wide.append(projection)
+        self.down = Projection(input_shape[-1], initializer_factor=self.output_factor, name="down", **options)
+        self.down.build((*input_shape[:-1], self.intermediate_dim))
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        """[..., width] → the same."""
+        if self.kind == "swiglu":
+            gate, up = tf.split(project_together(inputs, self.wide), 2, -1)
+            return self.down(tf.nn.silu(gate) * up)
+        wide = self.up(inputs)
+        return self.down(tf.nn.gelu(wide, approximate=True) if self.kind == "gelu" else tf.square(tf.nn.relu(wide)))
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "kind": self.kind,
+            "intermediate_dim": self.intermediate_dim,
+            "use_bias": self.use_bias,
+            "initializer_range": self.initializer_range,
+            "output_factor": self.output_factor,
+        }
