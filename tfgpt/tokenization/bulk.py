@@ -1,0 +1,141 @@
+"""Valid text to ids on the CPU: tiktoken where it gives exactly the file's ids, `tokenizers` itself elsewhere."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import tiktoken
+import tokenizers
+
+from tfgpt.tokenization.pattern import PATTERN
+
+
+class TextEncoder(Protocol):
+    """What turns a valid Unicode string into ids; several threads may call it at once."""
+
+    def encode(self, text: str) -> np.ndarray:
+        """[n] int32 ids of `text`, in which special tokens are never looked for."""
+
+    def encode_many(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """The ids of each text."""
+
+
+class BytesEncoder:
+    """A vocabulary without merges: a table look-up a byte.
+
+    Args:
+        id_of_byte: [256] int32.
+    """
+
+    def __init__(self, id_of_byte: np.ndarray):
+        self.id_of_byte = id_of_byte
+
+    def encode(self, text: str) -> np.ndarray:
+        """[n] int32 ids; raises UnicodeEncodeError for lone surrogates."""
+        return self.id_of_byte[np.frombuffer(text.encode(), np.uint8)]
+
+    def encode_many(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """The ids of each text."""
+        return [self.encode(text) for text in texts]
+
+
+class TiktokenEncoder:
+    """OpenAI's `tiktoken` over our pre-token expression.
+
+    tiktoken knows no list of merges: it joins whichever neighbouring pair makes the token of lowest rank. See
+    `tiktoken_ranks` for when that gives the same tokens.
+
+    Args:
+        ranks: rank of each mergeable token, all 256 bytes among them.
+        id_of_rank: [highest rank + 1] int32.
+    """
+
+    # A special token keeps tiktoken's search for special tokens from matching the empty string everywhere.
+    # None is ever allowed in a text, so its name does not matter and its id never comes out.
+    never_used = "<|never|>"
+
+    def __init__(self, ranks: dict[bytes, int], id_of_rank: np.ndarray):
+        self.encoding = tiktoken.Encoding(
+            "tfgpt", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={self.never_used: len(id_of_rank)}
+        )
+        self.id_of_rank = None if np.array_equal(id_of_rank, np.arange(len(id_of_rank))) else id_of_rank
+
+    def encode(self, text: str) -> np.ndarray:
+        """[n] int32 ids; raises UnicodeEncodeError for lone surrogates."""
+        ranks = self.encoding.encode_to_numpy(text, disallowed_special=())
+        return ranks.view(np.int32) if self.id_of_rank is None else self.id_of_rank[ranks]
+
+    def encode_many(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """The ids of each text."""
+        return [self.encode(text) for text in texts]
+
+
+class ReferenceEncoder:
+    """`tokenizers` itself, without the special tokens of the file (they would be found in the text).
+
+    Args:
+        document: the content of `tokenizer.json`.
+    """
+
+    def __init__(self, document: dict[str, Any]):
+        added = [token for token in document["added_tokens"] if not token["special"]]
+        self.tokenizer = tokenizers.Tokenizer.from_str(json.dumps({**document, "added_tokens": added}))
+
+    def encode(self, text: str) -> np.ndarray:
+        """[n] int32 ids; raises UnicodeEncodeError for lone surrogates."""
+        text.encode()
+        return np.array(self.tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
+
+    def encode_many(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """The ids of each text; `tokenizers` uses threads of its own."""
+        for text in texts:
+            text.encode()
+        encodings = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.array(encoding.ids, np.int32) for encoding in encodings]
+
+
+def tiktoken_ranks(
+    token_bytes: Sequence[bytes], merges: Sequence[tuple[int, int, int]], byte_ids: Sequence[int]
+) -> tuple[dict[bytes, int], np.ndarray] | None:
+    """Ranks with which tiktoken merges exactly as the list of merges does, or None when there are none.
+
+    A token's rank is that of the first merge that makes it. tiktoken may join *any* two neighbours that make the
+    token, the list only the pairs in it. They are the same when, for every token, BPE of its own bytes with the
+    merges of lower rank ends in exactly the pair of its first merge: whenever a stretch of text that spells the token
+    is bounded by token boundaries, the merges inside it are those of the token alone, so no other pair can occur.
+
+    Args:
+        token_bytes: bytes of each id.
+        merges: (left id, right id, id of the result) in order of rank.
+        byte_ids: the id of each byte.
+
+    Returns:
+        `{bytes: rank}` and [number of ranks] int32 ids by rank, or None.
+    """
+    ids = list(byte_ids)
+    ranks = {bytes([byte]): byte for byte in range(256)}
+    for left, right, result in merges:
+        content = token_bytes[result]
+        if content in ranks:
+            continue
+        if merged_pair(content, ranks) != (token_bytes[left], token_bytes[right]):
+            return None
+        ranks[content] = len(ids)
+        ids.append(result)
+    return ranks, np.array(ids, np.int32)
+
+
+def merged_pair(content: bytes, ranks: dict[bytes, int]) -> tuple[bytes, ...]:
+    """What tiktoken's merging makes of `content` with the ranks known so far."""
+    parts = [content[index : index + 1] for index in range(len(content))]
+    while len(parts) > 1:
+        joined = [left + right for left, right in itertools.pairwise(parts)]
+        best = min(range(len(joined)), key=lambda index: ranks.get(joined[index], len(ranks)))
+        if joined[best] not in ranks:
+            break
+        parts[best : best + 2] = [joined[best]]
+    return tuple(parts)

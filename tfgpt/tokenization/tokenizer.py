@@ -1,0 +1,266 @@
+"""`Tokenizer`: one `tokenizer.json`, text or bytes to ids and back, without loss and the same in every encoder."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import functools
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tfgpt.common.errors import UserError
+from tfgpt.common.files import sha256_of_json, write_json, write_text
+from tfgpt.tokenization.bulk import BytesEncoder, ReferenceEncoder, TextEncoder, TiktokenEncoder, tiktoken_ranks
+from tfgpt.tokenization.chat_template import CHAT_TEMPLATE
+from tfgpt.tokenization.config import SPECIAL_TOKENS
+from tfgpt.tokenization.pattern import BYTE_OF_CHARACTER, PRE_TOKENIZER, byte_alphabet
+from tfgpt.tokenization.tokenizer_file import merges_of, pre_tokenizers, read_document, special_token_names
+
+INVALID_BYTES = re.compile("[\udc80-\udcff]+")
+"""Bytes that are not UTF-8, as Python's `surrogateescape` spells them."""
+
+SAFE_CUT = re.compile(
+    "(?<=[0-9A-Za-zぁ-ゖァ-ヺ一-鿿가-힣!-/])(?=[ \n])|(?<=[A-Za-zぁ-ゖァ-ヺ一-鿿가-힣])(?=[!-/。，、；：？！])"
+)
+"""Places where our expression cuts whatever stands around: before white space that follows something else, and between
+a letter and a sign. A long text may be cut there and its parts encoded side by side. (Not every such place is found:
+only ones whose characters no version of Unicode classes otherwise.)"""
+
+PART_CHARACTERS = 1 << 18
+"""Characters that one thread encodes at a time."""
+
+
+class Tokenizer:
+    """A byte-level BPE tokenizer.
+
+    Any byte string can be encoded, and `decode_bytes(encode(b)) == b`. Bytes that are not UTF-8 become one id each;
+    the text between them is encoded as if it stood alone. A `str` with lone surrogates stands for its bytes in
+    "surrogatepass" UTF-8. Special tokens never come out of `encode`, whatever the text says.
+
+    Args:
+        document: the content of a `tokenizer.json`, as `tokenizer_file.new_document` or `read_document` give it.
+    """
+
+    def __init__(self, document: dict[str, Any]):
+        self.document = document
+        vocabulary: dict[str, int] = document["model"]["vocab"]
+        added = {token["content"]: token["id"] for token in document["added_tokens"]}
+        names = special_token_names(document)
+        self.special_tokens = {token["content"]: token["id"] for token in document["added_tokens"] if token["special"]}
+        self.end_of_text_id, self.padding_id, self.start_of_turn_id, self.end_of_turn_id = (
+            self.special_tokens[names[name]] for name in SPECIAL_TOKENS
+        )
+        self.end_of_text, self.padding, self.start_of_turn, self.end_of_turn = (names[name] for name in SPECIAL_TOKENS)
+        self.vocabulary_size = 1 + max(max(vocabulary.values()), max(added.values()))
+        self._token_bytes = [b""] * self.vocabulary_size
+        for token, identifier in vocabulary.items():
+            if token not in added:
+                self._token_bytes[identifier] = bytes(BYTE_OF_CHARACTER[character] for character in token)
+        for name, identifier in added.items():
+            if name not in self.special_tokens:
+                self._token_bytes[identifier] = name.encode()
+        self.id_of_byte = np.array([vocabulary[character] for character in byte_alphabet()], np.int32)
+        self.merges: list[tuple[int, int, int]] = [
+            (vocabulary[left], vocabulary[right], vocabulary[left + right]) for left, right in merges_of(document)
+        ]
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> Tokenizer:
+        """Reads a `tokenizer.json`, or the one in a directory.
+
+        Raises:
+            UserError: the file is missing, damaged or not a lossless byte-level BPE tokenizer.
+        """
+        path = Path(path).expanduser()
+        document = read_document(path)
+        try:
+            tokenizer = cls(document)
+            tokenizer.encode("a")
+        except Exception as error:  # `tokenizers` raises plain Exception for what it cannot read
+            raise UserError(f"{path}: is not a whole tokenizer.json ({type(error).__name__}: {error})") from error
+        return tokenizer
+
+    def save(self, directory: str | os.PathLike, model_max_length: int | None = None) -> None:
+        """Writes `tokenizer.json` and `tokenizer_config.json`, which `transformers.AutoTokenizer` opens.
+
+        Args:
+            directory: made when missing; other files in it stay.
+            model_max_length: the longest sequence of the model that it goes with, in tokens.
+        """
+        config: dict[str, Any] = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": self.end_of_text,
+            "eos_token": self.end_of_text,
+            "pad_token": self.padding,
+            "additional_special_tokens": [self.start_of_turn, self.end_of_turn],
+            "clean_up_tokenization_spaces": False,
+            "chat_template": CHAT_TEMPLATE,
+        }
+        if model_max_length is not None:
+            config["model_max_length"] = model_max_length
+        write_text(Path(directory) / "tokenizer.json", self.to_json())
+        write_json(Path(directory) / "tokenizer_config.json", config)
+
+    def to_json(self) -> str:
+        """The text of `tokenizer.json`; `tokenizers.Tokenizer.from_str` reads it."""
+        return json.dumps(self.document, ensure_ascii=False, indent=1) + "\n"
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the content of `tokenizer.json`, independent of its layout."""
+        return sha256_of_json(self.document)
+
+    @property
+    def uses_our_pattern(self) -> bool:
+        """Whether text is cut by `pattern.PATTERN` (or nothing is merged, so that cutting changes nothing)."""
+        ordinary_added = any(not token["special"] for token in self.document["added_tokens"])
+        same = pre_tokenizers(self.document) == PRE_TOKENIZER["pretokenizers"]
+        return not ordinary_added and (same or not self.merges)
+
+    @functools.cached_property
+    def encoder(self) -> TextEncoder:
+        """What encodes valid text in bulk."""
+        if self.uses_our_pattern and not self.merges:
+            return BytesEncoder(self.id_of_byte)
+        if self.uses_our_pattern:
+            ranks = tiktoken_ranks(self._token_bytes, self.merges, self.id_of_byte.tolist())
+            if ranks is not None:
+                return TiktokenEncoder(*ranks)
+        return ReferenceEncoder(self.document)
+
+    def encode(self, text: str | bytes) -> np.ndarray:
+        """The ids of one text.
+
+        Returns:
+            [n] int32; read only.
+        """
+        try:
+            return self.encoder.encode(text if isinstance(text, str) else text.decode())
+        except UnicodeError:
+            return self._encode_broken(text)
+
+    def _encode_broken(self, text: str | bytes) -> np.ndarray:
+        """Ids of text with bytes that are not UTF-8, or with lone surrogates."""
+        content = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
+        escaped = content.decode("utf-8", "surrogateescape")
+        parts, position = [], 0
+        for match in INVALID_BYTES.finditer(escaped):
+            if match.start() > position:
+                parts.append(self.encoder.encode(escaped[position : match.start()]))
+            invalid = np.frombuffer(match.group().encode("utf-8", "surrogateescape"), np.uint8)
+            parts.append(self.id_of_byte[invalid])
+            position = match.end()
+        if position < len(escaped):
+            parts.append(self.encoder.encode(escaped[position:]))
+        return np.concatenate(parts)
+
+    def encode_batch(self, texts: Sequence[str | bytes], num_threads: int | None = None) -> list[np.ndarray]:
+        """The ids of many texts, encoded in parallel.
+
+        Args:
+            texts: the texts; one very long text is cut at places that do not change its ids.
+            num_threads: threads to use; None for one a CPU that this process may use.
+
+        Returns:
+            For each text [n] int32; read only.
+        """
+        encoder = self.encoder
+        if isinstance(encoder, ReferenceEncoder):
+            return [self.encode(text) for text in texts] if len(texts) < 2 else self._encode_by_reference(texts)
+        threads = num_threads or available_cpus()
+        if threads == 1:
+            return [self.encode(text) for text in texts]
+        parts = [part for number, text in enumerate(texts) for part in numbered_parts(number, text)]
+        jobs = list(portions(parts))
+        with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+            done = pool.map(lambda job: [(number, self.encode(text)) for number, text in job], jobs)
+            pieces: list[list[np.ndarray]] = [[] for _ in texts]
+            for job in done:
+                for number, ids in job:
+                    pieces[number].append(ids)
+        return [ids[0] if len(ids) == 1 else np.concatenate(ids) for ids in pieces]
+
+    def _encode_by_reference(self, texts: Sequence[str | bytes]) -> list[np.ndarray]:
+        """All valid texts in one call of `tokenizers`, the others one by one."""
+        try:
+            return self.encoder.encode_many([text if isinstance(text, str) else text.decode() for text in texts])
+        except UnicodeError:
+            return [self.encode(text) for text in texts]
+
+    def decode_bytes(self, ids: Iterable[int] | np.ndarray, skip_special_tokens: bool = True) -> bytes:
+        """The bytes that the ids stand for.
+
+        Args:
+            ids: [n] integers.
+            skip_special_tokens: leave special tokens out; otherwise their names are written.
+
+        Raises:
+            IndexError: an id outside the vocabulary.
+        """
+        table = self._token_bytes if skip_special_tokens else self._token_bytes_with_names
+        values = np.asarray(ids if isinstance(ids, np.ndarray) else list(ids))
+        if values.size and not (values.min() >= 0 and values.max() < self.vocabulary_size):
+            raise IndexError(f"an id is outside the vocabulary of {self.vocabulary_size}")
+        return b"".join([table[identifier] for identifier in values.tolist()])
+
+    def decode(self, ids: Iterable[int] | np.ndarray, skip_special_tokens: bool = True) -> str:
+        """The text that the ids stand for; bytes that are not UTF-8 become U+FFFD."""
+        return self.decode_bytes(ids, skip_special_tokens).decode("utf-8", "replace")
+
+    @functools.cached_property
+    def _token_bytes_with_names(self) -> list[bytes]:
+        table = list(self._token_bytes)
+        for name, identifier in self.special_tokens.items():
+            table[identifier] = name.encode()
+        return table
+
+    def token_bytes(self) -> list[bytes]:
+        """The bytes of each id; b"" for special tokens."""
+        return list(self._token_bytes)
+
+    def byte_lengths(self) -> np.ndarray:
+        """[vocabulary_size] int32: bytes that each id stands for; 0 for special tokens."""
+        return np.array([len(content) for content in self._token_bytes], np.int32)
+
+
+def available_cpus() -> int:
+    """CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def numbered_parts(number: int, text: str | bytes) -> Iterator[tuple[int, str | bytes]]:
+    """A text in parts of about PART_CHARACTERS, cut only where its ids do not change; `number` marks each part."""
+    if len(text) < 2 * PART_CHARACTERS:
+        yield number, text
+        return
+    if isinstance(text, bytes):
+        try:
+            text = text.decode()
+        except UnicodeDecodeError:
+            yield number, text
+            return
+    start = 0
+    while start < len(text):
+        cut = SAFE_CUT.search(text, start + PART_CHARACTERS) if len(text) - start > PART_CHARACTERS else None
+        end = cut.start() if cut else len(text)
+        yield number, text[start:end]
+        start = end
+
+
+def portions(parts: Iterable[tuple[int, str | bytes]]) -> Iterator[list[tuple[int, str | bytes]]]:
+    """Consecutive parts in lists of about PART_CHARACTERS: so many that starting a thread's job costs little."""
+    portion: list[tuple[int, str | bytes]] = []
+    length = 0
+    for part in parts:
+        portion.append(part)
+        length += len(part[1])
+        if length >= PART_CHARACTERS:
+            yield portion
+            portion, length = [], 0
+    if portion:
+        yield portion

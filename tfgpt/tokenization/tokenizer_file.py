@@ -1,0 +1,206 @@
+"""The `tokenizer.json` format: making ours, reading any byte-level BPE one, refusing what would not be lossless."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from tfgpt.common.errors import UserError
+from tfgpt.tokenization.config import SPECIAL_TOKENS
+from tfgpt.tokenization.pattern import BYTE_OF_CHARACTER, DECODER, PRE_TOKENIZER, byte_alphabet
+
+OTHER_NAMES: dict[str, tuple[str, ...]] = {
+    "<|endoftext|>": ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|end▁of▁sentence|>", "[SEP]"),
+    "<|padding|>": ("<|padding|>", "<|pad|>", "<pad>", "<PAD>", "[PAD]", "<|finetune_right_pad_id|>"),
+    "<|im_start|>": ("<|im_start|>",),
+    "<|im_end|>": ("<|im_end|>",),
+}
+"""For each of our special tokens, the names under which a foreign file may have it, best first."""
+
+LOSSLESS_PRE_TOKENIZERS = ("ByteLevel", "Digits", "Punctuation", "Split", "UnicodeScripts")
+"""Pre-tokenizers that only cut; Split and Punctuation may also remove, which is looked at one by one."""
+
+
+def added_token(identifier: int, content: str) -> dict[str, Any]:
+    """One special token as `tokenizer.json` writes it."""
+    return {
+        "id": identifier,
+        "content": content,
+        "single_word": False,
+        "lstrip": False,
+        "rstrip": False,
+        "normalized": False,
+        "special": True,
+    }
+
+
+def new_document(merges: Iterable[tuple[bytes, bytes]]) -> dict[str, Any]:
+    """The content of a `tokenizer.json` of ours: ids 0…255 are the bytes, then a merge an id, then the specials.
+
+    Args:
+        merges: pairs of tokens in the order of their ranks; a pair whose result exists already takes no new id.
+
+    Returns:
+        The JSON object.
+    """
+    alphabet = byte_alphabet()
+    vocabulary = {character: byte for byte, character in enumerate(alphabet)}
+    pairs = []
+    for pair in merges:
+        left, right = ("".join(alphabet[byte] for byte in token) for token in pair)
+        pairs.append([left, right])
+        vocabulary.setdefault(left + right, len(vocabulary))
+    added = [added_token(len(vocabulary) + number, name) for number, name in enumerate(SPECIAL_TOKENS)]
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": added,
+        "normalizer": None,
+        "pre_tokenizer": PRE_TOKENIZER,
+        "post_processor": None,
+        "decoder": DECODER,
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": False,
+            "vocab": vocabulary,
+            "merges": pairs,
+        },
+    }
+
+
+def read_document(path: Path) -> dict[str, Any]:
+    """Reads a `tokenizer.json` and makes it fit the promises, or says why it cannot.
+
+    What only matters to other programs' defaults (truncation, padding, a post-processor that adds special tokens) is
+    left out; special tokens of ours that the file lacks under any known name are added behind its last id.
+
+    Args:
+        path: the file, or a directory that holds `tokenizer.json`.
+
+    Returns:
+        The JSON object.
+
+    Raises:
+        UserError: no such file, not JSON, or not a lossless byte-level BPE tokenizer; one line with path and reason.
+    """
+    if path.is_dir():
+        path = path / "tokenizer.json"
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: there is no such file; a tokenizer is a tokenizer.json") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as a tokenizer.json ({error})") from error
+    try:
+        reason = why_not_lossless(document)
+    except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
+        raise UserError(f"{path}: is not a whole tokenizer.json ({type(error).__name__}: {error})") from error
+    if reason:
+        raise UserError(f"{path}: {reason}")
+    document = {**document, "truncation": None, "padding": None, "post_processor": None}
+    return with_special_tokens(document, path)
+
+
+def why_not_lossless(document: dict[str, Any]) -> str | None:
+    """Why ids of this tokenizer would not give every text back, or None when they would."""
+    if not isinstance(document, dict) or not isinstance(document.get("model"), dict):
+        return "is not a tokenizer.json (it has no model)"
+    model = document["model"]
+    if model.get("type", "BPE") != "BPE":
+        return f"its model is {model['type']}, not BPE"
+    for option in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
+        if model.get(option):
+            return f"its BPE model uses {option}, which is not supported"
+    if document.get("normalizer"):
+        return f"its normalizer ({document['normalizer'].get('type')}) changes text before it is encoded"
+    missing = [byte for character, byte in BYTE_OF_CHARACTER.items() if character not in model["vocab"]]
+    if missing:
+        return f"it is not byte-level: {len(missing)} of the 256 bytes have no token (the first is {missing[0]})"
+    names = {token["content"] for token in document.get("added_tokens") or ()}
+    for token in model["vocab"]:
+        if token not in names and not all(character in BYTE_OF_CHARACTER for character in token):
+            return f"it is not byte-level: the token {token!r} is not written in the byte alphabet"
+    if (document.get("decoder") or {}).get("type") not in ("ByteLevel", "Sequence"):
+        return "its decoder is not ByteLevel"
+    return why_pre_tokenizer_loses(pre_tokenizers(document))
+
+
+def why_pre_tokenizer_loses(steps: Sequence[dict[str, Any]]) -> str | None:
+    """Why these pre-tokenization steps lose text, or None."""
+    if not any(step["type"] == "ByteLevel" for step in steps):
+        return "its pre-tokenizer has no ByteLevel step"
+    for step in steps:
+        if step["type"] not in LOSSLESS_PRE_TOKENIZERS or step.get("behavior") == "Removed":
+            return f"its pre-tokenizer step {step['type']} loses text"
+        if step["type"] == "ByteLevel" and step.get("add_prefix_space"):
+            return "its pre-tokenizer adds a space before every text (add_prefix_space)"
+    return None
+
+
+def pre_tokenizers(document: dict[str, Any]) -> list[dict[str, Any]]:
+    """The pre-tokenization steps in order."""
+    step = document.get("pre_tokenizer")
+    if not step:
+        return []
+    return list(step["pretokenizers"]) if step["type"] == "Sequence" else [step]
+
+
+def merges_of(document: dict[str, Any]) -> list[tuple[str, str]]:
+    """The merges, in the byte alphabet, in order of rank; both spellings of the format are read."""
+    return [
+        tuple(merge.split(" ", 1)) if isinstance(merge, str) else (merge[0], merge[1])  # type: ignore[misc]
+        for merge in document["model"]["merges"]
+    ]
+
+
+def special_token_names(document: dict[str, Any]) -> dict[str, str]:
+    """Our name → the file's name, for those of our special tokens that the file has."""
+    merged = {left + right for left, right in merges_of(document)}
+    added = {token["content"] for token in document.get("added_tokens") or ()}
+    unmerged = {name for name in document["model"]["vocab"] if name not in merged}
+    found: dict[str, str] = {}
+    for ours, names in OTHER_NAMES.items():
+        for name in names:
+            if name in added or name in unmerged:
+                found[ours] = name
+                break
+    return found
+
+
+def with_special_tokens(document: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The document in which each of our four special tokens is a special added token.
+
+    Raises:
+        UserError: the file's ids have gaps, so that nothing can be added behind them.
+    """
+    vocabulary = document["model"]["vocab"]
+    added = {token["content"]: dict(token) for token in document.get("added_tokens") or ()}
+    for token in added.values():
+        # `normalized` is about normalizers, of which there is none; the others would swallow spaces around a special.
+        token.update(lstrip=False, rstrip=False, single_word=False)
+    found = special_token_names(document)
+    used = {*vocabulary.values(), *(token["id"] for token in added.values())}
+    for ours in SPECIAL_TOKENS:
+        name = found.get(ours, ours)
+        if name in added:
+            added[name]["special"] = True
+        elif name in vocabulary and ours in found:
+            added[name] = added_token(vocabulary[name], name)
+        elif name in vocabulary:
+            raise UserError(f"{path}: {name} is an ordinary token there, but it has to be a special one")
+        else:
+            added[name] = added_token(max(used) + 1, name)
+            used.add(max(used) + 1)
+    if used != set(range(len(used))):
+        missing = next(identifier for identifier in range(len(used) + 1) if identifier not in used)
+        raise UserError(f"{path}: its ids have gaps (the first without a token is {missing})")
+    return {**document, "added_tokens": sorted(added.values(), key=lambda token: token["id"])}
