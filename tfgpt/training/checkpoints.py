@@ -190,7 +190,7 @@ def opened(path: Path) -> Checkpoint:
 def save_arrays(arrays: Mapping[str, np.ndarray], path: Path) -> None:
     """Writes arrays as one safetensors file; a full disk raises OSError as every other writer does."""
     try:
-        safetensors.numpy.save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, path)
+        safetensors.numpy.save_file(dict(arrays), path)
     except safetensors.SafetensorError as error:
         # The library wraps the operating system's error; its number is only in the text: "... (os error 28)".
         number = re.search(r"os error (\d+)", str(error))

@@ -56,7 +56,9 @@ FIXED_FOR_A_RUN = (
     "preset",
 )
 # What only says where to write or what to print: changing it needs no word.
-NEVER_MENTIONED = {field.name for group in (RunConfig, WatchingConfig, CorpusConfig) for field in dataclasses.fields(group)}
+NEVER_MENTIONED = {
+    field.name for group in (RunConfig, WatchingConfig, CorpusConfig) for field in dataclasses.fields(group)
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +96,8 @@ class Recipe:
         """
         if not self.corpus.train_text:
             raise SettingError("train_text", "is needed: a file, a folder, a glob, tfds:… or sample:…")
+        if not self.corpus.validation_text and self.corpus.validation_fraction == 0:
+            raise SettingError("validation_fraction", "must not be 0 without --validation_text: a run is judged by it")
         if self.batch.batch_size % self.step.accumulation_steps:
             raise SettingError(
                 "accumulation_steps",

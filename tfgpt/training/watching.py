@@ -48,7 +48,8 @@ class MetricsFile:
     def write(self, row: Mapping[str, Any]) -> None:
         """Appends a line. A number that JSON cannot hold (NaN, infinity) is written as null."""
         clean = {
-            name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in row.items()
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in row.items()
         }
         with clear_write_errors(self.path):
             self.file.write(json.dumps(clean) + "\n")

@@ -1,0 +1,53 @@
+"""What every test shares: quiet TensorFlow, a cache of its own, and a way to run a command as a user does."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+
+ROOT = Path(__file__).resolve().parent.parent
+
+TEXT = (
+    "The quick brown fox jumps over the lazy dog. Pack my box with five dozen liquor jugs.\n"
+    "How vexingly quick daft zebras jump! Sphinx of black quartz, judge my vow.\n\n"
+)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keeps the user's own cache out of the tests, and the tests' files out of the user's cache."""
+    os.environ["TFGPT_CACHE_DIR"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session")
+def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A plain text of about 60 kB in which there is something to learn."""
+    path = tmp_path_factory.mktemp("text") / "story.txt"
+    path.write_text("".join(f"Chapter {number}.\n{TEXT}" for number in range(350)), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tfgpt() -> Callable[..., subprocess.CompletedProcess]:
+    """Runs `python -m tfgpt.NAME ARGUMENTS` in a process of its own; returns its exit code and output."""
+
+    def run(name: str, *arguments: str | Path, timeout: float = 300, **options) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [sys.executable, "-m", f"tfgpt.{name}" if name else "tfgpt", *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            cwd=options.pop("cwd", ROOT),
+            env={**os.environ, **options.pop("env", {}), "PYTHONPATH": str(ROOT)},
+            **options,
+        )
+
+    return run

@@ -1,0 +1,90 @@
+"""From a recipe and prepared data to a trainer: the one place where the parts of a run are put together."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfgpt.model.checkpoints.huggingface import load_weights
+from tfgpt.model.decoder import Decoder
+from tfgpt.pipeline.batches import training_batches, validation_batches
+from tfgpt.pipeline.prepare import PreparedData
+from tfgpt.training.objectives import CausalLanguageModeling
+from tfgpt.training.optimizers import build_optimizer
+from tfgpt.training.recipe import Recipe
+from tfgpt.training.schedules import build_schedule
+from tfgpt.training.step import Trainer
+
+
+@dataclasses.dataclass(frozen=True)
+class Assembly:
+    """A trainer and its data.
+
+    Attributes:
+        trainer: the decoder with optimizer and step, its variables made.
+        batches: first step → iterator of training batches from that step on.
+        validation: the held-out set, a finite dataset.
+    """
+
+    trainer: Trainer
+    batches: Callable[[int], Any]
+    validation: Any
+
+
+def assemble(recipe: Recipe, data: PreparedData, strategy: tf.distribute.Strategy) -> Assembly:
+    """Builds the decoder, the optimizer and the step inside the strategy's scope, and the data feeds.
+
+    Args:
+        recipe: the run's settings.
+        data: tokenizer and shards.
+        strategy: where the variables live.
+
+    Raises:
+        UserError: the settings do not fit the data or the model to start from.
+    """
+    config = recipe.decoder_config(data.tokenizer.vocabulary_size)
+    batch = recipe.batch
+    keras.utils.set_random_seed(recipe.run.seed)
+    with strategy.scope():
+        decoder = Decoder(config, packed=batch.document_masking, dtype=recipe.step.dtype)
+        if recipe.run.init_from is not None:
+            load_weights(decoder, recipe.run.init_from)
+        schedule = build_schedule(recipe.schedule, recipe.optimizer.learning_rate, recipe.run.max_steps)
+        objective = CausalLanguageModeling(
+            label_smoothing=recipe.step.label_smoothing,
+            z_loss=recipe.step.z_loss,
+            chunk_tokens=recipe.step.cross_entropy_chunk_tokens,
+        )
+        trainer = Trainer(
+            decoder,
+            objective,
+            recipe.step,
+            recipe.optimizer,
+            seed=recipe.run.seed,
+            token_byte_lengths=data.tokenizer.byte_lengths(),
+        )
+        trainer.compile(optimizer=build_optimizer(recipe.optimizer, schedule, decoder))
+
+    def batches(first_step: int) -> Any:
+        return iter(
+            training_batches(
+                data.train,
+                sequence_length=batch.sequence_length,
+                batch_size=batch.batch_size,
+                seed=recipe.run.seed,
+                start_step=first_step,
+                document_masking=batch.document_masking,
+            )
+        )
+
+    validation = validation_batches(
+        data.validation,
+        sequence_length=batch.sequence_length,
+        batch_size=batch.batch_size,
+        document_masking=batch.document_masking,
+    )
+    return Assembly(trainer, batches, validation)

@@ -1,0 +1,364 @@
+"""The training loop: data → step → metrics → checkpoint, from one event to the next.
+
+The step runs several updates in one call; a call ends exactly where something is due (a line of metrics, a validation,
+a checkpoint, the end), and is never longer than about two seconds, so that a wish to stop is heard soon. What the
+updates compute does not depend on how they are grouped into calls.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfgpt.common.errors import RunError
+from tfgpt.common.progress import Progress
+from tfgpt.training.checkpoints import Checkpoint, Checkpoints, assign
+from tfgpt.training.recipe import Recipe
+from tfgpt.training.run_config import steps_or_minutes
+from tfgpt.training.step import Trainer
+from tfgpt.training.stopping import StopSignals
+from tfgpt.training.watching import MetricsFile, TensorBoardFiles
+
+LONGEST_CALL = 2.0  # seconds
+
+
+@dataclasses.dataclass
+class State:
+    """What the loop remembers besides the variables; a checkpoint carries it as JSON.
+
+    Attributes:
+        step: optimizer updates done.
+        best_loss: the lowest validation loss so far, nats per token.
+        best_step: where it was.
+        validations_since_best: validations since then without a lower one.
+        rollbacks: times the run went back to a checkpoint.
+        trained_seconds: time spent in updates, over all processes of the run.
+        first_validation: the numbers before the first update.
+        last_validation: the newest numbers.
+        losses: of the updates since the last line of metrics, so that a resumed run writes the same line.
+    """
+
+    step: int = 0
+    best_loss: float | None = None
+    best_step: int = 0
+    validations_since_best: int = 0
+    rollbacks: int = 0
+    trained_seconds: float = 0.0
+    first_validation: dict[str, float] | None = None
+    last_validation: dict[str, float] | None = None
+    losses: list[float] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass(frozen=True)
+class LoopParts:
+    """What the loop drives; made by `tfgpt.training.run`.
+
+    Attributes:
+        trainer: the decoder with its step.
+        batches: first step → iterator of batches from that step on.
+        validation: the held-out set as a finite dataset.
+        checkpoints: where the run is saved.
+        metrics: metrics.jsonl.
+        tensorboard: the event files.
+        samples: called at a validation; returns the sampled continuations by prompt.
+        facts: what every checkpoint carries besides the loop's state.
+        flops_per_token: of a training step, for the utilization.
+        peak_flops: per second, measured.
+        callbacks: Keras callbacks of the caller; an epoch is the time between two validations.
+    """
+
+    trainer: Trainer
+    batches: Callable[[int], Any]
+    validation: Any
+    checkpoints: Checkpoints
+    metrics: MetricsFile
+    tensorboard: TensorBoardFiles
+    samples: Callable[[], dict[str, str]]
+    facts: dict[str, Any]
+    flops_per_token: float
+    peak_flops: float
+    callbacks: Sequence[keras.callbacks.Callback] = ()
+
+
+class TrainingLoop:
+    """One run from a step to its end, a wish to stop, or its failure.
+
+    Args:
+        recipe: the run's settings.
+        parts: what it drives.
+        state: where it begins.
+    """
+
+    def __init__(self, recipe: Recipe, parts: LoopParts, state: State):
+        self.recipe, self.parts, self.state = recipe, parts, state
+        self.max_steps = recipe.run.max_steps
+        self.validate_every = recipe.watching.validate_every or max(1, self.max_steps // 10)
+        self.checkpoint_steps, self.checkpoint_seconds = steps_or_minutes(recipe.run.checkpoint_every)
+        self.saved_at, self.saved_step = time.monotonic(), state.step
+        self.seconds_per_step: float | None = None
+        self.profiling = False
+        self.interval = Interval()
+        self.callbacks = keras.callbacks.CallbackList(list(parts.callbacks), model=parts.trainer)
+
+    def run(self, signals: StopSignals, progress: Progress) -> str:
+        """Trains.
+
+        Args:
+            signals: asked between calls whether to stop.
+            progress: the bar.
+
+        Returns:
+            "finished", "stopped" (a signal) or "early" (no lower validation loss any more).
+
+        Raises:
+            RunError: too many roll-backs, or a checkpoint could not be written.
+        """
+        parts, state = self.parts, self.state
+        parts.trainer.stop_training = False
+        self.callbacks.on_train_begin()
+        outcome = "finished"
+        if state.step == 0 and state.first_validation is None:
+            self.record({"step": 0, **self.validate()})
+        iterator = parts.batches(state.step)
+        while state.step < self.max_steps:
+            before = state.step
+            self.train_to(self.next_event(), iterator)
+            if self.must_roll_back():
+                self.roll_back(progress)
+                iterator = parts.batches(state.step)
+                continue
+            self.after_call(before, progress)
+            if signals.requested or parts.trainer.stop_training:
+                outcome = "stopped"
+                break
+            if self.out_of_patience():
+                progress.note(
+                    f"step {state.step}: no lower validation loss in {state.validations_since_best} validations; "
+                    f"the best was {state.best_loss:.4f} at step {state.best_step}"
+                )
+                outcome = "early"
+                break
+        self.save()
+        parts.checkpoints.wait()
+        self.callbacks.on_train_end({})
+        return outcome
+
+    def next_event(self) -> int:
+        """The step at which the next call must end."""
+        step = self.state.step
+        every = [self.recipe.watching.log_every, self.validate_every]
+        if self.checkpoint_steps:
+            every.append(self.checkpoint_steps)
+        ends = [step - step % period + period for period in every]
+        profiled = self.recipe.watching.profiled_steps()
+        if profiled:
+            ends += [edge for edge in (profiled[0] - 1, profiled[1]) if edge > step]
+        # The first call is one update long: it traces, and shows how long an update takes.
+        longest = 1 if self.seconds_per_step is None else max(1, int(LONGEST_CALL / self.seconds_per_step))
+        return min(*ends, step + longest, self.max_steps)
+
+    def train_to(self, end: int, iterator: Any) -> None:
+        """Runs the updates up to `end` in one call and takes down what they report."""
+        state = self.state
+        self.profile_edges()
+        count = end - state.step
+        started = time.perf_counter()
+        logs = {
+            name: np.asarray(value)
+            for name, value in self.parts.trainer.train_steps(iterator, tf.constant(count)).items()
+        }
+        seconds = time.perf_counter() - started
+        tokens = count * self.recipe.batch.batch_size * self.recipe.batch.sequence_length
+        if self.seconds_per_step is None:
+            # The first call's time is mostly tracing and compiling: the next one begins the measure.
+            self.seconds_per_step = 1e-9 + seconds if seconds < 0.2 else 0.2
+        else:
+            self.seconds_per_step = seconds / count
+            self.interval.timed(tokens, seconds)
+        self.interval.add(logs)
+        state.losses += [float(loss) for loss in np.atleast_1d(logs["loss"])]
+        state.step, state.trained_seconds = end, state.trained_seconds + seconds
+        self.callbacks.on_train_batch_end(end - 1, {"loss": float(logs["loss"][-1])})
+
+    def after_call(self, before: int, progress: Progress) -> None:
+        """Whatever is due at the step just reached."""
+        state, watching = self.state, self.recipe.watching
+        row: dict[str, Any] = {"step": state.step}
+        last = state.step == self.max_steps
+        if state.step % watching.log_every == 0 or last:
+            row.update(self.interval.row(state.losses, self.parts.flops_per_token, self.parts.peak_flops))
+        progress.advance(state.step - before, loss=f"{state.losses[-1]:.3f}", **self.interval.figures())
+        improved = False
+        if state.step % self.validate_every == 0 or last:
+            numbers = self.validate()
+            row.update(numbers)
+            improved = self.compare(numbers["validation_loss"])
+            progress.note(
+                f"step {state.step}: held-out loss {numbers['validation_loss']:.4f} nats per token, "
+                f"{numbers['validation_bits_per_byte']:.4f} bits per byte{' (best)' if improved else ''}"
+            )
+            self.show_samples(progress)
+            self.callbacks.on_epoch_end(state.step, {"val_loss": numbers["validation_loss"]})
+        if len(row) > 1:
+            self.record(row)
+        if "train_loss" in row:
+            self.interval, state.losses = Interval(), []
+        keep = improved and self.recipe.run.keep_best
+        if keep or self.checkpoint_due():
+            self.save(best=keep)
+
+    def checkpoint_due(self) -> bool:
+        """Whether enough steps or minutes have passed."""
+        if self.checkpoint_steps:
+            return self.state.step % self.checkpoint_steps == 0
+        return time.monotonic() - self.saved_at >= (self.checkpoint_seconds or 0.0)
+
+    def save(self, best: bool = False) -> None:
+        """Writes a checkpoint in the background, unless this step's is there."""
+        if self.saved_step == self.state.step and not best and self.state.step:
+            return
+        facts = {**self.parts.facts, "state": dataclasses.asdict(self.state)}
+        self.parts.checkpoints.save(self.state.step, self.parts.trainer.state_variables(), facts, best)
+        self.saved_at, self.saved_step = time.monotonic(), self.state.step
+
+    def validate(self) -> dict[str, float]:
+        """The whole held-out set, once, with the averaged weights where there are any."""
+        with self.parts.trainer.averaged_weights():
+            numbers = self.parts.trainer.evaluate_dataset(self.parts.validation)
+        row = {
+            "validation_loss": float(numbers["loss"]),
+            "validation_bits_per_byte": float(numbers["bits_per_byte"]),
+            "validation_accuracy": float(numbers["accuracy"]),
+        }
+        if self.state.first_validation is None:
+            self.state.first_validation = row
+        self.state.last_validation = row
+        return row
+
+    def compare(self, loss: float) -> bool:
+        """Whether this validation is the best so far; counts those that are not."""
+        state = self.state
+        if np.isfinite(loss) and (state.best_loss is None or loss < state.best_loss):
+            state.best_loss, state.best_step, state.validations_since_best = loss, state.step, 0
+            return True
+        state.validations_since_best += 1
+        return False
+
+    def out_of_patience(self) -> bool:
+        """Whether early stopping is asked for and due."""
+        patience = self.recipe.run.early_stopping_patience
+        return 0 < patience <= self.state.validations_since_best
+
+    def record(self, row: dict[str, Any]) -> None:
+        """One line of metrics, to the file and to TensorBoard."""
+        self.parts.metrics.write(row)
+        self.parts.tensorboard.scalars(row)
+
+    def show_samples(self, progress: Progress) -> None:
+        """Text samples and, when asked for, histograms."""
+        step = self.state.step
+        for prompt, text in self.parts.samples().items():
+            self.parts.tensorboard.text(f"sample/{prompt or 'from nothing'}", step, text)
+            one_line = " ".join(text.split())
+            progress.note(f"  sample: {one_line[:160]}{'…' if len(one_line) > 160 else ''}")
+        if self.recipe.watching.histograms:
+            decoder = self.parts.trainer.decoder
+            self.parts.tensorboard.histograms({weight.path: weight.value for weight in decoder.weights}, step)
+
+    def must_roll_back(self) -> bool:
+        """Whether too many updates in a row were skipped."""
+        limit = self.recipe.run.rollback_after
+        return 0 < limit <= self.interval.consecutive_skipped
+
+    def roll_back(self, progress: Progress) -> None:
+        """Back to the last checkpoint, with a lower learning rate.
+
+        Raises:
+            RunError: it happened too often, or there is no checkpoint.
+        """
+        run, state, trainer = self.recipe.run, self.state, self.parts.trainer
+        at, rollbacks = state.step, state.rollbacks + 1
+        self.parts.checkpoints.wait()
+        checkpoint = self.parts.checkpoints.newest(progress.note)
+        if rollbacks > run.max_rollbacks or checkpoint is None:
+            why = (
+                "no checkpoint to go back to" if checkpoint is None else f"{run.max_rollbacks} roll-backs did not help"
+            )
+            raise RunError(
+                f"step {at}: {run.rollback_after} updates in a row were not finite and {why}; "
+                "lower --learning_rate or --clip_norm, or lengthen --warmup_steps"
+            )
+        self.state = restored(checkpoint, trainer)
+        self.state.rollbacks = rollbacks
+        trainer.rate_scale.assign(float(run.rollback_factor) ** rollbacks)
+        self.interval = Interval()
+        # Saved at once: a kill now must not forget the lower rate.
+        self.saved_step = -1
+        self.save()
+        progress.advance(self.state.step - at)
+        progress.note(
+            f"step {at}: {run.rollback_after} updates in a row were not finite; back to step {self.state.step} with "
+            f"the learning rate times {run.rollback_factor**rollbacks:g} (roll-back {rollbacks} of {run.max_rollbacks})"
+        )
+
+    def profile_edges(self) -> None:
+        """Starts and stops the profiler trace at its steps."""
+        profiled = self.recipe.watching.profiled_steps()
+        if profiled is None:
+            return
+        if not self.profiling and self.state.step == profiled[0] - 1:
+            tf.profiler.experimental.start(str(self.recipe.run_dir / "tensorboard"))
+            self.profiling = True
+        elif self.profiling and self.state.step >= profiled[1]:
+            tf.profiler.experimental.stop()
+            self.profiling = False
+
+
+def restored(checkpoint: Checkpoint, trainer: Trainer) -> State:
+    """Sets the trainer's variables to a checkpoint's and returns the loop's state.
+
+    Raises:
+        UserError: the checkpoint belongs to another model or optimizer.
+    """
+    assign(checkpoint.arrays(), trainer.state_variables(), checkpoint.path)
+    return State(**checkpoint.facts["state"])
+
+
+class Interval:
+    """What the updates since the last line of metrics reported."""
+
+    def __init__(self) -> None:
+        self.last: dict[str, float] = {}
+        self.tokens, self.seconds = 0, 0.0
+        self.consecutive_skipped = 0
+
+    def add(self, logs: dict[str, np.ndarray]) -> None:
+        """Takes a call's report: `loss` holds a number for every update, the others one for the last update."""
+        self.last = {name: float(value) for name, value in logs.items() if np.ndim(value) == 0}
+        self.consecutive_skipped = int(logs["consecutive_skipped"])
+
+    def timed(self, tokens: int, seconds: float) -> None:
+        """Counts a call towards the speed."""
+        self.tokens, self.seconds = self.tokens + tokens, self.seconds + seconds
+
+    def row(self, losses: list[float], flops_per_token: float, peak_flops: float) -> dict[str, Any]:
+        """The numbers of one metrics line: the mean training loss of the interval, the last update's other numbers."""
+        finite = [loss for loss in losses if np.isfinite(loss)]
+        row: dict[str, Any] = {"train_loss": float(np.mean(finite)) if finite else float("nan")}
+        for name in ("learning_rate", "gradient_norm", "update_to_weight_ratio"):
+            row[name] = self.last[name]
+        row["skipped_updates"] = int(self.last["skipped_updates"])
+        if self.seconds:
+            row["tokens_per_second"] = self.tokens / self.seconds
+            row["model_flops_utilization"] = flops_per_token * row["tokens_per_second"] / peak_flops
+        return row
+
+    def figures(self) -> dict[str, str]:
+        """What the progress bar shows."""
+        return {"tokens/s": f"{self.tokens / self.seconds:,.0f}"} if self.seconds else {}

@@ -1,0 +1,252 @@
+"""A whole training run: prepare what is missing, assemble, resume, train, write the model, say what came of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shlex
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+import tfgpt
+from tfgpt.common.errors import UserError
+from tfgpt.common.files import clear_write_errors, directory_written_beside, write_json, write_text
+from tfgpt.common.progress import Progress, duration
+from tfgpt.generation.config import SamplingConfig
+from tfgpt.generation.engine import Generator
+from tfgpt.model import presets
+from tfgpt.model.checkpoints.huggingface import save_decoder
+from tfgpt.pipeline.prepare import PreparedData, prepare
+from tfgpt.training.assembly import Assembly, assemble
+from tfgpt.training.checkpoints import Checkpoint, Checkpoints, assign
+from tfgpt.training.compilation import choose_compilation
+from tfgpt.training.loop import LoopParts, State, TrainingLoop, restored
+from tfgpt.training.peak import measured_peak_flops
+from tfgpt.training.recipe import Recipe
+from tfgpt.training.stopping import StopSignals
+from tfgpt.training.strategy import resolve
+from tfgpt.training.watching import MetricsFile, TensorBoardFiles, draw_curves, read_metrics
+
+
+def train(recipe: Recipe, flag_file: str, callbacks: tuple[keras.callbacks.Callback, ...] = ()) -> int:
+    """Trains as the recipe says and leaves the run directory behind.
+
+    Args:
+        recipe: the settings.
+        flag_file: the text of flags.cfg, which repeats the run.
+        callbacks: Keras callbacks, driven by the loop; an epoch is the time between two validations.
+
+    Returns:
+        The exit code: 0 when done or stopped resumably.
+
+    Raises:
+        UserError: settings, data or the run directory are at fault.
+        RunError: the run failed.
+    """
+    strategy = resolve(recipe.strategy)
+    directory = recipe.run_dir
+    checkpoints = Checkpoints(directory / "checkpoints", recipe.run.checkpoints_kept)
+    begin_directory(recipe, checkpoints)
+    data = prepare(recipe.corpus, recipe.tokenizer_config())
+    checkpoint = checkpoints.newest(say)
+    if checkpoint is not None:
+        check_same_run(recipe, data, checkpoint)
+    assembly = assemble(recipe, data, strategy)
+    trainer = assembly.trainer
+    describe(recipe, data, trainer.decoder)
+    state = State() if checkpoint is None else restored(checkpoint, trainer)
+    if checkpoint is not None:
+        say(f"Resuming from {checkpoint.path} (step {checkpoint.step})")
+        if state.step >= recipe.run.max_steps:
+            say(f"The run is finished: {state.step} of {recipe.run.max_steps} steps; raise --max_steps to go on")
+    write_text(directory / "flags.cfg", flag_file)
+
+    compilation = choose_compilation(
+        trainer, assembly.batches, recipe.step.compile, checkpoint.facts["compile"] if checkpoint else None, report=say
+    )
+    metrics = MetricsFile(directory / "metrics.jsonl", state.step)
+    tensorboard = TensorBoardFiles(directory / "tensorboard" if recipe.watching.tensorboard else None)
+    tensorboard.hyperparameters(recipe.flags())
+    parts = LoopParts(
+        trainer=trainer,
+        batches=assembly.batches,
+        validation=assembly.validation,
+        checkpoints=checkpoints,
+        metrics=metrics,
+        tensorboard=tensorboard,
+        samples=lambda: samples(recipe, assembly, data),
+        facts={"flags": recipe.flags(), "data_fingerprint": data.fingerprint, "compile": compilation},
+        flops_per_token=presets.training_flops_per_token(trainer.decoder.config, recipe.batch.sequence_length),
+        peak_flops=measured_peak_flops(recipe.step.dtype),
+        callbacks=callbacks,
+    )
+    loop = TrainingLoop(recipe, parts, state)
+    try:
+        with StopSignals() as signals, Progress(recipe.run.max_steps, "step", "train", initial=state.step) as progress:
+            outcome = loop.run(signals, progress)
+        if outcome == "stopped":
+            say(f"Stopped at step {loop.state.step}, saved in {checkpoints.directory}; to go on:")
+            say(f"  {resume_command(directory)}")
+            return 0
+        finish(recipe, data, assembly, loop.state, checkpoints)
+    finally:
+        metrics.close()
+        tensorboard.close()
+        checkpoints.close()
+    return 0
+
+
+def say(text: str) -> None:
+    """A line for the person watching."""
+    print(text, flush=True)
+
+
+def begin_directory(recipe: Recipe, checkpoints: Checkpoints) -> None:
+    """Makes the run directory, before hours of preparing show that it cannot be written.
+
+    Raises:
+        UserError: it cannot be written, or holds a run that --resume=never must not touch.
+    """
+    directory = recipe.run_dir
+    with clear_write_errors(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+        probe = directory / ".writable"
+        probe.touch()
+        probe.unlink()
+    if recipe.run.resume == "never" and checkpoints.steps():
+        raise UserError(
+            f"--run_dir: {directory} holds a run at step {checkpoints.steps()[-1]}; go on with --resume=auto, "
+            "choose another --run_dir or delete the directory"
+        )
+
+
+def check_same_run(recipe: Recipe, data: PreparedData, checkpoint: Checkpoint) -> None:
+    """Compares flags and data with those the checkpoint was written under; says what changed.
+
+    Raises:
+        UserError: the data or a flag changed that makes it another run.
+    """
+    for change in recipe.changes(checkpoint.facts["flags"]):
+        say(f"Changed since the checkpoint: {change}")
+    if checkpoint.facts["data_fingerprint"] != data.fingerprint:
+        raise UserError(
+            f"--train_text: the data or the tokenizer changed since {checkpoint.path} was written; "
+            "choose another --run_dir (--init_from takes over the model), or put the data back as it was"
+        )
+
+
+def describe(recipe: Recipe, data: PreparedData, decoder: Any) -> None:
+    """Two lines on what is about to be trained on what."""
+    tokens = recipe.batch.batch_size * recipe.batch.sequence_length
+    total = tokens * recipe.run.max_steps
+    say(
+        f"Data: {data.train.num_tokens:,} training tokens, {data.validation.num_tokens:,} held out; "
+        f"the run reads {total:,} tokens, {total / max(data.train.num_tokens, 1):.2g} times the text"
+    )
+    say(
+        f"Model: {presets.count_parameters(decoder.config):,} parameters, vocabulary {decoder.config.vocabulary_size}; "
+        f"{recipe.run.max_steps:,} updates of {tokens:,} tokens; run directory {recipe.run_dir}"
+    )
+
+
+def samples(recipe: Recipe, assembly: Assembly, data: PreparedData, seed: int = 0) -> dict[str, str]:
+    """A sampled continuation of each --sample_prompt."""
+    watching = recipe.watching
+    room = assembly.trainer.decoder.config.max_sequence_length // 2
+    if not watching.sample_tokens or not watching.sample_prompt:
+        return {}
+    sampling = SamplingConfig(
+        max_new_tokens=min(watching.sample_tokens, room), temperature=watching.sample_temperature, seed=seed
+    )
+    with assembly.trainer.averaged_weights():
+        generator = Generator(assembly.trainer.decoder, data.tokenizer)
+        completions = generator.generate(list(watching.sample_prompt), sampling)
+    return {prompt: prompt + found[0].text for prompt, found in zip(watching.sample_prompt, completions, strict=True)}
+
+
+def finish(recipe: Recipe, data: PreparedData, assembly: Assembly, state: State, checkpoints: Checkpoints) -> None:
+    """Writes model/ and curves.png and says what came of the run and what to do next."""
+    directory, trainer = recipe.run_dir, assembly.trainer
+    best = checkpoints.best() if recipe.run.keep_best else None
+    if best is not None and best.step != state.step:
+        assign(best.arrays(), trainer.state_variables(), best.path)
+    step = best.step if best is not None else state.step
+    write_model(recipe, data, trainer, state, step)
+    rows = read_metrics(directory / "metrics.jsonl")
+    draw_curves(rows, directory / "curves.png", f"{directory}: {recipe.preset.preset}, {state.step} steps")
+    before, after = (
+        state.first_validation or {},
+        next(
+            (row for row in reversed(rows) if row["step"] == step and "validation_loss" in row),
+            state.last_validation or {},
+        ),
+    )
+    say("")
+    say(f"Trained {state.step:,} steps in {duration(state.trained_seconds)} of updates.")
+    if before and after:
+        say(
+            f"Held-out bits per byte: {before['validation_bits_per_byte']:.4f} before, "
+            f"{after['validation_bits_per_byte']:.4f} after"
+            f" (loss {before['validation_loss']:.4f} → {after['validation_loss']:.4f} nats per token)"
+        )
+    show_continuations(recipe, assembly, data)
+    say(f"Model:       {directory / 'model'}  (config.json, model.safetensors, tokenizer.json, …)")
+    say(f"Curves:      {directory / 'curves.png'}, numbers in {directory / 'metrics.jsonl'}")
+    python = os.path.relpath(sys.executable) if Path(sys.executable).is_relative_to(Path.cwd()) else "python"
+    if recipe.watching.tensorboard:
+        say(f"TensorBoard: {python} -m tensorboard.main --logdir={shlex.quote(str(directory / 'tensorboard'))}")
+    say(f"Next:        {python} -m tfgpt.generate --model={shlex.quote(str(directory))} --prompt='Once upon a time'")
+
+
+def show_continuations(recipe: Recipe, assembly: Assembly, data: PreparedData) -> None:
+    """Three sampled continuations of the first prompt."""
+    if not recipe.watching.sample_tokens:
+        return
+    say("Three sampled continuations:")
+    for number in range(3):
+        for prompt, text in list(samples(recipe, assembly, data, seed=recipe.run.seed + number).items())[:1]:
+            shown = " ".join(text.split())
+            say(f"  {number + 1}. {shown if shown else f'(nothing after {prompt!r})'}")
+
+
+def write_model(recipe: Recipe, data: PreparedData, trainer: Any, state: State, step: int) -> None:
+    """The model directory: weights, configuration, tokenizer, and where it all came from."""
+    tokenizer = data.tokenizer
+    with directory_written_beside(recipe.run_dir / "model") as temporary, trainer.averaged_weights():
+        save_decoder(
+            trainer.decoder,
+            temporary,
+            end_of_text_id=tokenizer.end_of_text_id,
+            end_of_turn_id=tokenizer.end_of_turn_id,
+            padding_id=tokenizer.padding_id,
+        )
+        tokenizer.save(temporary)
+        write_json(
+            temporary / "training.json",
+            {
+                "step": step,
+                "steps_trained": state.step,
+                "validation": {"best_loss": state.best_loss, "first": state.first_validation},
+                "trained_seconds": round(state.trained_seconds, 1),
+                "data_fingerprint": data.fingerprint,
+                "data": data.manifest,
+                "flags": recipe.flags(),
+                "decoder": dataclasses.asdict(trainer.decoder.config),
+                "versions": {
+                    "tfgpt": tfgpt.__version__,
+                    "tensorflow": tf.__version__,
+                    "keras": keras.__version__,
+                    "numpy": metadata.version("numpy"),
+                },
+            },
+        )
+
+
+def resume_command(directory: Path) -> str:
+    """What to type to go on."""
+    return f"python -m tfgpt.train --flagfile={shlex.quote(str(directory / 'flags.cfg'))}"
