@@ -87,15 +87,16 @@ class Block(DecoderLayer):
         """
         if not (self.decoder_config.rematerialize and training):
             return self.forward(inputs, mask, rotation, training)
-        # The backward pass runs the block again outside any scope, so the seed travels as an argument.
-        seed = current_dropout_seed()
-        arguments = [inputs, mask, *(rotation or ()), *(() if seed is None else (seed,))]
+        # The backward pass runs the block again, outside any scope: the seed is kept from now, and the weights go in as
+        # arguments, so that their gradients are found the same way under every strategy.
+        seed, variables = current_dropout_seed(), self.trainable_variables
 
-        def again(inputs: tf.Tensor, mask: tf.Tensor, *rest: tf.Tensor) -> tf.Tensor:
-            with dropout_seed(rest[-1] if seed is not None else None):
-                return self.forward(inputs, mask, rest[:2] if rotation else None, training)
+        def again(inputs: tf.Tensor, *weights: tf.Tensor) -> tf.Tensor:
+            with keras.StatelessScope(list(zip(variables, weights))), dropout_seed(seed):
+                return self.forward(inputs, mask, rotation, training)
 
-        return tf.recompute_grad(again)(*arguments)
+        weights = [tf.convert_to_tensor(variable.value) for variable in variables]
+        return tf.recompute_grad(again)(inputs, *weights)
 
     def forward(
         self, inputs: tf.Tensor, mask: tf.Tensor, rotation: Sequence[tf.Tensor] | None, training: bool | None
