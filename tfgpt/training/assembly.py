@@ -66,6 +66,7 @@ def assemble(recipe: Recipe, data: PreparedData, strategy: tf.distribute.Strateg
             recipe.optimizer,
             seed=recipe.run.seed,
             token_byte_lengths=data.tokenizer.byte_lengths(),
+            batch_shape=(batch.batch_size, batch.sequence_length),
         )
         trainer.compile(optimizer=build_optimizer(recipe.optimizer, schedule, decoder))
 

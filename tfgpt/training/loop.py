@@ -41,7 +41,7 @@ class State:
         trained_seconds: time spent in updates, over all processes of the run.
         first_validation: the numbers before the first update.
         last_validation: the newest numbers.
-        losses: of the updates since the last line of metrics, so that a resumed run writes the same line.
+        nats, tokens: sums over the updates since the last line of metrics, so that a resumed run writes the same line.
     """
 
     step: int = 0
@@ -52,7 +52,8 @@ class State:
     trained_seconds: float = 0.0
     first_validation: dict[str, float] | None = None
     last_validation: dict[str, float] | None = None
-    losses: list[float] = dataclasses.field(default_factory=list)
+    nats: float = 0.0
+    tokens: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,10 +170,7 @@ class TrainingLoop:
         self.profile_edges()
         count = end - state.step
         started = time.perf_counter()
-        logs = {
-            name: np.asarray(value)
-            for name, value in self.parts.trainer.train_steps(iterator, tf.constant(count)).items()
-        }
+        logs = self.parts.trainer.train_steps(iterator, count)
         seconds = time.perf_counter() - started
         tokens = count * self.recipe.batch.batch_size * self.recipe.batch.sequence_length
         if self.seconds_per_step is None:
@@ -181,10 +179,12 @@ class TrainingLoop:
         else:
             self.seconds_per_step = seconds / count
             self.interval.timed(tokens, seconds)
-        self.interval.add(logs)
-        state.losses += [float(loss) for loss in np.atleast_1d(logs["loss"])]
+        self.interval.last = logs
+        if logs["tokens"]:
+            state.nats += logs["nats_per_token"] * logs["tokens"]
+            state.tokens += logs["tokens"]
         state.step, state.trained_seconds = end, state.trained_seconds + seconds
-        self.callbacks.on_train_batch_end(end - 1, {"loss": float(logs["loss"][-1])})
+        self.callbacks.on_train_batch_end(end - 1, {"loss": logs["loss"]})
 
     def after_call(self, before: int, progress: Progress) -> None:
         """Whatever is due at the step just reached."""
@@ -192,8 +192,8 @@ class TrainingLoop:
         row: dict[str, Any] = {"step": state.step}
         last = state.step == self.max_steps
         if state.step % watching.log_every == 0 or last:
-            row.update(self.interval.row(state.losses, self.parts.flops_per_token, self.parts.peak_flops))
-        progress.advance(state.step - before, loss=f"{state.losses[-1]:.3f}", **self.interval.figures())
+            row.update(self.metrics_row())
+        progress.advance(state.step - before, **self.interval.figures())
         improved = False
         if state.step % self.validate_every == 0 or last:
             numbers = self.validate()
@@ -208,10 +208,29 @@ class TrainingLoop:
         if len(row) > 1:
             self.record(row)
         if "train_loss" in row:
-            self.interval, state.losses = Interval(), []
+            self.interval, state.nats, state.tokens = Interval(), 0.0, 0.0
         keep = improved and self.recipe.run.keep_best
         if keep or self.checkpoint_due():
             self.save(best=keep)
+
+    def metrics_row(self) -> dict[str, Any]:
+        """The numbers of one metrics line: the mean training loss of the interval, the last update's other numbers."""
+        state, interval = self.state, self.interval
+        # Rounded to float32: the sum does not depend, in the last digits of float64, on where calls ended.
+        loss = float(np.float32(state.nats / state.tokens)) if state.tokens else float("nan")
+        row: dict[str, Any] = {
+            "train_loss": loss,
+            "learning_rate": interval.last["learning_rate"],
+            "gradient_norm": interval.last["gradient_norm"],
+            "update_to_weight_ratio": interval.last["update_ratio"],
+            "skipped_updates": int(self.parts.trainer.skipped_updates.numpy()),
+        }
+        if interval.seconds:
+            row["tokens_per_second"] = interval.tokens / interval.seconds
+            row["model_flops_utilization"] = (
+                self.parts.flops_per_token * row["tokens_per_second"] / self.parts.peak_flops
+            )
+        return row
 
     def checkpoint_due(self) -> bool:
         """Whether enough steps or minutes have passed."""
@@ -274,7 +293,7 @@ class TrainingLoop:
     def must_roll_back(self) -> bool:
         """Whether too many updates in a row were skipped."""
         limit = self.recipe.run.rollback_after
-        return 0 < limit <= self.interval.consecutive_skipped
+        return 0 < limit <= int(self.parts.trainer.consecutive_skipped.numpy())
 
     def roll_back(self, progress: Progress) -> None:
         """Back to the last checkpoint, with a lower learning rate.
@@ -296,7 +315,7 @@ class TrainingLoop:
             )
         self.state = restored(checkpoint, trainer)
         self.state.rollbacks = rollbacks
-        trainer.rate_scale.assign(float(run.rollback_factor) ** rollbacks)
+        trainer.learning_rate_scale.assign(float(run.rollback_factor) ** rollbacks)
         self.interval = Interval()
         # Saved at once: a kill now must not forget the lower rate.
         self.saved_step = -1
@@ -331,34 +350,24 @@ def restored(checkpoint: Checkpoint, trainer: Trainer) -> State:
 
 
 class Interval:
-    """What the updates since the last line of metrics reported."""
+    """What the calls since the last line of metrics reported.
+
+    Attributes:
+        last: the newest call's numbers, see `Trainer.train_steps`.
+        tokens, seconds: of the calls that count towards the speed.
+    """
 
     def __init__(self) -> None:
         self.last: dict[str, float] = {}
         self.tokens, self.seconds = 0, 0.0
-        self.consecutive_skipped = 0
-
-    def add(self, logs: dict[str, np.ndarray]) -> None:
-        """Takes a call's report: `loss` holds a number for every update, the others one for the last update."""
-        self.last = {name: float(value) for name, value in logs.items() if np.ndim(value) == 0}
-        self.consecutive_skipped = int(logs["consecutive_skipped"])
 
     def timed(self, tokens: int, seconds: float) -> None:
         """Counts a call towards the speed."""
         self.tokens, self.seconds = self.tokens + tokens, self.seconds + seconds
 
-    def row(self, losses: list[float], flops_per_token: float, peak_flops: float) -> dict[str, Any]:
-        """The numbers of one metrics line: the mean training loss of the interval, the last update's other numbers."""
-        finite = [loss for loss in losses if np.isfinite(loss)]
-        row: dict[str, Any] = {"train_loss": float(np.mean(finite)) if finite else float("nan")}
-        for name in ("learning_rate", "gradient_norm", "update_to_weight_ratio"):
-            row[name] = self.last[name]
-        row["skipped_updates"] = int(self.last["skipped_updates"])
-        if self.seconds:
-            row["tokens_per_second"] = self.tokens / self.seconds
-            row["model_flops_utilization"] = flops_per_token * row["tokens_per_second"] / peak_flops
-        return row
-
     def figures(self) -> dict[str, str]:
         """What the progress bar shows."""
-        return {"tokens/s": f"{self.tokens / self.seconds:,.0f}"} if self.seconds else {}
+        figures = {"loss": f"{self.last['loss']:.3f}"}
+        if self.seconds:
+            figures["tokens/s"] = f"{self.tokens / self.seconds:,.0f}"
+        return figures

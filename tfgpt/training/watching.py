@@ -18,7 +18,6 @@ TENSORBOARD_NAMES = {
     "train_loss": "loss/train",
     "validation_loss": "loss/validation",
     "validation_bits_per_byte": "bits_per_byte/validation",
-    "train_bits_per_byte": "bits_per_byte/train",
     "validation_accuracy": "accuracy/validation",
     "learning_rate": "optimizer/learning_rate",
     "gradient_norm": "optimizer/gradient_norm",
