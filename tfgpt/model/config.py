@@ -62,7 +62,9 @@ class DecoderConfig(Settings):
     dropout: float = setting(
         0.0, "Fraction dropped of embeddings, attention weights and block outputs.", minimum=0.0, maximum=0.99
     )
-    rematerialize: bool = setting(False, "Recompute each block in the backward pass: less memory, about a third slower.")
+    rematerialize: bool = setting(
+        False, "Recompute each block in the backward pass: less memory, about a third slower."
+    )
     initializer_range: float | None = setting(
         0.02, "Standard deviation of initial kernels; none: 1 / sqrt(inputs).", minimum=0.0
     )
@@ -82,7 +84,8 @@ class DecoderConfig(Settings):
         self._derive()
         if self.num_query_heads % self.key_value_heads:
             raise SettingError(
-                "num_key_value_heads", f"{self.num_key_value_heads} does not divide --num_query_heads={self.num_query_heads}"
+                "num_key_value_heads",
+                f"{self.num_key_value_heads} does not divide --num_query_heads={self.num_query_heads}",
             )
         if self.position_embedding == "rope" and self.head_width % 2:
             raise SettingError("head_dim", f"{self.head_dim} is odd, but RoPE rotates pairs; make it even")

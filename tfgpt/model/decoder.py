@@ -115,7 +115,9 @@ class Block(DecoderLayer):
         cache_index: tf.Tensor,
     ) -> tuple[tf.Tensor, tuple[tf.Tensor, tf.Tensor]]:
         """As `call` without training, with this block's cache; returns the output and the new cache."""
-        attended, cache = self.attention.call_with_cache(self.attention_norm(inputs), rotation, mask, cache, cache_index)
+        attended, cache = self.attention.call_with_cache(
+            self.attention_norm(inputs), rotation, mask, cache, cache_index
+        )
         hidden = inputs + attended
         return hidden + self.mlp(self.mlp_norm(hidden)), cache
 
@@ -276,7 +278,11 @@ class Decoder(keras.Model):
         **options: Any,
     ):
         config = config if isinstance(config, DecoderConfig) else DecoderConfig.from_dict(config)
-        policy = keras.dtype_policies.get(dtype) if dtype is not None else keras.dtype_policies.get(keras.config.dtype_policy())
+        policy = (
+            keras.dtype_policies.get(dtype)
+            if dtype is not None
+            else keras.dtype_policies.get(keras.config.dtype_policy())
+        )
 
         # Layers
         token_embedding = Embedding(
@@ -364,7 +370,9 @@ class Decoder(keras.Model):
 
     def output_weights(self) -> tf.Tensor:
         """The head's rows, [vocabulary, hidden_dim], in the variable's dtype; tied or not."""
-        return tf.convert_to_tensor(self.token_embedding.embeddings.value if self.head is None else self.head.kernel.value)
+        return tf.convert_to_tensor(
+            self.token_embedding.embeddings.value if self.head is None else self.head.kernel.value
+        )
 
     def empty_cache(self, batch_size: Any, length: Any) -> Cache:
         """A (key, value) pair a block, each [batch_size, length, key-value heads, head_dim] zeros, compute dtype."""

@@ -65,7 +65,9 @@ class DecoderLayer(keras.layers.Layer):
 
     def compute_together(self, variables: list[Any]) -> tf.Tensor:
         """Several variables laid side by side along the last axis, in the compute dtype."""
-        return tf.cast(tf.concat([tf.convert_to_tensor(variable.value) for variable in variables], -1), self.compute_dtype)
+        return tf.cast(
+            tf.concat([tf.convert_to_tensor(variable.value) for variable in variables], -1), self.compute_dtype
+        )
 
 
 @keras.saving.register_keras_serializable(package="tfgpt")
@@ -95,7 +97,9 @@ class Projection(DecoderLayer):
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         """Makes `kernel` [in, units] and `bias` [units]."""
         width = input_shape[-1]
-        deviation = (width**-0.5 if self.initializer_range is None else self.initializer_range) * self.initializer_factor
+        deviation = (
+            width**-0.5 if self.initializer_range is None else self.initializer_range
+        ) * self.initializer_factor
         self.kernel = self.add_weight(shape=(width, self.units), initializer=initializer(deviation), name="kernel")
         if self.use_bias:
             self.bias = self.add_weight(shape=(self.units,), initializer="zeros", name="bias")
@@ -141,7 +145,12 @@ class Normalization(DecoderLayer):
     """
 
     def __init__(
-        self, kind: str = "rms_norm", epsilon: float = 1e-6, use_scale: bool = True, use_bias: bool = False, **options: Any
+        self,
+        kind: str = "rms_norm",
+        epsilon: float = 1e-6,
+        use_scale: bool = True,
+        use_bias: bool = False,
+        **options: Any,
     ):
         super().__init__(**options)
         self.kind, self.epsilon, self.use_scale, self.use_bias = kind, epsilon, use_scale, use_bias
