@@ -1,0 +1,204 @@
+"""The graphs that generation runs: one pass over the prompts, then loops of one-token steps over the cache.
+
+Rows are padded on the left, so that all write the same slot of the cache in a step. Each graph is traced once:
+batch size, prompt length, cache length and number of steps are all dynamic. A loop's cache grows by that loop's
+steps only, in the copy that entering the loop costs anyway, so attention never runs over slots that no token uses.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from tfgpt.generation import sampling
+from tfgpt.model.decoder import Decoder
+
+Cache = list[tuple[tf.Tensor, tf.Tensor]]
+
+
+class Steps(NamedTuple):
+    """What a loop gives back: its tokens, their log probabilities, and the cache.
+
+    Attributes:
+        tokens: [batch, steps] int32.
+        log_probabilities: [batch, steps] float32.
+        cache: with a slot more for each step.
+    """
+
+    tokens: tf.Tensor
+    log_probabilities: tf.Tensor
+    cache: Cache
+
+
+class CachedDecoding:
+    """A decoder's graphs for generation.
+
+    Args:
+        decoder: the model; its weights are read anew at each call.
+        stop_tokens: the ids that end a row.
+    """
+
+    def __init__(self, decoder: Decoder, stop_tokens: tuple[int, ...]):
+        self.decoder = decoder
+        self.stop_tokens = tf.constant(stop_tokens, tf.int32)
+        key, _ = decoder.empty_cache(1, 1)[0]
+        slots = tf.TensorSpec([None, None, *key.shape[2:]], key.dtype)
+        cache = [(slots, slots)] * decoder.config.num_layers
+        scalar, row = tf.TensorSpec([], tf.int32), tf.TensorSpec([None], tf.int32)
+        table = tf.TensorSpec([None, None], tf.int32)
+        seen = tf.TensorSpec([None, None], tf.bool)
+        parameters = sampling.SamplingParameters.specs()
+        self.prefill = tf.function(self._prefill, input_signature=[table, row])
+        self.choose = tf.function(
+            sampling.choose, input_signature=[tf.TensorSpec([None, None], tf.float32), parameters, seen, row]
+        )
+        self.take_rows = tf.function(self._take_rows, input_signature=[cache, row])
+        self.steps = tf.function(self._steps, input_signature=[cache, row, row, row, row, parameters, seen, scalar])
+        self.beam_candidates = tf.function(
+            self._beam_candidates,
+            input_signature=[
+                tf.TensorSpec([None, None], tf.float32),
+                tf.TensorSpec([None, None], tf.float32),
+                seen,
+                tf.TensorSpec([], tf.float32),
+            ],
+        )
+        self.beam_step = tf.function(self._beam_step, input_signature=[cache, row, row, row])
+
+    def _prefill(self, token_ids: tf.Tensor, lengths: tf.Tensor) -> tuple[tf.Tensor, Cache]:
+        """Runs the prompts.
+
+        Args:
+            token_ids: [batch, length] int32, padded on the left.
+            lengths: [batch] int32, tokens that are no padding; at least 1.
+
+        Returns:
+            The logits of the next token, [batch, vocabulary] float32, and the cache, `length` slots long.
+        """
+        batch_size, length = tf.shape(token_ids)[0], tf.shape(token_ids)[1]
+        slots = tf.range(length)[None]
+        padding = (length - lengths)[:, None]
+        hidden, cache = self.decoder.call_with_cache(
+            token_ids, slots - padding, self.decoder.empty_cache(batch_size, length), tf.constant(0), slots >= padding
+        )
+        return self.decoder.logits(hidden[:, -1]), cache
+
+    def _take_rows(self, cache: Cache, rows: tf.Tensor) -> Cache:
+        """The cache of these rows [new batch] int32, which may leave out, repeat and reorder."""
+        return [(tf.gather(key, rows), tf.gather(value, rows)) for key, value in cache]
+
+    def _next_logits(self, tokens: tf.Tensor, cache: Cache, slot: tf.Tensor, padding: tf.Tensor):
+        """One token a row: its logits [batch, vocabulary] and the cache with it in `slot`."""
+        valid = tf.range(tf.shape(cache[0][0])[1])[None] >= padding[:, None]
+        hidden, cache = self.decoder.call_with_cache(tokens[:, None], (slot - padding)[:, None], cache, slot, valid)
+        return self.decoder.logits(hidden[:, 0]), cache
+
+    def _steps(
+        self,
+        cache: Cache,
+        padding: tf.Tensor,
+        tokens: tf.Tensor,
+        position: tf.Tensor,
+        remaining: tf.Tensor,
+        parameters: sampling.SamplingParameters,
+        seen: tf.Tensor,
+        steps: tf.Tensor,
+    ) -> Steps:
+        """Up to `steps` tokens more for each row; ends early once every row has ended.
+
+        Args:
+            cache: full up to the token before `tokens`.
+            padding: [batch] int32, slots of padding at each row's start.
+            tokens: [batch] int32, each row's last token, not yet in the cache.
+            position: [batch] int32, how many tokens stand before the next one, for its random number.
+            remaining: [batch] int32, how many tokens the row may still have.
+            parameters: how rows are sampled.
+            seen: [batch, vocabulary] bool, or [batch, 0] where no row has a repetition penalty.
+            steps: scalar int32.
+
+        Returns:
+            As many columns as steps; a row's columns behind the token that ended it hold nothing of use.
+        """
+        batch_size = tf.shape(tokens)[0]
+        first_slot = tf.shape(cache[0][0])[1]
+        cache = _with_more_slots(cache, steps)
+
+        def unfinished(step, ended, *_):
+            return (step < steps) & ~tf.reduce_all(ended)
+
+        def one_step(step, ended, tokens, seen, all_tokens, all_log_probabilities, cache):
+            logits, cache = self._next_logits(tokens, cache, first_slot + step, padding)
+            tokens, log_probabilities = sampling.choose(logits, parameters, seen, position + step)
+            all_tokens = tf.tensor_scatter_nd_update(all_tokens, [[step]], tokens[None])
+            all_log_probabilities = tf.tensor_scatter_nd_update(
+                all_log_probabilities, [[step]], log_probabilities[None]
+            )
+            step += 1
+            stopped = tf.reduce_any(tokens[:, None] == self.stop_tokens, -1)
+            ended = ended | stopped | (step >= remaining)
+            return step, ended, tokens, sampling.mark_seen(seen, tokens), all_tokens, all_log_probabilities, cache
+
+        state = (
+            tf.constant(0),
+            remaining < 1,
+            tokens,
+            seen,
+            tf.zeros([steps, batch_size], tf.int32),
+            tf.zeros([steps, batch_size], tf.float32),
+            cache,
+        )
+        *_, all_tokens, all_log_probabilities, cache = tf.while_loop(unfinished, one_step, state, parallel_iterations=1)
+        return Steps(tf.transpose(all_tokens), tf.transpose(all_log_probabilities), cache)
+
+    def _beam_candidates(
+        self, logits: tf.Tensor, scores: tf.Tensor, seen: tf.Tensor, penalty: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
+        """The best continuations of all beams of each prompt.
+
+        Args:
+            logits: [prompts × beams, vocabulary] float32.
+            scores: [prompts, beams] float32, of the beams so far.
+            seen: [prompts × beams, vocabulary] bool, or with no columns.
+            penalty: scalar float32, repetition penalty.
+
+        Returns:
+            Scores with the new token, its own log probability, the beam's place and the token, each
+            [prompts, (1 + stop tokens) × beams], best first.
+        """
+        prompts, beams = tf.shape(scores)[0], tf.shape(scores)[1]
+        vocabulary_size = tf.shape(logits)[1]
+        log_probabilities = tf.nn.log_softmax(logits)
+        penalized = tf.cond(
+            tf.equal(tf.shape(seen)[1], vocabulary_size),
+            lambda: sampling.apply_repetition_penalty(log_probabilities, seen, penalty[None]),
+            lambda: log_probabilities,
+        )
+        total = tf.reshape(penalized, [prompts, beams, vocabulary_size]) + scores[:, :, None]
+        total = tf.reshape(total, [prompts, beams * vocabulary_size])
+        count = tf.minimum((1 + tf.size(self.stop_tokens)) * beams, beams * vocabulary_size)
+        best, places = tf.math.top_k(total, count)
+        own = tf.gather(tf.reshape(log_probabilities, [prompts, beams * vocabulary_size]), places, batch_dims=1)
+        return best, own, places // vocabulary_size, places % vocabulary_size
+
+    def _beam_step(
+        self, cache: Cache, rows: tf.Tensor, padding: tf.Tensor, tokens: tf.Tensor
+    ) -> tuple[tf.Tensor, Cache]:
+        """One token a row after the rows were taken from the cache, as `_take_rows`: logits and cache."""
+        slot = tf.shape(cache[0][0])[1]
+        return self._next_logits(tokens, _with_more_slots(self._take_rows(cache, rows), 1), slot, padding)
+
+
+def _with_more_slots(cache: Cache, count: tf.Tensor | int) -> Cache:
+    widths = [[0, 0], [0, count], [0, 0], [0, 0]]
+    return [(tf.pad(key, widths), tf.pad(value, widths)) for key, value in cache]
+
+
+def padded_left(rows: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of ids as one array [rows, longest] int32, zeros on the left, and their lengths [rows] int32."""
+    lengths = np.array([len(row) for row in rows], np.int32)
+    ids = np.zeros([len(rows), lengths.max()], np.int32)
+    for number, row in enumerate(rows):
+        ids[number, ids.shape[1] - len(row) :] = row
+    return ids, lengths
