@@ -44,10 +44,11 @@ class Tokenizer:
 
     Args:
         document: the content of a `tokenizer.json`, as `tokenizer_file.new_document` or `read_document` give it.
+        origin: what messages call it, such as its path.
     """
 
-    def __init__(self, document: dict[str, Any]):
-        self.document = document
+    def __init__(self, document: dict[str, Any], origin: str = "the tokenizer"):
+        self.document, self.origin = document, origin
         vocabulary: dict[str, int] = document["model"]["vocab"]
         added = {token["content"]: token["id"] for token in document["added_tokens"]}
         names = special_token_names(document)
@@ -79,7 +80,7 @@ class Tokenizer:
         path = Path(path).expanduser()
         document = read_document(path)
         try:
-            tokenizer = cls(document)
+            tokenizer = cls(document, str(path))
             tokenizer.encode("a")
         except Exception as error:  # `tokenizers` raises plain Exception for what it cannot read
             raise UserError(f"{path}: is not a whole tokenizer.json ({type(error).__name__}: {error})") from error
@@ -115,23 +116,31 @@ class Tokenizer:
         """SHA-256 of the content of `tokenizer.json`, independent of its layout."""
         return sha256_of_json(self.document)
 
-    @property
-    def uses_our_pattern(self) -> bool:
-        """Whether text is cut by `pattern.PATTERN` (or nothing is merged, so that cutting changes nothing)."""
-        ordinary_added = any(not token["special"] for token in self.document["added_tokens"])
-        same = pre_tokenizers(self.document) == PRE_TOKENIZER["pretokenizers"]
-        return not ordinary_added and (same or not self.merges)
+    @functools.cached_property
+    def _tiktoken_ranks(self) -> tuple[dict[bytes, int], np.ndarray] | None:
+        return tiktoken_ranks(self._token_bytes, self.merges, self.id_of_byte.tolist())
+
+    @functools.cached_property
+    def why_reference_only(self) -> str | None:
+        """Why only `tokenizers` itself gives this tokenizer's ids; None when tiktoken and the graph do as well."""
+        if any(not token["special"] for token in self.document["added_tokens"]):
+            return "it looks for added tokens in the text"
+        if not self.merges:
+            return None
+        if pre_tokenizers(self.document) != PRE_TOKENIZER["pretokenizers"]:
+            return "its pre-tokenizer is not the one of tokenizers that tfgpt trains"
+        if self._tiktoken_ranks is None:
+            return "its merges are not in the order in which training finds them"
+        return None
 
     @functools.cached_property
     def encoder(self) -> TextEncoder:
         """What encodes valid text in bulk."""
-        if self.uses_our_pattern and not self.merges:
+        if self.why_reference_only:
+            return ReferenceEncoder(self.document)
+        if self._tiktoken_ranks is None or not self.merges:
             return BytesEncoder(self.id_of_byte)
-        if self.uses_our_pattern:
-            ranks = tiktoken_ranks(self._token_bytes, self.merges, self.id_of_byte.tolist())
-            if ranks is not None:
-                return TiktokenEncoder(*ranks)
-        return ReferenceEncoder(self.document)
+        return TiktokenEncoder(*self._tiktoken_ranks)
 
     def encode(self, text: str | bytes) -> np.ndarray:
         """The ids of one text.

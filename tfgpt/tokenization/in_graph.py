@@ -1,0 +1,320 @@
+"""The tokenizer as TensorFlow operations: text in, ids out, inside a SavedModel, equal to the other encoders.
+
+Only core operations are used (no custom library has to be loaded by a server), there is no state and no cache, and
+memory is linear in the bytes of a batch. Every step works on the flat bytes of the whole batch at once:
+
+1. bytes → characters: which byte starts a well-formed UTF-8 sequence, and its code point (`CharacterSplitter`);
+2. characters → pre-tokens: the exact vectorised form of `pattern.PATTERN` (`pre_token_starts`);
+3. BPE: in each round every pre-token joins all occurrences of its lowest-ranked pair; pre-tokens that are done leave
+   (`BytePairMerger`). A pre-token has at most 4 × `MAXIMUM_RUN` bytes and a space, which bounds the rounds.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+import tensorflow as tf
+import tiktoken
+
+from tfgpt.common.errors import UserError
+from tfgpt.tokenization.pattern import MAXIMUM_RUN
+from tfgpt.tokenization.tokenizer import Tokenizer
+
+OTHER, LETTER, NUMBER, SPACE, INVALID, NOTHING = range(6)
+"""Classes of characters. INVALID is a byte outside any well-formed sequence, NOTHING the end of the text."""
+
+LARGEST_RUN = {OTHER: MAXIMUM_RUN, LETTER: MAXIMUM_RUN, NUMBER: 3, SPACE: MAXIMUM_RUN, INVALID: 1, NOTHING: 1}
+"""Characters of a class that one pre-token may hold."""
+
+NO_RANK = np.int32(2**31 - 1)
+"""The rank of a pair that no merge joins."""
+
+
+class InGraphTokenizer(tf.Module):
+    """Encodes and decodes batches of strings with core TensorFlow operations.
+
+    Args:
+        tokenizer: one of ours, or any that cuts text by our expression (the bytes tokenizer included).
+        name: the module's name.
+
+    Raises:
+        UserError: the tokenizer cuts or merges text in a way that these operations do not express.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, name: str = "in_graph_tokenizer"):
+        super().__init__(name=name)
+        reason = tokenizer.why_reference_only
+        if reason:
+            raise UserError(f"{tokenizer.origin}: cannot be run inside the TensorFlow graph: {reason}")
+        with tf.device("CPU:0"):
+            self._id_of_byte = tf.constant(tokenizer.id_of_byte)
+            self._token_bytes = tf.constant(tokenizer.token_bytes(), tf.string)
+        self._splitter = CharacterSplitter() if tokenizer.merges else None
+        self._merger = BytePairMerger(tokenizer.merges, tokenizer.vocabulary_size) if tokenizer.merges else None
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string)], autograph=False)
+    def encode(self, texts: tf.Tensor) -> tf.RaggedTensor:
+        """The ids of each text, special tokens never among them.
+
+        Args:
+            texts: [B] strings, any bytes.
+
+        Returns:
+            RaggedTensor [B, (ids)] int32.
+        """
+        with tf.device("CPU:0"):
+            lengths = tf.strings.length(texts)
+            splits = tf.concat([[0], tf.cumsum(lengths)], 0)  # (B + 1): where each text starts among all bytes
+            contents = tf.cast(tf.io.decode_raw(tf.strings.reduce_join(texts), tf.uint8), tf.int32)  # (T)
+            ids = tf.gather(self._id_of_byte, contents)  # (T)
+            if self._splitter is not None and self._merger is not None:
+                count = tf.size(contents)
+                first = flags_at(tf.boolean_mask(splits[:-1], lengths > 0), count)
+                ids = self._merger(ids, self._splitter(contents, first))
+                kept = ids >= 0
+                ids = tf.boolean_mask(ids, kept)
+                splits = tf.gather(tf.concat([[0], tf.cumsum(tf.cast(kept, tf.int32))], 0), splits)
+            return tf.RaggedTensor.from_row_splits(ids, tf.cast(splits, tf.int64), validate=False)
+
+    @tf.function(input_signature=[tf.RaggedTensorSpec([None, None], tf.int32)], autograph=False)
+    def decode(self, ids: tf.RaggedTensor) -> tf.Tensor:
+        """The bytes that each row of ids stands for; special tokens stand for nothing.
+
+        Args:
+            ids: RaggedTensor [B, (ids)] int32; an id outside the vocabulary raises InvalidArgumentError.
+
+        Returns:
+            [B] strings, whatever bytes the ids hold (a text cut inside a character is not valid UTF-8).
+        """
+        with tf.device("CPU:0"):
+            return tf.strings.reduce_join(tf.gather(self._token_bytes, ids), axis=-1)
+
+
+class CharacterSplitter(tf.Module):
+    """Cuts the bytes of a batch of texts into pre-tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        pages, page_of = class_pages()
+        with tf.device("CPU:0"):
+            self._pages = tf.constant(pages)
+            self._page_of = tf.constant(page_of)
+            self._largest_run = tf.constant([LARGEST_RUN[kind] for kind in range(6)])
+
+    def __call__(self, contents: tf.Tensor, first: tf.Tensor) -> tf.Tensor:
+        """Which bytes start a pre-token.
+
+        Args:
+            contents: [T] int32, the bytes of all texts.
+            first: [T] bool, the bytes that start a text.
+
+        Returns:
+            [T] bool.
+        """
+        code_points, lengths = utf8_sequences(contents, first)
+        covered = preceding(lengths > 1, 1) | preceding(lengths > 2, 2) | preceding(lengths > 3, 3)
+        # Characters: well-formed sequences, and each byte that is in none. From here (C): one entry a character.
+        where = tf.cast(tf.where(~covered)[:, 0], tf.int32)
+        code_points, valid, first = (tf.gather(value, where) for value in (code_points, lengths > 0, first))
+        page = tf.gather(self._page_of, code_points // 256)
+        kinds = tf.cast(tf.gather(self._pages, page * 256 + code_points % 256), tf.int32)
+        kinds = tf.where(valid, kinds, INVALID)
+        starts = pre_token_starts(code_points, kinds, first, self._largest_run)
+        return flags_at(tf.boolean_mask(where, starts), tf.size(contents))
+
+
+class BytePairMerger(tf.Module):
+    """Byte-pair merging of all pre-tokens of a batch side by side.
+
+    Args:
+        merges: (left id, right id, id of the result) in order of rank.
+        vocabulary_size: one more than the largest id.
+    """
+
+    def __init__(self, merges: Sequence[tuple[int, int, int]], vocabulary_size: int):
+        super().__init__()
+        left, right, result = np.array(merges, np.int64).T
+        keys = left * vocabulary_size + right
+        order = np.argsort(keys)
+        self._vocabulary_size = vocabulary_size
+        with tf.device("CPU:0"):
+            self._keys = tf.constant(keys[order])
+            self._ranks = tf.constant(order.astype(np.int32))
+            self._results = tf.constant(result.astype(np.int32))
+
+    def __call__(self, ids: tf.Tensor, starts: tf.Tensor) -> tf.Tensor:
+        """Merges within pre-tokens.
+
+        Args:
+            ids: [T] int32, the ids of the single bytes.
+            starts: [T] bool, the bytes that start a pre-token.
+
+        Returns:
+            [T] int32: each token's id at its first byte, -1 at its others.
+        """
+        words = tf.cumsum(tf.cast(starts, tf.int32)) - 1
+        unfinished = [tf.TensorShape([None])] * 4
+        result, *_ = tf.while_loop(
+            lambda result, positions, ids, words: tf.size(ids) > 0,
+            self._round,
+            [ids, tf.range(tf.size(ids)), ids, words],
+            shape_invariants=unfinished,
+            parallel_iterations=1,
+        )
+        return result
+
+    def _round(
+        self, result: tf.Tensor, positions: tf.Tensor, ids: tf.Tensor, words: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
+        """One merge (of all its occurrences) in every word that still has one; words without any leave.
+
+        Args:
+            result: [T] what the merger returns, as far as it is.
+            positions: [m] where the tokens of unfinished words start in `result`.
+            ids: [m] their ids.
+            words: [m] the number of the word that each belongs to, in ascending order.
+        """
+        starts = words != preceding(words, 1, filler=-1)
+        words = tf.cumsum(tf.cast(starts, tf.int32)) - 1  # numbered without gaps
+        ranks = self._ranks_with_next(ids, ~following(starts, True))  # (m)
+        best = tf.gather(tf.math.segment_min(ranks, words), words)
+        joins = (ranks == best) & (ranks != NO_RANK)
+        joins &= position_in_run(joins) % 2 == 0  # of "aaaa" join (aa)(aa), not the overlapping pair between
+        joined = preceding(joins, 1)
+        new = tf.gather(self._results, tf.where(joins, ranks, 0))
+        ids = tf.where(joins, new, tf.where(joined, -1, ids))
+        changed = joins | joined
+        result = tf.tensor_scatter_nd_update(
+            result, tf.boolean_mask(positions, changed)[:, None], tf.boolean_mask(ids, changed)
+        )
+        left = tf.where(~joined & (best != NO_RANK))[:, 0]
+        return result, tf.gather(positions, left), tf.gather(ids, left), tf.gather(words, left)
+
+    def _ranks_with_next(self, ids: tf.Tensor, next_in_word: tf.Tensor) -> tf.Tensor:
+        """[m] int32: the rank of the merge of each token with the next, NO_RANK where there is none."""
+        wide = tf.cast(ids, tf.int64)
+        keys = wide * self._vocabulary_size + following(wide, tf.constant(0, tf.int64))
+        place = tf.minimum(tf.searchsorted(self._keys, keys), tf.size(self._keys) - 1)
+        known = (tf.gather(self._keys, place) == keys) & next_in_word
+        return tf.where(known, tf.gather(self._ranks, place), NO_RANK)
+
+
+def utf8_sequences(contents: tf.Tensor, first: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """The well-formed UTF-8 sequences in bytes (The Unicode Standard, table 3-7).
+
+    Args:
+        contents: [T] int32 bytes.
+        first: [T] bool, where a text starts: no sequence reaches across.
+
+    Returns:
+        [T] int32 code points and [T] int32 lengths (1 to 4) of the sequence that starts at a byte; 0 and 0 where none
+        does. No two sequences overlap: a byte that starts one is never a continuation.
+    """
+    ends = following(first, True)
+    second = tf.where(ends, 0, following(contents, 0))
+    third = tf.where(ends, 0, following(second, 0))
+    fourth = tf.where(ends, 0, following(third, 0))
+    two, three, four = (
+        (contents >= lead) & (contents < next_lead) for lead, next_lead in ((0xC0, 0xE0), (0xE0, 0xF0), (0xF0, 0xF8))
+    )
+    continued = is_continuation(second)
+    continued_twice = continued & is_continuation(third)
+    of_two = (contents - 0xC0) * 64 + (second - 0x80)
+    of_three = ((contents - 0xE0) * 64 + (second - 0x80)) * 64 + (third - 0x80)
+    of_four = (((contents - 0xF0) * 64 + (second - 0x80)) * 64 + (third - 0x80)) * 64 + (fourth - 0x80)
+    # The bounds refuse what could be written shorter, the surrogates, and what lies beyond Unicode.
+    two &= continued & (of_two >= 0x80)
+    three &= continued_twice & (of_three >= 0x800) & ((of_three < 0xD800) | (of_three > 0xDFFF))
+    four &= continued_twice & is_continuation(fourth) & (of_four >= 0x10000) & (of_four <= 0x10FFFF)
+    one = contents < 0x80
+    code_points, lengths = tf.zeros_like(contents), tf.zeros_like(contents)
+    for length, (found, value) in enumerate([(one, contents), (two, of_two), (three, of_three), (four, of_four)], 1):
+        code_points = tf.where(found, value, code_points)
+        lengths = tf.where(found, length, lengths)
+    return code_points, lengths
+
+
+def is_continuation(contents: tf.Tensor) -> tf.Tensor:
+    """Which bytes can only continue a sequence: 80 to BF."""
+    return (contents >= 0x80) & (contents < 0xC0)
+
+
+def pre_token_starts(code_points: tf.Tensor, kinds: tf.Tensor, first: tf.Tensor, largest_run: tf.Tensor) -> tf.Tensor:
+    r"""Which characters start a pre-token: `pattern.PATTERN` without a regular expression.
+
+    Why this is exact: between two classes the expression always cuts, except that a letter, number or other sign takes
+    a single U+0020 before it. A run of one class is cut every `largest_run` characters from its own start (the space
+    that it takes is not counted). White space before something else leaves its last character for itself or for the
+    next word: `\s{1,32}(?!\S)` steps back by one exactly when it would reach the end of the run, so a run is cut
+    every 32 characters and before its last one; at the end of the text it is not.
+
+    Args:
+        code_points: [C] int32.
+        kinds: [C] int32 classes.
+        first: [C] bool, the characters that start a text.
+        largest_run: [6] int32 by class.
+
+    Returns:
+        [C] bool.
+    """
+    before = tf.where(first, NOTHING, preceding(kinds, 1, filler=NOTHING))
+    after = tf.where(following(first, True), NOTHING, following(kinds, NOTHING))
+    place = position_in_run((kinds == before) & ~first, counted_from_start=True)
+    cut = place % tf.gather(largest_run, kinds) == 0
+    takes_space = (place == 0) & (preceding(code_points, 1) == 0x20) & (before == SPACE)
+    last_space = (after != SPACE) & (after != NOTHING) & (after != INVALID)
+    is_space, is_invalid = kinds == SPACE, kinds == INVALID
+    return tf.where(is_space, cut | last_space, cut & (is_invalid | ~takes_space))
+
+
+def preceding(values: tf.Tensor, distance: int, filler: int | bool | None = None) -> tf.Tensor:
+    """[n] the value `distance` entries before each; `filler` (or zero) where there is none."""
+    zero = tf.zeros([distance], values.dtype) if filler is None else tf.fill([distance], tf.cast(filler, values.dtype))
+    return tf.concat([zero, values], 0)[: tf.size(values)]
+
+
+def following(values: tf.Tensor, filler: tf.Tensor | int | bool) -> tf.Tensor:
+    """[n] the value after each; `filler` behind the last."""
+    return tf.concat([values[1:], tf.fill([tf.minimum(tf.size(values), 1)], tf.cast(filler, values.dtype))], 0)
+
+
+def flags_at(positions: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
+    """[count] bool, true at the given positions, none of which is named twice."""
+    return tf.scatter_nd(positions[:, None], tf.ones_like(positions), count[None]) > 0
+
+
+def position_in_run(flags: tf.Tensor, counted_from_start: bool = False) -> tf.Tensor:
+    """[n] int32: how many true flags stand in an unbroken row before each entry.
+
+    With `counted_from_start` a flag says "continues the run before", so the entry itself counts: 0 at a run's start.
+    """
+    index = tf.range(tf.size(flags))
+    run = tf.cumsum(tf.cast(~flags, tf.int32))  # the number of the last entry without a flag
+    breaks = tf.concat([[-1], tf.cast(tf.where(~flags)[:, 0], tf.int32)], 0)
+    since = index - tf.gather(breaks, run)
+    return since if counted_from_start else tf.where(flags, since - 1, 0)
+
+
+@functools.cache
+def class_pages() -> tuple[np.ndarray, np.ndarray]:
+    r"""The class of every code point, as pages of 256 of which equal ones are kept once.
+
+    The classes are asked of the regular-expression engine itself, and not of Python's `unicodedata`, because versions
+    of Unicode differ. (tiktoken's engine is the quick one to ask; that Oniguruma inside `tokenizers` agrees with it on
+    every code point is tested.)
+
+    Returns:
+        [pages × 256] uint8 classes and [0x1100] int32 page of each code point's upper bits.
+    """
+    every_character = "".join(map(chr, [*range(0xD800), *range(0xE000, 0x110000)]))
+    ranks = {bytes([byte]): byte for byte in range(256)}
+    classes = np.full(0x110000, OTHER, np.uint8)
+    for kind, expression in ((LETTER, r"\p{L}+"), (NUMBER, r"\p{N}+"), (SPACE, r"\s+")):
+        # An encoding drops what its expression does not match, so what comes out is the class.
+        matcher = tiktoken.Encoding("class", pat_str=expression, mergeable_ranks=ranks, special_tokens={})
+        members = bytes(matcher.encode_ordinary(every_character)).decode().encode("utf-32-le")
+        classes[np.frombuffer(members, np.uint32)] = kind
+    pages, page_of = np.unique(classes.reshape(-1, 256), axis=0, return_inverse=True)
+    return pages.reshape(-1), page_of.reshape(-1).astype(np.int32)
