@@ -1,0 +1,161 @@
+"""Settings of the training step: optimizer, learning-rate schedule, precision, devices. No TensorFlow."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import ClassVar
+
+from tfgpt.common.errors import SettingError
+from tfgpt.common.settings import Settings, setting
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig(Settings):
+    """What turns gradients into updates.
+
+    Weight decay is decoupled (Loshchilov and Hutter 2019, arXiv:1711.05101: `w -= learning_rate * weight_decay * w`)
+    for every optimizer. Variables of fewer than two dimensions (biases, scales of norms) are never decayed; of the
+    matrices, those whose path matches `weight_decay_exclude` are not.
+    """
+
+    title: ClassVar[str] = "Optimizer"
+
+    optimizer: str = setting(
+        "adamw",
+        "adamw; muon: orthogonalized momentum for the blocks' matrices, AdamW for embeddings, head, norms and biases; "
+        "lion: sign of the momentum, half of AdamW's memory; adafactor: factored second moments, least memory.",
+        choices=("adamw", "muon", "lion", "adafactor"),
+    )
+    learning_rate: float = setting(1e-3, "Highest learning rate, reached after the warm-up.", minimum=0.0)
+    adam_learning_rate: float | None = setting(
+        None,
+        "With muon: highest learning rate of the variables that AdamW updates. Not given: the same as --learning_rate "
+        "(Muon's updates are scaled to the size of AdamW's, arXiv:2502.16982).",
+        minimum=0.0,
+    )
+    beta_1: float = setting(0.9, "Decay of the first moment (adamw, muon's AdamW, lion).", minimum=0.0, maximum=1.0)
+    beta_2: float = setting(
+        0.95, "Decay of the second moment (adamw, muon's AdamW) or of the momentum (lion).", minimum=0.0, maximum=1.0
+    )
+    epsilon: float = setting(1e-8, "Added to the root of the second moment (adamw, muon's AdamW).", minimum=0.0)
+    momentum: float = setting(0.95, "Momentum of muon.", minimum=0.0, maximum=1.0)
+    weight_decay: float = setting(0.1, "Decoupled weight decay, times the learning rate at each update.", minimum=0.0)
+    weight_decay_exclude: tuple[str, ...] = setting(
+        ("embedding",),
+        "Regular expression searched in a variable's path (decoder/block_0/attention/query/kernel): a match is not "
+        "decayed. Biases and norms never are. ^$ matches nothing: all matrices are decayed, as in nanoGPT.",
+    )
+    clip_norm: float = setting(
+        1.0,
+        "Gradients are scaled down to this global norm, after they are summed over replicas; 0: never.",
+        minimum=0.0,
+    )
+    ema_decay: float = setting(
+        0.0,
+        "Keep an average of the weights with this decay, used for validation and for the model written; 0: none.",
+        minimum=0.0,
+        maximum=1.0,
+    )
+
+    def check(self) -> None:
+        if self.adam_learning_rate is not None and self.optimizer != "muon":
+            raise SettingError("adam_learning_rate", f"is only for --optimizer=muon, not {self.optimizer}")
+        if self.adam_learning_rate is not None and self.learning_rate == 0:
+            raise SettingError("adam_learning_rate", "is a ratio to --learning_rate, which must not be 0")
+        if self.optimizer == "lion" and self.beta_1 == 0:
+            raise SettingError("beta_1", "must be above 0 for --optimizer=lion")
+        for name in ("beta_1", "beta_2", "momentum", "ema_decay"):
+            if getattr(self, name) == 1.0:
+                raise SettingError(name, "must be below 1: with 1 nothing new would ever count")
+        for pattern in self.weight_decay_exclude:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise SettingError("weight_decay_exclude", f"{pattern!r} is no regular expression ({error})") from error
+
+
+@dataclasses.dataclass(frozen=True)
+class ScheduleConfig(Settings):
+    """How the learning rate goes up and down over the run."""
+
+    title: ClassVar[str] = "Learning-rate schedule"
+
+    schedule: str = setting(
+        "cosine",
+        "After a linear warm-up: cosine: half a cosine down to the end; wsd: constant, then linear down over the last "
+        "--decay_fraction of the run (warm-up, stable, decay); linear: straight down; constant.",
+        choices=("cosine", "wsd", "linear", "constant"),
+    )
+    warmup_steps: int = setting(100, "Updates over which the learning rate rises linearly.", minimum=0)
+    decay_fraction: float = setting(
+        0.2, "With wsd: the part of the run, at its end, over which the rate falls.", minimum=0.0, maximum=1.0
+    )
+    final_learning_rate_fraction: float = setting(
+        0.1, "Learning rate at the end, as a fraction of the highest.", minimum=0.0, maximum=1.0
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class StepConfig(Settings):
+    """How one optimizer update is computed."""
+
+    title: ClassVar[str] = "Training step"
+
+    accumulation_steps: int = setting(
+        1,
+        "Each update's batch is computed in this many parts, one after the other: less memory, the same result. "
+        "Must divide the rows of the batch on each replica.",
+        minimum=1,
+    )
+    label_smoothing: float = setting(
+        0.0, "Probability spread evenly over the vocabulary in the training target.", minimum=0.0, maximum=0.999
+    )
+    z_loss: float = setting(
+        0.0, "Factor on the squared log of the softmax's denominator, such as 0.0001 (arXiv:2204.02311).", minimum=0.0
+    )
+    cross_entropy_chunk_tokens: int = setting(
+        0,
+        "Tokens whose logits exist at once; the result is the same. 0: chosen by the size of the vocabulary.",
+        minimum=0,
+    )
+    dtype: str = setting(
+        "float32",
+        "float32, or mixed_bfloat16: weights and optimizer in float32, matrix products in bfloat16.",
+    )
+    compile: str = setting(
+        "auto",
+        "How the step runs. graph: TensorFlow's kernels; xla: compiled by XLA; auto: both are measured for a few steps "
+        "at the start, the faster is kept, and a resumed run keeps it too.",
+        choices=("auto", "graph", "xla"),
+    )
+    steps_per_call: int = setting(
+        0, "Updates between two returns to Python; 0: about a second's worth. Changes no result.", minimum=0
+    )
+
+    def check(self) -> None:
+        if self.dtype in ("float16", "mixed_float16"):
+            raise SettingError(
+                "dtype",
+                "float16 is not offered: it needs loss scaling, which Keras checks on the first replica only; "
+                "use mixed_bfloat16",
+            )
+        if self.dtype not in ("float32", "mixed_bfloat16"):
+            raise SettingError("dtype", f"{self.dtype!r} is not one of float32, mixed_bfloat16")
+
+
+@dataclasses.dataclass(frozen=True)
+class StrategyConfig(Settings):
+    """Which devices the step runs on."""
+
+    title: ClassVar[str] = "Devices"
+
+    strategy: str = setting(
+        "auto",
+        "one: the first device; mirrored: all GPUs (or all logical CPUs) of this machine, each with a part of the "
+        "batch; auto: mirrored when there is more than one, else one.",
+        choices=("auto", "one", "mirrored", "multiworker", "tpu"),
+    )
+    logical_cpus: int = setting(
+        1, "Split the CPU into this many logical devices, to try --strategy=mirrored without GPUs.", minimum=1
+    )
