@@ -8,6 +8,7 @@ from pathlib import Path
 from tfgpt.corpus.sources.base import Document, Source
 from tfgpt.corpus.sources.files import FileSource, find_files
 from tfgpt.corpus.sources.fingerprints import FileHashes
+from tfgpt.corpus.sources.samples import SampleSource
 
 __all__ = ["Document", "Source", "open_sources"]
 
@@ -36,4 +37,6 @@ def open_sources(
 
 def open_source(spec: str, flag: str, hashes: FileHashes, tfds_data_dir: str | None) -> Source:
     """The source of one spec."""
+    if spec.startswith("sample:"):
+        return SampleSource(spec, flag, hashes)
     return FileSource(spec, find_files(spec, flag), hashes)
