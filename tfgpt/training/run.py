@@ -72,6 +72,7 @@ def train(recipe: Recipe, flag_file: str, callbacks: tuple[keras.callbacks.Callb
     metrics = MetricsFile(directory / "metrics.jsonl", state.step)
     tensorboard = TensorBoardFiles(directory / "tensorboard" if recipe.watching.tensorboard else None)
     tensorboard.hyperparameters(recipe.flags())
+    samples = Samples(recipe, assembly, data)
     parts = LoopParts(
         trainer=trainer,
         batches=assembly.batches,
@@ -79,7 +80,7 @@ def train(recipe: Recipe, flag_file: str, callbacks: tuple[keras.callbacks.Callb
         checkpoints=checkpoints,
         metrics=metrics,
         tensorboard=tensorboard,
-        samples=lambda: samples(recipe, assembly, data),
+        samples=samples,
         facts={"flags": recipe.flags(), "data_fingerprint": data.fingerprint, "compile": compilation},
         flops_per_token=presets.training_flops_per_token(trainer.decoder.config, recipe.batch.sequence_length),
         peak_flops=measured_peak_flops(recipe.step.dtype),
@@ -93,7 +94,7 @@ def train(recipe: Recipe, flag_file: str, callbacks: tuple[keras.callbacks.Callb
             say(f"Stopped at step {loop.state.step}, saved in {checkpoints.directory}; to go on:")
             say(f"  {resume_command(directory)}")
             return 0
-        finish(recipe, data, assembly, loop.state, checkpoints)
+        finish(recipe, data, assembly, loop.state, checkpoints, samples)
     finally:
         metrics.close()
         tensorboard.close()
@@ -154,22 +155,35 @@ def describe(recipe: Recipe, data: PreparedData, decoder: Any) -> None:
     )
 
 
-def samples(recipe: Recipe, assembly: Assembly, data: PreparedData, seed: int = 0) -> dict[str, str]:
-    """A sampled continuation of each --sample_prompt."""
-    watching = recipe.watching
-    room = assembly.trainer.decoder.config.max_sequence_length // 2
-    if not watching.sample_tokens or not watching.sample_prompt:
-        return {}
-    sampling = SamplingConfig(
-        max_new_tokens=min(watching.sample_tokens, room), temperature=watching.sample_temperature, seed=seed
-    )
-    with assembly.trainer.averaged_weights():
-        generator = Generator(assembly.trainer.decoder, data.tokenizer)
-        completions = generator.generate(list(watching.sample_prompt), sampling)
-    return {prompt: prompt + found[0].text for prompt, found in zip(watching.sample_prompt, completions, strict=True)}
+class Samples:
+    """Sampled continuations of the prompts of a run, by one generator, so that its graphs are traced once.
+
+    Args:
+        recipe: the prompts, how many tokens, which temperature.
+        assembly: the trainer whose decoder writes.
+        data: the tokenizer.
+    """
+
+    def __init__(self, recipe: Recipe, assembly: Assembly, data: PreparedData):
+        self.watching, self.seed, self.trainer = recipe.watching, recipe.run.seed, assembly.trainer
+        self.generator = Generator(assembly.trainer.decoder, data.tokenizer)
+
+    def __call__(self, number: int = 0) -> dict[str, str]:
+        """Prompt → prompt and continuation, for each --sample_prompt; `number` chooses another draw."""
+        watching = self.watching
+        if not watching.sample_tokens or not watching.sample_prompt:
+            return {}
+        sampling = SamplingConfig(
+            max_new_tokens=watching.sample_tokens, temperature=watching.sample_temperature, seed=self.seed + number
+        )
+        with self.trainer.averaged_weights():
+            completions = self.generator.generate(list(watching.sample_prompt), sampling)
+        return {prompt: prompt + found[0].text for prompt, found in zip(watching.sample_prompt, completions)}
 
 
-def finish(recipe: Recipe, data: PreparedData, assembly: Assembly, state: State, checkpoints: Checkpoints) -> None:
+def finish(
+    recipe: Recipe, data: PreparedData, assembly: Assembly, state: State, checkpoints: Checkpoints, samples: Samples
+) -> None:
     """Writes model/ and curves.png and says what came of the run and what to do next."""
     directory, trainer = recipe.run_dir, assembly.trainer
     best = checkpoints.best() if recipe.run.keep_best else None
@@ -194,24 +208,17 @@ def finish(recipe: Recipe, data: PreparedData, assembly: Assembly, state: State,
             f"{after['validation_bits_per_byte']:.4f} after"
             f" (loss {before['validation_loss']:.4f} → {after['validation_loss']:.4f} nats per token)"
         )
-    show_continuations(recipe, assembly, data)
+    if recipe.watching.sample_tokens:
+        say("Three sampled continuations:")
+        for number in range(3):
+            text = " ".join(next(iter(samples(number).values()), "").split())
+            say(f"  {number + 1}. {text or '(it ended at once)'}")
     say(f"Model:       {directory / 'model'}  (config.json, model.safetensors, tokenizer.json, …)")
     say(f"Curves:      {directory / 'curves.png'}, numbers in {directory / 'metrics.jsonl'}")
     python = os.path.relpath(sys.executable) if Path(sys.executable).is_relative_to(Path.cwd()) else "python"
     if recipe.watching.tensorboard:
         say(f"TensorBoard: {python} -m tensorboard.main --logdir={shlex.quote(str(directory / 'tensorboard'))}")
     say(f"Next:        {python} -m tfgpt.generate --model={shlex.quote(str(directory))} --prompt='Once upon a time'")
-
-
-def show_continuations(recipe: Recipe, assembly: Assembly, data: PreparedData) -> None:
-    """Three sampled continuations of the first prompt."""
-    if not recipe.watching.sample_tokens:
-        return
-    say("Three sampled continuations:")
-    for number in range(3):
-        for prompt, text in list(samples(recipe, assembly, data, seed=recipe.run.seed + number).items())[:1]:
-            shown = " ".join(text.split())
-            say(f"  {number + 1}. {shown if shown else f'(nothing after {prompt!r})'}")
 
 
 def write_model(recipe: Recipe, data: PreparedData, trainer: Any, state: State, step: int) -> None:
