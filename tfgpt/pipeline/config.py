@@ -21,3 +21,14 @@ class BatchConfig(Settings):
     document_masking: bool = setting(
         False, "attention stays within a document and positions restart at its beginning, instead of running on"
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class PrepareConfig(Settings):
+    """What the `prepare` command does besides filling the cache."""
+
+    title: ClassVar[str] = "Results"
+
+    output_dir: str | None = setting(
+        None, "also put tokenizer, token shards and data card here: hard links to the cache, copies on another disk"
+    )

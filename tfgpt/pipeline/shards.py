@@ -80,6 +80,11 @@ class TokenShards:
         self.tokens = mapped_stream(directory, manifest["shards"], manifest["dtype"])
         self.weights = mapped_stream(directory, manifest["weights"], "uint8") if manifest["weights"] else None
 
+    @property
+    def files(self) -> list[Path]:
+        """The files of tokens and weights."""
+        return [self.directory / file["file"] for file in self.manifest["shards"] + self.manifest["weights"]]
+
     @classmethod
     def open(
         cls, directory: str | os.PathLike, tokenizer_fingerprint: str | None = None, verify: bool = False

@@ -1,0 +1,151 @@
+"""How many tokens a CPU-second the training pipeline delivers, beside two pipelines that people write by hand.
+
+    python scripts/bench_pipeline.py [--json]
+
+Peers, same rows and tokens: a plain tf.data pipeline (windows in memory, a shuffle buffer of 10,000, batch), and
+nanoGPT's `get_batch` in NumPy (random offsets into a memory map, rows stacked, int64; no epochs, no restart). Neither
+gives weights; ours does. Measured by the CPU time of the process and all its threads, because cores are shared: best
+of several rounds, the contestants taking turns. "in graph" consumes batches in a `tf.range` loop inside a
+`tf.function`, as training does; "eager" calls `next` from Python.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+
+import numpy as np
+import tensorflow as tf
+
+from tfgpt.pipeline.batches import training_batches
+from tfgpt.pipeline.shards import TokenShards, write_token_shards
+from tfgpt.tokenization.train import byte_tokenizer
+
+SHAPES = ((64, 256), (8, 256), (32, 1024))
+TOKENS = 20_000_000
+ROUNDS = 5
+TOKENS_A_ROUND = 8_000_000
+TARGET = 20e6
+
+
+def main() -> None:
+    """Prints a card and, at the end, one line of JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="end in one line of JSON")
+    arguments = parser.parse_args()
+    figures: dict[str, dict[str, float]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        shards = random_shards(Path(folder))
+        for batch_size, sequence_length in SHAPES:
+            name = f"batch {batch_size}, {sequence_length} tokens a row"
+            figures[name] = measure(contestants(shards, batch_size, sequence_length), batch_size * sequence_length)
+            print(name)
+            for contestant, rate in figures[name].items():
+                print(f"  {contestant:<24} {rate / 1e6:8.1f} million tokens a CPU-second")
+    main_shape = figures[f"batch {SHAPES[0][0]}, {SHAPES[0][1]} tokens a row"]
+    ratios = {
+        "plain_tf_data": main_shape["tfgpt, in graph"] / main_shape["plain tf.data, in graph"],
+        "plain_tf_data_eager": main_shape["tfgpt, eager"] / main_shape["plain tf.data, eager"],
+        "nanogpt_get_batch": main_shape["tfgpt, eager"] / main_shape["nanoGPT get_batch"],
+        "target_20_million": main_shape["tfgpt, in graph"] / TARGET,
+    }
+    print(
+        "ratios at",
+        f"batch {SHAPES[0][0]}, T={SHAPES[0][1]}:",
+        {name: round(ratio, 2) for name, ratio in ratios.items()},
+    )
+    if arguments.json:
+        print(json.dumps({"benchmark": "pipeline", "ratios": ratios, "tokens_per_cpu_second": figures}))
+
+
+def random_shards(folder: Path) -> TokenShards:
+    """Shards of random bytes in documents of 2,000 tokens."""
+    generator = np.random.default_rng(0)
+    letters = generator.integers(97, 123, TOKENS, dtype=np.uint8).tobytes().decode("ascii")
+    documents = ({"text": letters[start : start + 2000]} for start in range(0, TOKENS, 2000))
+    return write_token_shards(documents, byte_tokenizer(), folder / "shards")
+
+
+def contestants(shards: TokenShards, batch_size: int, sequence_length: int) -> dict[str, Callable[[int], Any]]:
+    """Each consumes the number of batches it is called with."""
+    ours = training_batches(shards, sequence_length=sequence_length, batch_size=batch_size, seed=1)
+    plain = plain_tf_data(shards, batch_size, sequence_length)
+    generator = nanogpt_batches(shards, batch_size, sequence_length)
+    return {
+        "tfgpt, in graph": functools.partial(consume_in_graph(), iter(ours)),
+        "tfgpt, eager": functools.partial(consume, iter(ours)),
+        "plain tf.data, in graph": functools.partial(consume_in_graph(), iter(plain)),
+        "plain tf.data, eager": functools.partial(consume, iter(plain)),
+        "nanoGPT get_batch": functools.partial(consume, generator),
+    }
+
+
+def plain_tf_data(shards: TokenShards, batch_size: int, sequence_length: int) -> tf.data.Dataset:
+    """What the tutorials do: windows as one tensor, a shuffle buffer, batch, split into inputs and targets."""
+    tokens = shards.tokens.run(0, shards.num_tokens)
+    count = (len(tokens) - 1) // sequence_length
+    windows = np.lib.stride_tricks.sliding_window_view(tokens, sequence_length + 1)[::sequence_length][:count]
+    dataset = tf.data.Dataset.from_tensor_slices(windows.astype(np.int32)).repeat().shuffle(10_000, seed=1)
+    dataset = dataset.batch(batch_size, drop_remainder=True)
+    return dataset.map(lambda rows: (rows[:, :-1], rows[:, 1:])).prefetch(tf.data.AUTOTUNE)
+
+
+def nanogpt_batches(
+    shards: TokenShards, batch_size: int, sequence_length: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """`get_batch` of https://github.com/karpathy/nanoGPT/blob/master/train.py, with NumPy in place of torch."""
+    path = shards.directory / shards.manifest["shards"][0]["file"]
+    generator = np.random.default_rng(1)
+    while True:
+        data = np.memmap(path, dtype=np.uint16, mode="r")
+        starts = generator.integers(0, len(data) - sequence_length, batch_size)
+        x = np.stack([data[i : i + sequence_length].astype(np.int64) for i in starts])
+        y = np.stack([data[i + 1 : i + 1 + sequence_length].astype(np.int64) for i in starts])
+        yield x, y
+
+
+def consume_in_graph() -> Callable[[Any, int], None]:
+    """A compiled loop over batches (one for each iterator type)."""
+
+    @tf.function
+    def loop(iterator: Any, batches: tf.Tensor) -> tf.Tensor:
+        last = tf.constant(0)
+        for _ in tf.range(batches):
+            last = tf.nest.flatten(next(iterator))[0][0, 0]
+        return last
+
+    return lambda iterator, batches: loop(iterator, tf.constant(batches)).numpy()
+
+
+def consume(iterator: Iterator[Any], batches: int) -> None:
+    """Takes batches one by one."""
+    for _ in range(batches):
+        next(iterator)
+
+
+def measure(runs: dict[str, Callable[[int], Any]], tokens_of_batch: int) -> dict[str, float]:
+    """Tokens a CPU-second of each contestant, the best of ROUNDS."""
+    batches = max(1, TOKENS_A_ROUND // tokens_of_batch)
+    best = dict.fromkeys(runs, 0.0)
+    for run in runs.values():
+        run(max(1, batches // 10))
+    for _ in range(ROUNDS):
+        for name, run in runs.items():
+            started = time.process_time()
+            run(batches)
+            best[name] = max(best[name], batches * tokens_of_batch / (time.process_time() - started))
+    return best
+
+
+if __name__ == "__main__":
+    main()

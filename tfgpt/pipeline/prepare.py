@@ -1,0 +1,281 @@
+"""From text to what training reads: documents, a tokenizer, token shards, each made once and then found in the cache.
+
+Every stage is kept under a hash of what it is made from: documents under their sources and options, the tokenizer
+under the documents and its options, token shards under the documents, the side and the tokenizer. A change anywhere
+makes that stage and those behind it anew and leaves the old ones for whoever still wants them; nothing is half-made in
+place, since each appears by a rename.
+
+What is damaged in the cache is named and made again, because it can be: the rebuilt shards are the same bytes. Shards
+that someone opens from elsewhere are only refused (`TokenShards.open`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from tfgpt.common.errors import UserError
+from tfgpt.common.files import (
+    clear_write_errors,
+    directory_written_beside,
+    read_json,
+    sha256_of_json,
+    write_json,
+)
+from tfgpt.common.progress import duration
+from tfgpt.corpus.build import build_documents
+from tfgpt.corpus.cache import locked, remove_leftovers
+from tfgpt.corpus.config import CorpusConfig
+from tfgpt.corpus.document_set import DocumentSet
+from tfgpt.corpus.sources.base import content_texts
+from tfgpt.pipeline.shards import FORMAT_VERSION, DamagedShards, TokenShards, write_token_shards
+from tfgpt.tokenization.config import TokenizerConfig
+from tfgpt.tokenization.tokenizer import Tokenizer
+from tfgpt.tokenization.train import make_tokenizer
+
+# Part of every tokenizer's key: raise it when the same documents and options train another tokenizer than before.
+TOKENIZER_FORMAT = 1
+PREPARED = "prepared.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class PreparedData:
+    """What training reads.
+
+    Attributes:
+        train: the tokens to learn from.
+        validation: the tokens held out; with --validation_fraction=0 a single end-of-text and no target.
+        tokenizer: made the tokens.
+        documents: what the tokens were made from.
+        fingerprint: hexadecimal SHA-256 of all tokens and the tokenizer; file names and places do not count.
+        manifest: how it was made: the fingerprints of every stage, counts, and where things are.
+    """
+
+    train: TokenShards
+    validation: TokenShards
+    tokenizer: Tokenizer
+    documents: DocumentSet
+    fingerprint: str
+    manifest: dict[str, Any]
+
+
+def prepare(
+    corpus: CorpusConfig,
+    tokenizer: TokenizerConfig,
+    *,
+    store_weights: bool = False,
+    say: Callable[[str], None] = print,
+) -> PreparedData:
+    """Makes, or finds in the cache, the documents, the tokenizer and the token shards of both sides.
+
+    Args:
+        corpus: which text, how split, and the cache directory.
+        tokenizer: which tokenizer; a trained one sees the training side only.
+        store_weights: keep loss weights beside the tokens (see `write_token_shards`).
+        say: told one line a stage: what was made or reused, and where it is.
+
+    Raises:
+        UserError: the text or a flag is at fault; the line names it.
+        RunError: the disk is full, or documents in the cache are damaged.
+    """
+    cache = corpus.cache_directory
+    documents = prepared_documents(corpus, cache, say)
+    made_tokenizer = prepared_tokenizer(tokenizer, documents, cache, say)
+    train, validation = (
+        prepared_shards(documents, side, made_tokenizer, cache, store_weights, say) for side in ("train", "validation")
+    )
+    fingerprint = sha256_of_json([train.fingerprint, validation.fingerprint])
+    manifest = {
+        "fingerprint": fingerprint,
+        "documents": {"fingerprint": documents.fingerprint, "directory": str(documents.directory)},
+        "tokenizer": {"fingerprint": made_tokenizer.fingerprint, "settings": tokenizer.to_dict()},
+        "corpus": corpus.to_dict(),
+        "train": summary(train),
+        "validation": summary(validation),
+    }
+    return PreparedData(train, validation, made_tokenizer, documents, fingerprint, manifest)
+
+
+def summary(shards: TokenShards) -> dict[str, Any]:
+    """What a run's provenance says of one side."""
+    return {
+        "fingerprint": shards.fingerprint,
+        "directory": str(shards.directory),
+        "tokens": shards.num_tokens,
+        "bytes": shards.num_bytes,
+        "documents": shards.num_documents,
+    }
+
+
+def prepared_documents(corpus: CorpusConfig, cache: Path, say: Callable[[str], None]) -> DocumentSet:
+    """The documents, with their line."""
+    started = time.monotonic()
+    folder = cache / "documents"
+    before = set(os.listdir(folder)) if folder.is_dir() else set()
+    documents = build_documents(corpus)
+    counts = ", ".join(
+        f"{documents.num_documents(side):,} {word} ({amount(documents.num_bytes(side))})"
+        for side, word in (("train", "to train on"), ("validation", "held out"))
+    )
+    say(f"documents: {counts}; {made_or_reused(documents.directory.name not in before, started)} {documents.directory}")
+    return documents
+
+
+def prepared_tokenizer(
+    config: TokenizerConfig, documents: DocumentSet, cache: Path, say: Callable[[str], None]
+) -> Tokenizer:
+    """The tokenizer, with its line; only a trained one is kept in the cache."""
+    started = time.monotonic()
+    if config.tokenizer != "bpe":
+        made = make_tokenizer(config, ())
+        origin = "the bytes" if config.tokenizer == "bytes" else f"from {config.tokenizer}"
+        say(f"tokenizer: {made.vocabulary_size:,} ids, {origin}")
+        return made
+    key = {"format": TOKENIZER_FORMAT, "documents": documents.fingerprint, "settings": config.to_dict()}
+    directory = cache / "tokenizers" / sha256_of_json(key)[:32]
+    with making(directory):
+        found = cached_tokenizer(directory, say)
+        made = found or trained_tokenizer(config, documents, directory)
+    say(f"tokenizer: {made.vocabulary_size:,} ids; {made_or_reused(found is None, started)} {directory}")
+    return made
+
+
+def cached_tokenizer(directory: Path, say: Callable[[str], None]) -> Tokenizer | None:
+    """The tokenizer in the cache, if it is there and whole."""
+    if not directory.exists():
+        return None
+    try:
+        tokenizer = Tokenizer.load(directory)
+        if read_json(directory / "manifest.json")["fingerprint"] == tokenizer.fingerprint:
+            return tokenizer
+        problem = f"{directory}: the tokenizer changed since it was trained"
+    except (UserError, KeyError, TypeError) as error:
+        problem = str(error)
+    say(f"tokenizer: {problem}; training it again")
+    return None
+
+
+def trained_tokenizer(config: TokenizerConfig, documents: DocumentSet, directory: Path) -> Tokenizer:
+    """Trains a tokenizer on the training side and keeps it."""
+    texts = (text for document in documents.documents("train") for text in content_texts(document))
+    tokenizer = make_tokenizer(config, texts, total_bytes=documents.num_bytes("train"))
+    with directory_written_beside(directory) as temporary:
+        tokenizer.save(temporary)
+        write_json(temporary / "manifest.json", {"fingerprint": tokenizer.fingerprint, "settings": config.to_dict()})
+    return tokenizer
+
+
+def prepared_shards(
+    documents: DocumentSet,
+    side: str,
+    tokenizer: Tokenizer,
+    cache: Path,
+    store_weights: bool,
+    say: Callable[[str], None],
+) -> TokenShards:
+    """The token shards of one side, with their line."""
+    started = time.monotonic()
+    key = {
+        "format": FORMAT_VERSION,
+        "documents": documents.fingerprint,
+        "side": side,
+        "tokenizer": tokenizer.fingerprint,
+        "store_weights": store_weights,
+    }
+    directory = cache / "tokens" / sha256_of_json(key)[:32]
+    with making(directory):
+        shards = cached_shards(directory, side, tokenizer, say)
+        made = shards is None
+        if shards is None:
+            shards = write_token_shards(
+                documents.documents(side),
+                tokenizer,
+                directory,
+                store_weights=store_weights,
+                num_documents=documents.num_documents(side),
+                title=f"encoding {side}",
+            )
+    rate = f" ({shards.num_bytes / (shards.num_tokens - 1):.2f} bytes a token)" if shards.num_tokens > 1 else ""
+    say(f"{side} tokens: {shards.num_tokens:,}{rate}; {made_or_reused(made, started)} {directory}")
+    return shards
+
+
+def cached_shards(directory: Path, side: str, tokenizer: Tokenizer, say: Callable[[str], None]) -> TokenShards | None:
+    """The shards in the cache, if they are there and whole."""
+    if not directory.exists():
+        return None
+    try:
+        return TokenShards.open(directory, tokenizer.fingerprint)
+    except DamagedShards as error:
+        say(f"{side} tokens: {str(error).split(';')[0]}; making them again")
+        return None
+
+
+@contextlib.contextmanager
+def making(directory: Path) -> Iterator[None]:
+    """One process at a time makes an entry of the cache; the others wait and find it."""
+    with contextlib.ExitStack() as stack:
+        if not directory.exists() or os.access(directory.parent, os.W_OK):
+            stack.enter_context(locked(directory))
+            remove_leftovers(directory.parent)
+        yield
+
+
+def put_results(data: PreparedData, output_dir: str | os.PathLike) -> Path:
+    """Hard links (copies, on another disk) of tokenizer, shards and card in a directory of the user's choice.
+
+    The directory then holds `tokenizer/`, `train/`, `validation/`, `card.md` and `prepared.json`; an earlier result of
+    this function is replaced when it is another one.
+
+    Raises:
+        UserError: the directory holds something else; nothing of it is touched.
+    """
+    output = Path(output_dir).expanduser()
+    earlier = output / PREPARED
+    if earlier.is_file() and read_json(earlier).get("fingerprint") == data.fingerprint:
+        with contextlib.suppress(UserError):
+            for side in ("train", "validation"):
+                TokenShards.open(output / side, data.tokenizer.fingerprint)
+            return output
+    elif output.exists() and not earlier.is_file() and (not output.is_dir() or any(output.iterdir())):
+        raise UserError(f"--output_dir: {output} holds something else; give a new or an empty directory")
+    with directory_written_beside(output) as temporary:
+        data.tokenizer.save(temporary / "tokenizer")
+        for side, shards in (("train", data.train), ("validation", data.validation)):
+            (temporary / side).mkdir()
+            for file in ("manifest.json", *(path.name for path in shards.files)):
+                link_or_copy(shards.directory / file, temporary / side / file)
+        shutil.copyfile(data.documents.card, temporary / "card.md")
+        write_json(temporary / PREPARED, data.manifest)
+    return output
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """A hard link where the file system allows it."""
+    try:
+        os.link(source, target)
+    except OSError:
+        with clear_write_errors(target):
+            shutil.copyfile(source, target)
+
+
+def made_or_reused(made: bool, started: float) -> str:
+    """How a stage's line ends, before the place."""
+    return f"made in {duration(time.monotonic() - started)}," if made else "reused,"
+
+
+def amount(count: int) -> str:
+    """1234567 → "1.2 MB"."""
+    if count < 1000:
+        return f"{count} bytes"
+    value, units = count / 1000, ["kB", "MB", "GB", "TB"]
+    while value >= 999.95 and len(units) > 1:
+        value /= 1000
+        units.pop(0)
+    return f"{value:.1f} {units[0]}"
