@@ -1,12 +1,24 @@
 """What a decoder is made of: one validated, JSON-able settings class. Imports no TensorFlow."""
+# ruff: noqa: RUF009 -- `setting` makes a dataclass field; ruff knows that only where it knows the annotation.
 
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from tfgpt.common.errors import SettingError
 from tfgpt.common.settings import Settings, setting
+
+# Fields that may be given as None and are then derived: on a made config they never are, and that is what readers (and
+# mypy) see.
+if TYPE_CHECKING:
+    DerivedInt = int
+    DerivedFloat = float
+    DerivedBool = bool
+else:
+    DerivedInt = int | None
+    DerivedFloat = float | None
+    DerivedBool = bool | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,14 +38,14 @@ class DecoderConfig(Settings):
     vocabulary_size: int = setting(4096, "Number of token ids, special tokens included.", minimum=1)
     num_layers: int = setting(4, "Number of transformer blocks.", minimum=1)
     num_query_heads: int = setting(3, "Attention heads.", minimum=1)
-    num_key_value_heads: int | None = setting(
+    num_key_value_heads: DerivedInt = setting(
         None, "Heads of keys and values: as many as query heads, fewer (grouped-query), or 1.", minimum=1
     )
     hidden_dim: int = setting(192, "Width of the residual stream.", minimum=1)
-    intermediate_dim: int | None = setting(
+    intermediate_dim: DerivedInt = setting(
         None, "Width inside the MLP; none: 4 x hidden_dim, or for swiglu 8/3 of it, to a multiple of 64.", minimum=1
     )
-    head_dim: int | None = setting(None, "Width of one head; none: hidden_dim / num_query_heads.", minimum=1)
+    head_dim: DerivedInt = setting(None, "Width of one head; none: hidden_dim / num_query_heads.", minimum=1)
     max_sequence_length: int = setting(1024, "Longest sequence, in tokens.", minimum=1)
     position_embedding: str = setting(
         "rope", "Learned position vectors, or rotation of queries and keys.", choices=("learned", "rope")
@@ -44,11 +56,11 @@ class DecoderConfig(Settings):
     normalization_scale: bool = setting(True, "Normalizations have a learned scale (query-key norm's too).")
     mlp: str = setting("swiglu", "Kind of MLP; gelu is the tanh form.", choices=("gelu", "swiglu", "squared_relu"))
     use_bias: bool = setting(False, "Projections and layer norms have biases.")
-    use_query_key_value_bias: bool | None = setting(
+    use_query_key_value_bias: DerivedBool = setting(
         None, "Query, key and value projections have biases; none: as use_bias."
     )
     query_key_norm: bool = setting(True, "RMS-normalize each head's queries and keys.")
-    attention_scale: float | None = setting(
+    attention_scale: DerivedFloat = setting(
         None, "Factor on the query-key products; none: 1 / sqrt(head_dim).", minimum=0.0
     )
     logit_soft_cap: float | None = setting(
@@ -62,85 +74,60 @@ class DecoderConfig(Settings):
     dropout: float = setting(
         0.0, "Fraction dropped of embeddings, attention weights and block outputs.", minimum=0.0, maximum=0.99
     )
-    rematerialize: bool = setting(
-        False, "Recompute each block in the backward pass: less memory, about a third slower."
-    )
+    rematerialize: bool = setting(False, "Recompute blocks in the backward pass: less memory, a third slower.")
     initializer_range: float | None = setting(
         0.02, "Standard deviation of initial kernels; none: 1 / sqrt(inputs).", minimum=0.0
     )
-    embedding_initializer_range: float | None = setting(
+    embedding_initializer_range: DerivedFloat = setting(
         None, "Standard deviation of initial embeddings; none: as initializer_range, or 0.02.", minimum=0.0
     )
-    head_initializer_range: float | None = setting(
+    head_initializer_range: DerivedFloat = setting(
         None, "Standard deviation of an untied head; none: as embedding_initializer_range.", minimum=0.0
     )
     zero_initialized_outputs: bool = setting(
         False,
-        "The last projection of attention and MLP starts at zero; otherwise smaller by sqrt(2 x num_layers), as GPT-2's.",
+        "The last projections of attention and MLP start at zero; else smaller by sqrt(2 x num_layers), as GPT-2's.",
     )
 
     def check(self) -> None:
         """Derives what is None and refuses combinations that cannot work."""
         self._derive()
-        if self.num_query_heads % self.key_value_heads:
+        if self.num_query_heads % self.num_key_value_heads:
             raise SettingError(
                 "num_key_value_heads",
                 f"{self.num_key_value_heads} does not divide --num_query_heads={self.num_query_heads}",
             )
-        if self.position_embedding == "rope" and self.head_width % 2:
+        if self.position_embedding == "rope" and self.head_dim % 2:
             raise SettingError("head_dim", f"{self.head_dim} is odd, but RoPE rotates pairs; make it even")
         if self.logit_soft_cap == 0.0:
             raise SettingError("logit_soft_cap", "0 would make every logit 0; leave it out for no cap")
 
     def _derive(self) -> None:
         """Fills the fields that are None; the dataclass is frozen for everybody else."""
-        values: dict[str, object] = {}
-        if self.num_key_value_heads is None:
-            values["num_key_value_heads"] = self.num_query_heads
-        if self.head_dim is None:
-            if self.hidden_dim % self.num_query_heads:
-                raise SettingError(
-                    "num_query_heads",
-                    f"{self.num_query_heads} does not divide --hidden_dim={self.hidden_dim}; or give --head_dim",
-                )
-            values["head_dim"] = self.hidden_dim // self.num_query_heads
-        if self.intermediate_dim is None:
-            values["intermediate_dim"] = default_intermediate_dim(self.mlp, self.hidden_dim)
-        if self.use_query_key_value_bias is None:
-            values["use_query_key_value_bias"] = self.use_bias
-        if self.embedding_initializer_range is None:
-            values["embedding_initializer_range"] = 0.02 if self.initializer_range is None else self.initializer_range
-        for name, value in values.items():
+        if self.head_dim is None and self.hidden_dim % self.num_query_heads:
+            problem = f"{self.num_query_heads} does not divide --hidden_dim={self.hidden_dim}; or give --head_dim"
+            raise SettingError("num_query_heads", problem)
+        self._fill("num_key_value_heads", self.num_query_heads)
+        self._fill("head_dim", self.hidden_dim // self.num_query_heads)
+        self._fill("attention_scale", self.head_dim**-0.5)
+        self._fill("intermediate_dim", default_intermediate_dim(self.mlp, self.hidden_dim))
+        self._fill("use_query_key_value_bias", self.use_bias)
+        self._fill("embedding_initializer_range", 0.02 if self.initializer_range is None else self.initializer_range)
+        self._fill("head_initializer_range", self.embedding_initializer_range)
+
+    def _fill(self, name: str, value: object) -> None:
+        if getattr(self, name) is None:
             object.__setattr__(self, name, value)
-        if self.head_initializer_range is None:
-            object.__setattr__(self, "head_initializer_range", self.embedding_initializer_range)
-        if self.attention_scale is None:
-            object.__setattr__(self, "attention_scale", self.head_width**-0.5)
-
-    @property
-    def head_width(self) -> int:
-        """`head_dim`, which is never None on a made config."""
-        return int(self.head_dim or 0)
-
-    @property
-    def key_value_heads(self) -> int:
-        """`num_key_value_heads`, which is never None on a made config."""
-        return int(self.num_key_value_heads or 0)
-
-    @property
-    def mlp_width(self) -> int:
-        """`intermediate_dim`, which is never None on a made config."""
-        return int(self.intermediate_dim or 0)
 
     @property
     def query_width(self) -> int:
         """Outputs of the query projection: all heads side by side."""
-        return self.num_query_heads * self.head_width
+        return self.num_query_heads * self.head_dim
 
     @property
     def key_value_width(self) -> int:
         """Outputs of the key projection, and of the value projection."""
-        return self.key_value_heads * self.head_width
+        return self.num_key_value_heads * self.head_dim
 
     @property
     def normalization_bias(self) -> bool:

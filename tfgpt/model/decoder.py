@@ -42,8 +42,8 @@ class Block(DecoderLayer):
         self.attention_norm = normalization(config, "attention_norm", policy)
         self.attention = SelfAttention(
             config.num_query_heads,
-            config.key_value_heads,
-            config.head_width,
+            config.num_key_value_heads,
+            config.head_dim,
             scale=config.attention_scale,
             query_key_norm=config.query_key_norm,
             normalization_epsilon=config.normalization_epsilon,
@@ -61,7 +61,7 @@ class Block(DecoderLayer):
         self.mlp_norm = normalization(config, "mlp_norm", policy)
         self.mlp = MLP(
             config.mlp,
-            config.mlp_width,
+            config.intermediate_dim,
             use_bias=config.use_bias,
             initializer_range=config.initializer_range,
             output_factor=output_factor,
@@ -304,7 +304,7 @@ class Decoder(keras.Model):
             )
         else:
             rotation_layer = Rotation(
-                config.head_width,
+                config.head_dim,
                 config.rope_max_wavelength,
                 config.attention_scale,
                 packed,
@@ -376,7 +376,7 @@ class Decoder(keras.Model):
 
     def empty_cache(self, batch_size: Any, length: Any) -> Cache:
         """A (key, value) pair a block, each [batch_size, length, key-value heads, head_dim] zeros, compute dtype."""
-        shape = [batch_size, length, self.config.key_value_heads, self.config.head_width]
+        shape = [batch_size, length, self.config.num_key_value_heads, self.config.head_dim]
         return [(tf.zeros(shape, self.compute_dtype), tf.zeros(shape, self.compute_dtype)) for _ in self.blocks]
 
     def call_with_cache(

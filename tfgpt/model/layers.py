@@ -11,7 +11,6 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfgpt.common.errors import SettingError
 from tfgpt.model.dropout import Dropout, current_dropout_seed, dropout_seed
 
 __all__ = [

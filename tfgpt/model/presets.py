@@ -198,14 +198,14 @@ def count_parameters(config: DecoderConfig) -> int:
 
 def block_parameters(config: DecoderConfig) -> int:
     """The parameters of one block's attention and MLP, without the two normalizations before them."""
-    hidden, inside = config.hidden_dim, config.mlp_width
+    hidden, inside = config.hidden_dim, config.intermediate_dim
     query_key_value = config.query_width + 2 * config.key_value_width
     matrices = hidden * query_key_value + config.query_width * hidden
     matrices += (3 if config.mlp == "swiglu" else 2) * hidden * inside
     biases = query_key_value if config.use_query_key_value_bias else 0
     if config.use_bias:
         biases += 2 * hidden + (2 if config.mlp == "swiglu" else 1) * inside
-    scales = 2 * config.head_width if config.query_key_norm and config.normalization_scale else 0
+    scales = 2 * config.head_dim if config.query_key_norm and config.normalization_scale else 0
     return matrices + biases + scales
 
 
@@ -254,7 +254,7 @@ def training_memory(
     parameters = count_parameters(config)
     number = 2 if mixed else 4
     tokens = batch_size * sequence_length
-    wide = (4 if config.mlp == "swiglu" else 2) * config.mlp_width
+    wide = (4 if config.mlp == "swiglu" else 2) * config.intermediate_dim
     # A block keeps: its input, two normalized inputs, queries, keys and values before and after rotation, the mixed
     # values, the residual sum, and what is inside the MLP.
     kept = 5 * config.hidden_dim + 3 * (config.query_width + config.key_value_width) + wide
@@ -288,7 +288,7 @@ def preset_table(batch_size: int = 8) -> str:
         length = min(config.max_sequence_length, 1024)
         memory = training_memory(config, batch_size=batch_size, sequence_length=length, mixed=True, logit_chunks=8)
         lines.append(
-            f"| {name} | {config.num_layers} × {config.hidden_dim} | {config.num_query_heads} ({config.key_value_heads}) "
+            f"| {name} | {config.num_layers} × {config.hidden_dim} | {config.num_query_heads} ({config.num_key_value_heads}) "
             f"| {config.vocabulary_size:,} | {in_words(count_parameters(config))} | {memory['total'] / 2**30:.1f} GiB, T={length} "
             f"| {training_flops_per_token(config, length) / 1e9:.3g} |"
         )
