@@ -77,7 +77,8 @@ class GenerateConfig(Settings):
     prompt_file: str = setting(
         "",
         "A file with prompts: the whole file is one prompt (without the line break at its end); a file whose name "
-        'ends in .jsonl has one a line, a JSON string or an object with "prompt".',
+        'ends in .jsonl has one a line, a JSON string or an object with "prompt" or "messages". Without this and '
+        "--prompt, standard input is the prompt where it is piped, and otherwise there is none.",
     )
     chat: bool = setting(
         False, "Give each prompt as a user's turn of a chat (ChatML) and write the assistant's; for chat models."
@@ -87,6 +88,6 @@ class GenerateConfig(Settings):
 
     def check(self) -> None:
         if not self.model:
-            raise SettingError("model", "is missing; give a model directory such as runs/quickstart/model")
+            raise SettingError("model", "is missing; give a run or model directory, such as runs/quickstart")
         if self.prompt and self.prompt_file:
             raise SettingError("prompt_file", "is given together with --prompt; give one of them")

@@ -1,15 +1,114 @@
-"""Prompts as token ids, checked against the model before TensorFlow is imported."""
+"""Prompts: where they are read, and how they become token ids. No TensorFlow."""
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tfgpt.common.errors import UserError
+from tfgpt.generation.config import GenerateConfig
 from tfgpt.tokenization.chat_template import encode_messages
 from tfgpt.tokenization.tokenizer import Tokenizer
+
+Messages = list[dict[str, Any]]
+Prompt = str | Messages
+
+
+def read_prompts(config: GenerateConfig) -> list[Prompt]:
+    """The command's prompts: --prompt, --prompt_file, or piped standard input; "" where there is none of them.
+
+    Returns:
+        Texts; a .jsonl file and --chat also give dialogues, as lists of messages.
+
+    Raises:
+        UserError: a file is missing, empty, not UTF-8, or a line of it is no prompt; the line names it.
+    """
+    prompts: list[Prompt] = []
+    if config.prompt_file.endswith(".jsonl"):
+        prompts += read_json_lines(Path(config.prompt_file).expanduser())
+    elif config.prompt_file:
+        prompts.append(without_last_line_break(read_text(Path(config.prompt_file).expanduser())))
+    elif config.prompt:
+        prompts += [checked_utf8(prompt, "--prompt") for prompt in config.prompt]
+    elif not sys.stdin.isatty():
+        prompts.append(without_last_line_break(checked_utf8(sys.stdin.read(), "standard input")))
+    else:
+        prompts.append("")
+    if config.chat:
+        return [[{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt for prompt in prompts]
+    return prompts
+
+
+def read_text(path: Path) -> str:
+    """A UTF-8 file's text, line breaks as they are."""
+    try:
+        return path.read_bytes().decode()
+    except UnicodeDecodeError as error:
+        raise UserError(f"--prompt_file: {path} is not UTF-8 (byte {error.start})") from error
+    except OSError as error:
+        raise UserError(f"--prompt_file: {path} cannot be read ({error.strerror})") from error
+
+
+def read_json_lines(path: Path) -> list[Prompt]:
+    """The prompts of a JSON Lines file."""
+    prompts: list[Prompt] = []
+    for number, line in enumerate(read_text(path).split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except ValueError as error:
+            raise UserError(f"--prompt_file: {path}, line {number} is not JSON ({error})") from error
+        if isinstance(value, dict):
+            value = value.get("messages", value.get("prompt"))
+        if not isinstance(value, (str, list)) or (isinstance(value, list) and not all(map(is_message, value))):
+            raise UserError(
+                f"--prompt_file: {path}, line {number} is neither a JSON string nor an object with "
+                'a "prompt" text or "messages"'
+            )
+        prompts.append(value)
+    if not prompts:
+        raise UserError(f"--prompt_file: {path} has no line with a prompt")
+    return prompts
+
+
+def is_message(value: Any) -> bool:
+    """Whether a JSON value is one message of a dialogue."""
+    return isinstance(value, dict) and isinstance(value.get("role"), str) and isinstance(value.get("content"), str)
+
+
+def without_last_line_break(text: str) -> str:
+    """The text without the line break that editors and `echo` put at the end."""
+    return text.removesuffix("\n").removesuffix("\r")
+
+
+def checked_utf8(text: str, name: str) -> str:
+    """The text, unless it holds bytes that are not UTF-8 (Python spells those as lone surrogates)."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{name}: is not UTF-8 (character {error.start})") from error
+    return text
+
+
+def model_directory(model: str) -> Path:
+    """The model directory that --model names: itself, or the one in a run directory.
+
+    Raises:
+        UserError: there is none; the line says what is missing.
+    """
+    path = Path(model).expanduser()
+    if not path.is_dir():
+        raise UserError(f"--model: {path} is not a directory")
+    for directory in (path, path / "model"):
+        if (directory / "config.json").is_file():
+            return directory
+    raise UserError(f"--model: no config.json in {path}, nor in {path / 'model'}; give a model or a finished run")
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: str | np.ndarray, add_end_of_text: bool = True) -> np.ndarray:
@@ -54,6 +153,13 @@ def encode_chat(tokenizer: Tokenizer, messages: Sequence[dict[str, Any]], add_en
     ids, _ = encode_messages(tokenizer, messages, add_generation_prompt=True)
     start = [tokenizer.end_of_text_id] if add_end_of_text else []
     return np.concatenate([np.asarray(start, np.int32), ids])
+
+
+def encode(tokenizer: Tokenizer, prompt: Prompt, add_end_of_text: bool = True) -> np.ndarray:
+    """As `encode_prompt` for text, as `encode_chat` for messages."""
+    if isinstance(prompt, str):
+        return encode_prompt(tokenizer, prompt, add_end_of_text)
+    return encode_chat(tokenizer, prompt, add_end_of_text)
 
 
 def check_lengths(prompts: Sequence[np.ndarray], max_sequence_length: int) -> None:

@@ -1,0 +1,84 @@
+"""Writes text with a trained model: goes on from prompts, or answers them as a chat model does.
+
+The shortest form is `python -m tfgpt.generate --model=runs/quickstart --prompt="Once upon a time"`. One text is shown
+as it is written; with --json each text is one line of JSON with prompt, text, token_ids, finish_reason ("stop" or
+"length") and log_probability. The same seed gives the same text. When a text fills the model's context, it goes on
+from the last half of it.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from tfgpt.common.command import Command
+from tfgpt.generation.config import GenerateConfig, SamplingConfig
+from tfgpt.generation.prompts import Prompt, check_lengths, encode, model_directory, read_prompts
+from tfgpt.tokenization.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from tfgpt.generation.engine import Completion
+
+# Rows written together where there are many prompts; their texts are printed before the next ones are begun.
+ROWS = 32
+
+
+def run(generate: GenerateConfig, sampling: SamplingConfig) -> None:
+    """Checks what can be checked without TensorFlow, then writes."""
+    directory = model_directory(generate.model)
+    prompts = read_prompts(generate)
+    tokenizer = Tokenizer.load(directory)
+    encoded = [encode(tokenizer, prompt, sampling.add_end_of_text) for prompt in prompts]
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    from tfgpt.model.checkpoints.huggingface import load_config
+
+    check_lengths(encoded, load_config(directory).max_sequence_length)
+
+    from tfgpt.generation.engine import Generator
+
+    generator = Generator.load(directory, dtype=generate.dtype)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")  # Whatever the locale: a text may have any character.
+    if len(prompts) == sampling.num_samples == 1 and not generate.json:
+        for piece in generator.stream(encoded[0], sampling):
+            print(piece.text, end="", flush=True)
+        print()
+        return
+    together = max(1, ROWS // sampling.num_samples)
+    for start in range(0, len(prompts), together):
+        found = generator.generate(encoded[start : start + together], sampling)
+        for number, completions in enumerate(found, start):
+            for sample, completion in enumerate(completions):
+                show = print_json if generate.json else print_text
+                show(prompts[number], number, sample, completion)
+
+
+def print_json(prompt: Prompt, number: int, sample: int, completion: Completion) -> None:
+    """One line of JSON."""
+    fields = {
+        "prompt": prompt,
+        "sample": sample,
+        "text": completion.text,
+        "token_ids": completion.token_ids,
+        "finish_reason": completion.finish_reason,
+        "log_probability": completion.log_probability,
+    }
+    print(json.dumps(fields, ensure_ascii=False), flush=True)
+
+
+def print_text(prompt: Prompt, number: int, sample: int, completion: Completion) -> None:
+    """A heading and the text."""
+    said = prompt if isinstance(prompt, str) else prompt[-1]["content"]
+    first = said.splitlines()[0] if said.strip() else ""
+    print(f"--- prompt {number + 1}, sample {sample + 1}: {first[:60]}")
+    print(completion.text, flush=True)
+
+
+COMMAND = Command("generate", __doc__, [GenerateConfig, SamplingConfig], run)
+main = COMMAND.run
+
+if __name__ == "__main__":
+    sys.exit(main())
