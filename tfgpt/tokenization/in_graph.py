@@ -78,12 +78,12 @@ class InGraphTokenizer(tf.Module):
                 splits = tf.gather(tf.concat([[0], tf.cumsum(tf.cast(kept, tf.int32))], 0), splits)
             return tf.RaggedTensor.from_row_splits(ids, tf.cast(splits, tf.int64), validate=False)
 
-    @tf.function(input_signature=[tf.RaggedTensorSpec([None, None], tf.int32)], autograph=False)
-    def decode(self, ids: tf.RaggedTensor) -> tf.Tensor:
-        """The bytes that each row of ids stands for; special tokens stand for nothing.
+    def decode(self, ids: tf.RaggedTensor | tf.Tensor) -> tf.Tensor:
+        """The bytes that each row of ids stands for; special tokens, padding among them, stand for nothing.
 
         Args:
-            ids: RaggedTensor [B, (ids)] int32; an id outside the vocabulary raises InvalidArgumentError.
+            ids: RaggedTensor [B, (ids)] or tensor [B, T], int32; an id outside the vocabulary raises
+                InvalidArgumentError.
 
         Returns:
             [B] strings, whatever bytes the ids hold (a text cut inside a character is not valid UTF-8).

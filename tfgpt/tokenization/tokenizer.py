@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from tfgpt.common.errors import UserError
 from tfgpt.common.files import sha256_of_json, write_json, write_text
 from tfgpt.tokenization.bulk import BytesEncoder, ReferenceEncoder, TextEncoder, TiktokenEncoder, tiktoken_ranks
 from tfgpt.tokenization.chat_template import CHAT_TEMPLATE
@@ -78,16 +77,14 @@ class Tokenizer:
             UserError: the file is missing, damaged or not a lossless byte-level BPE tokenizer.
         """
         path = Path(path).expanduser()
-        document = read_document(path)
-        try:
-            tokenizer = cls(document, str(path))
-            tokenizer.encode("a")
-        except Exception as error:  # `tokenizers` raises plain Exception for what it cannot read
-            raise UserError(f"{path}: is not a whole tokenizer.json ({type(error).__name__}: {error})") from error
-        return tokenizer
+        return cls(read_document(path), str(path))
 
     def save(self, directory: str | os.PathLike, model_max_length: int | None = None) -> None:
         """Writes `tokenizer.json` and `tokenizer_config.json`, which `transformers.AutoTokenizer` opens.
+
+        One trap lies outside these files: beside a `config.json` whose `model_type` is "qwen2", transformers 5 takes
+        its own Qwen2 pre-tokenizer and normalizer whatever `tokenizer.json` says. (gpt2, llama, mistral and qwen3 are
+        fine.)
 
         Args:
             directory: made when missing; other files in it stay.
@@ -178,24 +175,20 @@ class Tokenizer:
         Returns:
             For each text [n] int32; read only.
         """
-        encoder = self.encoder
-        if isinstance(encoder, ReferenceEncoder):
-            return [self.encode(text) for text in texts] if len(texts) < 2 else self._encode_by_reference(texts)
-        threads = num_threads or available_cpus()
-        if threads == 1:
-            return [self.encode(text) for text in texts]
-        parts = [part for number, text in enumerate(texts) for part in numbered_parts(number, text)]
-        jobs = list(portions(parts))
-        with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-            done = pool.map(lambda job: [(number, self.encode(text)) for number, text in job], jobs)
-            pieces: list[list[np.ndarray]] = [[] for _ in texts]
-            for job in done:
-                for number, ids in job:
-                    pieces[number].append(ids)
+        if isinstance(self.encoder, ReferenceEncoder):
+            return self._encode_portion(texts)  # it has threads of its own
+        jobs = list(portions(part for number, text in enumerate(texts) for part in numbered_parts(number, text)))
+        contents = [[text for _, text in job] for job in jobs]
+        with concurrent.futures.ThreadPoolExecutor(num_threads or available_cpus()) as pool:
+            encoded = list(pool.map(self._encode_portion, contents))
+        pieces: list[list[np.ndarray]] = [[] for _ in texts]
+        for job, arrays in zip(jobs, encoded):
+            for (number, _), ids in zip(job, arrays):
+                pieces[number].append(ids)
         return [ids[0] if len(ids) == 1 else np.concatenate(ids) for ids in pieces]
 
-    def _encode_by_reference(self, texts: Sequence[str | bytes]) -> list[np.ndarray]:
-        """All valid texts in one call of `tokenizers`, the others one by one."""
+    def _encode_portion(self, texts: Sequence[str | bytes]) -> list[np.ndarray]:
+        """Texts in one call where all are valid, otherwise one by one."""
         try:
             return self.encoder.encode_many([text if isinstance(text, str) else text.decode() for text in texts])
         except UnicodeError:
@@ -233,8 +226,14 @@ class Tokenizer:
         return list(self._token_bytes)
 
     def byte_lengths(self) -> np.ndarray:
-        """[vocabulary_size] int32: bytes that each id stands for; 0 for special tokens."""
-        return np.array([len(content) for content in self._token_bytes], np.int32)
+        """[vocabulary_size] int32, read only: bytes that each id stands for; 0 for special tokens."""
+        return self._byte_lengths
+
+    @functools.cached_property
+    def _byte_lengths(self) -> np.ndarray:
+        lengths = np.array([len(content) for content in self._token_bytes], np.int32)
+        lengths.setflags(write=False)
+        return lengths
 
 
 def available_cpus() -> int:

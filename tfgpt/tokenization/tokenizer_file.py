@@ -7,12 +7,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import tokenizers
+
 from tfgpt.common.errors import UserError
 from tfgpt.tokenization.config import SPECIAL_TOKENS
 from tfgpt.tokenization.pattern import BYTE_OF_CHARACTER, DECODER, PRE_TOKENIZER, byte_alphabet
 
 OTHER_NAMES: dict[str, tuple[str, ...]] = {
-    "<|endoftext|>": ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|end▁of▁sentence|>", "[SEP]"),
+    "<|endoftext|>": ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>"),
     "<|padding|>": ("<|padding|>", "<|pad|>", "<pad>", "<PAD>", "[PAD]", "<|finetune_right_pad_id|>"),
     "<|im_start|>": ("<|im_start|>",),
     "<|im_end|>": ("<|im_end|>",),
@@ -102,12 +104,25 @@ def read_document(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: cannot be read as a tokenizer.json ({error})") from error
     try:
         reason = why_not_lossless(document)
-    except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
+        if reason:
+            raise UserError(f"{path}: {reason}")
+        document = {**document, "truncation": None, "padding": None, "post_processor": None}
+        document = with_special_tokens(document, path)
+        # `tokenizers` raises plain Exceptions for merges of unknown tokens and the like.
+        check_ids(document, tokenizers.Tokenizer.from_str(json.dumps(document)), path)
+    except UserError:
+        raise
+    except Exception as error:
         raise UserError(f"{path}: is not a whole tokenizer.json ({type(error).__name__}: {error})") from error
-    if reason:
-        raise UserError(f"{path}: {reason}")
-    document = {**document, "truncation": None, "padding": None, "post_processor": None}
-    return with_special_tokens(document, path)
+    return document
+
+
+def check_ids(document: dict[str, Any], reference: tokenizers.Tokenizer, path: Path) -> None:
+    """Refuses added tokens to which `tokenizers` gives other ids than the file says."""
+    for token in document["added_tokens"]:
+        found = reference.token_to_id(token["content"])
+        if found != token["id"]:
+            raise UserError(f"{path}: the id of {token['content']} is {token['id']}, but `tokenizers` makes it {found}")
 
 
 def why_not_lossless(document: dict[str, Any]) -> str | None:

@@ -115,29 +115,36 @@ def train_bpe(
 
 
 class Sample:
-    """The texts that a tokenizer is trained on: all, a part spread evenly, or the beginning.
+    """The text that a tokenizer is trained on: all, a part spread evenly, or the beginning.
 
-    Whether a text belongs to the spread part depends on its content only (a checksum), so the same corpus gives the
-    same sample. Lone surrogates, which no encoder merges over, are left out.
+    The spread part is made of slices (short texts are one slice, a book is many). Whether a slice belongs to it
+    depends on its content only (a checksum), so the same corpus gives the same sample.
     """
 
     def __init__(self, texts: Iterable[str], sample_bytes: int | None, total_bytes: int | None):
         self.texts, self.sample_bytes, self.bytes_used = texts, sample_bytes, 0
-        self.share = 1.0
+        self.share, self.slice_characters = 1.0, 1 << 16
         if sample_bytes is not None and total_bytes is not None and total_bytes > sample_bytes:
             self.share = sample_bytes / total_bytes
+            self.slice_characters = max(1, min(1 << 16, sample_bytes // 100))
 
     def __iter__(self) -> Iterator[str]:
-        for text in self.texts:
-            content = text.encode("utf-8", "ignore")
+        for content in self.slices():
             if self.share < 1 and zlib.crc32(content) >= self.share * 2**32:
                 continue
-            if self.sample_bytes is not None and self.bytes_used + len(content) > self.sample_bytes:
+            if self.sample_bytes is not None:
                 content = content[: self.sample_bytes - self.bytes_used]
             self.bytes_used += len(content)
             yield content.decode("utf-8", "ignore")
             if self.bytes_used == self.sample_bytes:
                 return
+
+    def slices(self) -> Iterator[bytes]:
+        """The texts cut to pieces; lone surrogates, over which no encoder merges, are left out."""
+        for text in self.texts:
+            step = self.slice_characters if self.share < 1 else max(len(text), 1)
+            for start in range(0, len(text), step):
+                yield text[start : start + step].encode("utf-8", "ignore")
 
 
 def in_bytes(token: str) -> bytes:
