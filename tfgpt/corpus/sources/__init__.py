@@ -9,6 +9,7 @@ from tfgpt.corpus.sources.base import Document, Source
 from tfgpt.corpus.sources.files import FileSource, find_files
 from tfgpt.corpus.sources.fingerprints import FileHashes
 from tfgpt.corpus.sources.samples import SampleSource
+from tfgpt.corpus.sources.tfds import TensorFlowDatasetsSource
 
 __all__ = ["Document", "Source", "open_sources"]
 
@@ -39,4 +40,6 @@ def open_source(spec: str, flag: str, hashes: FileHashes, tfds_data_dir: str | N
     """The source of one spec."""
     if spec.startswith("sample:"):
         return SampleSource(spec, flag, hashes)
+    if spec.startswith("tfds:"):
+        return TensorFlowDatasetsSource(spec, flag, hashes, tfds_data_dir)
     return FileSource(spec, find_files(spec, flag), hashes)

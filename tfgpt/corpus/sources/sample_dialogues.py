@@ -13,7 +13,8 @@ from typing import Any
 from tfgpt.common.errors import UserError
 from tfgpt.corpus.sources.base import Document
 
-# Words that say enough about a chat to leave it out, in small letters as the text they are looked for in. Mild ones ("crap", "damn", "hell") are left in.
+# Words that say enough about a chat to leave it out, in small letters as the text they are looked for in. Mild ones
+# ("crap", "damn", "hell") are left in.
 PROFANITY = re.compile(
     r"\b(?:fuck\w*|(?:bull|horse)?shit\w*|bitch\w*|bastards?|assholes?|cunts?|dicks?|pussy|slut\w*|whor(?:e|es|ing)|porn\w*|nudes?|"
     r"horny|tits?|boobs?|retard(?:ed|s)?|rap(?:e|ed|es|ist|ists)|piss(?:ed)?|sex|sexy|sexting|nigg\w*|fag(?:got)?s?)\b"

@@ -192,9 +192,10 @@ def module_folder(module: str) -> Path | None:
 
 
 def found_files(folder: Path, sample: Sample, variant: str) -> list[Path]:
-    """The sample's files, sorted."""
+    """The sample's files, sorted; one that is found by two names only once."""
     patterns = [pattern.format(variant=variant).lstrip("/") for pattern in sample.files]
-    return sorted(path for pattern in patterns for path in folder.glob(pattern) if path.is_file())
+    matches = sorted(path for pattern in patterns for path in folder.glob(pattern) if path.is_file())
+    return list({path.resolve(): path for path in reversed(matches)}.values())[::-1]
 
 
 def variants(folder: Path, sample: Sample) -> list[str]:
