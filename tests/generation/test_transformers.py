@@ -1,0 +1,117 @@
+"""Greedy text and beam search equal `transformers`' own `generate` on tiny random models that both read."""
+
+from pathlib import Path
+
+import keras
+import pytest
+import torch
+import transformers
+
+from tfgpt.generation.config import SamplingConfig
+from tfgpt.generation.engine import Generator
+from tfgpt.model.checkpoints.huggingface import save_decoder
+from tfgpt.model.config import DecoderConfig
+from tfgpt.model.decoder import Decoder
+from tfgpt.tokenization.train import byte_tokenizer
+
+SHAPE = {
+    "num_layers": 2,
+    "hidden_dim": 32,
+    "num_query_heads": 4,
+    "max_sequence_length": 64,
+    "initializer_range": 0.3,
+    "embedding_initializer_range": 0.3,
+}
+MODELS = {
+    "gpt2": {
+        "position_embedding": "learned",
+        "normalization": "layer_norm",
+        "normalization_epsilon": 1e-5,
+        "mlp": "gelu",
+        "use_bias": True,
+        "query_key_norm": False,
+    },
+    "llama": {"query_key_norm": False, "num_key_value_heads": 2, "tie_embeddings": False},
+}
+PROMPTS = ["The cat sat", "", "one two three"]
+
+
+@pytest.fixture(scope="module", params=MODELS.keys())
+def pair(request, tmp_path_factory) -> tuple[Generator, transformers.PreTrainedModel]:
+    """Our generator and `transformers`' model, both read from one model directory."""
+    keras.utils.set_random_seed(3)
+    tokenizer = byte_tokenizer()
+    directory: Path = tmp_path_factory.mktemp(request.param)
+    save_decoder(
+        Decoder(DecoderConfig(**SHAPE, **MODELS[request.param], vocabulary_size=tokenizer.vocabulary_size)),
+        directory,
+        end_of_text_id=tokenizer.end_of_text_id,
+        end_of_turn_id=tokenizer.end_of_turn_id,
+        padding_id=tokenizer.padding_id,
+    )
+    tokenizer.save(directory)
+    model = transformers.AutoModelForCausalLM.from_pretrained(directory)
+    assert model.config.model_type == request.param
+    return Generator.load(directory), model
+
+
+def theirs(model: transformers.PreTrainedModel, generator: Generator, prompt: str, **options) -> list[list[int]]:
+    """The new tokens that `transformers` writes, each text without the end it has and the padding behind."""
+    ids = torch.tensor([[generator.tokenizer.end_of_text_id, *generator.tokenizer.encode(prompt).tolist()]])
+    with torch.no_grad():
+        found = model.generate(ids, do_sample=False, eos_token_id=list(generator.stop_tokens), **options)
+    texts = []
+    for row in found[:, ids.shape[1] :].tolist():
+        ends = [place for place, token in enumerate(row) if token in generator.stop_tokens]
+        texts.append(row[: ends[0]] if ends else row)
+    return texts
+
+
+@pytest.mark.parametrize("penalty", [1.0, 1.3])
+def test_greedy_text_equals_transformers(pair, penalty):
+    generator, model = pair
+    config = SamplingConfig(max_new_tokens=40, temperature=0.0, repetition_penalty=penalty)
+    for prompt, [found] in zip(PROMPTS, generator.generate(PROMPTS, config)):
+        [expected] = theirs(model, generator, prompt, max_new_tokens=40, repetition_penalty=penalty)
+        assert found.token_ids == expected
+
+
+@pytest.mark.parametrize("num_beams", [2, 5])
+@pytest.mark.parametrize(("length_penalty", "penalty"), [(1.0, 1.0), (-2.0, 1.0), (0.0, 1.2)])
+def test_beam_search_equals_transformers(pair, num_beams, length_penalty, penalty):
+    generator, model = pair
+    config = SamplingConfig(
+        max_new_tokens=9,
+        temperature=0.0,
+        num_beams=num_beams,
+        num_samples=2,
+        length_penalty=length_penalty,
+        repetition_penalty=penalty,
+    )
+    for prompt, found in zip(PROMPTS[:2], generator.generate(PROMPTS[:2], config)):
+        expected = theirs(
+            model,
+            generator,
+            prompt,
+            max_new_tokens=9,
+            num_beams=num_beams,
+            num_return_sequences=2,
+            length_penalty=length_penalty,
+            repetition_penalty=penalty,
+        )
+        assert [text.token_ids for text in found] == expected
+
+
+def test_log_probability_of_a_beam_is_what_transformers_gives_its_tokens(pair):
+    generator, model = pair
+    [[found]] = generator.generate(["The cat"], SamplingConfig(max_new_tokens=8, temperature=0.0, num_beams=3))
+    prompt = [generator.tokenizer.end_of_text_id, *generator.tokenizer.encode("The cat").tolist()]
+    ids = torch.tensor([prompt + found.token_ids])
+    with torch.no_grad():
+        log_probabilities = torch.log_softmax(model(ids).logits[0], -1)
+    own = log_probabilities[range(len(prompt) - 1, ids.shape[1] - 1), found.token_ids].sum()
+    if found.finish_reason == "stop":  # The stop token counts, but is not among the ids.
+        [best] = theirs(model, generator, "The cat", max_new_tokens=8, num_beams=3)
+        assert best == found.token_ids
+        own += max(log_probabilities[-1, token] for token in generator.stop_tokens)
+    assert found.log_probability == pytest.approx(float(own), abs=1e-4)
