@@ -6,14 +6,16 @@ that fills no window is another one each time. The windows are visited in a perm
 number `s * batch_size + r`: epoch `number // windows`, place `number % windows` in that epoch's permutation. Nothing
 is remembered from step to step: going on at step 1,000,000 costs what step 0 costs. An epoch may end within a batch.
 
-Permutations and offsets are `RandomIndexShuffle` (the operation behind `tf.random.experimental.index_shuffle`): a
-block cipher that permutes [0, n) one number at a time, in constant time and memory. We call it with 16 rounds: with
-the public function's 4, permutations of 20,000 windows under neighbouring seeds correlate by 0.25 and neighbouring
-windows by 0.024 where chance gives 0.007; 8 rounds already show neither (2026-11-22).
+Permutations are `RandomIndexShuffle` (the operation behind `tf.random.experimental.index_shuffle`): a block cipher
+that permutes [0, n) one number at a time, in constant time and memory. We call it with 16 rounds: with the public
+function's 4, permutations of 20,000 windows under neighbouring seeds correlate by 0.25 and neighbouring windows by
+0.024 where chance gives 0.007; 8 rounds already show neither. Its smallest block is large: below 4,096 windows it takes
+2,000/n microseconds a number (1 ms for two windows), so that such epochs are permuted by a table instead. Both
+measured on 2026-11-22.
 
-A window's numbers are read through memory maps by one `tf.numpy_function` for a block of steps (about 260,000 tokens)
-and then dealt out step by step. Measured against a design in graph operations only (`ImmutableConst` over the file,
-`tf.gather`): 1.1 to 2.5 times as fast, and it reads any number of files.
+A window's numbers are read through memory maps by one `tf.numpy_function` for a block of steps (up to 260,000
+tokens) and then dealt out step by step. Measured against a design in graph operations only (`ImmutableConst` over
+the file, `tf.gather`): 1.1 to 2.5 times as fast, and it reads any number of files.
 
 Documents. End-of-text belongs to the document that it opens: it is position 0, from it the first token is predicted,
 as generation does, and that prediction counts like every other. With `document_masking`, `segment_ids` number the
@@ -32,9 +34,12 @@ import tensorflow as tf
 from tfgpt.common.errors import SettingError, UserError
 from tfgpt.pipeline.shards import TokenShards
 
-# Tokens read in one go.
+# At most so many tokens and rows are read in one go (but always a step).
 BLOCK_TOKENS = 1 << 18
+BLOCK_ROWS = 1 << 10
 SHUFFLE_ROUNDS = 16
+# Epochs of fewer windows are permuted by a table.
+SMALL_EPOCH = 1 << 12
 LAST_STEP = 1 << 62
 
 
@@ -79,14 +84,14 @@ def training_batches(
             f"{max(targets, 1)}"
         )
     order = EpochOrder(targets, sequence_length, seed)
-    steps = steps_of_block(rows * sequence_length)
+    steps = steps_of_block(rows, sequence_length)
     # Number of every row of a block, counted from the first row of its first step's global batch: (steps * rows)
     in_block = (np.arange(steps)[:, None] * batch_size + shard_index * rows + np.arange(rows)).reshape(-1)
     make = Rows(shards, sequence_length, document_masking, circular=True)
 
     def block(step: tf.Tensor) -> dict[str, tf.Tensor]:
         number = step * batch_size + in_block
-        return make.block(order.starts, [number, order.places(number)], steps, rows)
+        return make.block(order.starts, order.inputs(number), steps, rows)
 
     dataset = tf.data.Dataset.range(start_step, LAST_STEP, steps).map(block)
     # The next block is read while the steps of this one are trained; dealing them out is a copy of some kilobytes.
@@ -120,7 +125,7 @@ def validation_batches(
         )
     windows = -(-targets // sequence_length)
     batches = -(-windows // batch_size)
-    steps = min(steps_of_block(rows * sequence_length), batches)
+    steps = min(steps_of_block(rows, sequence_length), batches)
     make = Rows(shards, sequence_length, document_masking, circular=False)
 
     in_block = (np.arange(steps)[:, None] * batch_size + shard_index * rows + np.arange(rows)).reshape(-1)
@@ -147,27 +152,43 @@ class EpochOrder:
         self.windows = targets // sequence_length
         self.offset = functools.lru_cache(maxsize=1024)(self.computed_offset)
 
-    def places(self, number: tf.Tensor) -> tf.Tensor:
-        """The place on its epoch's grid of the window with each running number; int64 [n] to int64 [n]."""
+    def inputs(self, number: tf.Tensor) -> list[tf.Tensor]:
+        """What `starts` needs to know of rows with these running numbers (int64 [n]), made in graph."""
+        if self.windows < SMALL_EPOCH:
+            return [number]
         # The cipher's key: 32 bits of the seed, the other 32, the epoch.
         key = np.array([[self.seed & 0xFFFFFFFF, (self.seed >> 32) & 0xFFFFFFFF, 0]], np.int64)
-        return tf.raw_ops.RandomIndexShuffle(
+        places = tf.raw_ops.RandomIndexShuffle(
             index=number % self.windows,
             seed=key + (number // self.windows)[:, None] * np.array([[0, 0, 1]], np.int64),
             max_index=np.full(number.shape, self.windows - 1, np.int64),
             rounds=SHUFFLE_ROUNDS,
         )
+        return [number, places]
 
-    def starts(self, number: np.ndarray, places: np.ndarray) -> np.ndarray:
-        """Where on the circle the windows begin, in [0, targets); int64 [n]."""
-        epochs, first = np.unique(number // self.windows, return_inverse=True)
+    def starts(self, number: np.ndarray, places: np.ndarray | None = None) -> np.ndarray:
+        """Where on the circle the windows begin, in [0, targets).
+
+        Args:
+            number: the rows' running numbers, consecutive or nearly; int64 [n].
+            places: the place of each on its epoch's grid; None for small epochs, which have tables. int64 [n].
+        """
+        epochs, row_epoch = np.unique(number // self.windows, return_inverse=True)
         offsets = np.array([self.offset(int(epoch)) for epoch in epochs], np.int64)
-        return (offsets[first] + places * self.sequence_length) % self.targets
+        if places is None:
+            tables = np.stack([self.small_permutation(int(epoch)) for epoch in epochs])
+            places = tables[row_epoch, number % self.windows]
+        return (offsets[row_epoch] + places * self.sequence_length) % self.targets
 
     def computed_offset(self, epoch: int) -> int:
         """Where an epoch's grid begins, in [0, targets): a hash of seed and epoch."""
-        digest = hashlib.blake2b(f"{self.seed} {epoch}".encode(), digest_size=8).digest()
+        digest = hashlib.blake2b(f"offset {self.seed} {epoch}".encode(), digest_size=8).digest()
         return int.from_bytes(digest, "little") % self.targets
+
+    def small_permutation(self, epoch: int) -> np.ndarray:
+        """The permutation of an epoch, whole: [windows]. The order of as many random numbers of 64 bits."""
+        digest = hashlib.shake_256(f"order {self.seed} {epoch}".encode()).digest(8 * self.windows)
+        return np.argsort(np.frombuffer(digest, "<u8"), kind="stable")
 
 
 class Rows:
@@ -251,9 +272,9 @@ def rows_of_host(batch_size: int, num_shards: int, shard_index: int) -> int:
     return batch_size // num_shards
 
 
-def steps_of_block(tokens_of_step: int) -> int:
+def steps_of_block(rows: int, sequence_length: int) -> int:
     """Steps that are read in one go."""
-    return max(1, BLOCK_TOKENS // tokens_of_step)
+    return max(1, min(BLOCK_ROWS // rows, BLOCK_TOKENS // (rows * sequence_length)))
 
 
 def with_options(dataset: tf.data.Dataset) -> tf.data.Dataset:
