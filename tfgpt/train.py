@@ -7,18 +7,18 @@ command goes on where it stopped.
 
 from __future__ import annotations
 
-import os
 import sys
 from typing import Any
 
 from tfgpt.common.command import Command
+from tfgpt.common.quiet import import_tensorflow
 from tfgpt.training.recipe import GROUPS, Recipe
 
 
 def run(**settings: Any) -> int:
     """Checks the settings together, then trains."""
     recipe = Recipe(**settings)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    import_tensorflow()
     from tfgpt.training.run import train
 
     return train(recipe, COMMAND.flag_file(recipe.settings()))

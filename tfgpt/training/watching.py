@@ -158,7 +158,7 @@ def draw_curves(rows: list[dict[str, Any]], path: Path, title: str) -> None:
         axis.set_title(label, fontsize=10)
         axis.set_xlabel("step", fontsize=8)
         axis.grid(alpha=0.3)
-        if logarithmic and axis.lines:
+        if logarithmic and any(height > 0 for line in axis.lines for height in line.get_ydata()):
             axis.set_yscale("log")
         if len(axis.lines) > 1:
             axis.legend(fontsize=8)
