@@ -1,9 +1,14 @@
 # Sourced by quickstart.sh and test.sh: makes .venv and installs tfgpt with the extras named in $1, once.
-# PYTHON=/path/to/python3.12 chooses the interpreter; VENV=/path another place for the environment.
+# PYTHON=/path/to/python3.12 chooses the interpreter. VENV=/path names an environment that you keep yourself: it is used
+# as it is and nothing is installed into it.
 
 make_environment() {
-  local extras=$1 python=${PYTHON:-} candidate
-  venv=${VENV:-$PWD/.venv}
+  local extras=$1 python=${PYTHON:-} candidate wanted
+  if [ -n "${VENV:-}" ]; then
+    venv=$VENV
+    return
+  fi
+  venv=$PWD/.venv
   if [ -z "$python" ]; then
     for candidate in python3 python3.13 python3.12 python3.11 python3.10 python; do
       if command -v "$candidate" >/dev/null 2>&1 &&
@@ -17,13 +22,14 @@ make_environment() {
     echo "tfgpt needs Python 3.10 to 3.13 and found none on PATH; set PYTHON=/path/to/python3" >&2
     exit 2
   fi
-  # Installed again only when what is to be installed has changed.
-  local wanted
-  wanted="$extras $(cat setup.cfg pyproject.toml | cksum) $("$python" -V 2>&1) $PWD"
-  if [ "$(cat "$venv/.installed-$extras" 2>/dev/null)" != "$wanted" ]; then
-    echo "Installing tfgpt [$extras] into $venv (a few minutes the first time) …"
-    [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
-    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -e ".[$extras]"
-    echo "$wanted" >"$venv/.installed-$extras"
+  # Installed again only when what is to be installed has changed. [dev] contains [samples].
+  wanted="$(cat setup.cfg pyproject.toml | cksum) $("$python" -V 2>&1) $PWD"
+  if [ "$(cat "$venv/.installed-$extras" 2>/dev/null)" = "$wanted" ] ||
+    [ "$(cat "$venv/.installed-dev" 2>/dev/null)" = "$wanted" ]; then
+    return
   fi
+  echo "Installing tfgpt [$extras] into $venv (a few minutes the first time) …"
+  [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
+  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -e ".[$extras]"
+  echo "$wanted" >"$venv/.installed-$extras"
 }

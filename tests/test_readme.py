@@ -1,0 +1,127 @@
+"""Claim: every command in the README works, typed as it stands there (with training made short by flags behind it)."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, TEXT
+
+SHORT = """--num_layers=1 --num_query_heads=2 --num_key_value_heads=1 --hidden_dim=16 --head_dim=8 --intermediate_dim=32
+--sequence_length=32 --batch_size=4 --max_steps=4 --log_every=2 --validate_every=4 --sample_tokens=4 --compile=graph
+--vocabulary_size=320""".split()
+# What is typed behind a command so that it is over soon; None: how it is run is written out below.
+BEHIND = {
+    "scripts/quickstart.sh": SHORT,
+    "scripts/test.sh": None,
+    "python scripts/kill_resume.py": None,
+    "python -m tfgpt": [],
+    "python -m tfgpt.train": SHORT,
+    "python -m tfgpt.doctor": [*SHORT, "--overfit_steps=60"],
+    "python -m tfgpt.prepare": ["--vocabulary_size=320"],
+    "python -m tfgpt.generate": ["--max_new_tokens=4"],
+    "python -m tensorboard.main": None,
+}
+
+
+def commands() -> list[str]:
+    """The lines of the README's bash blocks, in order."""
+    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    return [line for block in blocks for line in block.splitlines() if line.strip() and not line.startswith("#")]
+
+
+def kind(command: str) -> str:
+    return max((name for name in BEHIND if f"{command} ".startswith(f"{name} ")), key=len, default="")
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory) -> Path:
+    """A copy of the project beside a user's text, as after a clone."""
+    folder = tmp_path_factory.mktemp("readme") / "tfgpt"
+    for name in ("tfgpt", "configs", "scripts"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "my").mkdir()
+    for number in range(3):
+        (folder / "my" / f"{number}.txt").write_text(f"Part {number}.\n{TEXT * 60}")
+    (folder / "tinyshakespeare.txt").write_text("First Citizen:\n" + TEXT * 100)
+    return folder
+
+
+def environment() -> dict[str, str]:
+    # The scripts use the environment that runs the tests instead of making one more.
+    bin_directory = Path(sys.executable).parent
+    return {**os.environ, "VENV": str(bin_directory.parent), "PATH": f"{bin_directory}:{os.environ['PATH']}"}
+
+
+def test_there_is_a_way_to_run_every_command():
+    assert len(commands()) >= 10
+    assert [command for command in commands() if not kind(command)] == []
+
+
+def test_every_command_does_what_it_says(checkout):
+    for command in commands():
+        behind = BEHIND[kind(command)]
+        if behind is None:
+            continue
+        line = f"{command} {shlex.join(behind)}"
+        done = subprocess.run(
+            ["bash", "-c", line], cwd=checkout, env=environment(), capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
+        assert "Traceback" not in done.stderr
+    assert (checkout / "runs/quickstart/model/model.safetensors").is_file()
+    assert (checkout / "runs/my/curves.png").is_file()
+    tensorboard(checkout)
+
+
+def tensorboard(checkout: Path) -> None:
+    """The README's TensorBoard line, on a free port, shows the run's scalars."""
+    (command,) = [command for command in commands() if kind(command) == "python -m tensorboard.main"]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    process = subprocess.Popen(
+        ["bash", "-c", f"exec {command} --port={port} --bind_all=false --load_fast=false"],
+        cwd=checkout, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        address = f"http://127.0.0.1:{port}/data/plugin/scalars/tags"
+        deadline, tags = time.monotonic() + 90, {}
+        while "loss/validation" not in json.dumps(tags):
+            assert time.monotonic() < deadline, tags
+            time.sleep(0.5)
+            try:
+                with urllib.request.urlopen(address, timeout=10) as answer:
+                    tags = json.load(answer)
+            except OSError:
+                continue
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+
+
+def test_the_tests_are_run_by_the_readmes_command_and_so_is_ci():
+    # scripts/test.sh runs this very test: running it here would not end.
+    assert "scripts/test.sh" in commands()
+    assert "bash scripts/test.sh" in (ROOT / ".ci/run").read_text()
+
+
+def test_killed_runs_end_as_if_nothing_had_happened():
+    # The README's line with fewer kills: twenty take some minutes.
+    done = subprocess.run(
+        [sys.executable, "scripts/kill_resume.py", "--kills=4", "--steps=600", "--seed=1"],
+        cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=560,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "DIFFERENT" not in done.stdout and "4 kills" in done.stdout
