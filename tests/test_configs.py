@@ -12,7 +12,8 @@ from tfgpt import train as command
 from tfgpt.training.recipe import Recipe
 from tfgpt.training.run import train
 
-SHRUNK = """--num_layers=1 --num_query_heads=2 --num_key_value_heads=1 --hidden_dim=16 --head_dim=8 --intermediate_dim=32
+SHRUNK = """--num_layers=1 --num_query_heads=2 --num_key_value_heads=1 --hidden_dim=16 --head_dim=8
+--intermediate_dim=32
 --sequence_length=16 --batch_size=4 --max_steps=3 --log_every=1 --validate_every=3 --sample_tokens=2 --compile=graph
 --vocabulary_size=320""".split()
 
