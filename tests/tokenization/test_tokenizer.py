@@ -1,0 +1,184 @@
+"""`Tokenizer`: lossless, equal to `tokenizers`, and a directory that transformers opens."""
+
+import json
+
+import numpy as np
+import pytest
+import tokenizers
+import transformers
+
+from tfgpt.tokenization.bulk import ReferenceEncoder, TiktokenEncoder
+from tfgpt.tokenization.tokenizer import PART_CHARACTERS, Tokenizer, numbered_parts
+from tfgpt.tokenization.train import byte_tokenizer
+
+
+def test_ids_equal_those_of_tokenizers(tokenizer, valid_texts, reference_encoder):
+    reference = reference_encoder(tokenizer)
+    for text in valid_texts:
+        assert tokenizer.encode(text).tolist() == reference(text), text
+
+
+def test_ids_of_every_code_point_equal_those_of_tokenizers(trained, every_character_ids):
+    texts, expected = every_character_ids
+    assert [ids.tolist() for ids in trained.encode_batch(texts)] == expected
+
+
+def test_every_byte_string_comes_back(tokenizer, valid_texts, broken_texts):
+    for content in [*broken_texts, *(text.encode() for text in valid_texts[:500])]:
+        assert tokenizer.decode_bytes(tokenizer.encode(content)) == content
+
+
+def test_ids_are_read_only_int32_of_one_dimension(tokenizer):
+    for text in ("", "a", "hello world", b"", b"\xff"):
+        ids = tokenizer.encode(text)
+        assert ids.dtype == np.int32
+        assert ids.ndim == 1
+
+
+def test_bytes_that_are_not_utf8_are_single_ids_and_end_the_text_before_them(trained):
+    alone = trained.encode("some text  ").tolist()
+    assert trained.encode(b"some text  \xff").tolist() == [*alone, 0xFF]
+    assert trained.encode("some text  x").tolist()[: len(alone)] != alone
+    assert trained.encode(b"the\xff\xfethe").tolist() == [
+        *trained.encode("the"),
+        0xFF,
+        0xFE,
+        *trained.encode("the"),
+    ]
+
+
+def test_lone_surrogates_are_their_three_bytes(trained):
+    assert trained.encode("a\ud800b").tolist() == [ord("a"), 0xED, 0xA0, 0x80, ord("b")]
+    assert trained.encode_batch(["x", "\udfff"])[1].tolist() == [0xED, 0xBF, 0xBF]
+
+
+def test_broken_text_decodes_to_replacement_characters(tokenizer):
+    assert tokenizer.decode(tokenizer.encode(b"a\xffb")) == "a\ufffdb"
+
+
+def test_special_tokens_are_never_parsed_out_of_text(tokenizer):
+    for name in tokenizer.special_tokens:
+        ids = tokenizer.encode(f"before {name} after {name}")
+        assert not set(ids.tolist()) & set(tokenizer.special_tokens.values())
+        assert tokenizer.decode(ids) == f"before {name} after {name}"
+
+
+def test_special_tokens_are_the_last_ids_and_padding_is_not_the_end_of_text(tokenizer):
+    size = tokenizer.vocabulary_size
+    ids = [tokenizer.end_of_text_id, tokenizer.padding_id, tokenizer.start_of_turn_id, tokenizer.end_of_turn_id]
+    assert ids == [size - 4, size - 3, size - 2, size - 1]
+    assert tokenizer.decode(ids) == ""
+    assert tokenizer.decode(ids, skip_special_tokens=False) == "<|endoftext|><|padding|><|im_start|><|im_end|>"
+
+
+def test_ids_below_256_are_the_bytes(tokenizer):
+    assert tokenizer.token_bytes()[:256] == [bytes([byte]) for byte in range(256)]
+
+
+def test_byte_lengths_add_up_to_the_text(tokenizer, documents, chinese):
+    text = "\n\n".join(documents[:300]) + chinese
+    assert tokenizer.byte_lengths()[tokenizer.encode(text)].sum() == len(text.encode())
+    assert tokenizer.byte_lengths().dtype == np.int32
+    assert (tokenizer.byte_lengths() == [len(content) for content in tokenizer.token_bytes()]).all()
+    assert tokenizer.byte_lengths()[-4:].tolist() == [0, 0, 0, 0]
+
+
+def test_ids_outside_the_vocabulary_cannot_be_decoded(tokenizer):
+    for wrong in (-1, tokenizer.vocabulary_size):
+        with pytest.raises(IndexError, match="outside the vocabulary"):
+            tokenizer.decode([wrong])
+
+
+@pytest.mark.parametrize("num_threads", [1, 2, None])
+def test_batch_equals_texts_one_by_one(tokenizer, valid_texts, broken_texts, num_threads):
+    texts = [*broken_texts[:200], *valid_texts[:200], *(text.encode() for text in valid_texts[:200])]
+    for mixture in (texts, valid_texts, [], [""], ["", ""], ["one"]):
+        batch = tokenizer.encode_batch(mixture, num_threads=num_threads)
+        assert len(batch) == len(mixture)
+        for text, ids in zip(mixture, batch):
+            assert ids.dtype == np.int32
+            assert ids.tolist() == tokenizer.encode(text).tolist()
+
+
+def test_batch_is_not_fooled_by_the_separator_it_uses(trained):
+    texts = ["a", f"b{TiktokenEncoder.separator}c", TiktokenEncoder.separator, " ", "d"]
+    for text, ids in zip(texts, trained.encode_batch(texts)):
+        assert trained.decode(ids) == text
+        assert ids.tolist() == trained.encode(text).tolist()
+
+
+@pytest.mark.parametrize("kind", ["real", "tricky", "chinese", "one word", "spaces", "bytes"])
+def test_long_text_encoded_in_parts_equals_the_whole(trained, documents, kind, tricky, chinese):
+    text = {
+        "real": "\n\n".join(documents),
+        "tricky": "".join(tricky),
+        "chinese": chinese,
+        "one word": "word",
+        "spaces": " \n",
+        "bytes": "\n\n".join(documents),
+    }[kind]
+    text = text * (5 * PART_CHARACTERS // len(text) + 1)
+    content = text.encode() if kind == "bytes" else text
+    parts = [part for _, part in numbered_parts(0, content)]
+    assert "".join(parts) == text
+    if kind in ("real", "tricky", "chinese", "bytes"):
+        assert len(parts) >= 4
+    assert trained.encode_batch([content], num_threads=2)[0].tolist() == trained.encode(content).tolist()
+
+
+def test_saved_and_loaded_it_is_the_same(tokenizer, tmp_path, tricky):
+    tokenizer.save(tmp_path)
+    for path in (tmp_path, tmp_path / "tokenizer.json"):
+        loaded = Tokenizer.load(path)
+        assert loaded.fingerprint == tokenizer.fingerprint
+        assert loaded.to_json() == tokenizer.to_json()
+        assert loaded.special_tokens == tokenizer.special_tokens
+        assert loaded.encode(tricky[-1]).tolist() == tokenizer.encode(tricky[-1]).tolist()
+
+
+def test_fingerprint_tells_tokenizers_apart(trained):
+    assert trained.fingerprint != byte_tokenizer().fingerprint
+    assert byte_tokenizer().fingerprint == byte_tokenizer().fingerprint
+
+
+@pytest.mark.parametrize("model_type", [None, "gpt2", "llama", "mistral", "qwen3"])
+def test_transformers_opens_the_directory_and_gives_the_same_ids(tokenizer, tmp_path, model_type, tricky):
+    tokenizer.save(tmp_path, model_max_length=77)
+    if model_type:
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    for text in tricky:
+        if "<|" not in text:
+            assert theirs(text)["input_ids"] == tokenizer.encode(text).tolist()
+            assert theirs.decode(tokenizer.encode(text)) == text
+    assert theirs.eos_token_id == theirs.bos_token_id == tokenizer.end_of_text_id
+    assert theirs.pad_token_id == tokenizer.padding_id
+    assert len(theirs) == tokenizer.vocabulary_size
+    assert theirs.model_max_length == 77
+
+
+def test_foreign_file_gives_the_ids_of_tokenizers(gpt2_file, valid_texts, broken_texts):
+    foreign = Tokenizer.load(gpt2_file)
+    assert isinstance(foreign.encoder, ReferenceEncoder)
+    reference = tokenizers.Tokenizer.from_file(str(gpt2_file))
+    reference.encode_special_tokens = True
+    texts = valid_texts[:600]
+    for text, ids in zip(texts, foreign.encode_batch(texts)):
+        assert ids.tolist() == reference.encode(text).ids
+    for content in broken_texts[:300]:
+        assert foreign.decode_bytes(foreign.encode(content)) == content
+    mixture = [*broken_texts[:20], *texts[:20]]
+    assert [foreign.decode_bytes(ids) for ids in foreign.encode_batch(mixture)] == [
+        *broken_texts[:20],
+        *(text.encode() for text in texts[:20]),
+    ]
+
+
+def test_foreign_file_keeps_its_ids_and_gets_the_special_tokens_it_lacks(gpt2_file, tmp_path):
+    foreign = Tokenizer.load(gpt2_file)
+    assert foreign.special_tokens == {"<|endoftext|>": 0, "<|padding|>": 600, "<|im_start|>": 601, "<|im_end|>": 602}
+    assert (foreign.end_of_text_id, foreign.padding_id, foreign.vocabulary_size) == (0, 600, 603)
+    foreign.save(tmp_path)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert theirs.convert_tokens_to_ids(["<|endoftext|>", "<|padding|>", "<|im_end|>"]) == [0, 600, 602]
+    assert theirs("Hello, world! It's 2024.")["input_ids"] == foreign.encode("Hello, world! It's 2024.").tolist()
