@@ -1,0 +1,1 @@
+"""What `python -m tfgpt.doctor` measures before a long run, and what it says about it."""

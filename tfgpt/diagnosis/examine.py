@@ -1,0 +1,159 @@
+"""The examination: every check in its order, from what costs nothing to what takes a minute."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import tensorflow as tf
+
+from tfgpt.common.errors import TfgptError
+from tfgpt.diagnosis import machine as machines
+from tfgpt.diagnosis.causality import check_causality
+from tfgpt.diagnosis.config import DoctorConfig
+from tfgpt.diagnosis.data import check_batch, check_corpus, check_tokens
+from tfgpt.diagnosis.learning import check_gradients, check_initial_loss
+from tfgpt.diagnosis.memory import Machine, check_disk, check_memory
+from tfgpt.diagnosis.overfit import check_overfit
+from tfgpt.diagnosis.preview import preview
+from tfgpt.diagnosis.report import FAIL, Finding, Report
+from tfgpt.diagnosis.speed import (
+    check_measured_memory,
+    check_optimal,
+    check_speed,
+    check_time,
+    measure_speed,
+)
+from tfgpt.diagnosis.subject import Batch, Subject, affordable_tokens, at_constant_rate, first_batch
+from tfgpt.pipeline.batches import training_batches
+from tfgpt.pipeline.prepare import PreparedData, prepare
+from tfgpt.training.assembly import assemble
+from tfgpt.training.peak import measured_peak_flops
+from tfgpt.training.recipe import Recipe
+from tfgpt.training.strategy import resolve
+
+MODEL_CHECKS = ("loss at step 0", "causality", "gradients", "overfit one batch")
+SPEED_CHECKS = ("speed", "memory measured", "time", "compute-optimal")
+
+
+def examine(
+    recipe: Recipe,
+    doctor: DoctorConfig,
+    say: Callable[[str], None] = print,
+    machine: Machine | None = None,
+) -> Report:
+    """Makes every check that can be made; writes nothing but the cache of prepared data.
+
+    Args:
+        recipe: the run's settings.
+        doctor: how much is shown, how long is tried.
+        say: prints a line.
+        machine: what the run would live on; None: this machine.
+
+    Raises:
+        UserError: the text, a flag or the model to start from is at fault.
+    """
+    report = Report(say)
+    strategy = resolve(recipe.strategy)
+    machine = machine or this_machine(strategy)
+    data = prepare(recipe.corpus, recipe.tokenizer_config(), say=say)
+    config = recipe.decoder_config(data.tokenizer.vocabulary_size)
+    batch = training_batch(recipe, data)
+    if doctor.preview_rows:
+        report.preview = preview(batch, data.tokenizer, doctor.preview_rows)
+        for line in ("", *report.preview, ""):
+            say(line)
+    report.add(check_batch(batch, config.vocabulary_size))
+    report.add(check_tokens(data, recipe))
+    report.add(check_corpus(data, recipe, data.tokenizer.vocabulary_size))
+    report.add(check_disk(recipe, config))
+    memory = report.add(check_memory(recipe, config, machine))
+    if memory.status == FAIL:
+        report.skip((*MODEL_CHECKS, *SPEED_CHECKS), "because the model does not fit")
+        return report
+    examine_model(report, recipe, doctor, data, batch, strategy, machine)
+    return report
+
+
+def examine_model(
+    report: Report,
+    recipe: Recipe,
+    doctor: DoctorConfig,
+    data: PreparedData,
+    batch: Batch,
+    strategy: tf.distribute.Strategy,
+    machine: Machine,
+) -> None:
+    """The checks that need the model to be built."""
+    before = 0 if machine.gpu else machines.process_memory()[0]
+    peak_flops = measured_peak_flops(recipe.step.dtype)
+
+    def build() -> Subject:
+        config = recipe.decoder_config(data.tokenizer.vocabulary_size)
+        tokens = affordable_tokens(config, peak_flops, doctor.overfit_steps, doctor.trial_seconds)
+        assembly = assemble(at_constant_rate(recipe), data, strategy)
+        return Subject.build(recipe, data, strategy, assembly, batch, tokens)
+
+    subject = attempted(report, "model", build)
+    if subject is None:
+        report.skip((*MODEL_CHECKS, *SPEED_CHECKS), "because the model could not be built")
+        return
+    for name, check in (
+        ("loss at step 0", lambda: check_initial_loss(subject)),
+        ("causality", lambda: check_causality(subject)),
+        ("gradients", lambda: check_gradients(subject)),
+        ("overfit one batch", lambda: check_overfit(subject, doctor.overfit_steps, doctor.trial_seconds)),
+    ):
+        if name == "overfit one batch" and not doctor.overfit_steps:
+            report.skip((name,), "because of --overfit_steps=0")
+            continue
+        finding = attempted(report, name, check)
+        if finding is not None:
+            report.add(finding)
+    speed = attempted(
+        report, "speed", lambda: measure_speed(subject, machine, peak_flops, doctor.trial_seconds, before)
+    )
+    if speed is None:
+        report.skip(SPEED_CHECKS[1:], "because the step does not run")
+        return
+    report.add(check_speed(subject, speed, peak_flops))
+    report.add(check_measured_memory(speed, machine, report.finding("memory").numbers["estimate"]))
+    report.add(check_time(subject, speed))
+    report.add(check_optimal(subject, speed))
+
+
+def attempted(report: Report, check: str, function: Callable):
+    """What `function` returns, or None after a finding that says how it broke."""
+    try:
+        return function()
+    except TfgptError:
+        raise
+    except tf.errors.ResourceExhaustedError as error:
+        advice = ("--accumulation_steps=… with the same --batch_size", "--rematerialize", "--dtype=mixed_bfloat16")
+        report.add(Finding(check, FAIL, f"out of memory: {first_line(error)}", advice))
+    except Exception as error:
+        report.add(Finding(check, FAIL, f"broke with {type(error).__name__}: {first_line(error)}"))
+    return None
+
+
+def first_line(error: Exception) -> str:
+    """The beginning of an error's message, on one line."""
+    return " ".join(str(error).split())[:300]
+
+
+def this_machine(strategy: tf.distribute.Strategy) -> Machine:
+    """What the strategy's devices are and hold."""
+    gpu = bool(tf.config.list_logical_devices("GPU"))
+    memory = machines.gpu_memory() if gpu else machines.main_memory()
+    return Machine(memory, strategy.num_replicas_in_sync, gpu)
+
+
+def training_batch(recipe: Recipe, data: PreparedData) -> Batch:
+    """The run's first batch."""
+    dataset = training_batches(
+        data.train,
+        sequence_length=recipe.batch.sequence_length,
+        batch_size=recipe.batch.batch_size,
+        seed=recipe.run.seed,
+        document_masking=recipe.batch.document_masking,
+    )
+    return first_batch(iter(dataset))

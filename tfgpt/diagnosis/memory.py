@@ -1,0 +1,203 @@
+"""How much memory a run needs, by kind, against what is there; and which flags make it fit."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+from tfgpt.diagnosis.machine import Memory, free_disk
+from tfgpt.diagnosis.report import FAIL, OK, WARN, Finding, in_bytes, in_numbers
+from tfgpt.model import presets
+from tfgpt.model.config import DecoderConfig
+from tfgpt.training.recipe import Recipe
+
+CHUNK_BYTES = 64 << 20
+"""As `tfgpt.training.objectives.CHUNK_BYTES`: float32 logits that exist at once."""
+
+RUNTIME_BYTES = {"CPU": 700 << 20, "GPU": 600 << 20}
+"""What Python, TensorFlow and its compiled programs hold before there is any model (measured, TF 2.21)."""
+
+COMFORTABLE = 0.85
+"""The estimate may be off: more than this share of what is there gets a warning."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """What the run would live on.
+
+    Attributes:
+        memory: of the device that computes: RAM, or the smallest GPU; None when it cannot be known.
+        replicas: how many share the batch.
+        gpu: whether the devices are GPUs.
+    """
+
+    memory: Memory | None
+    replicas: int
+    gpu: bool
+
+
+def estimate(recipe: Recipe, config: DecoderConfig, machine: Machine) -> dict[str, int]:
+    """Bytes that the run needs on one device, by kind, and their "total".
+
+    Weights, gradients and optimizer are exact, activations good to about a third (`presets.training_memory`). Replicas
+    on logical CPUs share one memory; each GPU has its own.
+    """
+    rows = -(-recipe.batch.batch_size // (recipe.step.accumulation_steps * machine.replicas))
+    length = recipe.batch.sequence_length
+    parts = presets.training_memory(
+        config,
+        batch_size=rows,
+        sequence_length=length,
+        optimizer_slots=0,
+        mixed=recipe.step.dtype == "mixed_bfloat16",
+        ema=bool(recipe.optimizer.ema_decay),
+    )
+    parameters = presets.count_parameters(config)
+    tokens = rows * length
+    chunk = recipe.step.cross_entropy_chunk_tokens or chunk_tokens(tokens, config.vocabulary_size)
+    parts["logits"] = parts["logits"] * min(chunk, tokens) // tokens
+    if chunk < tokens:
+        # The head's gradient is added up over the chunks.
+        parts["logits"] += 4 * config.vocabulary_size * config.hidden_dim
+    if recipe.step.accumulation_steps > 1:
+        parts["gradients"] *= 2
+    parts["optimizer"] = optimizer_bytes(recipe.optimizer.optimizer, config, parameters)
+    # The update makes all new weights and slots before it writes them.
+    parts["update"] = 4 * parameters + parts["optimizer"]
+    kinds = ("weights", "gradients", "optimizer", "update", "activations", "logits")
+    if not machine.gpu:
+        parts = {kind: parts[kind] * machine.replicas for kind in kinds}
+        # A checkpoint is copied at once and written while training goes on.
+        parts["checkpoint copy"] = 4 * parameters + parts["optimizer"] // machine.replicas
+    else:
+        parts = {kind: parts[kind] for kind in kinds}
+    parts["runtime"] = RUNTIME_BYTES["GPU" if machine.gpu else "CPU"]
+    return parts | {"total": sum(parts.values())}
+
+
+def chunk_tokens(tokens: int, vocabulary_size: int) -> int:
+    """As `tfgpt.training.objectives.automatic_chunk_tokens`, which needs TensorFlow."""
+    rows = CHUNK_BYTES // (4 * vocabulary_size)
+    return tokens if tokens <= rows else max(rows // 128 * 128, 128)
+
+
+def optimizer_bytes(optimizer: str, config: DecoderConfig, parameters: int) -> int:
+    """Bytes of the optimizer's slots, float32: AdamW two numbers a parameter, Lion one, Adafactor a row and a column.
+
+    Muon keeps one number for the blocks' matrices and AdamW's two for all else.
+    """
+    blocks = config.num_layers * presets.block_parameters(config)
+    share = {"adamw": 2 * parameters, "lion": parameters, "muon": blocks + 2 * (parameters - blocks), "adafactor": 0}
+    return 4 * (share[optimizer] or parameters // 50)
+
+
+def check_memory(recipe: Recipe, config: DecoderConfig, machine: Machine) -> Finding:
+    """Whether the estimate fits into what is there."""
+    parts = estimate(recipe, config, machine)
+    numbers: dict[str, object] = {"estimate": parts, "replicas": machine.replicas}
+    kinds = ", ".join(f"{kind} {in_bytes(count)}" for kind, count in parts.items() if kind != "total")
+    line = f"about {in_bytes(parts['total'])} ({kinds}) for {in_numbers(presets.count_parameters(config))} parameters"
+    memory = machine.memory
+    if memory is None:
+        return Finding("memory", OK, f"{line}; how much there is cannot be known on this system", numbers=numbers)
+    numbers |= {"available": memory.available, "there": memory.total, "source": memory.source}
+    line += f"; there is {in_bytes(memory.total)} ({memory.source}), {in_bytes(memory.available)} of it free"
+    if parts["total"] <= COMFORTABLE * memory.available:
+        return Finding("memory", OK, line, numbers=numbers)
+    advice = tuple(ways_to_fit(recipe, machine, config.vocabulary_size, COMFORTABLE * memory.available))
+    if parts["total"] <= memory.available:
+        return Finding("memory", WARN, f"{line}: that is tight", advice, numbers)
+    if parts["total"] <= memory.total:
+        advice = ("stop other programs that use memory", *advice)
+    return Finding("memory", FAIL, f"{line}: it does not fit", advice, numbers)
+
+
+def ways_to_fit(recipe: Recipe, machine: Machine, vocabulary_size: int, room: float) -> Iterator[str]:
+    """Lines that name flags with which the estimate is at most `room` bytes, those that change least first."""
+
+    def size(changed: Recipe) -> int:
+        return estimate(changed, decoder_config(changed, vocabulary_size), machine)["total"]
+
+    found = 0
+    for flags, changed in candidates(recipe, machine):
+        needed = size(changed)
+        if needed <= room:
+            yield f"{flags} needs about {in_bytes(needed)}"
+            found += 1
+            if found == 2:
+                break
+    if found or recipe.run.init_from is not None:
+        return
+    least = list(candidates(recipe, machine))[-1][0] if list(candidates(recipe, machine)) else ""
+    fitting = []
+    for name in presets.PRESETS:
+        smaller = with_preset(recipe, name)
+        if smaller is None:
+            continue
+        config = decoder_config(smaller, vocabulary_size)
+        if (needed := size(smaller)) <= room:
+            fitting.append((presets.count_parameters(config), f"--preset={name} needs about {in_bytes(needed)}"))
+    if least:
+        yield f"no smaller micro-batch helps ({least} does not fit either)"
+    yield from (line for _, line in sorted(fitting, reverse=True)[:2])
+
+
+def candidates(recipe: Recipe, machine: Machine) -> Iterator[tuple[str, Recipe]]:
+    """(flags, recipe with them) from what changes least: accumulation, then bfloat16, then recomputation."""
+    rows = recipe.batch.batch_size
+    steps = [
+        count
+        for count in range(recipe.step.accumulation_steps, rows // machine.replicas + 1)
+        if rows % (count * machine.replicas) == 0
+    ]
+    steps = [recipe.step.accumulation_steps, *steps[1:]] if steps else [recipe.step.accumulation_steps]
+    mixed = [recipe.step.dtype] if recipe.step.dtype == "mixed_bfloat16" else ["float32", "mixed_bfloat16"]
+    recompute = [True] if recipe.model.get("rematerialize") else [False, True]
+    for rematerialize in recompute:
+        for dtype in mixed:
+            for count in steps:
+                flags = []
+                if count != recipe.step.accumulation_steps:
+                    flags.append(f"--accumulation_steps={count}")
+                if dtype != recipe.step.dtype:
+                    flags.append(f"--dtype={dtype}")
+                if rematerialize and not recipe.model.get("rematerialize"):
+                    flags.append("--rematerialize")
+                if flags:
+                    step = dataclasses.replace(recipe.step, accumulation_steps=count, dtype=dtype)
+                    model = {**recipe.model, "rematerialize": True} if rematerialize else recipe.model
+                    yield " ".join(flags), dataclasses.replace(recipe, step=step, model=model)
+
+
+def with_preset(recipe: Recipe, name: str) -> Recipe | None:
+    """The recipe with another preset, or None where its other flags do not go with that one."""
+    from tfgpt.common.errors import UserError
+
+    try:
+        return dataclasses.replace(recipe, preset=dataclasses.replace(recipe.preset, preset=name))
+    except UserError:
+        return None
+
+
+def decoder_config(recipe: Recipe, vocabulary_size: int) -> DecoderConfig:
+    """The recipe's decoder; a model to start from has a vocabulary of its own."""
+    return recipe.initial_config() if recipe.run.init_from is not None else recipe.decoder_config(vocabulary_size)
+
+
+def check_disk(recipe: Recipe, config: DecoderConfig) -> Finding:
+    """Whether the checkpoints that are kept, and the model, fit on the run directory's disk."""
+    parameters = presets.count_parameters(config)
+    slots = optimizer_bytes(recipe.optimizer.optimizer, config, parameters)
+    one = 4 * parameters * (2 if recipe.optimizer.ema_decay else 1) + slots
+    # One more is being written before the oldest goes.
+    kept = recipe.run.checkpoints_kept + 1 + recipe.run.keep_best
+    needed, free = kept * one + 4 * parameters, free_disk(recipe.run_dir)
+    numbers = {"needed": needed, "free": free, "checkpoint": one}
+    line = f"checkpoints and model take {in_bytes(needed)} in {recipe.run_dir}; {in_bytes(free)} are free there"
+    if needed <= free:
+        return Finding("disk", OK, line, numbers=numbers)
+    advice = (
+        "--run_dir=… on a larger disk, or free some space",
+        "--checkpoints_kept=1 and --keep_best=false keep fewer",
+    )
+    return Finding("disk", FAIL, line, advice, numbers)

@@ -1,0 +1,140 @@
+"""Can one small batch be learned by heart? The quickest proof that model, loss, step and learning rate work together."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+
+import numpy as np
+import tensorflow as tf
+
+from tfgpt.diagnosis.report import FAIL, OK, WARN, Finding, in_time
+from tfgpt.diagnosis.subject import Subject
+
+FACTORS = (0.1, 0.01, 10.0)
+"""Of the learning rate: what is tried when the run's own does not learn, to be able to name one that does."""
+
+LEAST_FALL = 0.1
+"""A trial that ran out of time before it was done still has to lower the loss by this share."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """One attempt.
+
+    Attributes:
+        before, after: plain cross-entropy of the batch, nats per token, without dropout.
+        highest: the highest training loss on the way (nan when an update was not finite).
+        steps: updates made.
+        wanted: updates allowed.
+        seconds: how long it took.
+    """
+
+    before: float
+    after: float
+    highest: float
+    steps: int
+    wanted: int
+    seconds: float
+
+
+def check_overfit(subject: Subject, steps: int, seconds: float) -> Finding:
+    """Trains on one small batch and looks whether its loss falls below what counting its tokens would reach.
+
+    The bar is the entropy of the batch's own token frequencies: a model whose loss is lower has learned which token
+    follows which, not only which are frequent. Uses the run's optimizer at its highest rate.
+
+    Args:
+        subject: its weights are changed.
+        steps: at most so many updates.
+        seconds: at most about so long, for each learning rate tried.
+    """
+    initial = Weights(subject)
+    measure = subject.small_loss()
+    bar = token_entropy(subject)
+    rate = subject.recipe.optimizer.learning_rate
+    trial = attempt(subject, measure, bar, steps, seconds)
+    rows, length = subject.small["token_ids"].shape
+    numbers = {**dataclasses.asdict(trial), "bar": bar, "learning_rate": rate, "rows": rows, "tokens_a_row": length}
+    line = (
+        f"{rows} rows of {length} tokens: loss {trial.before:.3f} → {trial.after:.3f} in {trial.steps} updates "
+        f"({in_time(trial.seconds)}); counting its tokens would give {bar:.3f}"
+    )
+    if math.isfinite(trial.after) and trial.after < bar:
+        return Finding("overfit one batch", OK, line, (), numbers)
+    fell = math.isfinite(trial.after) and trial.after < (1 - LEAST_FALL) * trial.before
+    if fell and trial.steps < trial.wanted:
+        advice = (f"--trial_seconds={2 * seconds:g} to see more",)
+        return Finding("overfit one batch", WARN, f"{line}: falling, but there was no time for more", advice, numbers)
+    advice = []
+    for factor in FACTORS:
+        initial.put_back()
+        subject.trainer.learning_rate_scale.assign(factor)
+        other = attempt(subject, measure, bar, steps, seconds)
+        if math.isfinite(other.after) and other.after < bar:
+            flags = f"--learning_rate={rate * factor:.2g}"
+            if subject.recipe.optimizer.adam_learning_rate is not None:
+                flags += f" --adam_learning_rate={subject.recipe.optimizer.adam_learning_rate * factor:.2g}"
+            advice.append(f"{flags} learns it: {other.before:.3f} → {other.after:.3f} in {other.steps} updates")
+            numbers["learning_rate_that_works"] = rate * factor
+            break
+    initial.put_back()
+    if fell and advice and factor > 1:
+        return Finding("overfit one batch", WARN, f"{line}: it learns, but slowly", tuple(advice), numbers)
+    if not advice:
+        advice.append(
+            f"no learning rate from {rate * min(FACTORS):.2g} to {rate * max(FACTORS):.2g} learns it: look at the checks above, "
+            "and at --clip_norm, --weight_decay and --epsilon"
+        )
+        if fell:
+            advice.append(f"or it only needs longer: --overfit_steps={4 * max(steps, 1)}")
+    return Finding("overfit one batch", FAIL, f"{line}: it does not learn one batch", tuple(advice), numbers)
+
+
+def attempt(subject: Subject, measure, bar: float, steps: int, seconds: float) -> Trial:
+    """Updates until the loss is well below the bar, or steps or time are used up."""
+    trainer, iterator = subject.trainer, subject.small_batches()
+    before = measure()
+    started = time.perf_counter()
+    done, once, highest = 0, 0.0, before
+    while done < steps:
+        count = 1 if done < 2 else max(1, min(steps - done, 10, int(1.0 / max(once, 1e-9))))
+        begun = time.perf_counter()
+        logs = trainer.train_steps(iterator, count)
+        spent = time.perf_counter() - begun
+        # The first call traces and compiles.
+        once = spent / count if done else 0.0
+        done += count
+        loss = float(np.mean(logs["nats_per_token"]))
+        highest = max(highest, loss) if math.isfinite(loss) else math.nan
+        if loss < 0.5 * bar or not math.isfinite(highest):
+            break
+        if time.perf_counter() - started + once > seconds and done > 1:
+            break
+    return Trial(before, measure(), highest, done, steps, time.perf_counter() - started)
+
+
+def token_entropy(subject: Subject) -> float:
+    """Entropy of the frequencies of the small batch's targets, weighted, in nats."""
+    targets, weights = subject.small["targets"].ravel(), subject.small["weights"].ravel()
+    counts = np.bincount(targets, weights)
+    shares = counts[counts > 0] / counts.sum()
+    return float(-(shares * np.log(shares)).sum())
+
+
+class Weights:
+    """The decoder's weights and the optimizer's slots as they were, to begin again."""
+
+    def __init__(self, subject: Subject):
+        self.variables = [*subject.decoder.trainable_variables, *subject.trainer.optimizer.variables]
+        # Slots are all zero at first: only what is not has to be kept.
+        self.values = [
+            np.array(variable.numpy()) if tf.reduce_any(variable.value != tf.zeros((), variable.value.dtype)) else None
+            for variable in self.variables
+        ]
+
+    def put_back(self) -> None:
+        """Sets everything as it was."""
+        for variable, value in zip(self.variables, self.values):
+            variable.assign(tf.zeros(variable.shape, variable.dtype) if value is None else value)

@@ -1,0 +1,205 @@
+"""How fast the run's own step is here, what it holds in memory, and how long the run and an optimal one would take."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from typing import Any
+
+from tfgpt.diagnosis import machine as machines
+from tfgpt.diagnosis.data import LITTLE_REPETITION
+from tfgpt.diagnosis.memory import Machine
+from tfgpt.diagnosis.report import FAIL, OK, WARN, Finding, in_bytes, in_numbers, in_time
+from tfgpt.diagnosis.subject import Subject
+from tfgpt.model import presets
+from tfgpt.training.compilation import choose_compilation
+
+TOKENS_PER_PARAMETER = 20.0
+"""Of a compute-optimal model (Hoffmann et al. 2022, arXiv:2203.15556, table 3: Chinchilla's 70B on 1.4T tokens)."""
+
+SLOW_UPDATE = 15.0
+"""Seconds an update above which `--compile=auto` is not tried here: graph and XLA would be measured for minutes."""
+
+TIMED_SECONDS, LEAST_UPDATES, MOST_UPDATES = 3.0, 3, 200
+SLOW_RUN_DAYS = 30
+
+
+@dataclasses.dataclass(frozen=True)
+class Speed:
+    """What was measured of the run's own step.
+
+    Attributes:
+        mode: "graph" or "xla".
+        words: how the mode was chosen.
+        tokens_per_second: over all replicas.
+        seconds_per_update: of one update of the run's batch.
+        updates: how many were timed.
+        peak_bytes: the most memory that the process (or the first GPU) held meanwhile.
+        before_bytes: what it held before the model was built.
+        loss: of the last update.
+    """
+
+    mode: str
+    words: str
+    tokens_per_second: float
+    seconds_per_update: float
+    updates: int
+    peak_bytes: int
+    before_bytes: int
+    loss: float
+
+
+def measure_speed(subject: Subject, machine: Machine, peak_flops: float, seconds: float, before_bytes: int) -> Speed:
+    """Times the run's own updates on its own batches, compiled as the run would be."""
+    recipe, trainer = subject.recipe, subject.assembly.trainer
+    tokens = recipe.batch.batch_size * recipe.batch.sequence_length
+    flops = presets.training_flops_per_token(subject.config, recipe.batch.sequence_length) * tokens
+    expected = flops / (0.4 * peak_flops)
+    if machine.gpu:
+        machines.forget_gpu_peak()
+    else:
+        machines.forget_peak()
+    words: list[str] = []
+    mode = recipe.step.compile
+    if mode == "auto" and expected > min(SLOW_UPDATE, seconds / 4):
+        mode = "graph"
+        words.append("graph mode, XLA was not tried because updates are long")
+    mode = choose_compilation(trainer, subject.assembly.batches, mode, report=words.append)
+    iterator = subject.assembly.batches(0)
+    spent, updates, count, logs = 0.0, 0, 1, {}
+    if expected < seconds:
+        trainer.train_steps(iterator, 1)
+    limit = min(seconds, TIMED_SECONDS)
+    while updates < LEAST_UPDATES or (spent < limit and updates < MOST_UPDATES):
+        begun = time.perf_counter()
+        logs = trainer.train_steps(iterator, count)
+        spent += time.perf_counter() - begun
+        updates += count
+        count = max(1, min(int(updates * (limit - spent) / max(spent, 1e-9)), MOST_UPDATES - updates))
+        if spent > seconds / 2:
+            break
+    once = spent / updates
+    peak = machines.gpu_peak() if machine.gpu else machines.process_memory()[1]
+    return Speed(mode, "; ".join(words), tokens / once, once, updates, peak, before_bytes, float(last_loss(logs)))
+
+
+def last_loss(logs: dict[str, Any]) -> float:
+    """The loss in a call's report: a mean, or the last of one for every update."""
+    loss = logs.get("loss", math.nan)
+    return float(loss[-1]) if getattr(loss, "ndim", 0) else float(loss)
+
+
+def check_speed(subject: Subject, speed: Speed, peak_flops: float) -> Finding:
+    """Tokens a second and model-FLOPs utilization (PaLM, arXiv:2204.02311, appendix B)."""
+    flops = presets.training_flops_per_token(subject.config, subject.recipe.batch.sequence_length)
+    utilization = flops * speed.tokens_per_second / (peak_flops * subject.strategy.num_replicas_in_sync)
+    numbers = {
+        "tokens_per_second": speed.tokens_per_second,
+        "seconds_per_update": speed.seconds_per_update,
+        "mode": speed.mode,
+        "updates_timed": speed.updates,
+        "model_flops_utilization": utilization,
+        "peak_flops": peak_flops,
+        "flops_per_token": flops,
+    }
+    line = (
+        f"{speed.tokens_per_second:,.0f} tokens/s ({in_time(speed.seconds_per_update)} an update, {speed.mode}); "
+        f"model-FLOPs utilization {utilization:.0%} of {peak_flops / 1e9:,.0f} GFLOP/s measured"
+    )
+    if speed.words:
+        line += f" ({speed.words})"
+    if not math.isfinite(speed.loss):
+        return Finding(
+            "speed",
+            FAIL,
+            f"{line}; but the updates of the whole batch are not finite",
+            ("lower --learning_rate",),
+            numbers,
+        )
+    return Finding("speed", OK, line, (), numbers)
+
+
+def check_measured_memory(speed: Speed, machine: Machine, estimated: dict[str, int]) -> Finding:
+    """The most memory that the trial held, against the estimate and what is there."""
+    numbers = {"peak": speed.peak_bytes, "before_model": speed.before_bytes, "estimate": estimated["total"]}
+    line = f"the trial held at most {in_bytes(speed.peak_bytes)}"
+    if speed.before_bytes:
+        line += f" ({in_bytes(speed.before_bytes)} of it before there was a model)"
+    line += f"; the estimate was {in_bytes(estimated['total'])}"
+    memory = machine.memory
+    # Training also copies each checkpoint, which the trial does not.
+    needed = speed.peak_bytes + estimated.get("checkpoint copy", 0)
+    if memory is None or needed <= memory.available:
+        return Finding("memory measured", OK, line, (), numbers)
+    line += f"; with a checkpoint being written that is {in_bytes(needed)} of {in_bytes(memory.available)}"
+    status = FAIL if speed.peak_bytes > memory.available else WARN
+    advice = ("a smaller micro-batch: --accumulation_steps with the same --batch_size", "or --rematerialize")
+    return Finding("memory measured", status, line, advice, numbers)
+
+
+def check_time(subject: Subject, speed: Speed) -> Finding:
+    """How long the configured run takes, its validations included."""
+    recipe = subject.recipe
+    steps = recipe.run.max_steps
+    updates = steps * speed.seconds_per_update
+    period = recipe.watching.validate_every or max(1, steps // 10)
+    validations = 1 + -(-steps // period)
+    # A forward pass is a third of an update's work.
+    validation = validations * subject.data.validation.num_tokens / (3 * speed.tokens_per_second)
+    numbers = {
+        "seconds": updates + validation,
+        "update_seconds": updates,
+        "validation_seconds": validation,
+        "validations": validations,
+    }
+    line = (
+        f"{in_time(updates + validation)} for {steps:,} updates of {recipe.batch.batch_size * recipe.batch.sequence_length:,} "
+        f"tokens and {validations} validations (about {in_time(validation)} of it)"
+    )
+    advice = []
+    if validation > updates:
+        advice.append(
+            f"validation takes longer than training: --validate_every={max(1, steps // 2)} or less "
+            "--validation_fraction"
+        )
+    if updates > SLOW_RUN_DAYS * 86400:
+        affordable = int(7 * 86400 / speed.seconds_per_update)
+        advice.append(f"--max_steps={affordable} takes a week; a smaller --preset or a GPU makes updates shorter")
+    return Finding("time", WARN if advice else OK, line, tuple(advice), numbers)
+
+
+def check_optimal(subject: Subject, speed: Speed) -> Finding:
+    """Tokens and time of a compute-optimal run of this size, and whether the text is enough for it."""
+    recipe = subject.recipe
+    parameters = presets.count_parameters(subject.config)
+    tokens = TOKENS_PER_PARAMETER * parameters
+    step_tokens = recipe.batch.batch_size * recipe.batch.sequence_length
+    corpus = max(subject.data.train.num_tokens - 1, 1)
+    epochs = tokens / corpus
+    steps = math.ceil(tokens / step_tokens)
+    configured = recipe.run.max_steps * step_tokens
+    numbers = {
+        "parameters": parameters,
+        "tokens": tokens,
+        "steps": steps,
+        "seconds": tokens / speed.tokens_per_second,
+        "epochs": epochs,
+        "configured_share": configured / tokens,
+        "parameters_for_configured_tokens": configured / TOKENS_PER_PARAMETER,
+        "parameters_for_corpus": LITTLE_REPETITION * corpus / TOKENS_PER_PARAMETER,
+    }
+    line = (
+        f"{in_numbers(parameters)} parameters want about {in_numbers(tokens)} tokens (20 a parameter, arXiv:2203.15556): "
+        f"{in_time(tokens / speed.tokens_per_second)} here, --max_steps={steps}; this run is {configured / tokens:.0%} of that; "
+    )
+    if epochs <= 1:
+        line += f"the text is enough for it (read {epochs:.2g} times)"
+    elif epochs <= LITTLE_REPETITION:
+        line += f"the text is enough for it, read {epochs:.1f} times (up to about 4 costs little, arXiv:2305.16264)"
+    else:
+        line += (
+            f"the text would be read {epochs:,.0f} times: it is enough for about "
+            f"{in_numbers(numbers['parameters_for_corpus'])} parameters, read 4 times (arXiv:2305.16264)"
+        )
+    return Finding("compute-optimal", OK, line, (), numbers)

@@ -1,0 +1,43 @@
+"""Says before a long run whether it can work: data, model, memory, speed, time. Takes the flags of train.
+
+The shortest form is `python -m tfgpt.doctor --train_text='my/*.txt'`. Shows some rows of the first batch, then one
+line a check, beginning with ok, warn or FAIL, with what to change below it. Writes nothing into the run directory. Exit
+code: 0 when the run can work, 1 when a check fails, 2 when flags or text are wrong.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+from tfgpt.common.command import Command
+from tfgpt.diagnosis.config import DoctorConfig
+from tfgpt.training.recipe import GROUPS, Recipe
+
+
+def run(doctor: DoctorConfig, **settings: Any) -> int:
+    """Checks the settings together, then examines the run they describe."""
+    recipe = Recipe(**settings)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    from tfgpt.diagnosis.examine import examine
+
+    report = examine(recipe, doctor, say)
+    say("")
+    say(report.summary())
+    if doctor.json:
+        say(report.json())
+    return report.exit_code
+
+
+def say(text: str) -> None:
+    """A line on standard output, whatever its encoding can express."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
+
+
+COMMAND = Command("doctor", __doc__, (*GROUPS, DoctorConfig), run)
+main = COMMAND.run
+
+if __name__ == "__main__":
+    sys.exit(main())
