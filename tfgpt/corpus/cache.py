@@ -43,10 +43,12 @@ def locked(directory: Path) -> Iterator[None]:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Removes temporary directories that a killed build left behind, when nothing in them changed for a day."""
+    """Removes what a killed build left behind under a temporary name, when nothing in it changed for a day."""
     oldest = time.time() - LEFTOVER_SECONDS
-    for temporary in folder.glob(".*.tmp"):
+    for temporary in (*folder.glob(".*.tmp"), *folder.glob(".*.old")):
         with contextlib.suppress(OSError):
-            newest = max(path.stat().st_mtime for path in (temporary, *temporary.iterdir()))
-            if newest < oldest:
+            if temporary.is_file():
+                if temporary.stat().st_mtime < oldest:
+                    temporary.unlink()
+            elif max(path.stat().st_mtime for path in (temporary, *temporary.rglob("*"))) < oldest:
                 shutil.rmtree(temporary, ignore_errors=True)

@@ -19,6 +19,8 @@ SHARD_BYTES = 256 * 2**20
 MANIFEST = "manifest.json"
 CARD = "card.md"
 
+as_json = json.JSONEncoder(ensure_ascii=False).encode
+
 
 @dataclasses.dataclass(frozen=True)
 class DocumentSet:
@@ -112,7 +114,7 @@ class ShardWriter:
 
     def write(self, document: Document) -> None:
         """Appends a document."""
-        line = json.dumps(document, ensure_ascii=False).encode("utf-8") + b"\n"
+        line = as_json(document).encode("utf-8") + b"\n"
         if self.file is None or self.shards[-1]["file_bytes"] + len(line) > SHARD_BYTES:
             self.start_shard()
         assert self.file is not None

@@ -140,40 +140,89 @@ def skip_byte_order_mark(stream: BinaryIO) -> int:
 
 def plain_text(stream: BinaryIO, name: str) -> Iterator[base.Document]:
     """The documents of a plain text: cut at separator lines, very long ones in parts."""
-    offset, line = skip_byte_order_mark(stream), 1
-    pieces: list[bytes] = []
-    length, part, identity = 0, 0, None
-    line_start = True
+    text = TextCutter(name, skip_byte_order_mark(stream))
+    for lines, line_start in whole_lines(stream):
+        position = 0
+        for start, end in separator_lines(lines, line_start):
+            yield from text.add(lines[position:start])
+            yield from text.end_document(end - start)
+            position = end
+        yield from text.add(lines[position:])
+    yield from text.end_document(0)
 
-    def document(content: bytes) -> base.Document:
-        nonlocal offset, line, identity, part
-        made: base.Document = {"text": decoded(content, name, offset, line), "source": name}
-        if identity is None:
-            identity = base.content_id(made)
-        offset, line = offset + len(content), line + content.count(b"\n")
+
+class TextCutter:
+    """Gathers bytes and makes documents of them.
+
+    Args:
+        name: how the file is called in documents and error lines.
+        offset: the byte of the file that comes first.
+    """
+
+    def __init__(self, name: str, offset: int):
+        self.name, self.offset, self.line = name, offset, 1
+        self.start_document()
+
+    def start_document(self) -> None:
+        self.pieces: list[bytes] = []
+        self.length = self.part = 0
+        self.identity: str | None = None
+
+    def add(self, content: bytes) -> Iterator[base.Document]:
+        """Takes more of the current document; gives out a part of it when it is very long."""
+        if content:
+            self.pieces.append(content)
+            self.length += len(content)
+        while self.length > base.LARGEST_DOCUMENT_BYTES:
+            content = b"".join(self.pieces)
+            cut = base.part_end(content)
+            made = self.document(content[:cut])
+            yield {**made, "id": base.part_id(str(self.identity), self.part)}
+            self.pieces, self.length, self.part = [content[cut:]], len(content) - cut, self.part + 1
+
+    def end_document(self, separator_bytes: int) -> Iterator[base.Document]:
+        """Gives out the current document, if it has anything in it, and passes over the separator line after it."""
+        if self.pieces:
+            made = self.document(b"".join(self.pieces))
+            identity = str(self.identity)
+            yield {**made, "id": base.part_id(identity, self.part) if self.part else identity}
+        self.offset += separator_bytes
+        self.line += 1
+        self.start_document()
+
+    def document(self, content: bytes) -> base.Document:
+        made: base.Document = {"text": decoded(content, self.name, self.offset, self.line), "source": self.name}
+        if self.identity is None:
+            self.identity = base.content_id(made)
+        self.offset += len(content)
+        self.line += content.count(b"\n")
         return made
 
-    while True:
-        piece = stream.readline(PIECE_BYTES)
-        separator = line_start and piece.startswith(SEPARATOR) and not piece[len(SEPARATOR) :].strip()
-        line_start = piece.endswith(b"\n")
-        if not separator and piece:
-            pieces.append(piece)
-            length += len(piece)
-            if length > base.LARGEST_DOCUMENT_BYTES:
-                content = b"".join(pieces)
-                cut = base.part_end(content)
-                made = document(content[:cut])
-                yield {**made, "id": base.part_id(str(identity), part)}
-                pieces, length, part = [content[cut:]], len(content) - cut, part + 1
-            continue
-        if pieces:
-            made = document(b"".join(pieces))
-            yield {**made, "id": base.part_id(str(identity), part) if part else identity}
-        if not piece:
-            return
-        offset, line = offset + len(piece), line + 1
-        pieces, length, part, identity = [], 0, 0, None
+
+def whole_lines(stream: BinaryIO) -> Iterator[tuple[bytes, bool]]:
+    """The stream in pieces that end where a line ends, and whether they begin where one begins.
+
+    Only a line longer than a piece is cut.
+    """
+    rest, line_start = b"", True
+    while block := stream.read(PIECE_BYTES):
+        block = rest + block
+        end = block.rfind(b"\n") + 1 or len(block)
+        yield block[:end], line_start
+        rest, line_start = block[end:], block.endswith(b"\n", 0, end)
+    if rest:
+        yield rest, line_start
+
+
+def separator_lines(lines: bytes, line_start: bool) -> Iterator[tuple[int, int]]:
+    """Where separator lines begin and end, the line end included."""
+    start = lines.find(SEPARATOR)
+    while start >= 0:
+        end = lines.find(b"\n", start) + 1 or len(lines)
+        begins_line = lines[start - 1 : start] == b"\n" if start else line_start
+        if begins_line and not lines[start + len(SEPARATOR) : end].strip():
+            yield start, end
+        start = lines.find(SEPARATOR, end)
 
 
 def decoded(content: bytes, name: str, offset: int, line: int) -> str:

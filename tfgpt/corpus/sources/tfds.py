@@ -16,7 +16,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import itertools
 import json
+import logging
 import os
 import re
 import socket
@@ -58,6 +60,28 @@ def parsed(spec: str, flag: str) -> Parts:
     if not match:
         raise SettingError(flag, f"{spec}: no split named; {GRAMMAR}")
     return Parts(match["dataset"], match["version"] or "", match["split"], feature)
+
+
+def tfrecords(path: str, start: int, end: int) -> Iterator[bytes]:
+    """The records `start` to `end` of a TFRecord file; its checksums are checked."""
+    import tensorflow as tf
+
+    with fewer_log_lines():  # "deprecated": in favour of tf.data, which starts the runtime
+        records = tf.compat.v1.io.tf_record_iterator(path)
+    yield from itertools.islice(records, start, end)
+
+
+def array_records(path: str, start: int, end: int) -> Iterator[bytes]:
+    """The records `start` to `end` of an ArrayRecord file."""
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    reader = ArrayRecordReader(path)
+    for first in range(start, end, RECORDS_AT_ONCE):
+        yield from reader.read(first, min(first + RECORDS_AT_ONCE, end))
+
+
+RECORDS_AT_ONCE = 256
+RECORD_READERS = {"tfrecord": tfrecords, "array_record": array_records}
 
 
 class TensorFlowDatasetsSource(base.Source):
@@ -141,22 +165,36 @@ class TensorFlowDatasetsSource(base.Source):
             raise UserError(f"{self.spec}: the split has no example")
 
     def examples(self, tfds: Any, builder: Any, feature: str) -> Iterator[Mapping[str, Any]]:
-        """The examples in the order of the files, of each only `feature`; keeps `position`."""
-        # A cycle of one file: the order in which the examples were written, the same in every run.
-        read = tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False)
-        only = tfds.decode.PartialDecoding({feature: True})
+        """The examples in the order of the files, of each only `feature`; keeps `position`.
+
+        Records are parsed as NumPy arrays. `builder.as_dataset` would do too, but it starts TensorFlow's runtime,
+        after which a training run in the same process can no longer choose its logical devices.
+        """
+        file = str(self.directory)
         try:
             with fewer_log_lines():
-                dataset = builder.as_dataset(
-                    split=self.parts.split, shuffle_files=False, read_config=read, decoders=only
-                )
-            count = int(dataset.cardinality())
-            for number, example in enumerate(dataset.as_numpy_iterator(), start=1):
-                if count > 0:
+                only = tfds.decode.PartialDecoding({feature: True})
+                if builder.info.file_format.value not in RECORD_READERS:
+                    yield from builder.as_dataset(
+                        split=self.parts.split, shuffle_files=False, decoders=only
+                    ).as_numpy_iterator()
+                    return
+                features = only.extract_features(builder.info.features)
+                read = RECORD_READERS[builder.info.file_format.value]
+                instructions = builder.info.splits[self.parts.split].file_instructions
+            count = sum(instruction.take for instruction in instructions)
+            number = 0
+            for instruction in instructions:
+                file = str(instruction.filename)
+                before = number
+                for record in read(file, instruction.skip, instruction.skip + instruction.take):
+                    number += 1
                     self.position = (self.size or 0) * number // count
-                yield example
+                    yield features.deserialize_example_np(record)
+                if number - before < instruction.take:
+                    raise ValueError(f"it ends after {number - before} of {instruction.take} examples")
         except Exception as error:  # a wrong slice, a damaged record: TFDS and TensorFlow have a class for each
-            raise UserError(f"{self.spec}: cannot be read from {self.directory} ({one_line(error)})") from error
+            raise UserError(f"{self.spec}: cannot be read from {file} ({one_line(error)})") from error
 
     def feature_path(self, features: Any) -> list[str]:
         """FEATURE as the names on the way to it.
@@ -313,15 +351,16 @@ def refuse_without_network(spec: str, addresses: Iterable[str], root: Path) -> N
 
 @contextlib.contextmanager
 def fewer_log_lines() -> Iterator[None]:
-    """TFDS warns of its own use of its own deprecated names."""
-    from absl import logging
-
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
+    """TFDS and TensorFlow warn of deprecated names, among them their own."""
+    loggers = [logging.getLogger(name) for name in ("absl", "tensorflow")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        logging.set_verbosity(verbosity)
+        for logger, level in zip(loggers, levels):
+            logger.setLevel(level)
 
 
 def flat_features(features: Any, prefix: str = "") -> dict[str, str]:
