@@ -240,8 +240,10 @@ def put_results(data: PreparedData, output_dir: str | os.PathLike) -> Path:
     earlier = output / PREPARED
     if earlier.is_file() and read_json(earlier).get("fingerprint") == data.fingerprint:
         with contextlib.suppress(UserError):
-            for side in ("train", "validation"):
-                TokenShards.open(output / side, data.tokenizer.fingerprint)
+            fingerprint = Tokenizer.load(output / "tokenizer").fingerprint
+            for side, shards in (("train", data.train), ("validation", data.validation)):
+                if TokenShards.open(output / side, fingerprint).fingerprint != shards.fingerprint:
+                    raise DamagedShards(f"{output / side}: another side's shards")
             return output
     elif output.exists() and not earlier.is_file() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"--output_dir: {output} holds something else; give a new or an empty directory")

@@ -1,0 +1,272 @@
+"""Preparing is done once, survives being killed, and makes again what is damaged."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tfgpt.common.errors import UserError
+from tfgpt.corpus.config import CorpusConfig
+from tfgpt.pipeline.batches import validation_batches
+from tfgpt.pipeline.prepare import PreparedData, amount, prepare, put_results
+from tfgpt.pipeline.shards import DamagedShards, TokenShards
+from tfgpt.tokenization.config import TokenizerConfig
+from tfgpt.tokenization.tokenizer import Tokenizer
+
+BPE = TokenizerConfig(vocabulary_size=300)
+
+
+class Lines(list):
+    """Collects what `prepare` says."""
+
+    def stages(self) -> dict[str, str]:
+        return {line.split(":")[0]: line for line in self}
+
+
+@pytest.fixture
+def corpus(tmp_path, text_file) -> CorpusConfig:
+    return CorpusConfig(train_text=(str(text_file),), validation_fraction=0.1, cache_dir=str(tmp_path / "cache"))
+
+
+def files_of(data: PreparedData) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for side in (data.train, data.validation) for path in side.files}
+
+
+def test_the_tokens_of_both_sides_are_the_text(corpus, text_file):
+    data = prepare(corpus, BPE, say=Lines().append)
+    text = "".join(data.tokenizer.decode(side.tokens[:]) for side in (data.train, data.validation))
+    assert text == text_file.read_text(encoding="utf-8")
+    assert data.train.num_bytes + data.validation.num_bytes == text_file.stat().st_size
+    assert data.validation.num_bytes / text_file.stat().st_size == pytest.approx(0.1, abs=0.01)
+    assert data.tokenizer.vocabulary_size == data.train.vocabulary_size == 300
+
+
+def test_a_second_run_reuses_everything_and_takes_no_time(corpus):
+    lines = Lines()
+    first = prepare(corpus, BPE, say=lines.append)
+    assert len(lines) == 4 and all("made in" in line for line in lines)
+    again = Lines()
+    started = time.process_time()
+    second = prepare(corpus, BPE, say=again.append)
+    assert time.process_time() - started < 0.5
+    assert len(again) == 4 and all("reused" in line for line in again)
+    assert second.fingerprint == first.fingerprint and second.train.directory == first.train.directory
+
+
+def test_only_what_depends_on_a_change_is_made_again(corpus):
+    prepare(corpus, BPE, say=Lines().append)
+    lines = Lines()
+    prepare(corpus, TokenizerConfig(vocabulary_size=310), say=lines.append)
+    made = {stage: "made in" in line for stage, line in lines.stages().items()}
+    assert made == {"documents": False, "tokenizer": True, "train tokens": True, "validation tokens": True}
+
+
+def test_the_same_text_elsewhere_gives_the_same_fingerprint(tmp_path, corpus, text_file):
+    moved = tmp_path / "moved" / "other name.txt"
+    moved.parent.mkdir()
+    moved.write_bytes(text_file.read_bytes())
+    first = prepare(corpus, BPE, say=Lines().append)
+    options = {**corpus.to_dict(), "train_text": [str(moved)], "cache_dir": str(tmp_path / "other cache")}
+    second = prepare(CorpusConfig.from_dict(options), BPE, say=Lines().append)
+    assert second.fingerprint == first.fingerprint
+    moved.write_text(moved.read_text(encoding="utf-8").replace("fox", "cat"), encoding="utf-8")
+    assert prepare(CorpusConfig.from_dict(options), BPE, say=Lines().append).fingerprint != first.fingerprint
+
+
+def test_the_tokenizer_sees_the_training_side_only(tmp_path, text_file):
+    fingerprints = set()
+    for name, text in (("a", "zyzzyva " * 1000), ("b", "qwertz " * 1000)):
+        held_out = tmp_path / f"{name}.txt"
+        held_out.write_text(text)
+        corpus = CorpusConfig(
+            train_text=(str(text_file),), validation_text=(str(held_out),), cache_dir=str(tmp_path / "cache")
+        )
+        fingerprints.add(prepare(corpus, BPE, say=Lines().append).tokenizer.fingerprint)
+    assert len(fingerprints) == 1
+
+
+def test_the_bytes_and_a_given_tokenizer_are_used_as_they_are(tmp_path, corpus, text_file):
+    in_bytes = prepare(corpus, TokenizerConfig(tokenizer="bytes"), say=Lines().append)
+    length = text_file.stat().st_size
+    # A document a side: an end-of-text before and one behind it.
+    assert in_bytes.train.num_tokens + in_bytes.validation.num_tokens == length + 4
+    trained = prepare(corpus, BPE, say=Lines().append)
+    trained.tokenizer.save(tmp_path / "mine")
+    for path in (tmp_path / "mine", tmp_path / "mine" / "tokenizer.json"):
+        lines = Lines()
+        given = prepare(corpus, TokenizerConfig(tokenizer=str(path)), say=lines.append)
+        assert given.fingerprint == trained.fingerprint
+        assert "reused" in lines.stages()["train tokens"]
+
+
+def test_dialogues_keep_their_weights_when_asked(tmp_path):
+    path = tmp_path / "chat.jsonl"
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello there"}]
+    path.write_text(json.dumps({"messages": messages}) + "\n")
+    corpus = CorpusConfig(train_text=(str(path),), validation_fraction=0.0, cache_dir=str(tmp_path / "cache"))
+    in_bytes = TokenizerConfig(tokenizer="bytes")
+    plain = prepare(corpus, in_bytes, say=Lines().append)
+    weighted = prepare(corpus, in_bytes, store_weights=True, say=Lines().append)
+    assert plain.train.weights is None and plain.train.directory != weighted.train.directory
+    np.testing.assert_array_equal(plain.train.tokens[:], weighted.train.tokens[:])
+    # The answer and its end-of-turn.
+    assert weighted.train.weights[1:].sum() == len("Hello there") + 1
+
+
+def test_nothing_held_out_is_a_side_without_targets(tmp_path, text_file):
+    corpus = CorpusConfig(train_text=(str(text_file),), validation_fraction=0.0, cache_dir=str(tmp_path / "cache"))
+    data = prepare(corpus, BPE, say=Lines().append)
+    assert data.train.num_bytes == text_file.stat().st_size
+    assert data.validation.num_tokens == 1
+    with pytest.raises(UserError, match="no token to validate on"):
+        validation_batches(data.validation, sequence_length=8, batch_size=2)
+
+
+def test_a_flipped_byte_in_a_cached_shard_is_named_and_the_shard_made_again(corpus):
+    data = prepare(corpus, BPE, say=Lines().append)
+    before = files_of(data)
+    path = data.train.files[0]
+    damaged = bytearray(before[path])
+    damaged[1000] ^= 4
+    path.write_bytes(damaged)
+    lines = Lines()
+    again = prepare(corpus, BPE, say=lines.append)
+    assert any(str(path) in line and "damaged" in line and "making them again" in line for line in lines)
+    assert files_of(again) == before and again.fingerprint == data.fingerprint
+
+
+def test_a_cached_directory_without_its_manifest_is_made_again(corpus):
+    data = prepare(corpus, BPE, say=Lines().append)
+    (data.validation.directory / "manifest.json").unlink()
+    lines = Lines()
+    assert prepare(corpus, BPE, say=lines.append).fingerprint == data.fingerprint
+    assert any("validation tokens" in line and "making them again" in line for line in lines)
+
+
+@pytest.mark.parametrize("damage", ["", '{"version": "1.0"}', "other"])
+def test_a_damaged_cached_tokenizer_is_named_and_trained_again(corpus, damage):
+    data = prepare(corpus, BPE, say=Lines().append)
+    (path,) = Path(corpus.cache_dir).glob("tokenizers/*/tokenizer.json")
+    # "other" is a good tokenizer file, but not the one that was trained here.
+    other = prepare(corpus, TokenizerConfig(tokenizer="bytes"), say=Lines().append).tokenizer.to_json()
+    path.write_text(other if damage == "other" else damage)
+    lines = Lines()
+    again = prepare(corpus, BPE, say=lines.append)
+    assert again.fingerprint == data.fingerprint
+    assert any(str(path.parent) in line and "training it again" in line for line in lines)
+    assert Tokenizer.load(path).fingerprint == data.tokenizer.fingerprint
+
+
+PREPARE = """
+import sys
+from tfgpt.corpus.config import CorpusConfig
+from tfgpt.pipeline.prepare import prepare
+from tfgpt.tokenization.config import TokenizerConfig
+print("ready", flush=True)
+sys.stdin.readline()
+data = prepare(CorpusConfig(train_text=(sys.argv[1],), cache_dir=sys.argv[2]), TokenizerConfig(vocabulary_size=2000))
+print(data.fingerprint)
+"""
+
+
+def started_prepare(text: Path, cache: Path) -> subprocess.Popen:
+    """A process that prepares once it is sent a line."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", PREPARE, str(text), str(cache)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+    )  # fmt: skip
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+@pytest.fixture(scope="module")
+def larger_text(tmp_path_factory) -> Path:
+    words = np.random.default_rng(0).integers(0, 3000, 200_000)
+    path = tmp_path_factory.mktemp("text") / "larger.txt"
+    path.write_text("\n".join(" ".join(f"w{word}" for word in words[i : i + 20]) for i in range(0, len(words), 20)))
+    return path
+
+
+def test_killed_at_any_moment_nothing_half_made_is_taken_for_whole(tmp_path, larger_text):
+    process = started_prepare(larger_text, tmp_path / "undisturbed")
+    started = time.monotonic()
+    output = process.communicate("go\n")[0]
+    whole_run = time.monotonic() - started
+    cache = tmp_path / "cache"
+    for share in (0.2, 0.5, 0.8):
+        process = started_prepare(larger_text, cache)
+        process.stdin.write("go\n")
+        process.stdin.flush()
+        time.sleep(share * whole_run)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        for directory in cache.glob("tokens/[!.]*"):
+            TokenShards.open(directory)
+        for directory in cache.glob("tokenizers/[!.]*"):
+            Tokenizer.load(directory)
+    assert started_prepare(larger_text, cache).communicate("go\n")[0].splitlines()[-1] == output.splitlines()[-1]
+
+
+def test_two_processes_at_once_prepare_the_same(tmp_path, larger_text):
+    processes = [started_prepare(larger_text, tmp_path / "cache") for _ in range(2)]
+    for process in processes:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    outputs = [process.communicate()[0].splitlines() for process in processes]
+    assert outputs[0][-1] == outputs[1][-1]
+    # Tokenizer and tokens were made by one of them and found by the other.
+    for stage in list(zip(*outputs))[1:4]:
+        assert sum("made in" in line for line in stage) == 1
+    assert len(list((tmp_path / "cache" / "tokens").glob("[!.]*"))) == 2
+    assert not list((tmp_path / "cache").rglob("*.tmp"))
+
+
+def test_results_go_where_the_user_wants_them(tmp_path, corpus):
+    data = prepare(corpus, BPE, say=Lines().append)
+    output = put_results(data, tmp_path / "out")
+    assert sorted(os.listdir(output)) == ["card.md", "prepared.json", "tokenizer", "train", "validation"]
+    copied = TokenShards.open(output / "train", Tokenizer.load(output / "tokenizer").fingerprint)
+    np.testing.assert_array_equal(copied.tokens[:], data.train.tokens[:])
+    # Again, and after the results changed: the directory is ours to replace.
+    assert put_results(data, output) == output
+    other = prepare(corpus, TokenizerConfig(tokenizer="bytes"), say=Lines().append)
+    put_results(other, output)
+    assert TokenShards.open(output / "train").tokenizer_fingerprint == other.tokenizer.fingerprint
+
+
+def test_results_damaged_at_the_users_place_are_put_there_again(tmp_path, corpus):
+    data = prepare(corpus, BPE, say=Lines().append)
+    output = put_results(data, tmp_path / "out")
+    path = output / "train" / "tokens-00000.bin"
+    content = path.read_bytes()
+    path.unlink()
+    path.write_bytes(content[:-2] + b"xx")
+    with pytest.raises(DamagedShards):
+        TokenShards.open(output / "train")
+    put_results(data, output)
+    assert path.read_bytes() == content
+
+
+def test_results_never_replace_something_else(tmp_path, corpus):
+    data = prepare(corpus, BPE, say=Lines().append)
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.tex").write_text("years of work")
+    with pytest.raises(UserError, match="--output_dir: .*thesis holds something else"):
+        put_results(data, tmp_path / "thesis")
+    with pytest.raises(UserError, match="holds something else"):
+        put_results(data, tmp_path / "thesis" / "chapter.tex")
+    assert (tmp_path / "thesis" / "chapter.tex").read_text() == "years of work"
+
+
+def test_amounts_are_written_in_decimal_units():
+    assert [amount(count) for count in (0, 999, 1000, 55_770, 999_960, 1_234_567, 5 * 10**13)] == [
+        "0 bytes", "999 bytes", "1.0 kB", "55.8 kB", "1.0 MB", "1.2 MB", "50.0 TB",
+    ]  # fmt: skip

@@ -1,0 +1,79 @@
+"""The `prepare` command as a user types it."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_prepare_says_what_it_made_where_it_is_and_what_comes_next(tfgpt, text_file, tmp_path):
+    flags = [f"--train_text={text_file}", "--vocabulary_size=300", f"--cache_dir={tmp_path / 'my cache'}"]
+    first = tfgpt("prepare", *flags, f"--output_dir={tmp_path / 'out'}")
+    assert first.returncode == 0, first.stderr
+    for word in (
+        "documents:",
+        "tokenizer: 300 ids",
+        "train tokens:",
+        "validation tokens:",
+        "bytes per token",
+        "unused",
+    ):
+        assert word in first.stdout
+    assert (tmp_path / "out" / "prepared.json").is_file()
+    assert json.loads((tmp_path / "out" / "train" / "manifest.json").read_text())["vocabulary_size"] == 300
+    # The next command has the same flags, quoted for a shell, so that it finds all of this in the cache.
+    (next_line,) = [line for line in first.stdout.splitlines() if line.startswith("Next: ")]
+    words = shlex.split(next_line)
+    assert words[:4] == ["Next:", "python", "-m", "tfgpt.train"] and sorted(words[4:]) == sorted(flags)
+    second = tfgpt("prepare", *flags)
+    assert second.returncode == 0 and second.stdout.count("reused") == 4
+
+
+def test_prepare_never_imports_tensorflow(text_file, tmp_path):
+    program = (
+        "import sys; from tfgpt.prepare import main; "
+        f"code = main(['--train_text={text_file}', '--vocabulary_size=300', '--cache_dir={tmp_path}']); "
+        "sys.exit(code or 'tensorflow' in sys.modules or 'keras' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ([], "--train_text"),
+        (["--train_text=no/such/file.txt"], "no/such/file.txt"),
+        (["--train_text={text}", "--tokenizer=no/such/tokenizer"], "--tokenizer"),
+        (["--train_text={text}", "--vocabulary_size=100"], "--vocabulary_size"),
+        (["--train_text={text}", "--validation_fraction=2"], "--validation_fraction"),
+        (["--train_text={text}", "--no_such_flag=1"], "no_such_flag"),
+        (["--train_text={text}", "--tokenizer=bytes", "--output_dir=/"], "--output_dir"),
+        (["--train_text={text}", "--cache_dir=/dev/null/cache"], "/dev/null/cache"),
+    ],
+)
+def test_a_users_mistake_is_one_line_that_names_it(tfgpt, text_file, flags, words):
+    result = tfgpt("prepare", *(flag.format(text=text_file) for flag in flags))
+    assert result.returncode == 2
+    # Notes about the split may come before; the last line is the error.
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith("tfgpt.prepare: ") and words in last
+    assert "Traceback" not in result.stderr
+
+
+def test_a_flipped_byte_in_the_cache_is_said_and_mended(tfgpt, text_file, tmp_path):
+    flags = [f"--train_text={text_file}", "--vocabulary_size=300", f"--cache_dir={tmp_path}"]
+    assert tfgpt("prepare", *flags).returncode == 0
+    (shard, *_) = sorted(tmp_path.glob("tokens/*/tokens-00000.bin"), key=lambda path: -path.stat().st_size)
+    content = shard.read_bytes()
+    shard.write_bytes(content[:100] + bytes([content[100] ^ 1]) + content[101:])
+    result = tfgpt("prepare", *flags)
+    assert result.returncode == 0
+    assert f"{shard}: this token shard is damaged" in result.stdout
+    assert shard.read_bytes() == content
