@@ -30,6 +30,7 @@ from typing import Any
 
 from tfgpt.common.errors import SettingError, UserError
 from tfgpt.common.files import sha256_of_json
+from tfgpt.common.quiet import import_tensorflow
 from tfgpt.corpus.sources import base
 from tfgpt.corpus.sources.fingerprints import FileHashes
 
@@ -144,6 +145,7 @@ class TensorFlowDatasetsSource(base.Source):
     def documents(self) -> Iterator[base.Document]:
         self.dropped.clear()
         self.position = 0
+        import_tensorflow()
         tfds = imported(self.spec)
         try:
             builder = tfds.builder_from_directory(self.directory)
@@ -321,6 +323,7 @@ def prepare(spec: str, parts: Parts, flag: str, root: Path) -> Path:
     except Exception as error:  # an unknown configuration or version, or a package that its code needs
         raise SettingError(flag, f"{spec}: not prepared in {root}, and cannot be ({one_line(error)})") from error
     refuse_without_network(spec, builder.url_infos, root)
+    import_tensorflow()
     try:
         builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
     except Exception as error:  # no network, a moved address, a full disk, a manual download: each its own class

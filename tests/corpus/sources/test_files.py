@@ -1,0 +1,292 @@
+"""Documents out of files: what is one document, what is kept, and the one line for each kind of bad file."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+import re
+import tracemalloc
+from pathlib import Path
+
+import pytest
+import zstandard
+
+from tfgpt.common.errors import UserError
+from tfgpt.corpus.sources import base, files, open_sources
+
+
+def documents(*specs: object) -> list[dict]:
+    return [document for source in open_sources([str(spec) for spec in specs]) for document in source.documents()]
+
+
+def texts(*specs: object) -> list[str]:
+    return [document["text"] for document in documents(*specs)]
+
+
+def json_lines(*values: object) -> bytes:
+    return "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values).encode()
+
+
+def test_a_plain_file_is_one_document_kept_byte_for_byte(tmp_path):
+    content = "One.\r\nTwo\t\0 – 三 🙂\n\n\nno end".encode()
+    (tmp_path / "a.txt").write_bytes(content)
+    (document,) = documents(tmp_path / "a.txt")
+    assert document["text"].encode() == content
+    assert document["source"] == str(tmp_path / "a.txt")
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.md", "a.py", "README"])
+def test_unknown_suffixes_and_markdown_are_text(tmp_path, name):
+    (tmp_path / name).write_text("# Title\n\ntext\n")
+    assert texts(tmp_path / name) == ["# Title\n\ntext\n"]
+
+
+def test_separator_lines_cut_a_file_and_are_taken_out(tmp_path):
+    (tmp_path / "stories.txt").write_bytes(b"One day.\n<|endoftext|>\nTwo.\n\n<|endoftext|>\r\n\nThree.\n<|endoftext|>")
+    assert texts(tmp_path / "stories.txt") == ["One day.\n", "Two.\n\n", "\nThree.\n"]
+
+
+def test_a_separator_inside_a_line_is_text(tmp_path):
+    content = "We write <|endoftext|>\n<|endoftext|> here\nand there<|endoftext|>"
+    (tmp_path / "a.txt").write_text(content)
+    assert texts(tmp_path / "a.txt") == [content]
+
+
+def test_only_a_byte_order_mark_at_the_start_is_left_out(tmp_path):
+    (tmp_path / "a.txt").write_bytes("\ufeffa\ufeffb".encode())
+    (tmp_path / "b.jsonl").write_bytes(b"\xef\xbb\xbf" + json_lines({"text": "c"}))
+    assert texts(tmp_path / "a.txt", tmp_path / "b.jsonl") == ["a\ufeffb", "c"]
+
+
+def test_pieces_of_any_size_give_the_same_documents(tmp_path, monkeypatch):
+    """The expected cut is made by a regular expression over the whole file."""
+    generator = random.Random(7)
+    for number in range(60):
+        parts = [generator.choice(["<|endoftext|>", "<|endoftext|> ", "\n", "é", "word ", "<|end"]) for _ in range(40)]
+        content = "x" + "".join(parts) + "y"
+        expected = [part for part in re.split(r"(?m)^<\|endoftext\|>[ \t]*(?:\n|\Z)", content) if part.strip()]
+        path = tmp_path / f"{number}.txt"
+        path.write_text(content, newline="")
+        monkeypatch.setattr(files, "PIECE_BYTES", generator.randrange(20, 60))
+        assert texts(path) == expected
+
+
+def test_json_lines_hold_texts_and_dialogues(tmp_path):
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]
+    content = json_lines({"text": "a\nb", "meta": 1}, {"messages": [{**messages[0], "name": "x"}, messages[1]]})
+    (tmp_path / "a.jsonl").write_bytes(content.replace(b"\n", b"\r\n\n"))
+    first, second = documents(tmp_path / "a.jsonl")
+    assert (first["text"], second["messages"]) == ("a\nb", messages)
+    assert set(first) == {"text", "source", "id"}
+
+
+def test_ids_are_taken_from_json_lines_and_else_made_of_the_content(tmp_path):
+    (tmp_path / "a.ndjson").write_bytes(json_lines({"text": "a", "id": 7}, {"text": "b", "id": "x"}, {"text": "c"}))
+    (tmp_path / "c.txt").write_text("c")
+    identities = [document["id"] for document in documents(tmp_path / "a.ndjson", tmp_path / "c.txt")]
+    assert identities[:2] == ["7", "x"]
+    assert identities[2] == identities[3]
+    assert re.fullmatch("[0-9a-f]{32}", identities[2])
+
+
+def test_blank_documents_are_left_out_and_counted(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(json_lines({"text": " \n"}, {"text": "a"}, {"messages": []}))
+    (source,) = open_sources([str(tmp_path / "a.jsonl")])
+    assert [document["text"] for document in source.documents()] == ["a"]
+    assert source.dropped == {"empty": 2}
+
+
+def test_a_dialogue_without_an_answer_is_left_out_and_counted(tmp_path):
+    question = {"messages": [{"role": "user", "content": "Anybody?"}]}
+    (tmp_path / "a.jsonl").write_bytes(json_lines(question, {"text": "a"}))
+    (source,) = open_sources([str(tmp_path / "a.jsonl")])
+    assert len(list(source.documents())) == 1
+    assert source.dropped == {"no assistant message": 1}
+
+
+def compressed_forms(content: bytes) -> dict[str, bytes]:
+    half = len(content) // 2
+    compress = zstandard.ZstdCompressor().compress
+    return {
+        ".gz": gzip.compress(content),
+        ".zst": compress(content),
+        ".gz of two members": gzip.compress(content[:half]) + gzip.compress(content[half:]),
+        ".zst of two frames": compress(content[:half]) + compress(content[half:]),
+    }
+
+
+@pytest.mark.parametrize("form", [".gz", ".zst", ".gz of two members", ".zst of two frames"])
+@pytest.mark.parametrize("inner", [".txt", ".jsonl"])
+def test_compressed_files_give_the_same_documents(tmp_path, form, inner):
+    content = json_lines(*({"text": f"{number} " * 50} for number in range(2000)))
+    suffix, *_ = form.split()
+    plain, compressed = tmp_path / f"a{inner}", tmp_path / f"a{inner}{suffix}"
+    plain.write_bytes(content)
+    compressed.write_bytes(compressed_forms(content)[form])
+    assert texts(compressed) == texts(plain)
+
+
+def test_a_folder_is_read_sorted_with_its_folders_and_without_hidden_files(tmp_path):
+    for name in ("b.txt", "a/z.md", "a/b/y.txt", ".hidden", ".git/config", "c.jsonl"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"text": name}) if name.endswith("l") else name)
+    assert texts(tmp_path) == ["a/b/y.txt", "a/z.md", "b.txt", "c.jsonl"]
+
+
+def test_globs_are_sorted_and_may_go_down(tmp_path):
+    for name in ("b.txt", "a.txt", "c/d/e.txt", "c/f.md"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    assert texts(tmp_path / "*.txt") == ["a.txt", "b.txt"]
+    assert texts(tmp_path / "**/*.txt") == ["a.txt", "b.txt", "c/d/e.txt"]
+    assert texts(tmp_path / "*") == ["a.txt", "b.txt"]
+
+
+def test_a_file_whose_name_looks_like_a_glob_is_a_file(tmp_path):
+    (tmp_path / "a[1].txt").write_text("brackets")
+    (tmp_path / "a1.txt").write_text("other")
+    assert texts(tmp_path / "a[1].txt") == ["brackets"]
+
+
+def test_a_very_long_text_comes_in_parts_that_make_it_whole_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(base, "LARGEST_DOCUMENT_BYTES", 1000)
+    content = "".join(f"{'wörter ' * 20}\n{chr(10) if number % 3 else ''}" for number in range(40))
+    (tmp_path / "a.txt").write_text(content)
+    (tmp_path / "b.jsonl").write_bytes(json_lines({"text": content, "id": "long"}))
+    for path, group in ((tmp_path / "a.txt", None), (tmp_path / "b.jsonl", "long")):
+        parts = documents(path)
+        assert len(parts) > 5
+        assert "".join(part["text"] for part in parts) == content
+        assert all(len(part["text"].encode()) <= 1000 for part in parts)
+        assert all(part["text"].endswith("\n\n") for part in parts[:-1])
+        groups = {part["id"].split("#")[0] for part in parts}
+        assert len(groups) == 1
+        assert group in (None, *groups)
+        assert len({part["id"] for part in parts}) == len(parts)
+
+
+def test_a_long_line_is_never_cut_inside_a_character(tmp_path, monkeypatch):
+    monkeypatch.setattr(base, "LARGEST_DOCUMENT_BYTES", 1000)
+    monkeypatch.setattr(files, "PIECE_BYTES", 64)
+    content = "漢🙂" * 1000
+    (tmp_path / "a.txt").write_text(content)
+    assert "".join(texts(tmp_path / "a.txt")) == content
+
+
+def test_a_giant_file_is_read_in_little_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(base, "LARGEST_DOCUMENT_BYTES", 2**20)
+    (tmp_path / "a.txt").write_bytes(b"one two three four\n" * (2**25 // 19))
+    tracemalloc.start()
+    count = sum(len(document["text"]) for document in open_sources([str(tmp_path / "a.txt")])[0].documents())
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert count == 2**25 // 19 * 19
+    assert peak < 16 * 2**20
+
+
+def test_the_fingerprint_follows_the_content(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("one")
+    before = open_sources([str(path)])[0].fingerprint()
+    assert open_sources([str(path)])[0].fingerprint() == before
+    path.write_text("two")
+    assert open_sources([str(path)])[0].fingerprint() != before
+
+
+GOOD = gzip.compress(b"word " * 10_000)
+GOOD_ZSTANDARD = zstandard.ZstdCompressor().compress(random.Random(0).randbytes(10_000).hex().encode())
+ASSISTANT = {"role": "assistant", "content": "a"}
+
+BAD_FILES = {
+    "not UTF-8": ("a.txt", b"one\ntw\xfco\n", "a.txt: line 2, byte 6: not UTF-8 (0xfc); convert it"),
+    "not UTF-8 after a separator": ("a.txt", b"a\n<|endoftext|>\nb\n\xff", "a.txt: line 4, byte 18: not UTF-8 (0xff)"),
+    "ends inside a character": ("a.txt", "né".encode()[:-1], "a.txt: line 1, byte 1: not UTF-8 (0xc3)"),
+    "UTF-16": ("a.txt", "one".encode("utf-16"), "looks like UTF-16; convert it with iconv -f UTF-16 -t UTF-8"),
+    "binary": ("a.bin", b"\x89PNG\r\n\x1a\n\0\0\0", "a.bin: line 1, byte 0: not UTF-8 (0x89); it looks like no text"),
+    "empty": ("a.txt", b"", "a.txt: the file is empty; leave it out"),
+    "blank": ("a.txt", b" \n\n", "a.txt: holds no document (only blank text); leave it out"),
+    "empty .gz": ("a.txt.gz", gzip.compress(b""), "a.txt.gz: the file is empty"),
+    "no bytes .gz": ("a.txt.gz", b"", "a.txt.gz: the file is empty"),
+    "truncated .gz": ("a.txt.gz", GOOD[: len(GOOD) // 2], "a.txt.gz: the file ends too early (truncated .gz)"),
+    "no .gz": ("a.txt.gz", b"plain text", "a.txt.gz: damaged, or no .gz file"),
+    "damaged .gz": ("a.txt.gz", GOOD[:30] + b"\0\0\0\0" + GOOD[34:], "a.txt.gz: damaged, or no .gz file"),
+    "truncated .zst": ("a.zst", GOOD_ZSTANDARD[:-9], "a.zst: the file ends too early (truncated .zst)"),
+    "no .zst": ("a.zst", b"plain text", "a.zst: damaged, or no .zst file"),
+    "not JSON": ("a.jsonl", b'{"text": "a"}\n{"text": \n', "a.jsonl:2: not JSON (Expecting value at column"),
+    "JSON cut short": ("a.jsonl", b'{"text": "a"}\n{"text": "b', "a.jsonl:2: not JSON (Unterminated string"),
+    "no object": ("a.jsonl", b'"text"\n', "a.jsonl:1: a string, not an object with 'text' or 'messages'"),
+    "no text": ("a.jsonl", json_lines({"title": 1, "body": 2}), "a.jsonl:1: neither 'text' nor 'messages'"),
+    "text no string": ("a.jsonl", json_lines({"text": 1}), "a.jsonl:1: 'text' is a number, not a string"),
+    "half a surrogate pair": ("a.jsonl", b'{"text": "x\\ud83d"}', "a.jsonl:1: 'text' holds half a surrogate pair"),
+    "line not UTF-8": ("a.jsonl", b'{"text": "a"}\n{"text": "\xe9"}', "a.jsonl: line 2, byte 24: not UTF-8 (0xe9)"),
+    "deep nesting": ("a.jsonl", b"[" * 200_000, "a.jsonl:1: not JSON"),
+    "messages no list": ("a.jsonl", json_lines({"messages": "a"}), "a.jsonl:1: 'messages' is a string, not a list"),
+    "message no object": (
+        "a.jsonl",
+        json_lines({"messages": ["a"]}),
+        "a.jsonl:1: message 1 is a string, not an object",
+    ),
+    "unknown role": (
+        "a.jsonl",
+        json_lines({"messages": [{"role": "human", "content": "a"}]}),
+        "a.jsonl:1: message 1 has the role 'human'; roles are system, user, assistant",
+    ),
+    "no role": ("a.jsonl", json_lines({"messages": [{"content": "a"}]}), "a.jsonl:1: message 1 has no 'role'"),
+    "no content": ("a.jsonl", json_lines({"messages": [{"role": "user"}]}), "a.jsonl:1: message 1 has no 'content'"),
+    "late system message": (
+        "a.jsonl",
+        json_lines({"messages": [ASSISTANT, {"role": "system", "content": "b"}]}),
+        "a.jsonl:1: message 2 has the role 'system', which only the first message may have",
+    ),
+    "content no string": (
+        "a.jsonl",
+        json_lines({"messages": [{"role": "user", "content": None}]}),
+        "a.jsonl:1: message 1: 'content' is null, not a string",
+    ),
+    "id no string": ("a.jsonl", json_lines({"text": "a", "id": []}), "a.jsonl:1: 'id' is a list"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_FILES)
+def test_a_bad_file_is_named_in_one_line(tmp_path, case):
+    name, content, expected = BAD_FILES[case]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        documents(tmp_path / name)
+    line = str(caught.value)
+    assert line.startswith(f"{tmp_path}/")
+    assert expected in line
+    assert "\n" not in line
+
+
+def test_one_bad_file_in_a_folder_is_the_one_named(tmp_path):
+    (tmp_path / "a.txt").write_text("good")
+    (tmp_path / "b.txt").write_bytes(b"\xff")
+    with pytest.raises(UserError, match=re.escape(f"{tmp_path / 'b.txt'}: line 1, byte 0")):
+        documents(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        ("missing.txt", "missing.txt: no such file or folder"),
+        ("*.md", "*.md: matches no file"),
+        ("empty", "empty: no file in this folder"),
+        ("e*", "e*: matches folders only; add /** to take the files in them"),
+    ],
+)
+def test_a_spec_that_stands_for_nothing_is_named_with_its_flag(tmp_path, spec, expected):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError) as caught:
+        open_sources([str(tmp_path / spec)], "validation_text")
+    assert str(caught.value) == f"--validation_text: {tmp_path}/{expected}"
+
+
+def test_a_pipe_is_no_file(tmp_path):
+    import os
+
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="neither a file nor a folder"):
+        open_sources([str(Path(tmp_path / "pipe"))])
