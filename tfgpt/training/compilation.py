@@ -40,6 +40,7 @@ def choose_compilation(
     if mode == "auto":
         mode = faster_mode(trainer, batches, report)
     trainer.use_mode(mode)
+    trainer.forget_other_modes()
     return mode
 
 

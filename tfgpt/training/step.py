@@ -16,6 +16,7 @@ Facts that others rely on:
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -106,6 +107,12 @@ class Trainer(keras.Model):
         """Sets how the step runs: "graph" (TensorFlow's kernels, the update itself fused by XLA) or "xla"."""
         self.mode = mode
         self.train_function = self.test_function = None
+
+    def forget_other_modes(self) -> None:
+        """Frees what was traced and compiled for another mode than the current one."""
+        for made in (self.compiled_parts, self.loops):
+            for key in [key for key in made if key[1] != self.mode]:
+                del made[key]
 
     # One update, as one replica sees it.
 
@@ -467,5 +474,5 @@ def evaluation_logs(totals: np.ndarray) -> dict[str, float]:
         "tokens": sums["weight_sum"],
     }
     if sums["bytes_sum"]:
-        logs["bits_per_byte"] = sums["text_nats_sum"] / (np.log(2.0) * sums["bytes_sum"])
+        logs["bits_per_byte"] = sums["text_nats_sum"] / (math.log(2.0) * sums["bytes_sum"])
     return logs

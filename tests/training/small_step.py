@@ -1,0 +1,109 @@
+"""A small trainer and its batches, for the tests of the step; as a program, trains on two replicas and saves the state.
+
+    python small_step.py OUT.npz STEPS JSON
+
+runs STEPS updates on a MirroredStrategy of two logical CPUs (one with "replicas": 1) in a process of its own: a second
+strategy in one process would meet the first one's collectives.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfgpt.model.config import DecoderConfig
+from tfgpt.model.decoder import Decoder
+from tfgpt.training.config import OptimizerConfig, ScheduleConfig, StepConfig, StrategyConfig
+from tfgpt.training.objectives import CausalLanguageModeling
+from tfgpt.training.optimizers import build_optimizer
+from tfgpt.training.schedules import build_schedule
+from tfgpt.training.step import Trainer
+from tfgpt.training.strategy import resolve
+
+VOCABULARY, LENGTH, ROWS = 67, 12, 8
+
+
+def make_trainer(
+    model: dict | None = None, optimizer: dict | None = None, step: dict | None = None, objective: dict | None = None
+) -> Trainer:
+    """A trainer of a decoder of two blocks; the dictionaries change single settings."""
+    keras.utils.set_random_seed(3)
+    shape = {"vocabulary_size": VOCABULARY, "num_layers": 2, "hidden_dim": 16, "num_query_heads": 2}
+    decoder = Decoder(DecoderConfig(**{**shape, "max_sequence_length": LENGTH, **(model or {})}))
+    optimizer_config = OptimizerConfig(**{"learning_rate": 1e-2, **(optimizer or {})})
+    step_config = StepConfig(**{"compile": "graph", **(step or {})})
+    trainer = Trainer(
+        decoder,
+        CausalLanguageModeling(**(objective or {})),
+        step_config,
+        optimizer_config,
+        seed=5,
+        token_byte_lengths=byte_lengths(),
+        batch_shape=(ROWS, LENGTH),
+    )
+    schedule = build_schedule(ScheduleConfig(warmup_steps=2), optimizer_config.learning_rate, 100)
+    trainer.compile(build_optimizer(optimizer_config, schedule, decoder))
+    return trainer
+
+
+def byte_lengths() -> np.ndarray:
+    """Bytes of each token: 0 for the first three (special), then 1 to 4."""
+    return np.where(np.arange(VOCABULARY) < 3, 0, 1 + np.arange(VOCABULARY) % 4).astype(np.int32)
+
+
+def batches(count: int, seed: int = 0, ragged: bool = True) -> list[dict[str, np.ndarray]]:
+    """`count` random batches; ragged rows end in weights of 0."""
+    generator = np.random.default_rng(seed)
+    ids = generator.integers(0, VOCABULARY, (count, ROWS, LENGTH + 1)).astype(np.int32)
+    lengths = generator.integers(1, LENGTH + 1, (count, ROWS, 1)) if ragged else np.full((count, ROWS, 1), LENGTH)
+    weights = (np.arange(LENGTH) < lengths).astype(np.float32)
+    return [{"token_ids": row[:, :-1], "targets": row[:, 1:], "weights": w} for row, w in zip(ids, weights)]
+
+
+def dataset(rows: list[dict[str, np.ndarray]]) -> tf.data.Dataset:
+    """The batches as a finite dataset."""
+    return tf.data.Dataset.from_tensor_slices({name: np.stack([row[name] for row in rows]) for name in rows[0]})
+
+
+def state(trainer: Trainer) -> dict[str, np.ndarray]:
+    """Every variable's value."""
+    return {name: np.array(variable.numpy()) for name, variable in trainer.state_variables().items()}
+
+
+def run_apart(directory: Path, steps: int, **settings: Any) -> dict[str, np.ndarray]:
+    """The state after `steps` updates in a process of its own; "logs/…" holds the last call's numbers."""
+    out = directory / "state.npz"
+    command = [sys.executable, __file__, str(out), str(steps), json.dumps(settings)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-4000:]
+    with np.load(out) as arrays:
+        return dict(arrays)
+
+
+def main(out: str, steps: int, replicas: int = 2, mode: str = "graph", **settings: Any) -> None:
+    """Trains and saves state and logs."""
+    strategy = resolve(StrategyConfig(strategy="mirrored" if replicas > 1 else "one", logical_cpus=replicas))
+    with strategy.scope():
+        trainer = make_trainer(**settings)
+    trainer.use_mode(mode)
+    data = dataset(batches(steps))
+    feed = iter(strategy.experimental_distribute_dataset(data) if replicas > 1 else data)
+    logs = trainer.train_steps(feed, steps)
+    logs |= {f"validation_{name}": value for name, value in trainer.evaluate_dataset(dataset(batches(3, 9))).items()}
+    np.savez(out, **state(trainer), **{f"logs/{name}": value for name, value in logs.items()})
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), **json.loads(sys.argv[3]))
