@@ -6,8 +6,7 @@ Peers, same rows and tokens: a plain tf.data pipeline (windows in memory, a shuf
 nanoGPT's `get_batch` in NumPy (random offsets into a memory map, rows stacked, int64; no epochs, no restart). Neither
 gives weights; ours does. Measured by the CPU time of the process and all its threads, because cores are shared: best
 of several rounds, the contestants taking turns. "in graph" consumes batches in a `tf.range` loop inside a
-`tf.function`, as training does; "eager" calls `next` from Python. "constant batch" is what tf.data itself takes to
-hand over one batch again and again: no pipeline that goes through tf.data is faster.
+`tf.function`, as training does; "eager" calls `next` from Python.
 """
 
 from __future__ import annotations
@@ -84,9 +83,7 @@ def contestants(shards: TokenShards, batch_size: int, sequence_length: int) -> d
     ours = training_batches(shards, sequence_length=sequence_length, batch_size=batch_size, seed=1)
     plain = plain_tf_data(shards, batch_size, sequence_length)
     generator = nanogpt_batches(shards, batch_size, sequence_length)
-    constant = tf.data.Dataset.from_tensors(next(iter(ours))).repeat()
     return {
-        "constant batch, in graph": functools.partial(consume_in_graph(), iter(constant)),
         "tfgpt, in graph": functools.partial(consume_in_graph(), iter(ours)),
         "tfgpt, eager": functools.partial(consume, iter(ours)),
         "plain tf.data, in graph": functools.partial(consume_in_graph(), iter(plain)),

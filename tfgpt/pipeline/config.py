@@ -14,12 +14,12 @@ class BatchConfig(Settings):
 
     title: ClassVar[str] = "Batches"
 
-    sequence_length: int = setting(256, "tokens a row of a batch: the context the model is trained with", minimum=1)
+    sequence_length: int = setting(256, "Tokens a row of a batch: the context the model is trained with.", minimum=1)
     batch_size: int = setting(
-        32, "rows of the global batch of one optimizer step, over all replicas, hosts and micro-batches", minimum=1
+        32, "Rows of the global batch of one optimizer step, over all replicas, hosts and micro-batches.", minimum=1
     )
     document_masking: bool = setting(
-        False, "attention stays within a document and positions restart at its beginning, instead of running on"
+        False, "Attention stays within a document and positions restart at its beginning, instead of running on."
     )
 
 
@@ -30,5 +30,5 @@ class PrepareConfig(Settings):
     title: ClassVar[str] = "Results"
 
     output_dir: str | None = setting(
-        None, "also put tokenizer, token shards and data card here: hard links to the cache, copies on another disk"
+        None, "Also put tokenizer, token shards and data card here: hard links to the cache, copies on another disk."
     )

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from tfgpt.common.errors import UserError
+from tfgpt.common.errors import TfgptError, UserError
 from tfgpt.common.files import directory_written_beside, read_json, sha256_of_file, sha256_of_json, write_json
 from tfgpt.common.progress import Progress
 from tfgpt.pipeline.stream import MappedStream
@@ -166,7 +166,7 @@ def check_files(directory: Path, files: list[dict[str, Any]], verify: bool) -> N
             verified[file["file"]] = identity
     if verified and verified != remembered:
         # Where nothing can be written, the next opening hashes again: slower, not wrong.
-        with contextlib.suppress(UserError, OSError):
+        with contextlib.suppress(TfgptError, OSError):
             write_json(directory / VERIFIED, verified)
 
 
