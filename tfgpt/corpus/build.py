@@ -6,7 +6,7 @@ import collections
 import contextlib
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +123,7 @@ class Build:
     def split_by_files(self) -> dict[str, Any]:
         held_out_digests: set[bytes] = set()
 
-        def both() -> Iterator[tuple[str, Document]]:
+        def both() -> Generator[tuple[str, Document], None, None]:
             for document in self.documents(self.held_out):
                 held_out_digests.add(content_digest(document))
                 yield "validation", document
@@ -151,7 +151,7 @@ class Build:
     def split_contiguously(self, total: int) -> dict[str, Any]:
         cut = contiguous_cut(total, self.fraction)
 
-        def both() -> Iterator[tuple[str, Document]]:
+        def both() -> Generator[tuple[str, Document], None, None]:
             start = 0
             for document in self.documents():
                 yield from contiguous_sides(document, start, cut)
@@ -161,13 +161,15 @@ class Build:
 
         return self.written(both())
 
-    def written(self, documents: Iterator[tuple[str, Document]]) -> dict[str, Any]:
+    def written(self, documents: Generator[tuple[str, Document], None, None]) -> dict[str, Any]:
         self.writers = {side: ShardWriter(self.directory, side) for side in SIDES}
-        try:
-            for side, document in documents:
-                self.writers[side].write(document)
-        finally:
-            sides = {side: writer.close() for side, writer in self.writers.items()}
+        # Closed at once when a write fails, so that the progress bar ends before the error is printed.
+        with contextlib.closing(documents):
+            try:
+                for side, document in documents:
+                    self.writers[side].write(document)
+            finally:
+                sides = {side: writer.close() for side, writer in self.writers.items()}
         return sides
 
     def documents(

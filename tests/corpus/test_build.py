@@ -1,0 +1,389 @@
+"""From sources to documents on disk: splits, duplicates, the cache, and what happens when things go wrong."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tfgpt.common.errors import RunError, UserError
+from tfgpt.corpus.build import build_documents
+from tfgpt.corpus.cache import LEFTOVER_SECONDS
+from tfgpt.corpus.config import CorpusConfig
+from tfgpt.corpus.document_set import DocumentSet
+from tfgpt.corpus.sources import fingerprints
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    """Makes a `CorpusConfig` with a cache of its own; files are written below `tmp_path / "text"`."""
+
+    def make(*train_text: object, **options: object) -> CorpusConfig:
+        options.setdefault("cache_dir", str(tmp_path / "cache"))
+        return CorpusConfig(train_text=tuple(map(str, train_text)), **options)  # type: ignore[arg-type]
+
+    return make
+
+
+def write_json_lines(path: Path, values: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(value) + "\n" for value in values))
+    return path
+
+
+def numbered(path: Path, count: int = 1000) -> Path:
+    return write_json_lines(path, [{"text": f"document number {number}"} for number in range(count)])
+
+
+def texts(documents: DocumentSet, side: str) -> list[str]:
+    return [document["text"] for document in documents.documents(side)]
+
+
+def test_every_document_is_on_one_side(tmp_path, corpus):
+    made = build_documents(corpus(numbered(tmp_path / "a.jsonl")))
+    train, validation = texts(made, "train"), texts(made, "validation")
+    assert sorted(train + validation) == sorted(f"document number {number}" for number in range(1000))
+    assert 20 < len(validation) < 90
+    assert made.manifest["split"]["used"] == "hash"
+
+
+def test_sides_do_not_depend_on_order_or_company(tmp_path, corpus):
+    values = [{"text": f"document number {number}"} for number in range(1000)]
+    first = build_documents(corpus(write_json_lines(tmp_path / "a.jsonl", values), split="hash"))
+    second = build_documents(corpus(write_json_lines(tmp_path / "b.jsonl", values[::-1][:700]), split="hash"))
+    assert set(texts(second, "validation")) == set(texts(first, "validation")) & {
+        value["text"] for value in values[300:]
+    }
+
+
+def test_a_single_file_is_cut_where_nanogpt_cuts_it(tmp_path, corpus):
+    """nanoGPT, data/shakespeare_char/prepare.py: `data[:int(n*0.9)]`, `data[int(n*0.9):]`."""
+    content = "".join(f"Zeile {number}: süß.\r\n" for number in range(999))
+    (tmp_path / "a.txt").write_text(content, newline="")
+    made = build_documents(corpus(tmp_path / "a.txt", split="contiguous", validation_fraction=0.1))
+    cut = int(len(content) * 0.9)
+    assert (texts(made, "train"), texts(made, "validation")) == ([content[:cut]], [content[cut:]])
+    assert made.manifest["sides"]["train"]["characters"] == cut
+    assert made.num_bytes("validation") == len(content[cut:].encode())
+
+
+def test_a_contiguous_split_of_files_cuts_one_of_them(tmp_path, corpus):
+    for name, letter in (("a", "a"), ("b", "b"), ("c", "c")):
+        (tmp_path / f"{name}.txt").write_text(letter * 100)
+    made = build_documents(corpus(tmp_path / "*.txt", split="contiguous", validation_fraction=0.5))
+    assert texts(made, "train") == ["a" * 100, "b" * 50]
+    assert texts(made, "validation") == ["b" * 50, "c" * 100]
+
+
+def test_auto_says_when_it_cannot_split_by_hash(tmp_path, corpus, capfd):
+    (tmp_path / "a.txt").write_text("word " * 1000)
+    config = corpus(tmp_path / "a.txt")
+    expected = (
+        "split: 1 document is too few to split by hash; the last 0.05 of the text is held out instead "
+        "(--split=contiguous)"
+    )
+    for _ in range(2):  # the second time from the cache
+        made = build_documents(config)
+        assert expected in capfd.readouterr().err.splitlines()
+    assert made.manifest["split"]["used"] == "contiguous"
+    assert (made.num_bytes("train"), made.num_bytes("validation")) == (4750, 250)
+
+
+def test_documents_with_one_id_before_the_number_sign_stay_together(tmp_path, corpus):
+    values = [
+        {"text": f"{book} {chapter}", "id": f"book{book}#{chapter}"} for book in range(100) for chapter in range(9)
+    ]
+    made = build_documents(
+        corpus(write_json_lines(tmp_path / "a.jsonl", values), split="hash", validation_fraction=0.3)
+    )
+    books = [{text.split()[0] for text in texts(made, side)} for side in ("train", "validation")]
+    assert not books[0] & books[1]
+    assert len(books[0]) + len(books[1]) == 100
+
+
+def test_exact_duplicates_are_left_out_and_counted(tmp_path, corpus):
+    dialogue = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+    values = [*({"text": f"{number % 60}", "id": number} for number in range(100)), dialogue, {**dialogue, "id": 1}]
+    path = write_json_lines(tmp_path / "a.jsonl", values)
+    once = build_documents(corpus(path))
+    assert once.num_documents("train") + once.num_documents("validation") == 61
+    assert once.manifest["dropped"] == {"duplicate": 41}
+    all_of_them = build_documents(corpus(path, deduplicate=False))
+    assert all_of_them.num_documents("train") + all_of_them.num_documents("validation") == 102
+
+
+def test_validation_files_are_used_whole_and_taken_out_of_training(tmp_path, corpus):
+    write_json_lines(tmp_path / "train.jsonl", [{"text": letter} for letter in "abcdb"])
+    write_json_lines(tmp_path / "validation.jsonl", [{"text": letter} for letter in "xby"])
+    held_out = (str(tmp_path / "validation.jsonl"),)
+    made = build_documents(corpus(tmp_path / "train.jsonl", validation_text=held_out, deduplicate=False))
+    assert texts(made, "train") == ["a", "c", "d"]
+    assert texts(made, "validation") == ["x", "b", "y"]
+    assert made.manifest["sources"][0]["dropped"] == {"also in --validation_text": 2}
+
+
+def test_nothing_is_held_out_when_the_fraction_is_nought(tmp_path, corpus):
+    made = build_documents(corpus(numbered(tmp_path / "a.jsonl", 3), validation_fraction=0.0))
+    assert (made.num_documents("train"), made.num_documents("validation")) == (3, 0)
+    assert texts(made, "validation") == []
+
+
+def test_dialogues_keep_roles_and_contents(tmp_path, corpus):
+    messages = [{"role": "system", "content": "Sei kurz."}, {"role": "user", "content": "?\n\u2028"}]
+    messages.append({"role": "assistant", "content": "<|im_end|>"})
+    made = build_documents(
+        corpus(write_json_lines(tmp_path / "a.jsonl", [{"messages": messages}]), validation_fraction=0.0)
+    )
+    assert [document["messages"] for document in made.documents("train")] == [messages]
+
+
+def test_the_manifest_describes_the_shards(tmp_path, corpus, monkeypatch):
+    monkeypatch.setattr("tfgpt.corpus.document_set.SHARD_BYTES", 10_000)
+    made = build_documents(corpus(numbered(tmp_path / "a.jsonl")))
+    assert len(made.manifest["sides"]["train"]["shards"]) > 5
+    for name, side in made.manifest["sides"].items():
+        lines = []
+        for number, shard in enumerate(side["shards"]):
+            assert shard["name"] == f"{name}-{number:05d}.jsonl"
+            content = (made.directory / shard["name"]).read_bytes()
+            assert hashlib.sha256(content).hexdigest() == shard["sha256"]
+            assert (len(content), content.count(b"\n")) == (shard["file_bytes"], shard["documents"])
+            lines += content.splitlines()
+        written = [json.loads(line)["text"] for line in lines]
+        assert written == texts(made, name)
+        assert side["bytes"] == sum(len(text.encode()) for text in written)
+
+
+def test_the_card_tells_sources_sizes_and_examples(tmp_path, corpus):
+    path = numbered(tmp_path / "a.jsonl")
+    card = build_documents(corpus(path)).card.read_text()
+    assert f"| `{path}` | train_text | 1 file | 1,000 | not recorded" in card
+    assert "document number 0" in card
+
+
+def test_a_second_run_does_not_open_the_text(tmp_path, corpus, monkeypatch):
+    monkeypatch.setattr(fingerprints, "SETTLED_SECONDS", -60.0)
+    path = numbered(tmp_path / "a.jsonl")
+    first = build_documents(corpus(path))
+    opened: list[str] = []
+    recording = True
+    sys.addaudithook(
+        lambda event, arguments: opened.append(str(arguments[0])) if recording and event == "open" else None
+    )
+    second = build_documents(corpus(path))
+    recording = False
+    assert second.directory == first.directory
+    assert str(path) not in opened
+    assert any(name.endswith("manifest.json") for name in opened)
+
+
+def test_a_change_of_the_text_is_seen_even_at_the_same_size_and_time(tmp_path, corpus):
+    path = tmp_path / "a.txt"
+    path.write_text("old text " * 100)
+    status = path.stat()
+    first = build_documents(corpus(path))
+    path.write_text("new text " * 100)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    second = build_documents(corpus(path))
+    assert second.fingerprint != first.fingerprint
+    assert texts(second, "train")[0].startswith("new")
+
+
+def test_other_options_give_other_documents(tmp_path, corpus):
+    path = numbered(tmp_path / "a.jsonl")
+    options = [{}, {"split": "hash"}, {"validation_fraction": 0.1}, {"deduplicate": False}, {"split": "contiguous"}]
+    assert len({build_documents(corpus(path, **option)).directory for option in options}) == len(options)
+
+
+def test_the_same_text_gives_the_same_bytes(tmp_path, corpus):
+    path = numbered(tmp_path / "a.jsonl")
+    first, second = (build_documents(corpus(path, cache_dir=str(tmp_path / name))) for name in ("x", "y"))
+    names = sorted(file.name for file in first.directory.iterdir())
+    assert names == ["card.md", "manifest.json", "train-00000.jsonl", "validation-00000.jsonl"]
+    for name in names:
+        assert (first.directory / name).read_bytes() == (second.directory / name).read_bytes()
+
+
+def test_a_damaged_shard_is_refused_by_name(tmp_path, corpus):
+    made = build_documents(corpus(numbered(tmp_path / "a.jsonl")))
+    shard = made.directory / "train-00000.jsonl"
+    content = bytearray(shard.read_bytes())
+    content[content.index(b"number")] = ord("N")
+    shard.write_bytes(content)
+    with pytest.raises(RunError, match=r"train-00000\.jsonl: damaged \(not what its manifest says\); delete"):
+        list(build_documents(corpus(tmp_path / "a.jsonl")).documents("train"))
+
+
+@pytest.mark.parametrize("damage", ["truncated", "missing", "no manifest"])
+def test_an_incomplete_cache_entry_is_made_again(tmp_path, corpus, damage):
+    config = corpus(numbered(tmp_path / "a.jsonl"))
+    made = build_documents(config)
+    expected = texts(made, "train")
+    shard = made.directory / "train-00000.jsonl"
+    if damage == "truncated":
+        os.truncate(shard, 100)
+    else:
+        (shard if damage == "missing" else made.directory / "manifest.json").unlink()
+    with pytest.raises(UserError, match="delete|manifest"):
+        DocumentSet.open(made.directory)
+    assert texts(build_documents(config), "train") == expected
+
+
+BUILD = """
+import sys
+from tfgpt.common.command import Command
+from tfgpt.corpus.config import CorpusConfig
+
+def build(corpus):
+    from tfgpt.corpus.build import build_documents
+    if limit:
+        import resource
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    print(build_documents(corpus).directory)
+
+limit = int(sys.argv[1])
+sys.exit(Command("build", "Builds documents.", [CorpusConfig], build).run(sys.argv[2:]))
+"""
+
+
+def start_build(config: CorpusConfig, limit: int = 0) -> subprocess.Popen:
+    flags = [f"--train_text={config.train_text[0]}", f"--cache_dir={config.cache_dir}", f"--split={config.split}"]
+    return subprocess.Popen(
+        [sys.executable, "-c", BUILD, str(limit), *flags],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+
+
+def test_a_killed_build_leaves_nothing_that_counts(tmp_path, corpus):
+    (tmp_path / "a.txt").write_text("".join(f"Line {number}.\n<|endoftext|>\n" for number in range(400_000)))
+    config = corpus(tmp_path / "a.txt", split="hash")
+    folder = tmp_path / "cache" / "documents"
+    process = start_build(config)
+    while not list(folder.glob(".*.tmp/train-00000.jsonl")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert all(path.name.startswith(".") for path in folder.iterdir())
+    made = build_documents(config)
+    assert made.num_documents("train") + made.num_documents("validation") == 400_000
+
+
+def test_leftovers_of_killed_builds_go_after_a_day(tmp_path, corpus):
+    folder = tmp_path / "cache" / "documents"
+    for name, age in (("old", LEFTOVER_SECONDS + 60), ("young", 60)):
+        leftover = folder / f".{name}.x.tmp"
+        leftover.mkdir(parents=True)
+        (leftover / "train-00000.jsonl").write_text("")
+        for path in (leftover / "train-00000.jsonl", leftover):
+            os.utime(path, (time.time() - age,) * 2)
+    build_documents(corpus(numbered(tmp_path / "a.jsonl")))
+    assert [path.name for path in folder.glob(".*.tmp")] == [".young.x.tmp"]
+
+
+def test_builders_at_the_same_time_give_one_result(tmp_path, corpus):
+    (tmp_path / "a.txt").write_text("".join(f"Line {number}.\n<|endoftext|>\n" for number in range(50_000)))
+    config = corpus(tmp_path / "a.txt")
+    processes = [start_build(config) for _ in range(3)]
+    results = [(process.communicate()[0], process.returncode) for process in processes]
+    assert len(set(results)) == 1
+    assert results[0][1] == 0
+    made = DocumentSet.open(results[0][0].strip())
+    assert made.num_documents("train") + made.num_documents("validation") == 50_000
+    assert [path.name for path in made.directory.parent.iterdir() if not path.name.startswith(".")] == [
+        made.directory.name
+    ]
+
+
+def test_a_full_disk_has_its_line(tmp_path, corpus):
+    """A limit on the size of a file stands for the full disk: the system refuses the write in the same place."""
+    (tmp_path / "a.txt").write_text("word " * 100_000)
+    process = start_build(corpus(tmp_path / "a.txt"), limit=100_000)
+    _, errors = process.communicate()
+    assert process.returncode == 1
+    assert "the disk is full" in errors.splitlines()[-1]
+    assert "Traceback" not in errors
+    assert all(path.name.startswith(".") for path in (tmp_path / "cache" / "documents").iterdir())
+
+
+def test_a_cache_that_cannot_be_written_has_its_line(tmp_path, corpus):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match="cannot write here .*choose another place") as caught:
+        build_documents(corpus(numbered(tmp_path / "a.jsonl"), cache_dir=str(tmp_path / "file" / "cache")))
+    assert str(tmp_path / "file") in str(caught.value)
+
+
+def test_a_read_only_cache_that_has_the_documents_is_enough(tmp_path, corpus):
+    config = corpus(numbered(tmp_path / "a.jsonl"))
+    made = build_documents(config)
+    folders = [tmp_path / "cache", *(path for path in (tmp_path / "cache").rglob("*") if path.is_dir())]
+    for folder in folders:
+        folder.chmod(0o555)
+    try:
+        assert build_documents(config).directory == made.directory
+    finally:
+        for folder in folders:
+            folder.chmod(0o755)
+
+
+def test_no_text_at_all_has_its_line(corpus):
+    with pytest.raises(UserError, match="^--train_text: nothing to learn from"):
+        build_documents(corpus())
+
+
+def test_a_side_without_documents_is_named(tmp_path, corpus):
+    few = numbered(tmp_path / "few.jsonl", 3)
+    with pytest.raises(UserError, match=r"^--split=hash: the validation split has no document \(3 in all"):
+        build_documents(corpus(few, split="hash", validation_fraction=0.0001))
+    with pytest.raises(UserError, match="^--train_text: no document is left to train on: all of them are in"):
+        build_documents(corpus(few, validation_text=(str(few),)))
+    (tmp_path / "one.txt").write_text("x")
+    with pytest.raises(UserError, match="^--train_text: the train split has no document"):
+        build_documents(corpus(tmp_path / "one.txt"))
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"validation_fraction": 0.00001}, "--validation_fraction: 1e-05 is too little to measure anything"),
+        ({"validation_fraction": 0.95}, "--validation_fraction: 0.95 is above the largest allowed, 0.9"),
+        ({"split": "random"}, "--split: 'random' is not one of auto, hash, contiguous"),
+        ({"train_text": ("",)}, "--train_text: is empty"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(options, expected):
+    with pytest.raises(UserError) as caught:
+        CorpusConfig(**options)
+    assert str(caught.value).startswith(expected)
+
+
+def test_the_cache_folder_comes_from_flag_environment_or_home(monkeypatch):
+    monkeypatch.setenv("TFGPT_CACHE_DIR", "/from/environment")
+    assert CorpusConfig(cache_dir="/from/flag").cache_directory == Path("/from/flag")
+    assert CorpusConfig().cache_directory == Path("/from/environment")
+    monkeypatch.delenv("TFGPT_CACHE_DIR")
+    monkeypatch.setenv("HOME", "/home/of/somebody")
+    assert CorpusConfig().cache_directory == Path("/home/of/somebody/.cache/tfgpt")
+
+
+def test_building_from_files_never_imports_tensorflow(tmp_path):
+    (tmp_path / "a.txt").write_text("word " * 100)
+    code = (
+        "import sys; from tfgpt.corpus.config import CorpusConfig; from tfgpt.corpus.build import build_documents; "
+        f"build_documents(CorpusConfig(train_text=({str(tmp_path / 'a.txt')!r},), cache_dir={str(tmp_path / 'c')!r})); "
+        "print([name for name in ('tensorflow', 'keras', 'tensorflow_datasets', 'numpy') if name in sys.modules])"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert result.stdout.strip() == "[]"
