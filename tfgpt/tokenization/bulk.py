@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import itertools
 import json
-from collections.abc import Sequence
-from typing import Any, Protocol
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import tiktoken
 import tokenizers
 
 from tfgpt.tokenization.pattern import PATTERN
+
+Portion = TypeVar("Portion")
 
 
 class TextEncoder(Protocol):
@@ -22,6 +26,9 @@ class TextEncoder(Protocol):
 
     def encode_many(self, texts: Sequence[str]) -> list[np.ndarray]:
         """The ids of each text."""
+
+    def copy(self) -> TextEncoder:
+        """An equal encoder for another thread; the same one where threads do not hinder each other."""
 
 
 class BytesEncoder:
@@ -42,6 +49,10 @@ class BytesEncoder:
         """The ids of each text."""
         return [self.encode(text) for text in texts]
 
+    def copy(self) -> BytesEncoder:
+        """The same encoder."""
+        return self
+
 
 class TiktokenEncoder:
     """OpenAI's `tiktoken` over our pre-token expression.
@@ -58,6 +69,7 @@ class TiktokenEncoder:
     """tiktoken's only special token; it is looked for in batches that we join ourselves, never in a user's text."""
 
     def __init__(self, ranks: dict[bytes, int], id_of_rank: np.ndarray):
+        self.arguments = ranks, id_of_rank
         self.separator_rank = len(id_of_rank)
         self.encoding = tiktoken.Encoding(
             "tfgpt", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={self.separator: self.separator_rank}
@@ -86,6 +98,15 @@ class TiktokenEncoder:
         starts = [0, *(end + 1 for end in ends[:-1])]
         return [self._ids(ranks[start:end]) for start, end in zip(starts, ends)]
 
+    def copy(self) -> TiktokenEncoder:
+        """A new encoding with the same ranks (20 ms for 4096).
+
+        The Rust regular expression is quick only in the first thread that uses it: others fetch its scratch memory
+        from a shared pool at every match. Measured for 11 MB: 0.56 CPU-seconds in the first thread, 0.77 in another,
+        0.58 in another with a copy of its own.
+        """
+        return TiktokenEncoder(*self.arguments)
+
 
 class ReferenceEncoder:
     """`tokenizers` itself, without the special tokens of the file (they would be found in the text).
@@ -109,6 +130,33 @@ class ReferenceEncoder:
             text.encode()
         encodings = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(encoding.ids, np.int32) for encoding in encodings]
+
+    def copy(self) -> ReferenceEncoder:
+        """The same encoder."""
+        return self
+
+
+class Workers:
+    """Threads that wait for texts to encode, each with an encoder of its own.
+
+    Args:
+        encoder: the encoder to copy.
+        count: threads.
+    """
+
+    def __init__(self, encoder: TextEncoder, count: int):
+        own = self._own = threading.local()
+
+        def start() -> None:
+            own.encoder = encoder.copy()
+
+        self._pool = concurrent.futures.ThreadPoolExecutor(count, "tokenizer", start)
+
+    def map(
+        self, function: Callable[[TextEncoder, Portion], list[np.ndarray]], portions: Iterable[Portion]
+    ) -> list[list[np.ndarray]]:
+        """`function(encoder, portion)` of each portion, in order."""
+        return list(self._pool.map(lambda portion: function(self._own.encoder, portion), portions))
 
 
 def tiktoken_ranks(

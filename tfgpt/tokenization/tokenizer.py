@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import functools
 import json
 import os
@@ -14,7 +13,14 @@ from typing import Any
 import numpy as np
 
 from tfgpt.common.files import sha256_of_json, write_json, write_text
-from tfgpt.tokenization.bulk import BytesEncoder, ReferenceEncoder, TextEncoder, TiktokenEncoder, tiktoken_ranks
+from tfgpt.tokenization.bulk import (
+    BytesEncoder,
+    ReferenceEncoder,
+    TextEncoder,
+    TiktokenEncoder,
+    Workers,
+    tiktoken_ranks,
+)
 from tfgpt.tokenization.chat_template import CHAT_TEMPLATE
 from tfgpt.tokenization.config import SPECIAL_TOKENS
 from tfgpt.tokenization.pattern import BYTE_OF_CHARACTER, PRE_TOKENIZER, byte_alphabet
@@ -65,6 +71,7 @@ class Tokenizer:
             if name not in self.special_tokens:
                 self._token_bytes[identifier] = name.encode()
         self.id_of_byte = np.array([vocabulary[character] for character in byte_alphabet()], np.int32)
+        self._workers_of: dict[tuple[int, int], Workers] = {}
         self.merges: list[tuple[int, int, int]] = [
             (vocabulary[left], vocabulary[right], vocabulary[left + right]) for left, right in merges_of(document)
         ]
@@ -145,24 +152,27 @@ class Tokenizer:
         Returns:
             [n] int32; read only.
         """
-        try:
-            return self.encoder.encode(text if isinstance(text, str) else text.decode())
-        except UnicodeError:
-            return self._encode_broken(text)
+        return self._encode(self.encoder, text)
 
-    def _encode_broken(self, text: str | bytes) -> np.ndarray:
+    def _encode(self, encoder: TextEncoder, text: str | bytes) -> np.ndarray:
+        try:
+            return encoder.encode(text if isinstance(text, str) else text.decode())
+        except UnicodeError:
+            return self._encode_broken(encoder, text)
+
+    def _encode_broken(self, encoder: TextEncoder, text: str | bytes) -> np.ndarray:
         """Ids of text with bytes that are not UTF-8, or with lone surrogates."""
         content = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
         escaped = content.decode("utf-8", "surrogateescape")
         parts, position = [], 0
         for match in INVALID_BYTES.finditer(escaped):
             if match.start() > position:
-                parts.append(self.encoder.encode(escaped[position : match.start()]))
+                parts.append(encoder.encode(escaped[position : match.start()]))
             invalid = np.frombuffer(match.group().encode("utf-8", "surrogateescape"), np.uint8)
             parts.append(self.id_of_byte[invalid])
             position = match.end()
         if position < len(escaped):
-            parts.append(self.encoder.encode(escaped[position:]))
+            parts.append(encoder.encode(escaped[position:]))
         return np.concatenate(parts)
 
     def encode_batch(self, texts: Sequence[str | bytes], num_threads: int | None = None) -> list[np.ndarray]:
@@ -176,23 +186,33 @@ class Tokenizer:
             For each text [n] int32; read only.
         """
         if isinstance(self.encoder, ReferenceEncoder):
-            return self._encode_portion(texts)  # it has threads of its own
+            return self._encode_portion(self.encoder, texts)  # it has threads of its own
         jobs = list(portions(part for number, text in enumerate(texts) for part in numbered_parts(number, text)))
         contents = [[text for _, text in job] for job in jobs]
-        with concurrent.futures.ThreadPoolExecutor(num_threads or available_cpus()) as pool:
-            encoded = list(pool.map(self._encode_portion, contents))
+        threads = num_threads or available_cpus()
+        if threads == 1 or len(jobs) == 1:
+            encoded = [self._encode_portion(self.encoder, portion) for portion in contents]
+        else:
+            encoded = self._workers(threads).map(self._encode_portion, contents)
         pieces: list[list[np.ndarray]] = [[] for _ in texts]
         for job, arrays in zip(jobs, encoded):
             for (number, _), ids in zip(job, arrays):
                 pieces[number].append(ids)
         return [ids[0] if len(ids) == 1 else np.concatenate(ids) for ids in pieces]
 
-    def _encode_portion(self, texts: Sequence[str | bytes]) -> list[np.ndarray]:
+    def _encode_portion(self, encoder: TextEncoder, texts: Sequence[str | bytes]) -> list[np.ndarray]:
         """Texts in one call where all are valid, otherwise one by one."""
         try:
-            return self.encoder.encode_many([text if isinstance(text, str) else text.decode() for text in texts])
+            return encoder.encode_many([text if isinstance(text, str) else text.decode() for text in texts])
         except UnicodeError:
-            return [self.encode(text) for text in texts]
+            return [self._encode(encoder, text) for text in texts]
+
+    def _workers(self, count: int) -> Workers:
+        """The threads of this process; a forked child has none of its parent's."""
+        key = (os.getpid(), count)
+        if key not in self._workers_of:
+            self._workers_of = {key: Workers(self.encoder, count)}
+        return self._workers_of[key]
 
     def decode_bytes(self, ids: Iterable[int] | np.ndarray, skip_special_tokens: bool = True) -> bytes:
         """The bytes that the ids stand for.
