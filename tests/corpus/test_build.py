@@ -266,7 +266,7 @@ def start_build(config: CorpusConfig, limit: int = 0) -> subprocess.Popen:
 
 
 def test_a_killed_build_leaves_nothing_that_counts(tmp_path, corpus):
-    (tmp_path / "a.txt").write_text("".join(f"Line {number}.\n<|endoftext|>\n" for number in range(400_000)))
+    (tmp_path / "a.txt").write_text("".join(f"Line {number}.\n<|endoftext|>\n" for number in range(150_000)))
     config = corpus(tmp_path / "a.txt", split="hash")
     folder = tmp_path / "cache" / "documents"
     process = start_build(config)
@@ -277,7 +277,7 @@ def test_a_killed_build_leaves_nothing_that_counts(tmp_path, corpus):
     process.communicate()
     assert all(path.name.startswith(".") for path in folder.iterdir())
     made = build_documents(config)
-    assert made.num_documents("train") + made.num_documents("validation") == 400_000
+    assert made.num_documents("train") + made.num_documents("validation") == 150_000
 
 
 def test_leftovers_of_killed_builds_go_after_a_day(tmp_path, corpus):

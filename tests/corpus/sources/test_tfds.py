@@ -1,0 +1,214 @@
+"""Text in TensorFlow Datasets: found by name and by folder without a network, and one line for what is not there."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tfgpt.common.errors import UserError
+from tfgpt.corpus.sources import Source, open_sources, tfds
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def example(number: int) -> dict:
+    return {
+        "text": f"Text {number}: süß 漢 🙂\n",
+        "label": number % 2,
+        "article": {"title": f"Title {number}", "body": f"Body {number}"},
+        "sentences": [f"One {number}.", "Two."][: number % 3],
+        "messages": [
+            {"role": "user", "content": f"Question {number}?"},
+            {"role": "assistant", "content": f"Answer {number}."},
+        ],
+    }
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory):
+    """A folder of prepared datasets: `letters/plain`, also as ArrayRecord in `letters/records`, and `only_text`."""
+    import tensorflow_datasets
+
+    kinds = tensorflow_datasets.features
+    features = {
+        "text": kinds.Text(),
+        "label": kinds.ClassLabel(num_classes=2),
+        "article": {"title": kinds.Text(), "body": kinds.Text()},
+        "sentences": kinds.Sequence(kinds.Text()),
+        "messages": kinds.Sequence({"role": kinds.Text(), "content": kinds.Text()}),
+    }
+    folder = tmp_path_factory.mktemp("tfds")
+    store = tensorflow_datasets.dataset_builders.store_as_tfds_dataset
+    for config, file_format in (("plain", "tfrecord"), ("records", "array_record")):
+        store(
+            "letters",
+            "1.0.0",
+            kinds.FeaturesDict(features),
+            {
+                "train": [(number, example(number)) for number in range(50)],
+                "test": [(number, example(number)) for number in range(50, 60)],
+            },
+            config=config,
+            data_dir=folder,
+            disable_shuffling=True,
+            file_format=file_format,
+        )
+    store(
+        "only_text",
+        "2.0.0",
+        kinds.FeaturesDict({"body": kinds.Text()}),
+        {"train": [(number, {"body": f"{number}" if number != 1 else b"caf\xe9"}) for number in range(3)]},
+        data_dir=folder,
+        disable_shuffling=True,
+    )
+    return folder
+
+
+def opened(spec: str, data_dir: Path) -> Source:
+    return open_sources([spec], tfds_data_dir=str(data_dir))[0]
+
+
+def texts(spec: str, data_dir: Path) -> list[str]:
+    return [document["text"] for document in opened(spec, data_dir).documents()]
+
+
+ALL_TEXTS = [example(number)["text"] for number in range(50)]
+
+
+@pytest.mark.parametrize("config", ["plain", "records"])
+@pytest.mark.parametrize("spec", ["letters/{}:train#text", "letters/{}:train", "letters/{}:1.0.0:train#text"])
+def test_a_prepared_dataset_is_read_by_name(data_dir, spec, config):
+    assert sorted(texts(f"tfds:{spec.format(config)}", data_dir)) == sorted(ALL_TEXTS)
+
+
+def test_a_prepared_dataset_is_read_by_its_folder(data_dir):
+    folder = data_dir / "letters" / "plain" / "1.0.0"
+    assert sorted(texts(f"tfds:{folder}:test#text", Path("/nowhere"))) == [example(n)["text"] for n in range(50, 60)]
+
+
+def test_the_order_is_that_of_tensorflow_datasets_itself(data_dir):
+    import tensorflow_datasets
+
+    folder = data_dir / "letters" / "plain" / "1.0.0"
+    read = tensorflow_datasets.ReadConfig(interleave_cycle_length=1)
+    dataset = tensorflow_datasets.builder_from_directory(folder).as_dataset(split="train[10:30]", read_config=read)
+    expected = [example["text"].decode() for example in dataset.as_numpy_iterator()]
+    assert texts(f"tfds:{folder}:train[10:30]#text", data_dir) == expected
+
+
+def test_slices_and_sums_of_splits(data_dir):
+    assert len(texts("tfds:letters/plain:train[:10%]+test#text", data_dir)) == 15
+
+
+def test_features_in_features_sequences_and_dialogues(data_dir):
+    assert sorted(texts("tfds:letters/plain:train[:3]#article/body", data_dir))[0].startswith("Body ")
+    sentences = opened("tfds:letters/plain:train#sentences", data_dir)
+    assert sorted(document["text"] for document in sentences.documents())[0] == "One 1."
+    assert "One 2.\nTwo." in {document["text"] for document in sentences.documents()}
+    assert sentences.dropped == {"empty": 17}  # 0, 3, …, 48 have no sentence
+    dialogues = [document["messages"] for document in opened("tfds:letters/plain:train#messages", data_dir).documents()]
+    assert len(dialogues) == 50
+    assert example(7)["messages"] in dialogues
+
+
+def test_the_default_configuration_is_taken_when_none_is_named(data_dir, tmp_path):
+    (tmp_path / "letters").symlink_to(data_dir / "letters")
+    metadata = data_dir / "letters" / ".config" / "metadata.json"
+    assert metadata.is_file()
+    assert len(texts("tfds:letters:test#text", tmp_path)) == 10
+
+
+def test_the_only_text_needs_no_name(data_dir):
+    assert texts("tfds:only_text:train[:1]", data_dir) == ["0"]
+
+
+def test_the_fingerprint_follows_the_split_and_needs_no_tensorflow_datasets(data_dir):
+    prints = {
+        opened(f"tfds:letters/{config}:{split}#text", data_dir).fingerprint()
+        for config in ("plain", "records")
+        for split in ("train", "test")
+    }
+    assert len(prints) == 4
+    code = (
+        "import sys; from tfgpt.corpus.sources import open_sources; "
+        f"print(open_sources(['tfds:letters/plain:train#text'], tfds_data_dir={str(data_dir)!r})[0].fingerprint(), "
+        "'tensorflow' in sys.modules, 'tensorflow_datasets' in sys.modules)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    fingerprint, *imported = result.stdout.split()
+    assert fingerprint in prints
+    assert imported == ["False", "False"]
+
+
+def test_reading_leaves_the_choice_of_logical_devices_open(data_dir):
+    code = (
+        "from tfgpt.corpus.sources import open_sources; "
+        f"source = open_sources(['tfds:letters/plain:train#text'], tfds_data_dir={str(data_dir)!r})[0]; "
+        "count = len(list(source.documents())); "
+        "import tensorflow as tf; "
+        "tf.config.set_logical_device_configuration("
+        "tf.config.list_physical_devices('CPU')[0], [tf.config.LogicalDeviceConfiguration()] * 2); "
+        "print(count, len(tf.config.list_logical_devices('CPU')))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert result.stdout.split() == ["50", "2"], result.stderr
+
+
+LISTED = "article/body, article/title, label (ClassLabel), messages, messages/content, messages/role, sentences, text"
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        ("letters/plain", "no split named; write tfds:NAME/CONFIG:SPLIT#FEATURE"),
+        ("letters/plain:valid#text", "no split 'valid'; there are train, test"),
+        ("letters/plain:train#txt", f"no feature 'txt'; there are {LISTED}"),
+        ("letters/plain:train#label", f"the feature 'label' is ClassLabel, no text; there are {LISTED}"),
+        ("letters/plain:train[:1x]#text", "cannot be read from"),
+        ("letters/plain:train[90:]#text", "cannot be read from"),
+        ("leters:train#text", "unknown dataset: not prepared in"),
+        ("lm1bb:train#text", "and TensorFlow Datasets has no such name; did you mean lm1b"),
+        ("letters:9.9.9:train#text", "unknown dataset: not prepared in"),
+        ("/nowhere/1.0.0:train#text", "no prepared dataset in /nowhere/1.0.0: no such folder"),
+        ("only_text:train#body", "example 2: byte 3: not UTF-8 (0xe9)"),
+    ],
+)
+def test_what_is_not_there_has_one_line(data_dir, spec, expected):
+    with pytest.raises(UserError) as caught:
+        texts(f"tfds:{spec}", data_dir)
+    assert f"tfds:{spec}" in str(caught.value)
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_above_the_dataset_is_told(data_dir):
+    with pytest.raises(UserError, match=r"it has no dataset_info\.json; did you mean .*letters/plain/1\.0\.0\?"):
+        opened(f"tfds:{data_dir / 'letters'}:train", data_dir)
+
+
+@pytest.mark.parametrize("damage", ["changed", "truncated"])
+def test_a_damaged_record_is_named(data_dir, tmp_path, damage):
+    import shutil
+
+    folder = tmp_path / "1.0.0"
+    shutil.copytree(data_dir / "letters" / "plain" / "1.0.0", folder)
+    (records,) = folder.glob("*-train.tfrecord*")
+    content = bytearray(records.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    records.write_bytes(content if damage == "changed" else content[: len(content) // 3])
+    with pytest.raises(UserError, match=f"cannot be read from {records}"):
+        texts(f"tfds:{folder}:train#text", data_dir)
+
+
+def test_a_known_dataset_without_a_network_has_its_line_at_once(tmp_path, monkeypatch):
+    """The addresses end in `.invalid`, which never has an address (RFC 2606)."""
+    for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(UserError, match=r"no network here \(data\.invalid has no address\); prepare it on a machine"):
+        tfds.refuse_without_network("tfds:x:train", ["https://data.invalid/x.tar.gz"], tmp_path)
