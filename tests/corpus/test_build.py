@@ -319,7 +319,7 @@ def test_a_full_disk_has_its_line(tmp_path, corpus):
 
 def test_a_cache_that_cannot_be_written_has_its_line(tmp_path, corpus):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(UserError, match="cannot write here .*choose another place") as caught:
+    with pytest.raises(UserError, match="^--cache_dir: .*cannot write here .*choose another place") as caught:
         build_documents(corpus(numbered(tmp_path / "a.jsonl"), cache_dir=str(tmp_path / "file" / "cache")))
     assert str(tmp_path / "file") in str(caught.value)
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from tfgpt.common.errors import SettingError, UserError
 from tfgpt.common.files import clear_write_errors
 
 try:
@@ -24,13 +25,16 @@ def locked(directory: Path) -> Iterator[None]:
     """Waits until no other process makes `directory`; the lock ends with the block or the process.
 
     Raises:
-        UserError: the cache folder cannot be written.
+        SettingError: the cache folder cannot be written.
         RunError: the disk is full.
     """
     with contextlib.ExitStack() as stack:
-        with clear_write_errors(directory.parent):
-            directory.parent.mkdir(parents=True, exist_ok=True)
-            file = stack.enter_context(open(directory.parent / f".{directory.name}.lock", "ab"))
+        try:
+            with clear_write_errors(directory.parent):
+                directory.parent.mkdir(parents=True, exist_ok=True)
+                file = stack.enter_context(open(directory.parent / f".{directory.name}.lock", "ab"))
+        except UserError as error:
+            raise SettingError("cache_dir", str(error)) from error
         if fcntl is not None:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
