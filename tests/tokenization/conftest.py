@@ -12,7 +12,8 @@ import pytest
 import tokenizers
 
 from tfgpt.tokenization.tokenizer import Tokenizer
-from tfgpt.tokenization.train import byte_tokenizer, train_bpe
+from tfgpt.tokenization.tokenizer_file import new_document
+from tfgpt.tokenization.train import byte_tokenizer, in_bytes, train_bpe
 
 CHINESE = "人工智能是计算机科学的一个分支，它企图了解智能的实质。天地玄黃，宇宙洪荒。"
 
@@ -133,6 +134,25 @@ def broken_texts() -> list[bytes]:
 def trained(documents: list[str]) -> Tokenizer:
     """A tokenizer of 2048 entries, trained on real text, Chinese, emoji and a few tricky texts."""
     return train_bpe([*documents[:1500], *[CHINESE] * 20, *TRICKY, *TRICKY], 2048)
+
+
+@pytest.fixture(scope="session")
+def uncut() -> Tokenizer:
+    """A tokenizer whose merges were found in texts that were not cut: "\\na", "a0" and "! " are tokens of it.
+
+    Where an encoder cuts elsewhere than the others, such a token shows it; the merges of a usual tokenizer never reach
+    across a cut and would hide it.
+    """
+    generator = random.Random(3)
+    texts = [random_text(generator)[:150] for _ in range(600)] + [random_characters(generator) for _ in range(100)]
+    texts += [left + right for left in ALPHABET for right in ALPHABET] * 3
+    trainee = tokenizers.Tokenizer(tokenizers.models.BPE())
+    trainee.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    trainer = tokenizers.trainers.BpeTrainer(vocab_size=3000, initial_alphabet=alphabet, show_progress=False)
+    trainee.train_from_iterator(texts, trainer)
+    merges = json.loads(trainee.to_str())["model"]["merges"]
+    return Tokenizer(new_document(tuple(map(in_bytes, pair)) for pair in merges))
 
 
 @pytest.fixture(scope="session", params=["trained", "bytes"])

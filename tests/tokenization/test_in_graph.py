@@ -39,6 +39,13 @@ def test_ids_equal_those_of_the_bulk_encoder_on_any_bytes(graph, tokenizer, brok
         assert ids == tokenizer.encode(content).tolist(), content
 
 
+def test_text_is_cut_where_the_bulk_encoder_cuts_it(uncut, valid_texts, broken_texts):
+    graph = InGraphTokenizer(uncut)
+    for texts in (valid_texts, broken_texts):
+        for text, ids in zip(texts, graph.encode(texts).to_list()):
+            assert ids == uncut.encode(text).tolist(), text
+
+
 def test_ids_of_every_code_point_equal_those_of_tokenizers(trained_graph, every_character_ids):
     texts, expected = every_character_ids
     assert trained_graph.encode(texts).to_list() == expected

@@ -1,6 +1,7 @@
 """`Tokenizer`: lossless, equal to `tokenizers`, and a directory that transformers opens."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -16,6 +17,14 @@ def test_ids_equal_those_of_tokenizers(tokenizer, valid_texts, reference_encoder
     reference = reference_encoder(tokenizer)
     for text in valid_texts:
         assert tokenizer.encode(text).tolist() == reference(text), text
+
+
+def test_text_is_cut_where_tokenizers_cuts_it(uncut, valid_texts, reference_encoder):
+    assert {b"\na", b"a0", b"! ", b"a!", b"0a"} <= set(uncut.token_bytes())
+    assert isinstance(uncut.encoder, TiktokenEncoder)
+    reference = reference_encoder(uncut)
+    for text in valid_texts:
+        assert uncut.encode(text).tolist() == reference(text), text
 
 
 def test_ids_of_every_code_point_equal_those_of_tokenizers(trained, every_character_ids):
@@ -45,6 +54,17 @@ def test_bytes_that_are_not_utf8_are_single_ids_and_end_the_text_before_them(tra
         0xFE,
         *trained.encode("the"),
     ]
+
+
+def test_text_between_broken_bytes_is_encoded_as_if_alone(uncut, broken_texts, reference_encoder):
+    reference = reference_encoder(uncut)
+    for content in broken_texts[:1000]:
+        expected = []
+        for invalid, text in re.findall(
+            "([\udc80-\udcff])|([^\udc80-\udcff]+)", content.decode(errors="surrogateescape")
+        ):
+            expected += reference(text) if text else [ord(invalid) - 0xDC00]
+        assert uncut.encode(content).tolist() == expected
 
 
 def test_lone_surrogates_are_their_three_bytes(trained):

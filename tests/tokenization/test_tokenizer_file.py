@@ -1,6 +1,7 @@
 """Reading foreign tokenizer.json files: what is accepted, and the line for what is not."""
 
 import pytest
+import tokenizers
 
 from tfgpt.common.errors import UserError
 from tfgpt.tokenization.tokenizer import Tokenizer
@@ -57,7 +58,17 @@ def test_what_other_programs_add_by_default_is_left_out(changed_file):
     def change(document):
         document["truncation"] = {"direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0}
 
-    assert len(Tokenizer.load(changed_file(change)).encode("a b c d e f g h")) == 8
+        document["post_processor"] = {
+            "type": "RobertaProcessing",
+            "sep": ["<|endoftext|>", 0],
+            "cls": ["<|endoftext|>", 0],
+            "trim_offsets": True,
+            "add_prefix_space": False,
+        }
+
+    tokenizer = Tokenizer.load(changed_file(change))
+    assert len(tokenizer.encode("a b c d e f g h")) == 8
+    assert tokenizers.Tokenizer.from_str(tokenizer.to_json()).encode("a b").ids == tokenizer.encode("a b").tolist()
 
 
 @pytest.mark.parametrize(
