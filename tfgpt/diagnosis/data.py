@@ -17,7 +17,7 @@ from tfgpt.training.recipe import Recipe
 COUNTED_TOKENS, PIECE = 200_000_000, 1 << 24
 
 LITTLE_REPETITION = 4.0
-"""Up to about 4 epochs, repeated text is worth almost as much as new text (Muennighoff et al. 2023, arXiv:2305.16264)."""
+"""Up to about 4 epochs, repeated text is worth almost as much as new (Muennighoff et al. 2023, arXiv:2305.16264)."""
 
 WORTHLESS_REPETITION = 40.0
 """By about 40 epochs, repeating it further is worth nothing (the same, section 6)."""
@@ -30,7 +30,7 @@ def check_batch(batch: Mapping[str, np.ndarray], vocabulary_size: int) -> Findin
     """Whether a batch is what a causal language model learns from.
 
     Args:
-        batch: the first training batch: `token_ids`, `targets`, `weights` and perhaps `segment_ids`, `positions`, [B, T].
+        batch: `token_ids`, `targets`, `weights` and perhaps `segment_ids`, `positions`, each [B, T].
         vocabulary_size: of the decoder.
     """
     token_ids, targets, weights = batch["token_ids"], batch["targets"], batch["weights"]
@@ -153,9 +153,8 @@ def check_tokens(data: PreparedData, recipe: Recipe) -> Finding:
     }
     where = "" if counts.counted == shards.num_tokens else f" (of the first {in_numbers(counts.counted)})"
     line = (
-        f"{shards.num_tokens:,} to train on, {data.validation.num_tokens:,} held out; {bytes_per_token:.2f} bytes a token; "
-        f"{unused:,} of {int(ordinary.sum()):,} ids never occur{where}; {shards.num_documents:,} documents of "
-        f"{numbers['shortest_document']:,} to {numbers['longest_document']:,} tokens, median {numbers['median_document']:,.0f}"
+        f"{shards.num_tokens:,} to train on, {data.validation.num_tokens:,} held out; {bytes_per_token:.2f} bytes a "
+        f"token; {unused:,} of {int(ordinary.sum()):,} ids never occur{where}; {document_words(lengths)}"
     )
     if "biggest_source" in numbers:
         line += f"; {numbers['biggest_source_share']:.0%} of the documents are from {numbers['biggest_source']}"
@@ -167,6 +166,15 @@ def check_tokens(data: PreparedData, recipe: Recipe) -> Finding:
             advice = "--tokenizer=bpe trains a vocabulary on this text; rows that never occur are never learned"
         return Finding("tokens", OK if recipe.run.init_from else WARN, line, (advice,), numbers)
     return Finding("tokens", OK, line, numbers=numbers)
+
+
+def document_words(lengths: np.ndarray) -> str:
+    """How long documents are, from their lengths in tokens."""
+    if len(lengths) == 1:
+        return f"one document of {lengths[0]:,} tokens"
+    return (
+        f"{len(lengths):,} documents of {lengths.min():,} to {lengths.max():,} tokens, median {np.median(lengths):,.0f}"
+    )
 
 
 def biggest_source(data: PreparedData) -> dict[str, object]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import tensorflow as tf
@@ -91,7 +92,8 @@ def examine_model(
         config = recipe.decoder_config(data.tokenizer.vocabulary_size)
         tokens = affordable_tokens(config, peak_flops, doctor.overfit_steps, doctor.trial_seconds)
         assembly = assemble(at_constant_rate(recipe), data, strategy)
-        return Subject.build(recipe, data, strategy, assembly, batch, tokens)
+        forward_tokens = affordable_tokens(config, peak_flops, 1, doctor.trial_seconds)
+        return Subject.build(recipe, data, strategy, assembly, batch, tokens, forward_tokens)
 
     subject = attempted(report, "model", build)
     if subject is None:
@@ -136,8 +138,9 @@ def attempted(report: Report, check: str, function: Callable):
 
 
 def first_line(error: Exception) -> str:
-    """The beginning of an error's message, on one line."""
-    return " ".join(str(error).split())[:300]
+    """The beginning of an error's message, on one line; Keras's words around it and its colours are left out."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).split("Error encountered:")[-1]
+    return " ".join(text.split())[:300]
 
 
 def this_machine(strategy: tf.distribute.Strategy) -> Machine:

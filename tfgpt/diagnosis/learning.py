@@ -1,17 +1,20 @@
 """Can it learn: the loss before any update, and a gradient for every variable.
 
-The loss of untrained logits with standard deviation s is about ln(vocabulary) + s² / 2, and s is the norm of the final
-hidden state, √hidden_dim, times the spread of the head's initial rows. Measured over ln(vocabulary) (2026-11-22, random
-tokens): tiny 1.004, mini 1.010, small 1.016, base 1.010, gpt2 1.016, gpt2_medium 1.027, llama_135m 1.012, llama_360m
-1.014; with a vocabulary of 260 bytes at most 1.035; a head of its own that starts at (almost) zero 1.000, whatever the
-embeddings. A tied head besides gives every token its own logit, up to hidden_dim times that spread where the blocks'
-outputs start at zero: then 1.007 for tiny, 1.035 for mini, 1.07 for gpt2, 1.48 for small, and 23 for tiny with embeddings
-of spread 1. So: up to 1.1 is in order, above is worth a word, above 2 an error.
+The loss of untrained logits with standard deviation s is about ln(vocabulary) + s² / 2, and s is the norm of the
+final hidden state, √hidden_dim, times the spread of the head's initial rows. Measured over ln(vocabulary)
+(2026-11-22, random tokens): tiny 1.004, mini 1.010, small 1.016, base 1.010, gpt2 1.016, gpt2_medium 1.027,
+llama_135m 1.012, llama_360m 1.014; with a vocabulary of 260 bytes at most 1.035; a head of its own that starts at
+(almost) zero 1.000, whatever the embeddings. A tied head besides gives every token its own logit, up to hidden_dim
+times that spread where the blocks' outputs start at zero: then 1.007 for tiny, 1.035 for mini, 1.07 for gpt2, 1.48
+for small, and 23 for tiny with embeddings of spread 1. So: up to 1.1 is in order, above is worth a word, above 2 an
+error.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Mapping
 
 import numpy as np
 import tensorflow as tf
@@ -32,9 +35,10 @@ def check_initial_loss(subject: Subject) -> Finding:
     """
     vocabulary_size = subject.config.vocabulary_size
     expected = math.log(vocabulary_size)
+    tokens = max(64, min(LOGIT_BYTES // (4 * vocabulary_size), subject.forward_tokens // 2))
     rows, length = subject.batch["token_ids"].shape
-    rows = max(1, min(rows, LOGIT_BYTES // (4 * vocabulary_size * length)))
-    length = min(length, max(1, LOGIT_BYTES // (4 * vocabulary_size)))
+    length = min(length, tokens)
+    rows = max(1, min(rows, tokens // length))
     batch = {name: array[:rows, :length] for name, array in subject.batch.items()}
     if not batch["weights"].sum():
         batch = subject.small
@@ -104,8 +108,9 @@ class Logits:
     def of(cls, subject: Subject, batch: Batch) -> Logits:
         """Runs the decoder."""
         names = ("token_ids", "positions", "segment_ids") if subject.decoder.packed else ("token_ids",)
-        inputs = {name: batch[name] for name in names}
-        logits = subject.run(lambda given: subject.decoder(given, training=False), inputs).astype(np.float64)
+        logits = subject.run(
+            lambda given: subject.decoder(given, training=False), {name: batch[name] for name in names}
+        ).astype(np.float64)
         top = logits.max(axis=-1, keepdims=True)
         normalizer = np.log(np.exp(logits - top).sum(axis=-1)) + top[..., 0]
         targets, inputs = (batch[name][..., None].astype(np.int64) for name in ("targets", "token_ids"))
@@ -139,22 +144,22 @@ def check_gradients(subject: Subject) -> Finding:
     frozen = [variable.path for variable in decoder.weights if not variable.trainable]
     variables = decoder.trainable_variables
 
-    def norms_in_graph(batch: Batch) -> tf.Tensor:
+    def norms_in_graph(batch: Mapping[str, tf.Tensor]) -> tf.Tensor:
         gradients, sums = trainer.gradients(batch)
         return tf.stack([tf.norm(gradient) for gradient in gradients]) / sums["weight_sum"]
 
     measure = subject.traced(norms_in_graph)
     iterator = subject.small_batches()
     norms = measure(subject.small)
-    reached, first = norms > 0, norms
+    without_gradient = np.array([is_cancelled_key_bias(variable.path, subject) for variable in variables])
+    reached, first = (norms > 0) | without_gradient, norms
     updates = 0
     while updates < 2 and np.isfinite(norms).all() and not reached.all():
         trainer.train_steps(iterator, 1)
         updates += 1
         norms = measure(subject.small)
         reached |= norms > 0
-    without_gradient = [is_cancelled_key_bias(variable.path, subject) for variable in variables]
-    missing = [v.path for v, seen, none in zip(variables, reached, without_gradient) if not seen and not none]
+    missing = [variable.path for variable, seen in zip(variables, reached) if not seen]
     broken = [variable.path for variable, norm in zip(variables, first) if not np.isfinite(norm)]
     numbers = {
         "variables": len(variables),
@@ -180,8 +185,8 @@ def check_gradients(subject: Subject) -> Finding:
         if updates
         else ")"
     )
-    if any(without_gradient):
-        line += f"; except {sum(without_gradient)} key biases, which softmax cancels"
+    if without_gradient.any():
+        line += f"; none is asked of {without_gradient.sum()} key biases, which softmax cancels"
     rows = subject.config.max_sequence_length
     length = subject.recipe.batch.sequence_length
     if subject.config.position_embedding == "learned" and rows > length and subject.recipe.run.init_from is None:

@@ -44,7 +44,7 @@ def main_memory() -> Memory | None:
 
 
 def cgroup_limits() -> list[tuple[int, int]]:
-    """(limit, used without what is only file cache) of every cgroup around this process that has a limit, version 1 or 2."""
+    """(limit, used but for file cache) of every cgroup with a limit around this process; version 1 or 2."""
     found = []
     for directory, limit_file, usage_file in cgroup_directories():
         with contextlib.suppress(OSError, ValueError):

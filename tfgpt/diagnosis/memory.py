@@ -86,9 +86,16 @@ def optimizer_bytes(optimizer: str, config: DecoderConfig, parameters: int) -> i
 
     Muon keeps one number for the blocks' matrices and AdamW's two for all else.
     """
-    blocks = config.num_layers * presets.block_parameters(config)
-    share = {"adamw": 2 * parameters, "lion": parameters, "muon": blocks + 2 * (parameters - blocks), "adafactor": 0}
+    matrices = config.num_layers * block_matrices(config)
+    muon = matrices + 2 * (parameters - matrices)
+    share = {"adamw": 2 * parameters, "lion": parameters, "muon": muon, "adafactor": 0}
     return 4 * (share[optimizer] or parameters // 50)
+
+
+def block_matrices(config: DecoderConfig) -> int:
+    """Numbers in the matrices of one block: attention's four, and the MLP's two or three."""
+    attention = config.hidden_dim * (2 * config.query_width + 2 * config.key_value_width)
+    return attention + (3 if config.mlp == "swiglu" else 2) * config.hidden_dim * config.intermediate_dim
 
 
 def check_memory(recipe: Recipe, config: DecoderConfig, machine: Machine) -> Finding:

@@ -1,10 +1,11 @@
-"""Can one small batch be learned by heart? The quickest proof that model, loss, step and learning rate work together."""
+"""Can one small batch be learned by heart? The quickest proof that model, loss, step and learning rate fit together."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 import time
+from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
@@ -16,7 +17,7 @@ FACTORS = (0.1, 0.01, 10.0)
 """Of the learning rate: what is tried when the run's own does not learn, to be able to name one that does."""
 
 LEAST_FALL = 0.1
-"""A trial that ran out of time before it was done still has to lower the loss by this share."""
+"""A loss that fell by less than this share did not fall."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,17 +26,15 @@ class Trial:
 
     Attributes:
         before, after: plain cross-entropy of the batch, nats per token, without dropout.
-        highest: the highest training loss on the way (nan when an update was not finite).
         steps: updates made.
-        wanted: updates allowed.
-        seconds: how long it took.
+        out_of_time: whether it ended for lack of time.
+        seconds: how long the updates took, without the first, which traces and compiles.
     """
 
     before: float
     after: float
-    highest: float
     steps: int
-    wanted: int
+    out_of_time: bool
     seconds: float
 
 
@@ -61,58 +60,71 @@ def check_overfit(subject: Subject, steps: int, seconds: float) -> Finding:
         f"{rows} rows of {length} tokens: loss {trial.before:.3f} → {trial.after:.3f} in {trial.steps} updates "
         f"({in_time(trial.seconds)}); counting its tokens would give {bar:.3f}"
     )
-    if math.isfinite(trial.after) and trial.after < bar:
-        return Finding("overfit one batch", OK, line, (), numbers)
+
+    def finding(status: str, words: str = "", *advice: str) -> Finding:
+        return Finding("overfit one batch", status, line + words, advice, numbers)
+
+    if learned(trial, bar):
+        return finding(OK)
+    if trial.out_of_time and trial.after < trial.before:
+        return finding(
+            WARN, ": falling, but there was no time for more", f"--trial_seconds={4 * seconds:g} gives it more time"
+        )
     fell = math.isfinite(trial.after) and trial.after < (1 - LEAST_FALL) * trial.before
-    if fell and trial.steps < trial.wanted:
-        advice = (f"--trial_seconds={2 * seconds:g} to see more",)
-        return Finding("overfit one batch", WARN, f"{line}: falling, but there was no time for more", advice, numbers)
-    advice = []
     for factor in FACTORS:
         initial.put_back()
         subject.trainer.learning_rate_scale.assign(factor)
         other = attempt(subject, measure, bar, steps, seconds)
-        if math.isfinite(other.after) and other.after < bar:
-            flags = f"--learning_rate={rate * factor:.2g}"
-            if subject.recipe.optimizer.adam_learning_rate is not None:
-                flags += f" --adam_learning_rate={subject.recipe.optimizer.adam_learning_rate * factor:.2g}"
-            advice.append(f"{flags} learns it: {other.before:.3f} → {other.after:.3f} in {other.steps} updates")
+        if learned(other, bar):
+            initial.put_back()
             numbers["learning_rate_that_works"] = rate * factor
-            break
+            words = (
+                f"{rates(subject, factor)} learns it: {other.before:.3f} → {other.after:.3f} in {other.steps} updates"
+            )
+            slow = fell and factor > 1
+            return finding(WARN if slow else FAIL, f": {'too slow' if slow else 'it is not learned'}", words)
     initial.put_back()
-    if fell and advice and factor > 1:
-        return Finding("overfit one batch", WARN, f"{line}: it learns, but slowly", tuple(advice), numbers)
-    if not advice:
-        advice.append(
-            f"no learning rate from {rate * min(FACTORS):.2g} to {rate * max(FACTORS):.2g} learns it: look at the checks above, "
-            "and at --clip_norm, --weight_decay and --epsilon"
-        )
-        if fell:
-            advice.append(f"or it only needs longer: --overfit_steps={4 * max(steps, 1)}")
-    return Finding("overfit one batch", FAIL, f"{line}: it does not learn one batch", tuple(advice), numbers)
+    longer = (f"or it only needs longer: --overfit_steps={4 * max(steps, 1)}",) if fell else ()
+    return finding(
+        FAIL,
+        ": it is not learned",
+        f"no learning rate from {rate * min(FACTORS):.2g} to {rate * max(FACTORS):.2g} learns it: look at the checks "
+        "above, and at --clip_norm, --weight_decay and --epsilon",
+        *longer,
+    )
 
 
-def attempt(subject: Subject, measure, bar: float, steps: int, seconds: float) -> Trial:
+def learned(trial: Trial, bar: float) -> bool:
+    """Whether the loss fell below the bar."""
+    return math.isfinite(trial.after) and trial.after < bar
+
+
+def rates(subject: Subject, factor: float) -> str:
+    """The flags of the learning rates, each times a factor."""
+    optimizer = subject.recipe.optimizer
+    flags = f"--learning_rate={optimizer.learning_rate * factor:.2g}"
+    if optimizer.adam_learning_rate is not None:
+        flags += f" --adam_learning_rate={optimizer.adam_learning_rate * factor:.2g}"
+    return flags
+
+
+def attempt(subject: Subject, measure: Callable[[], float], bar: float, steps: int, seconds: float) -> Trial:
     """Updates until the loss is well below the bar, or steps or time are used up."""
     trainer, iterator = subject.trainer, subject.small_batches()
     before = measure()
-    started = time.perf_counter()
-    done, once, highest = 0, 0.0, before
-    while done < steps:
+    done, spent, out_of_time = 0, 0.0, False
+    while done < steps and not out_of_time:
+        once = spent / max(done - 1, 1)
         count = 1 if done < 2 else max(1, min(steps - done, 10, int(1.0 / max(once, 1e-9))))
-        begun = time.perf_counter()
+        started = time.perf_counter()
         logs = trainer.train_steps(iterator, count)
-        spent = time.perf_counter() - begun
-        # The first call traces and compiles.
-        once = spent / count if done else 0.0
+        spent += time.perf_counter() - started if done else 0.0
         done += count
         loss = float(np.mean(logs["nats_per_token"]))
-        highest = max(highest, loss) if math.isfinite(loss) else math.nan
-        if loss < 0.5 * bar or not math.isfinite(highest):
+        if loss < 0.5 * bar or not math.isfinite(loss):
             break
-        if time.perf_counter() - started + once > seconds and done > 1:
-            break
-    return Trial(before, measure(), highest, done, steps, time.perf_counter() - started)
+        out_of_time = spent > seconds and done < steps
+    return Trial(before, measure(), done, out_of_time, spent)
 
 
 def token_entropy(subject: Subject) -> float:

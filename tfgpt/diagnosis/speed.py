@@ -5,21 +5,23 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+from collections.abc import Callable
 from typing import Any
 
 from tfgpt.diagnosis import machine as machines
 from tfgpt.diagnosis.data import LITTLE_REPETITION
 from tfgpt.diagnosis.memory import Machine
 from tfgpt.diagnosis.report import FAIL, OK, WARN, Finding, in_bytes, in_numbers, in_time
-from tfgpt.diagnosis.subject import Subject
+from tfgpt.diagnosis.subject import Subject, trainer_of_shape
 from tfgpt.model import presets
 from tfgpt.training.compilation import choose_compilation
+from tfgpt.training.step import Trainer
 
 TOKENS_PER_PARAMETER = 20.0
 """Of a compute-optimal model (Hoffmann et al. 2022, arXiv:2203.15556, table 3: Chinchilla's 70B on 1.4T tokens)."""
 
-SLOW_UPDATE = 15.0
-"""Seconds an update above which `--compile=auto` is not tried here: graph and XLA would be measured for minutes."""
+USUAL_UTILIZATION = 0.4
+"""Of the measured peak, to guess how long an update takes before it is tried."""
 
 TIMED_SECONDS, LEAST_UPDATES, MOST_UPDATES = 3.0, 3, 200
 SLOW_RUN_DAYS = 30
@@ -35,7 +37,8 @@ class Speed:
         tokens_per_second: over all replicas.
         seconds_per_update: of one update of the run's batch.
         updates: how many were timed.
-        peak_bytes: the most memory that the process (or the first GPU) held meanwhile.
+        peak_bytes: the most memory that the process (or the first GPU) held meanwhile; None when only a part of a
+            (micro-)batch was tried.
         before_bytes: what it held before the model was built.
         loss: of the last update.
     """
@@ -45,43 +48,81 @@ class Speed:
     tokens_per_second: float
     seconds_per_update: float
     updates: int
-    peak_bytes: int
+    peak_bytes: int | None
     before_bytes: int
     loss: float
 
 
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What is timed: the run's own updates, or, where one takes too long here, updates of a part of its batch.
+
+    Attributes:
+        trainer: the step.
+        batches: first step → iterator.
+        tokens: of one update.
+        words: what part it is; "" for the whole.
+    """
+
+    trainer: Trainer
+    batches: Callable[[int], Any]
+    tokens: int
+    words: str
+
+
+def work_that_fits(subject: Subject, token_seconds: float, seconds: float) -> Work:
+    """The run's batch, one micro-batch of it, or the small batch: the first of which four updates fit into the time."""
+    recipe, assembly = subject.recipe, subject.assembly
+    length = recipe.batch.sequence_length
+    tokens = recipe.batch.batch_size * length
+    if 4 * tokens * token_seconds <= seconds:
+        return Work(assembly.trainer, assembly.batches, tokens, "")
+    rows = recipe.batch.batch_size // recipe.step.accumulation_steps
+    if recipe.step.accumulation_steps > 1 and 4 * rows * length * token_seconds <= seconds:
+        trainer = trainer_of_shape(recipe, subject.strategy, assembly, (rows, length), recipe.step.compile)
+        part = {name: array[:rows] for name, array in subject.batch.items()}
+        return Work(trainer, lambda step: subject.repeated(part), rows * length, f"from a micro-batch of {rows} rows")
+    rows, length = subject.small["token_ids"].shape
+    words = f"from {rows} row{'s' * (rows > 1)} of {length} tokens"
+    return Work(subject.trainer, lambda step: subject.small_batches(), rows * length, words)
+
+
 def measure_speed(subject: Subject, machine: Machine, peak_flops: float, seconds: float, before_bytes: int) -> Speed:
-    """Times the run's own updates on its own batches, compiled as the run would be."""
-    recipe, trainer = subject.recipe, subject.assembly.trainer
-    tokens = recipe.batch.batch_size * recipe.batch.sequence_length
-    flops = presets.training_flops_per_token(subject.config, recipe.batch.sequence_length) * tokens
-    expected = flops / (0.4 * peak_flops)
+    """Times the run's own updates on its own batches, compiled as the run would be.
+
+    An update that would take longer than a quarter of `seconds` is timed in part and scaled up.
+    """
+    recipe = subject.recipe
+    flops = presets.training_flops_per_token(subject.config, recipe.batch.sequence_length)
+    work = work_that_fits(subject, flops / (USUAL_UTILIZATION * peak_flops), seconds)
     if machine.gpu:
         machines.forget_gpu_peak()
     else:
         machines.forget_peak()
-    words: list[str] = []
+    words = [work.words] if work.words else []
     mode = recipe.step.compile
-    if mode == "auto" and expected > min(SLOW_UPDATE, seconds / 4):
+    if work.trainer is subject.trainer:
         mode = "graph"
-        words.append("graph mode, XLA was not tried because updates are long")
-    mode = choose_compilation(trainer, subject.assembly.batches, mode, report=words.append)
-    iterator = subject.assembly.batches(0)
-    spent, updates, count, logs = 0.0, 0, 1, {}
-    if expected < seconds:
-        trainer.train_steps(iterator, 1)
-    limit = min(seconds, TIMED_SECONDS)
+    mode = choose_compilation(work.trainer, work.batches, mode, report=words.append)
+    iterator = work.batches(0)
+    logs = work.trainer.train_steps(iterator, 1)
+    spent, updates, count = 0.0, 0, 1
+    limit = min(seconds / 2, TIMED_SECONDS)
     while updates < LEAST_UPDATES or (spent < limit and updates < MOST_UPDATES):
-        begun = time.perf_counter()
-        logs = trainer.train_steps(iterator, count)
-        spent += time.perf_counter() - begun
+        started = time.perf_counter()
+        logs = work.trainer.train_steps(iterator, count)
+        spent += time.perf_counter() - started
         updates += count
-        count = max(1, min(int(updates * (limit - spent) / max(spent, 1e-9)), MOST_UPDATES - updates))
-        if spent > seconds / 2:
+        if spent > limit:
             break
-    once = spent / updates
+        count = max(1, min(int(updates * (limit - spent) / spent), MOST_UPDATES - updates))
+    rate = updates * work.tokens / spent
+    tokens = recipe.batch.batch_size * recipe.batch.sequence_length
     peak = machines.gpu_peak() if machine.gpu else machines.process_memory()[1]
-    return Speed(mode, "; ".join(words), tokens / once, once, updates, peak, before_bytes, float(last_loss(logs)))
+    whole = work.trainer is subject.assembly.trainer or work.tokens * recipe.step.accumulation_steps == tokens
+    return Speed(
+        mode, "; ".join(words), rate, tokens / rate, updates, peak if whole else None, before_bytes, last_loss(logs)
+    )
 
 
 def last_loss(logs: dict[str, Any]) -> float:
@@ -123,6 +164,9 @@ def check_speed(subject: Subject, speed: Speed, peak_flops: float) -> Finding:
 def check_measured_memory(speed: Speed, machine: Machine, estimated: dict[str, int]) -> Finding:
     """The most memory that the trial held, against the estimate and what is there."""
     numbers = {"peak": speed.peak_bytes, "before_model": speed.before_bytes, "estimate": estimated["total"]}
+    if speed.peak_bytes is None:
+        line = "not measured: a whole micro-batch takes too long here; the estimate above has to do"
+        return Finding("memory measured", OK, line, (), numbers)
     line = f"the trial held at most {in_bytes(speed.peak_bytes)}"
     if speed.before_bytes:
         line += f" ({in_bytes(speed.before_bytes)} of it before there was a model)"
@@ -154,8 +198,9 @@ def check_time(subject: Subject, speed: Speed) -> Finding:
         "validations": validations,
     }
     line = (
-        f"{in_time(updates + validation)} for {steps:,} updates of {recipe.batch.batch_size * recipe.batch.sequence_length:,} "
-        f"tokens and {validations} validations (about {in_time(validation)} of it)"
+        f"{in_time(updates + validation)} for {steps:,} updates of "
+        f"{recipe.batch.batch_size * recipe.batch.sequence_length:,} tokens and {validations} "
+        f"validations (about {in_time(validation)} of it)"
     )
     advice = []
     if validation > updates:
@@ -190,8 +235,9 @@ def check_optimal(subject: Subject, speed: Speed) -> Finding:
         "parameters_for_corpus": LITTLE_REPETITION * corpus / TOKENS_PER_PARAMETER,
     }
     line = (
-        f"{in_numbers(parameters)} parameters want about {in_numbers(tokens)} tokens (20 a parameter, arXiv:2203.15556): "
-        f"{in_time(tokens / speed.tokens_per_second)} here, --max_steps={steps}; this run is {configured / tokens:.0%} of that; "
+        f"{in_numbers(parameters)} parameters want about {in_numbers(tokens)} tokens (20 a parameter, "
+        f"arXiv:2203.15556): {in_time(tokens / speed.tokens_per_second)} here, --max_steps={steps}; "
+        f"this run is {configured / tokens:.0%} of that; "
     )
     if epochs <= 1:
         line += f"the text is enough for it (read {epochs:.2g} times)"

@@ -37,6 +37,7 @@ class Subject:
         assembly: the run's trainer and batches; its weights are as initialized until a trial changes them.
         batch: the first training batch.
         small: a few of its rows, perhaps shortened.
+        forward_tokens: how many tokens a forward pass may have to take only a few seconds.
         trainer: another step over the same decoder and optimizer, for the small batch: no accumulation, graph mode.
     """
 
@@ -47,6 +48,7 @@ class Subject:
     batch: Batch
     small: Batch
     trainer: Trainer
+    forward_tokens: int = 1 << 20
 
     @classmethod
     def build(
@@ -57,21 +59,12 @@ class Subject:
         assembly: Assembly,
         batch: Batch,
         small_tokens: int,
+        forward_tokens: int = 1 << 20,
     ) -> Subject:
         """Adds the small batch, of about `small_tokens` tokens, and its trainer to an assembly."""
         small = small_batch(batch, small_tokens, strategy.num_replicas_in_sync)
-        decoder = assembly.trainer.decoder
-        with strategy.scope():
-            trainer = Trainer(
-                decoder,
-                assembly.trainer.objective,
-                dataclasses.replace(recipe.step, accumulation_steps=1, compile="graph"),
-                dataclasses.replace(recipe.optimizer, ema_decay=0.0),
-                seed=recipe.run.seed,
-                batch_shape=small["token_ids"].shape,
-            )
-            trainer.compile(assembly.trainer.optimizer)
-        return cls(recipe, data, strategy, assembly, batch, small, trainer)
+        trainer = trainer_of_shape(recipe, strategy, assembly, small["token_ids"].shape, "graph")
+        return cls(recipe, data, strategy, assembly, batch, small, trainer, forward_tokens)
 
     @property
     def decoder(self) -> Any:
@@ -113,7 +106,11 @@ class Subject:
 
     def small_batches(self) -> Any:
         """An endless iterator of the small batch, for `trainer.train_steps`."""
-        dataset = tf.data.Dataset.from_tensors(self.small).repeat()
+        return self.repeated(self.small)
+
+    def repeated(self, batch: Batch) -> Any:
+        """An endless iterator of one batch."""
+        dataset = tf.data.Dataset.from_tensors(batch).repeat()
         if self.strategy.num_replicas_in_sync > 1:
             return iter(self.strategy.experimental_distribute_dataset(dataset))
         return iter(dataset)
@@ -127,6 +124,23 @@ class Subject:
             return float(sums["nats_sum"]) / float(sums["weight_sum"])
 
         return measure
+
+
+def trainer_of_shape(
+    recipe: Recipe, strategy: tf.distribute.Strategy, assembly: Assembly, shape: tuple[int, int], mode: str
+) -> Trainer:
+    """A step over an assembly's decoder and optimizer for batches of another shape, without accumulation."""
+    with strategy.scope():
+        trainer = Trainer(
+            assembly.trainer.decoder,
+            assembly.trainer.objective,
+            dataclasses.replace(recipe.step, accumulation_steps=1, compile=mode),
+            dataclasses.replace(recipe.optimizer, ema_decay=0.0),
+            seed=recipe.run.seed,
+            batch_shape=shape,
+        )
+        trainer.compile(assembly.trainer.optimizer)
+    return trainer
 
 
 def at_constant_rate(recipe: Recipe) -> Recipe:

@@ -1,0 +1,36 @@
+"""Small runs to examine, for the tests of diagnosis."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tfgpt import doctor
+from tfgpt.diagnosis.examine import training_batch
+from tfgpt.diagnosis.subject import Subject, at_constant_rate
+from tfgpt.pipeline.prepare import prepare
+from tfgpt.training.assembly import assemble
+from tfgpt.training.recipe import Recipe
+from tfgpt.training.strategy import resolve
+
+SMALL = (
+    "--tokenizer=bytes --preset=tiny --num_layers=1 --num_query_heads=2 --num_key_value_heads=1 --hidden_dim=32 "
+    "--head_dim=16 --intermediate_dim=64 --sequence_length=32 --batch_size=4 --warmup_steps=2 --compile=graph "
+    "--max_steps=200 --learning_rate=0.01"
+).split()
+"""A decoder of some 10,000 parameters on bytes."""
+
+
+def recipe_of(text: Path, *more: str) -> Recipe:
+    """The recipe that SMALL and further flags give."""
+    settings = doctor.COMMAND.parse([*SMALL, f"--train_text={text}", "--run_dir=/nonexistent/run", *more])
+    settings.pop("doctor")
+    return Recipe(**settings)
+
+
+def subject_of(text: Path, *more: str) -> Subject:
+    """The parts of that run, built."""
+    recipe = recipe_of(text, *more)
+    strategy = resolve(recipe.strategy)
+    data = prepare(recipe.corpus, recipe.tokenizer_config(), say=lambda line: None)
+    assembly = assemble(at_constant_rate(recipe), data, strategy)
+    return Subject.build(recipe, data, strategy, assembly, training_batch(recipe, data), small_tokens=128)

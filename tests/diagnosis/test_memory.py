@@ -1,0 +1,105 @@
+"""Claims about memory: what is exact is exact, what does not fit is refused at once, and advice fits."""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.diagnosis.subjects import recipe_of, subject_of
+from tfgpt.diagnosis.machine import Memory
+from tfgpt.diagnosis.memory import Machine, check_disk, check_memory, estimate
+
+GIB = 1 << 30
+LAPTOP = Machine(Memory(16 * GIB, 14 * GIB, "RAM"), 1, gpu=False)
+BIG = [
+    "--hidden_dim=768",
+    "--num_layers=12",
+    "--num_query_heads=12",
+    "--head_dim=64",
+    "--intermediate_dim=2048",
+    "--sequence_length=1024",
+]
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "lion", "muon"])
+def test_weights_and_optimizer_are_exact(text_file: Path, optimizer: str):
+    subject = subject_of(text_file, f"--optimizer={optimizer}")
+    parts = estimate(subject.recipe, subject.config, LAPTOP)
+    weights = sum(
+        variable.value.dtype.size * int(np_size(variable)) for variable in subject.decoder.trainable_variables
+    )
+    slots = [v for v in subject.assembly.trainer.optimizer.variables if len(v.shape)]
+    assert parts["weights"] == weights == parts["gradients"]
+    assert parts["optimizer"] == sum(4 * np_size(variable) for variable in slots)
+
+
+def np_size(variable) -> int:
+    size = 1
+    for width in variable.shape:
+        size *= width
+    return size
+
+
+def test_a_preset_that_cannot_fit_is_refused_in_a_moment_with_one_that_does(text_file: Path):
+    recipe = recipe_of(text_file, "--preset=llama3_8b", *[f"--{name}" for name in ()])
+    recipe = recipe_of(text_file)
+    # SMALL's shape flags away: the preset as it is.
+    recipe = type(recipe)(**{**recipe.settings(), "model": {}, "preset": type(recipe.preset)(preset="llama3_8b")})
+    started = time.monotonic()
+    found = check_memory(recipe, recipe.decoder_config(32_768), LAPTOP)
+    assert time.monotonic() - started < 2
+    assert found.status == "FAIL"
+    # 7.2 billion parameters, 16 bytes each for weights, gradients and AdamW alone.
+    assert found.numbers["estimate"]["total"] > 16 * 7e9
+    assert any("--preset=small" in advice or "--preset=gpt2" in advice for advice in found.advice)
+
+
+def test_flags_that_are_advised_make_it_fit(text_file: Path):
+    flags = [*BIG, "--batch_size=96"]
+    recipe = recipe_of(text_file, *flags)
+    found = check_memory(recipe, recipe.decoder_config(4096), LAPTOP)
+    assert found.status == "FAIL"
+    for advice in found.advice:
+        words = re.findall(r"--\S+", advice)
+        better = recipe_of(text_file, *flags, *words)
+        assert check_memory(better, better.decoder_config(4096), LAPTOP).status == "ok"
+    assert found.advice[0].startswith("--accumulation_steps=")
+
+
+def test_replicas_share_the_ram_but_not_the_gpus(text_file: Path):
+    recipe = recipe_of(text_file, *BIG)
+    config = recipe.decoder_config(4096)
+    one = estimate(recipe, config, LAPTOP)
+    two = estimate(recipe, config, Machine(LAPTOP.memory, 2, gpu=False))
+    gpus = estimate(recipe, config, Machine(LAPTOP.memory, 2, gpu=True))
+    assert two["weights"] == 2 * one["weights"] and gpus["weights"] == one["weights"]
+    assert two["activations"] == one["activations"] == 2 * gpus["activations"]
+
+
+def test_accumulation_rematerialization_and_bfloat16_lower_the_estimate(text_file: Path):
+    def total(*flags: str) -> int:
+        recipe = recipe_of(text_file, *BIG, "--batch_size=16", *flags)
+        return estimate(recipe, recipe.decoder_config(4096), LAPTOP)["total"]
+
+    plain = total()
+    for flag in ("--accumulation_steps=4", "--rematerialize", "--dtype=mixed_bfloat16"):
+        assert total(flag) < 0.85 * plain
+
+
+def test_memory_that_others_hold_is_named(text_file: Path):
+    recipe = recipe_of(text_file, *BIG)
+    busy = Machine(Memory(16 * GIB, 1 * GIB, "RAM"), 1, gpu=False)
+    found = check_memory(recipe, recipe.decoder_config(4096), busy)
+    assert found.status == "FAIL" and found.advice[0].startswith("stop other programs")
+
+
+def test_checkpoints_that_do_not_fit_on_the_disk_fail(text_file: Path, tmp_path: Path):
+    recipe = recipe_of(text_file, f"--run_dir={tmp_path / 'new' / 'run'}")
+    assert check_disk(recipe, recipe.decoder_config(260)).status == "ok"
+    many = recipe_of(text_file, f"--run_dir={tmp_path}", "--checkpoints_kept=1000000000")
+    found = check_disk(many, many.decoder_config(260))
+    assert found.status == "FAIL" and "--run_dir" in found.advice[0]
+    assert not (tmp_path / "new").exists()
