@@ -141,14 +141,13 @@ class Command:
         """The text of --help: the flags by concept, with defaults."""
         parts = [f"python -m tfgpt.{self.name} [--flag=value …] [--flagfile=FILE]", "", self.description.strip(), ""]
         for group in self.groups:
-            overrides = isinstance(group, Overrides)
             cls = group.settings if isinstance(group, Overrides) else group
             parts.append(f"{cls.title}:")
             fields = {field.name: field for field in dataclasses.fields(cls)}
             for name in flag_names(group):
                 field = fields[name]
                 kind, _ = plain_type(field_types(cls)[name])
-                parts += flag_help(field, kind, group.default_words if overrides else None)
+                parts += flag_help(field, kind, group.default_words if isinstance(group, Overrides) else None)
             parts.append("")
         parts += ["Every command:"]
         parts.append("  --flagfile=FILE\n      Read flags from a file, one a line; flags that come later win.")
@@ -199,7 +198,7 @@ def define_group(group: Group, values: absl_flags.FlagValues) -> None:
         kind, _ = plain_type(hints[name])
         text = field.metadata.get("help", "")
         if kind is tuple:
-            default = None if overrides else list(field.default)
+            default = None if overrides else list(getattr(cls, name))
             absl_flags.DEFINE_multi_string(name, default, text, flag_values=values)
             continue
         default = None if overrides or field.default is dataclasses.MISSING else field.default

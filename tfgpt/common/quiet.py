@@ -10,10 +10,12 @@ from collections.abc import Iterator
 
 
 def import_tensorflow() -> None:
-    """Imports TensorFlow and lets it look for devices; what its libraries write to standard error meanwhile is shown only if the import fails.
+    """Imports TensorFlow and lets it look for devices, without what its libraries write to standard error meanwhile.
 
-    TensorFlow 2.21 writes two notices a shared library whatever TF_CPP_MIN_LOG_LEVEL says, because it logs before it
-    has read it. Set TF_CPP_MIN_LOG_LEVEL=0 to see everything.
+    That is shown only if the import fails.
+
+    TensorFlow 2.21 writes two notices a shared library whatever TF_CPP_MIN_LOG_LEVEL says, because it logs before
+    it has read it. Set TF_CPP_MIN_LOG_LEVEL=0 to see everything.
     """
     if os.environ.get("TF_CPP_MIN_LOG_LEVEL") == "0":
         return

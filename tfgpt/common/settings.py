@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import types
 import typing
 from collections.abc import Mapping
@@ -75,7 +74,6 @@ class Settings:
         return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
 
-@functools.cache
 def field_types(cls: type) -> dict[str, Any]:
     """The resolved type hints of a settings class."""
     return typing.get_type_hints(cls)
@@ -89,7 +87,7 @@ def plain_type(hint: Any) -> tuple[type, bool]:
     return typing.get_origin(hint) or hint, False
 
 
-def checked(field: dataclasses.Field, hint: Any, value: Any) -> Any:
+def checked(field: dataclasses.Field[Any], hint: Any, value: Any) -> Any:
     """The value, converted where that loses nothing (an integer given for a float).
 
     Raises:
