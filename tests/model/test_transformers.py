@@ -30,7 +30,9 @@ THEIRS = {
     "llama_tied_biased": lambda: transformers.LlamaConfig(
         **SHARED, **SPECIAL, tie_word_embeddings=True, attention_bias=True, mlp_bias=True
     ),
-    "qwen3": lambda: transformers.Qwen3Config(**SHARED, **SPECIAL, head_dim=16, rope_theta=1e6, tie_word_embeddings=True),
+    "qwen3": lambda: transformers.Qwen3Config(
+        **SHARED, **SPECIAL, head_dim=16, rope_theta=1e6, tie_word_embeddings=True
+    ),
     "qwen3_window": lambda: transformers.Qwen3Config(
         **SHARED, **SPECIAL, head_dim=8, use_sliding_window=True, sliding_window=5, max_window_layers=0
     ),

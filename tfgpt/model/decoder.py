@@ -6,14 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
-from tfgpt.common.errors import SettingError
-from tfgpt.model.attention import SelfAttention, cache_mask, causal_mask, packed_mask, rotation_tables
+from tfgpt.model.attention import SelfAttention
 from tfgpt.model.config import DecoderConfig
 from tfgpt.model.dropout import current_dropout_seed, dropout_seed
-from tfgpt.model.layers import MLP, DecoderLayer, Dropout, Embedding, Normalization, OutputHead, soft_cap
+from tfgpt.model.layers import MLP, DecoderLayer, Dropout, Embedding, Normalization, OutputHead, SoftCap, soft_cap
+from tfgpt.model.positions import AttentionMask, PositionEmbedding, Rotation, cache_mask, checked_length
 
 Cache = list[tuple[tf.Tensor, tf.Tensor]]
 
@@ -34,7 +33,7 @@ class Block(DecoderLayer):
         self.decoder_config = config if isinstance(config, DecoderConfig) else DecoderConfig.from_dict(config)
         self.number = number
 
-    def build(self, input_shape: tuple[int | None, ...]) -> None:
+    def build(self, input_shape: tuple[Any, ...]) -> None:
         """Makes `attention_norm`, `attention`, `mlp_norm`, `mlp`."""
         config, policy = self.decoder_config, self.dtype_policy
         output_factor = 0.0 if config.zero_initialized_outputs else (2 * config.num_layers) ** -0.5
@@ -54,6 +53,7 @@ class Block(DecoderLayer):
             output_factor=output_factor,
             dropout=config.dropout,
             dropout_number=dropout_number,
+            sliding_window=config.sliding_window,
             name="attention",
             dtype=policy,
         )
@@ -135,121 +135,6 @@ def normalization(config: DecoderConfig, name: str, policy: Any) -> Normalizatio
         name=name,
         dtype=policy,
     )
-
-
-@keras.saving.register_keras_serializable(package="tfgpt")
-class AttentionMask(DecoderLayer):
-    """The additive mask that all blocks share, made once a step.
-
-    Args:
-        sliding_window: as the config's.
-        packed: called on segment ids, which separate documents, instead of token ids.
-        max_sequence_length: longer inputs are refused.
-    """
-
-    def __init__(self, sliding_window: int | None, packed: bool, max_sequence_length: int, **options: Any):
-        super().__init__(**options)
-        self.sliding_window, self.packed, self.max_sequence_length = sliding_window, packed, max_sequence_length
-        self.built = True
-
-    def call(self, inputs: tf.Tensor) -> tf.Tensor:
-        """[batch, length] int32 → float32, broadcast to [batch, 1, 1, length, length]."""
-        length = checked_length(inputs, self.max_sequence_length)
-        if self.packed:
-            return packed_mask(inputs, self.sliding_window)
-        return tf.convert_to_tensor(causal_mask(length, self.sliding_window))
-
-    def get_config(self) -> dict[str, Any]:
-        own = {"sliding_window": self.sliding_window, "packed": self.packed}
-        return {**super().get_config(), **own, "max_sequence_length": self.max_sequence_length}
-
-
-def checked_length(inputs: tf.Tensor, max_sequence_length: int) -> Any:
-    """The length of [batch, length]: an int where it is known, else a tensor that is checked when it runs.
-
-    Raises:
-        SettingError: a known length above `max_sequence_length`.
-    """
-    length = inputs.shape[1]
-    if length is None:
-        length = tf.shape(inputs)[1]
-        problem = f"max_sequence_length={max_sequence_length} is shorter than the input"
-        with tf.control_dependencies([tf.debugging.assert_less_equal(length, max_sequence_length, message=problem)]):
-            return tf.identity(length)
-    if length > max_sequence_length:
-        raise SettingError("max_sequence_length", f"{max_sequence_length} is shorter than the input of {length} tokens")
-    return length
-
-
-@keras.saving.register_keras_serializable(package="tfgpt")
-class Rotation(DecoderLayer):
-    """RoPE's tables, made once a step for all blocks; the square root of the attention scale is in them.
-
-    Args:
-        head_dim, max_wavelength, scale: of the attention.
-        packed: called on positions instead of token ids, whose positions are 0, 1, 2, ….
-    """
-
-    def __init__(self, head_dim: int, max_wavelength: float, scale: float, packed: bool, **options: Any):
-        super().__init__(**options)
-        self.head_dim, self.max_wavelength, self.scale, self.packed = head_dim, max_wavelength, scale, packed
-        self.built = True
-
-    def call(self, inputs: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """[batch, length] int32 → two tables, [batch or 1, length, 1, head_dim] in the compute dtype."""
-        if self.packed:
-            return self.at(inputs)
-        length = inputs.shape[1]
-        return self.at(tf.range(tf.shape(inputs)[1])[None] if length is None else np.arange(length)[None])
-
-    def at(self, positions: Any) -> tuple[tf.Tensor, tf.Tensor]:
-        """The tables at `positions` [batch or 1, length]."""
-        cosines, sines = rotation_tables(positions, self.head_dim, self.max_wavelength, self.scale**0.5)
-        return tf.cast(cosines, self.compute_dtype), tf.cast(sines, self.compute_dtype)
-
-    def get_config(self) -> dict[str, Any]:
-        own = {"head_dim": self.head_dim, "max_wavelength": self.max_wavelength, "scale": self.scale}
-        return {**super().get_config(), **own, "packed": self.packed}
-
-
-@keras.saving.register_keras_serializable(package="tfgpt")
-class PositionEmbedding(Embedding):
-    """Learned position vectors; `packed` says that it is called on positions instead of token ids."""
-
-    def __init__(self, rows: int, width: int, initializer_range: float = 0.02, packed: bool = False, **options: Any):
-        super().__init__(rows, width, initializer_range, **options)
-        self.packed = packed
-
-    def call(self, inputs: tf.Tensor) -> tf.Tensor:
-        """[batch, length] int32 → [batch or 1, length, width] in the compute dtype."""
-        if self.packed:
-            return self.at(inputs)
-        length = inputs.shape[1] or tf.shape(inputs)[1]
-        return tf.cast(tf.convert_to_tensor(self.embeddings.value)[None, :length], self.compute_dtype)
-
-    def at(self, positions: tf.Tensor) -> tf.Tensor:
-        """The vectors at `positions` [batch, length]."""
-        return super().call(positions)
-
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "packed": self.packed}
-
-
-@keras.saving.register_keras_serializable(package="tfgpt")
-class SoftCap(DecoderLayer):
-    """`layers.soft_cap` as a layer."""
-
-    def __init__(self, cap: float, **options: Any):
-        super().__init__(**options)
-        self.cap = cap
-        self.built = True
-
-    def call(self, inputs: tf.Tensor) -> tf.Tensor:
-        """[...] float32 → the same."""
-        return soft_cap(inputs, self.cap)
-
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "cap": self.cap}
 
 
 @keras.saving.register_keras_serializable(package="tfgpt")
@@ -362,6 +247,17 @@ class Decoder(keras.Model):
             blocks,
             final_norm,
         )
+
+    def __call__(self, inputs: Any, *arguments: Any, **options: Any) -> Any:
+        """As the class says; `training` and Keras's other arguments as for any model.
+
+        Raises:
+            UserError: the input is longer than `max_sequence_length`.
+        """
+        if inputs["token_ids"].shape[1] is not None:
+            # Also checked by the mask; but what a layer raises, Keras would bury in a RuntimeError of many lines.
+            checked_length(inputs["token_ids"], self.config.max_sequence_length)
+        return super().__call__(inputs, *arguments, **options)
 
     def logits(self, hidden: tf.Tensor) -> tf.Tensor:
         """The head and the soft cap: [..., hidden_dim] → [..., vocabulary] float32."""

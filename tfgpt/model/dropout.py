@@ -18,7 +18,7 @@ def dropout_seed(seed: tf.Tensor | None) -> Iterator[None]:
     """Hands `seed` to every dropout layer called inside the block, in this thread.
 
     Args:
-        seed: [2] int32, or None for none. Fold the step, micro-batch and replica numbers into it to get other masks in each.
+        seed: [2] int32, or None for none. Fold the step, micro-batch and replica numbers into it, so that masks differ.
     """
     outer = current_dropout_seed()
     _handed.seed = seed

@@ -20,6 +20,7 @@ __all__ = [
     "Normalization",
     "OutputHead",
     "Projection",
+    "SoftCap",
     "current_dropout_seed",
     "dropout_seed",
     "initializer",
@@ -47,8 +48,7 @@ def leading_shape(inputs: tf.Tensor) -> list[Any]:
     static = inputs.shape[:-1].as_list()
     if static.count(None) == 1:
         return [-1 if size is None else size for size in static]
-    dynamic = tf.shape(inputs) if None in static else None
-    return [dynamic[axis] if size is None else size for axis, size in enumerate(static)]
+    return [tf.shape(inputs)[axis] if size is None else size for axis, size in enumerate(static)]
 
 
 class DecoderLayer(keras.layers.Layer):
@@ -93,7 +93,7 @@ class Projection(DecoderLayer):
         self.initializer_range, self.initializer_factor = initializer_range, initializer_factor
         self.bias = None
 
-    def build(self, input_shape: tuple[int | None, ...]) -> None:
+    def build(self, input_shape: tuple[Any, ...]) -> None:
         """Makes `kernel` [in, units] and `bias` [units]."""
         width = input_shape[-1]
         deviation = (
@@ -155,7 +155,7 @@ class Normalization(DecoderLayer):
         self.kind, self.epsilon, self.use_scale, self.use_bias = kind, epsilon, use_scale, use_bias
         self.scale = self.bias = None
 
-    def build(self, input_shape: tuple[int | None, ...]) -> None:
+    def build(self, input_shape: tuple[Any, ...]) -> None:
         """Makes `scale` and `bias`, each [width]."""
         if self.use_scale:
             self.scale = self.add_weight(shape=(input_shape[-1],), initializer="ones", name="scale")
@@ -238,7 +238,7 @@ class OutputHead(DecoderLayer):
         super().__init__(**options)
         self.rows, self.initializer_range = rows, initializer_range
 
-    def build(self, input_shape: tuple[int | None, ...]) -> None:
+    def build(self, input_shape: tuple[Any, ...]) -> None:
         """Makes `kernel` [rows, in]."""
         self.kernel = self.add_weight(
             shape=(self.rows, input_shape[-1]), initializer=initializer(self.initializer_range), name="kernel"
@@ -261,6 +261,23 @@ def head_logits(hidden: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
 def soft_cap(logits: tf.Tensor, cap: float | None) -> tf.Tensor:
     """cap x tanh(logits / cap) (Gemma 2, arXiv 2408.00118, section 2); unchanged without a cap."""
     return logits if cap is None else cap * tf.tanh(logits / cap)
+
+
+@keras.saving.register_keras_serializable(package="tfgpt")
+class SoftCap(DecoderLayer):
+    """`layers.soft_cap` as a layer."""
+
+    def __init__(self, cap: float, **options: Any):
+        super().__init__(**options)
+        self.cap = cap
+        self.built = True
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        """[...] float32 → the same."""
+        return soft_cap(inputs, self.cap)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "cap": self.cap}
 
 
 @keras.saving.register_keras_serializable(package="tfgpt")
@@ -288,7 +305,7 @@ class MLP(DecoderLayer):
         self.kind, self.intermediate_dim, self.use_bias = kind, intermediate_dim, use_bias
         self.initializer_range, self.output_factor = initializer_range, output_factor
 
-    def build(self, input_shape: tuple[int | None, ...]) -> None:
+    def build(self, input_shape: tuple[Any, ...]) -> None:
         """Makes the sublayers `gate` (swiglu only), `up` and `down`."""
         options = {"use_bias": self.use_bias, "initializer_range": self.initializer_range, "dtype": self.dtype_policy}
         self.wide = []

@@ -279,20 +279,18 @@ def preset_table(batch_size: int = 8) -> str:
 
     Memory is for AdamW in mixed_bfloat16 with rows of up to 1024 tokens and logits taken in 8 pieces.
     """
-    lines = [
-        f"| preset | layers × width | heads (key-value) | vocabulary | parameters | training memory, batch {batch_size} × T | GFLOPs a token |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
+    heading = ["preset", "layers × width", "heads (key-value)", "vocabulary", "parameters"]
+    heading += [f"training memory, {batch_size} rows of", "GFLOPs a token"]
+    rows = [heading, ["---"] * len(heading)]
     for name in PRESETS:
         config = resolve(name)
         length = min(config.max_sequence_length, 1024)
         memory = training_memory(config, batch_size=batch_size, sequence_length=length, mixed=True, logit_chunks=8)
-        lines.append(
-            f"| {name} | {config.num_layers} × {config.hidden_dim} | {config.num_query_heads} ({config.num_key_value_heads}) "
-            f"| {config.vocabulary_size:,} | {in_words(count_parameters(config))} | {memory['total'] / 2**30:.1f} GiB, T={length} "
-            f"| {training_flops_per_token(config, length) / 1e9:.3g} |"
-        )
-    return "\n".join(lines)
+        row = [name, f"{config.num_layers} × {config.hidden_dim}"]
+        row += [f"{config.num_query_heads} ({config.num_key_value_heads})", f"{config.vocabulary_size:,}"]
+        row += [in_words(count_parameters(config)), f"{length} tokens: {memory['total'] / 2**30:.1f} GiB"]
+        rows.append([*row, f"{training_flops_per_token(config, length) / 1e9:.3g}"])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def in_words(parameters: int) -> str:
