@@ -35,12 +35,17 @@ VOCABULARY, LENGTH, ROWS = 67, 12, 8
 
 
 def make_trainer(
-    model: dict | None = None, optimizer: dict | None = None, step: dict | None = None, objective: dict | None = None
+    model: dict | None = None,
+    optimizer: dict | None = None,
+    step: dict | None = None,
+    objective: dict | None = None,
+    packed: bool = False,
 ) -> Trainer:
-    """A trainer of a decoder of two blocks; the dictionaries change single settings."""
+    """A trainer of a decoder of one block (few variables trace and compile soon); the dictionaries change settings."""
     keras.utils.set_random_seed(3)
-    shape = {"vocabulary_size": VOCABULARY, "num_layers": 2, "hidden_dim": 16, "num_query_heads": 2}
-    decoder = Decoder(DecoderConfig(**{**shape, "max_sequence_length": LENGTH, **(model or {})}))
+    shape = {"vocabulary_size": VOCABULARY, "num_layers": 1, "hidden_dim": 16, "num_query_heads": 2, "mlp": "gelu"}
+    shape |= {"max_sequence_length": LENGTH, "query_key_norm": False, **(model or {})}
+    decoder = Decoder(DecoderConfig(**shape), packed=packed)
     optimizer_config = OptimizerConfig(**{"learning_rate": 1e-2, **(optimizer or {})})
     step_config = StepConfig(**{"compile": "graph", **(step or {})})
     trainer = Trainer(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import tensorflow as tf
-from tests.training.small_step import batches, dataset, make_trainer, state
 
+from tests.training.small_step import batches, dataset, make_trainer, state
 from tfgpt.training import compilation
 from tfgpt.training.compilation import choose_compilation
 
