@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from tfgpt.common.errors import UserError
 from tfgpt.generation.config import SamplingConfig
-from tfgpt.generation.engine import Generator
+from tfgpt.generation.engine import Generator, Row, in_batches
 from tfgpt.generation.sampling import SamplingParameters, choose
 from tfgpt.model.config import DecoderConfig
 from tfgpt.model.decoder import Decoder
@@ -251,6 +251,12 @@ def test_a_prompt_longer_than_the_context_is_refused_and_one_that_fills_it_is_no
         generator.generate(["x" * 64], config)
     with pytest.raises(UserError, match="prompt 2 has 65 tokens"):
         generator.generate(["x", "x" * 64], config)
+
+
+def test_long_prompts_are_read_a_few_at_a_time():
+    rows = [Row(np.zeros(length, np.int32), GREEDY, 0) for length in (10, 3000, 3000, 3000, 9000)]
+    assert [[len(row.prompt) for row in batch] for batch in in_batches(rows, 32)] == [[10, 3000], [3000, 3000], [9000]]
+    assert [len(batch) for batch in in_batches(rows[:1] * 5, 2)] == [2, 2, 1]
 
 
 def test_ids_are_taken_as_they_are_and_checked(generator):

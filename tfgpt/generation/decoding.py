@@ -170,11 +170,7 @@ class CachedDecoding:
         prompts, beams = tf.shape(scores)[0], tf.shape(scores)[1]
         vocabulary_size = tf.shape(logits)[1]
         log_probabilities = tf.nn.log_softmax(logits)
-        penalized = tf.cond(
-            tf.equal(tf.shape(seen)[1], vocabulary_size),
-            lambda: sampling.apply_repetition_penalty(log_probabilities, seen, penalty[None]),
-            lambda: log_probabilities,
-        )
+        penalized = sampling.with_repetition_penalty(log_probabilities, seen, penalty[None])
         total = tf.reshape(penalized, [prompts, beams, vocabulary_size]) + scores[:, :, None]
         total = tf.reshape(total, [prompts, beams * vocabulary_size])
         count = tf.minimum((1 + tf.size(self.stop_tokens)) * beams, beams * vocabulary_size)

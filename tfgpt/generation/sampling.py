@@ -133,6 +133,13 @@ def apply_repetition_penalty(logits: tf.Tensor, seen: tf.Tensor, penalty: tf.Ten
     return tf.where(seen, tf.where(logits < 0, logits * penalty, logits / penalty), logits)
 
 
+def with_repetition_penalty(logits: tf.Tensor, seen: tf.Tensor, penalty: tf.Tensor) -> tf.Tensor:
+    """As `apply_repetition_penalty`; a `seen` without columns, [batch, 0], says that no row has a penalty."""
+    if seen.shape[1] is not None:
+        return apply_repetition_penalty(logits, seen, penalty) if seen.shape[1] else logits
+    return tf.cond(tf.shape(seen)[1] > 0, lambda: apply_repetition_penalty(logits, seen, penalty), lambda: logits)
+
+
 def apply_temperature(logits: tf.Tensor, temperature: tf.Tensor) -> tf.Tensor:
     """Logits [batch, vocabulary] divided by the temperature [batch], which `choose` reads as greedy where it is 0."""
     return logits / tf.maximum(temperature, LOWEST_TEMPERATURE)[:, None]
@@ -256,12 +263,7 @@ def choose(
         The tokens, [batch] int32, and their natural log probability under the model itself, before any penalty,
         temperature or filter, [batch] float32.
     """
-    vocabulary_size = tf.shape(logits)[1]
-    penalized = tf.cond(
-        tf.equal(tf.shape(seen)[1], vocabulary_size),
-        lambda: apply_repetition_penalty(logits, seen, parameters.repetition_penalty),
-        lambda: logits,
-    )
+    penalized = with_repetition_penalty(logits, seen, parameters.repetition_penalty)
     likeliest = tf.argmax(penalized, -1, output_type=tf.int32)
 
     def drawn() -> tf.Tensor:
