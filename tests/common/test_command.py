@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import signal
 from typing import ClassVar
 
 import pytest
@@ -108,3 +109,15 @@ def test_help_names_every_flag_with_its_default_by_concept(capsys):
     for words in ("Oven:", "--temperature=NUMBER", "default: 180.0", "top|middle", "Plate:", "--width", "--flagfile"):
         assert words in text
     assert "--colour" not in text
+
+
+def test_sigterm_ends_a_command_as_ctrl_c_does(capsys):
+    def wait(**settings):
+        signal.raise_signal(signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert command(wait).run([]) == 0
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert "stopped" in capsys.readouterr().err

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import signal
 import sys
 import textwrap
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -157,6 +159,9 @@ class Command:
     def run(self, arguments: Sequence[str] | None = None) -> int:
         """Parses, calls the function and returns the exit code; a known error becomes one line on standard error."""
         arguments = list(sys.argv[1:] if arguments is None else arguments)
+        if threading.current_thread() is threading.main_thread():
+            # As Ctrl-C: what is being written beside is cleaned up on the way out.
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             if any(argument in ("--help", "-h", "-help", "--helpfull", "--helpshort") for argument in arguments):
                 print(self.help())
@@ -166,7 +171,7 @@ class Command:
             print(f"tfgpt.{self.name}: {' '.join(str(error).split())}", file=sys.stderr)
             return error.exit_code
         except KeyboardInterrupt:
-            print(f"tfgpt.{self.name}: stopped", file=sys.stderr)
+            print(f"tfgpt.{self.name}: stopped; what was finished is kept, the same command goes on", file=sys.stderr)
             return 0
         except BrokenPipeError:
             # The reader of our output has left (`| head`): nothing to say and nobody to say it to.

@@ -130,7 +130,7 @@ class StepConfig(Settings):
         choices=("auto", "graph", "xla"),
     )
     steps_per_call: int = setting(
-        0, "Updates between two returns to Python; 0: about a second's worth. Changes no result.", minimum=0
+        0, "Most updates between two returns to Python; 0: about two seconds' worth. Changes no result.", minimum=0
     )
 
     def check(self) -> None:

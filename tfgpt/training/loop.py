@@ -162,6 +162,7 @@ class TrainingLoop:
             ends += [edge for edge in (profiled[0] - 1, profiled[1]) if edge > step]
         # The first call is one update long: it traces, and shows how long an update takes.
         longest = 1 if self.seconds_per_step is None else max(1, int(LONGEST_CALL / self.seconds_per_step))
+        longest = self.recipe.step.steps_per_call or longest
         return min(*ends, step + longest, self.max_steps)
 
     def train_to(self, end: int, iterator: Any) -> None:
