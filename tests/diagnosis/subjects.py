@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from tfgpt import doctor
@@ -20,16 +21,16 @@ SMALL = (
 """A decoder of some 10,000 parameters on bytes."""
 
 
-def recipe_of(text: Path, *more: str) -> Recipe:
-    """The recipe that SMALL and further flags give."""
-    settings = doctor.COMMAND.parse([*SMALL, f"--train_text={text}", "--run_dir=/nonexistent/run", *more])
+def recipe_of(text: Path, *more: str, base: Sequence[str] = SMALL) -> Recipe:
+    """The recipe that `base` and further flags give."""
+    settings = doctor.COMMAND.parse([*base, f"--train_text={text}", "--run_dir=/nonexistent/run", *more])
     settings.pop("doctor")
     return Recipe(**settings)
 
 
-def subject_of(text: Path, *more: str) -> Subject:
+def subject_of(text: Path, *more: str, base: Sequence[str] = SMALL) -> Subject:
     """The parts of that run, built."""
-    recipe = recipe_of(text, *more)
+    recipe = recipe_of(text, *more, base=base)
     strategy = resolve(recipe.strategy)
     data = prepare(recipe.corpus, recipe.tokenizer_config(), say=lambda line: None)
     assembly = assemble(at_constant_rate(recipe), data, strategy)

@@ -13,7 +13,9 @@ from tests.diagnosis.subjects import subject_of
 from tfgpt.diagnosis.causality import check_causality
 from tfgpt.diagnosis.learning import check_gradients, check_initial_loss
 from tfgpt.diagnosis.overfit import check_overfit
+from tfgpt.diagnosis.subject import Subject
 from tfgpt.model import attention, decoder, layers
+from tfgpt.model.checkpoints.huggingface import save_decoder
 from tfgpt.training import objectives
 
 GPT2 = (
@@ -43,6 +45,32 @@ def test_a_sound_model_passes_every_check(text_file: Path, flags: list[str]):
     assert [finding.line for finding in found if finding.status != "ok"] == []
 
 
+def saved(subject: Subject, directory: Path) -> Path:
+    """The subject's decoder and tokenizer as a model directory."""
+    tokenizer = subject.data.tokenizer
+    save_decoder(
+        subject.decoder,
+        directory,
+        end_of_text_id=tokenizer.end_of_text_id,
+        end_of_turn_id=tokenizer.end_of_turn_id,
+        padding_id=tokenizer.padding_id,
+    )
+    tokenizer.save(directory)
+    return directory
+
+
+def test_a_model_to_start_from_must_know_something_of_the_text(text_file: Path, tmp_path: Path):
+    base = [f"--init_from={tmp_path}", "--sequence_length=32", "--batch_size=4", "--compile=graph"]
+    subject = subject_of(text_file)
+    saved(subject, tmp_path)
+    untrained = check_initial_loss(subject_of(text_file, base=base))
+    assert untrained.status == "warn" and "knows nothing of this text" in untrained.line
+    assert check_overfit(subject, 120, 60).status == "ok"
+    saved(subject, tmp_path)
+    trained = check_initial_loss(subject_of(text_file, base=base))
+    assert trained.status == "ok" and trained.numbers["loss"] < math.log(260) - 1
+
+
 def test_zero_initialized_outputs_begin_at_ln_of_the_vocabulary_and_only_delay_gradients(text_file: Path):
     flags = ["--mlp=squared_relu", "--optimizer=muon", "--learning_rate=0.02", "--ema_decay=0.9"]
     subject = subject_of(text_file, *ZERO, "--head_initializer_range=0", *flags)
@@ -70,23 +98,32 @@ def test_a_loss_that_is_not_the_logits_cross_entropy_fails(text_file: Path, monk
     assert found.status == "FAIL" and "from the logits it should be" in found.line
 
 
+def all_seen(layer, inputs: tf.Tensor) -> tf.Tensor:
+    """A mask that hides nothing, in the place of `AttentionMask.call`."""
+    return tf.zeros([1, 1, 1, tf.shape(inputs)[1], tf.shape(inputs)[1]])
+
+
+def documents_ignored(layer, segment_ids: tf.Tensor) -> tf.Tensor:
+    """A mask that is causal and takes the row for one document."""
+    places = tf.range(tf.shape(segment_ids)[1])
+    return tf.where(places[:, None] >= places, 0.0, -1e9)[None, None, None]
+
+
 def test_a_mask_that_lets_the_future_in_fails_causality(text_file: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(decoder, "causal_mask", lambda length, window: tf.zeros([1, 1, 1, length, length]))
+    monkeypatch.setattr(decoder.AttentionMask, "call", all_seen)
     # Also with outputs that start at zero, where no logit of the untrained model depends on attention.
     found = check_causality(subject_of(text_file, *ZERO, *NEARLY_ZERO_HEAD))
     assert found.status == "FAIL" and "later tokens are seen" in found.line
 
 
 def test_a_mask_that_is_off_by_one_fails_causality(text_file: Path, monkeypatch: pytest.MonkeyPatch):
-    right = attention.causal_mask
-    monkeypatch.setattr(decoder, "causal_mask", lambda length, window: tf.roll(right(length, window), 1, axis=-1))
+    right = decoder.AttentionMask.call
+    monkeypatch.setattr(decoder.AttentionMask, "call", lambda self, inputs: tf.roll(right(self, inputs), 1, axis=-1))
     assert check_causality(subject_of(text_file)).status == "FAIL"
 
 
 def test_attention_across_documents_fails_causality(text_file: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(
-        decoder, "packed_mask", lambda segments, window: attention.causal_mask(tf.shape(segments)[1], window)
-    )
+    monkeypatch.setattr(decoder.AttentionMask, "call", documents_ignored)
     found = check_causality(subject_of(text_file, "--document_masking"))
     assert found.status == "FAIL" and "another document is seen" in found.line
 
@@ -101,7 +138,7 @@ def test_positions_far_apart_are_compared_when_logits_do_not_fit(text_file: Path
 
     monkeypatch.setattr(causality, "LOGIT_BYTES", 4 * 4 * 260 * 16)
     assert check_causality(subject_of(text_file)).status == "ok"
-    monkeypatch.setattr(decoder, "causal_mask", lambda length, window: tf.zeros([1, 1, 1, length, length]))
+    monkeypatch.setattr(decoder.AttentionMask, "call", all_seen)
     assert check_causality(subject_of(text_file)).status == "FAIL"
 
 
@@ -144,7 +181,7 @@ def test_key_biases_are_excused_exactly_where_softmax_cancels_them(text_file: Pa
     monkeypatch.setattr(layers.Projection, "build", cut_off)
     monkeypatch.setattr(attention, "project_together", lambda inputs, parts: tf.concat([p(inputs) for p in parts], -1))
     found = check_gradients(subject_of(text_file, *GPT2))
-    assert found.status == "ok" and "1 key biases" in found.line
+    assert found.status == "ok" and "1 key bias," in found.line
     found = check_gradients(subject_of(text_file, *GPT2, "--position_embedding=rope"))
     assert found.status == "FAIL" and found.numbers["without_gradient"] == ["decoder/block_0/attention/key/bias"]
 

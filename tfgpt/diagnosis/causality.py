@@ -140,10 +140,13 @@ class Changes:
     def logits(self, subject: Subject, batch: Mapping[str, np.ndarray]) -> np.ndarray:
         """[variants, positions in `seen`, V]; the whole decoder where all logits fit, else head after backbone."""
         decoder = subject.decoder
+        # As it is trained, except where dropout would change other things in every row.
+        training = not subject.config.dropout
         if len(self.seen) == self.length:
-            return subject.run(lambda inputs: decoder(inputs, training=False), batch)
+            return subject.run(lambda inputs: decoder(inputs, training=training), batch)
         return subject.run(
-            lambda inputs: decoder.logits(tf.gather(decoder.backbone(inputs, training=False), self.seen, axis=1)), batch
+            lambda inputs: decoder.logits(tf.gather(decoder.backbone(inputs, training=training), self.seen, axis=1)),
+            batch,
         )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from tfgpt.diagnosis.report import FAIL, OK, WARN, Finding, in_numbers
+from tfgpt.diagnosis.report import FAIL, OK, WARN, Finding, counted, in_numbers
 from tfgpt.model import presets
 from tfgpt.pipeline.prepare import PreparedData
 from tfgpt.pipeline.shards import TokenShards
@@ -35,7 +35,7 @@ def check_batch(batch: Mapping[str, np.ndarray], vocabulary_size: int) -> Findin
     """
     token_ids, targets, weights = batch["token_ids"], batch["targets"], batch["weights"]
     rows, length = token_ids.shape
-    line = f"{rows} rows of {length} tokens; every target is the token that follows"
+    line = f"{counted(rows, 'row')} of {length} tokens; every target is the token that follows"
     numbers = {"rows": rows, "sequence_length": length, "share_learned": float((weights > 0).mean())}
     problem = (
         shift_problem(token_ids, targets)

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 import numpy as np
 import tensorflow as tf
 
-from tfgpt.diagnosis.report import FAIL, OK, WARN, Finding
+from tfgpt.diagnosis.report import FAIL, OK, WARN, Finding, counted
 from tfgpt.diagnosis.subject import Batch, Subject
 
 LOSS_TOLERANCE = 0.1
@@ -180,13 +180,11 @@ def check_gradients(subject: Subject) -> Finding:
         advice = ("nothing that these compute reaches the loss: look at the layers they belong to",)
         return Finding("gradients", FAIL, f"{line}: none for {named(missing)}", advice, numbers)
     line += f", each with a finite gradient that is not zero (global norm {numbers['global_norm']:.3g}"
-    line += (
-        f"; some only after {updates} update{'s' * (updates > 1)}, as zero-initialized projections make it)"
-        if updates
-        else ")"
-    )
+    if updates:
+        line += f"; some only after {counted(updates, 'update')}, as zero-initialized projections make it"
+    line += ")"
     if without_gradient.any():
-        line += f"; none is asked of {without_gradient.sum()} key biases, which softmax cancels"
+        line += f"; none is asked of {counted(int(without_gradient.sum()), 'key bias')}, which softmax cancels"
     rows = subject.config.max_sequence_length
     length = subject.recipe.batch.sequence_length
     if subject.config.position_embedding == "learned" and rows > length and subject.recipe.run.init_from is None:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
-from tfgpt.diagnosis.report import FAIL, OK, WARN, Finding, in_time
+from tfgpt.diagnosis.report import FAIL, OK, WARN, Finding, counted, in_time
 from tfgpt.diagnosis.subject import Subject
 
 FACTORS = (0.1, 0.01, 10.0)
@@ -57,8 +57,8 @@ def check_overfit(subject: Subject, steps: int, seconds: float) -> Finding:
     rows, length = subject.small["token_ids"].shape
     numbers = {**dataclasses.asdict(trial), "bar": bar, "learning_rate": rate, "rows": rows, "tokens_a_row": length}
     line = (
-        f"{rows} rows of {length} tokens: loss {trial.before:.3f} → {trial.after:.3f} in {trial.steps} updates "
-        f"({in_time(trial.seconds)}); counting its tokens would give {bar:.3f}"
+        f"{counted(rows, 'row')} of {length} tokens: loss {trial.before:.3f} → {trial.after:.3f} in "
+        f"{counted(trial.steps, 'update')} ({in_time(trial.seconds)}); counting its tokens would give {bar:.3f}"
     )
 
     def finding(status: str, words: str = "", *advice: str) -> Finding:

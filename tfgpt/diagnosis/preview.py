@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from tfgpt.diagnosis.report import counted
 from tfgpt.tokenization.tokenizer import Tokenizer
 
 CUT = "✂"
@@ -39,7 +40,7 @@ def preview(batch: Mapping[str, np.ndarray], tokenizer: Tokenizer, rows: int) ->
         documents = 1 + int((token_ids[row, 1:] == tokenizer.end_of_text_id).sum())
         learned = int((batch["weights"][row] > 0).sum())
         lines.append(
-            f"row {row}: {token_ids.shape[1]} tokens, {documents} document{'s' * (documents > 1)} or parts of them"
+            f"row {row}: {token_ids.shape[1]} tokens, {counted(documents, 'document')} or parts of them"
             + (f", {learned} targets count" if learned < token_ids.shape[1] else "")
         )
         shown = excerpt(text, marks)

@@ -140,6 +140,12 @@ def in_numbers(count: float) -> str:
     return f"{count:,.0f}"
 
 
+def counted(count: int, word: str) -> str:
+    """(1, "row") → "1 row"; (2500, "row") → "2,500 rows"; (2, "bias") → "2 biases"."""
+    ending = "" if count == 1 else "es" if word.endswith("s") else "s"
+    return f"{count:,} {word}{ending}"
+
+
 def in_time(seconds: float) -> str:
     """How people speak of it: 0.0123 → "12 ms", 75 → "1m15s", 7300 → "2h01m", 400000 → "4.6 days"."""
     from tfgpt.common.progress import duration

@@ -11,7 +11,7 @@ from typing import Any
 from tfgpt.diagnosis import machine as machines
 from tfgpt.diagnosis.data import LITTLE_REPETITION
 from tfgpt.diagnosis.memory import Machine
-from tfgpt.diagnosis.report import FAIL, OK, WARN, Finding, in_bytes, in_numbers, in_time
+from tfgpt.diagnosis.report import FAIL, OK, WARN, Finding, counted, in_bytes, in_numbers, in_time
 from tfgpt.diagnosis.subject import Subject, trainer_of_shape
 from tfgpt.model import presets
 from tfgpt.training.compilation import choose_compilation
@@ -83,7 +83,7 @@ def work_that_fits(subject: Subject, token_seconds: float, seconds: float) -> Wo
         part = {name: array[:rows] for name, array in subject.batch.items()}
         return Work(trainer, lambda step: subject.repeated(part), rows * length, f"from a micro-batch of {rows} rows")
     rows, length = subject.small["token_ids"].shape
-    words = f"from {rows} row{'s' * (rows > 1)} of {length} tokens"
+    words = f"from {counted(rows, 'row')} of {length} tokens"
     return Work(subject.trainer, lambda step: subject.small_batches(), rows * length, words)
 
 
@@ -121,7 +121,14 @@ def measure_speed(subject: Subject, machine: Machine, peak_flops: float, seconds
     peak = machines.gpu_peak() if machine.gpu else machines.process_memory()[1]
     whole = work.trainer is subject.assembly.trainer or work.tokens * recipe.step.accumulation_steps == tokens
     return Speed(
-        mode, "; ".join(words), rate, tokens / rate, updates, peak if whole else None, before_bytes, last_loss(logs)
+        mode,
+        "; ".join(words).replace("Training step: ", ""),
+        rate,
+        tokens / rate,
+        updates,
+        peak if whole else None,
+        before_bytes,
+        last_loss(logs),
     )
 
 
@@ -199,8 +206,8 @@ def check_time(subject: Subject, speed: Speed) -> Finding:
     }
     line = (
         f"{in_time(updates + validation)} for {steps:,} updates of "
-        f"{recipe.batch.batch_size * recipe.batch.sequence_length:,} tokens and {validations} "
-        f"validations (about {in_time(validation)} of it)"
+        f"{recipe.batch.batch_size * recipe.batch.sequence_length:,} tokens and "
+        f"{counted(validations, 'validation')} (about {in_time(validation)} of it)"
     )
     advice = []
     if validation > updates:
