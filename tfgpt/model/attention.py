@@ -9,7 +9,7 @@ import keras
 import tensorflow as tf
 
 from tfgpt.model.dropout import Dropout
-from tfgpt.model.layers import DecoderLayer, Normalization, Projection, project_together, root_mean_square_inverse
+from tfgpt.model.layers import DecoderLayer, Normalization, Projection, leading_shape, root_mean_square_inverse
 from tfgpt.model.positions import rotate
 from tfgpt.model.softmax_attention import attend, attend_causally
 
@@ -97,27 +97,24 @@ class SelfAttention(DecoderLayer):
         """inputs [batch, length, width] → query, key and value, each [batch, length, its heads, head_dim].
 
         The query (with `rotation`, the query and the key together) carries the attention scale.
+
+        Three products, not one with the kernels laid side by side: measured on 2 cores, a training step of 4 x 128 and
+        of 4 x 192 took 2 to 7% longer with one in graph mode, which copies the pieces apart again, and up to 2% less
+        with XLA.
         """
-        batch, length = [size or tf.shape(inputs)[axis] for axis, size in enumerate(inputs.shape[:2])]
-        sizes = [self.num_query_heads + self.num_key_value_heads, self.num_key_value_heads]
-        projections = [self.query, self.key, self.value]
-        if inputs.shape[1] == 1:
-            # One token: laying the kernels side by side would cost more than the products.
-            together = tf.concat([projection(inputs) for projection in projections], -1)
-        else:
-            together = project_together(inputs, projections)
-        together = tf.reshape(together, [batch, length, sum(sizes), self.head_dim])
-        query_key, value = tf.split(together, sizes, 2)
-        if self.query_key_norm:
-            query_key *= root_mean_square_inverse(query_key, self.normalization_epsilon)
-        if self.query_norm is not None and self.key_norm is not None:
-            scales = [self.compute(self.query_norm.scale)] * self.num_query_heads
-            scales += [self.compute(self.key_norm.scale)] * self.num_key_value_heads
-            query_key *= tf.stack(scales)  # (query and key heads, head_dim)
-        if rotation is not None:
-            query_key = rotate(query_key, rotation)
-        query, key = tf.split(query_key, [self.num_query_heads, self.num_key_value_heads], 2)
-        return query if rotation is not None else query * tf.cast(self.scale, query.dtype), key, value
+        query = self.normalized(self.query(inputs), self.num_query_heads, self.query_norm)
+        key = self.normalized(self.key(inputs), self.num_key_value_heads, self.key_norm)
+        value = split_heads(self.value(inputs), self.num_key_value_heads)
+        if rotation is None:
+            return query * tf.cast(self.scale, query.dtype), key, value
+        return rotate(query, rotation), rotate(key, rotation), value
+
+    def normalized(self, projected: tf.Tensor, count: int, norm: Normalization | None) -> tf.Tensor:
+        """[batch, length, count x head_dim] → [batch, length, count, head_dim], with query-key norm if there is one."""
+        heads = split_heads(projected, count)
+        if norm is not None:
+            return norm(heads)
+        return heads * root_mean_square_inverse(heads, self.normalization_epsilon) if self.query_key_norm else heads
 
     def call(
         self, inputs: tf.Tensor, rotation: Sequence[tf.Tensor] | None, mask: Any, training: bool | None = None
@@ -153,6 +150,11 @@ class SelfAttention(DecoderLayer):
             "dropout_number sliding_window"
         )
         return {**super().get_config(), **{name: getattr(self, name) for name in names.split()}}
+
+
+def split_heads(projected: tf.Tensor, count: int) -> tf.Tensor:
+    """[batch, length, count x head_dim] → [batch, length, count, head_dim]."""
+    return tf.reshape(projected, [*leading_shape(projected), count, projected.shape[-1] // count])
 
 
 def write_slots(cache: tf.Tensor, new: tf.Tensor, cache_index: tf.Tensor) -> tf.Tensor:

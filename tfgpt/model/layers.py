@@ -62,12 +62,6 @@ class DecoderLayer(keras.layers.Layer):
         value = tf.convert_to_tensor(variable.value)
         return value if value.dtype.name == self.compute_dtype else tf.cast(value, self.compute_dtype)
 
-    def compute_together(self, variables: list[Any]) -> tf.Tensor:
-        """Several variables laid side by side along the last axis, in the compute dtype."""
-        return tf.cast(
-            tf.concat([tf.convert_to_tensor(variable.value) for variable in variables], -1), self.compute_dtype
-        )
-
 
 @keras.saving.register_keras_serializable(package="tfgpt")
 class Projection(DecoderLayer):
@@ -115,19 +109,6 @@ class Projection(DecoderLayer):
             "initializer_range": self.initializer_range,
             "initializer_factor": self.initializer_factor,
         }
-
-
-def project_together(inputs: tf.Tensor, projections: list[Projection]) -> tf.Tensor:
-    """Several projections of one input as one matrix product: [..., in] → [..., sum of units].
-
-    Their kernels stay separate variables and are laid side by side here.
-    """
-    first = projections[0]
-    kernel = first.compute_together([projection.kernel for projection in projections])
-    bias = None
-    if first.use_bias:
-        bias = first.compute_together([projection.bias for projection in projections])
-    return project(inputs, kernel, bias)
 
 
 @keras.saving.register_keras_serializable(package="tfgpt")
@@ -308,22 +289,20 @@ class MLP(DecoderLayer):
     def build(self, input_shape: tuple[Any, ...]) -> None:
         """Makes the sublayers `gate` (swiglu only), `up` and `down`."""
         options = {"use_bias": self.use_bias, "initializer_range": self.initializer_range, "dtype": self.dtype_policy}
-        self.wide = []
-        for name in ("gate", "up") if self.kind == "swiglu" else ("up",):
-            projection = Projection(self.intermediate_dim, name=name, **options)
-            projection.build(input_shape)
-            setattr(self, name, projection)
-            self.wide.append(projection)
+        if self.kind == "swiglu":
+            self.gate = Projection(self.intermediate_dim, name="gate", **options)
+            self.gate.build(input_shape)
+        self.up = Projection(self.intermediate_dim, name="up", **options)
+        self.up.build(input_shape)
         self.down = Projection(input_shape[-1], initializer_factor=self.output_factor, name="down", **options)
         self.down.build((*input_shape[:-1], self.intermediate_dim))
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         """[..., width] → the same."""
+        up = self.up(inputs)
         if self.kind == "swiglu":
-            gate, up = tf.split(project_together(inputs, self.wide), 2, -1)
-            return self.down(tf.nn.silu(gate) * up)
-        wide = self.up(inputs)
-        return self.down(tf.nn.gelu(wide, approximate=True) if self.kind == "gelu" else tf.square(tf.nn.relu(wide)))
+            return self.down(tf.nn.silu(self.gate(inputs)) * up)
+        return self.down(tf.nn.gelu(up, approximate=True) if self.kind == "gelu" else tf.square(tf.nn.relu(up)))
 
     def get_config(self) -> dict[str, Any]:
         return {
