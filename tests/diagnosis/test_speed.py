@@ -11,7 +11,15 @@ from tests.diagnosis.subjects import subject_of
 from tfgpt.diagnosis.examine import this_machine
 from tfgpt.diagnosis.machine import Memory
 from tfgpt.diagnosis.memory import Machine
-from tfgpt.diagnosis.speed import Speed, check_measured_memory, check_optimal, check_speed, check_time, measure_speed
+from tfgpt.diagnosis.speed import (
+    Speed,
+    check_measured_memory,
+    check_optimal,
+    check_speed,
+    check_time,
+    measure_speed,
+    work_that_fits,
+)
 from tfgpt.model import presets
 
 
@@ -73,3 +81,16 @@ def test_the_speed_is_measured_on_the_runs_own_step(subject):
     assert speed.tokens_per_second == pytest.approx(128 / speed.seconds_per_update)
     assert int(subject.assembly.trainer.optimizer.iterations.numpy()) > speed.updates - 1
     assert speed.peak_bytes > 100 << 20
+
+
+@pytest.mark.parametrize(
+    ("token_seconds", "tokens", "fills_memory"),
+    [(1e-6, 4 * 32, True), (0.05, 2 * 32, True), (0.15, 32, False), (10.0, 128, False)],
+    ids=["whole", "micro-batch", "row", "small batch"],
+)
+def test_updates_that_take_too_long_are_timed_in_part(text_file: Path, token_seconds, tokens, fills_memory):
+    subject = subject_of(text_file, "--accumulation_steps=2")
+    work = work_that_fits(subject, token_seconds, seconds=20.0)
+    assert (work.tokens, work.fills_memory) == (tokens, fills_memory)
+    if tokens != 128:
+        assert next(work.batches(0))["token_ids"].shape == (tokens // 32, 32)

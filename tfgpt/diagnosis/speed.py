@@ -62,29 +62,35 @@ class Work:
         batches: first step → iterator.
         tokens: of one update.
         words: what part it is; "" for the whole.
+        fills_memory: whether it holds as many rows at once as the run does.
     """
 
     trainer: Trainer
     batches: Callable[[int], Any]
     tokens: int
     words: str
+    fills_memory: bool
 
 
 def work_that_fits(subject: Subject, token_seconds: float, seconds: float) -> Work:
-    """The run's batch, one micro-batch of it, or the small batch: the first of which four updates fit into the time."""
+    """The run's batch, some rows of a micro-batch, or the small batch: four updates should fit into the time."""
     recipe, assembly = subject.recipe, subject.assembly
     length = recipe.batch.sequence_length
     tokens = recipe.batch.batch_size * length
     if 4 * tokens * token_seconds <= seconds:
-        return Work(assembly.trainer, assembly.batches, tokens, "")
-    rows = recipe.batch.batch_size // recipe.step.accumulation_steps
-    if recipe.step.accumulation_steps > 1 and 4 * rows * length * token_seconds <= seconds:
+        return Work(assembly.trainer, assembly.batches, tokens, "", True)
+    replicas = subject.strategy.num_replicas_in_sync
+    affordable = int(seconds / (4 * token_seconds * length))
+    micro = recipe.batch.batch_size // recipe.step.accumulation_steps
+    rows = min(affordable, micro) // replicas * replicas
+    if rows:
         trainer = trainer_of_shape(recipe, subject.strategy, assembly, (rows, length), recipe.step.compile)
         part = {name: array[:rows] for name, array in subject.batch.items()}
-        return Work(trainer, lambda step: subject.repeated(part), rows * length, f"from a micro-batch of {rows} rows")
+        words = f"from {counted(rows, 'row')}" + (", a micro-batch" if rows == micro else "")
+        return Work(trainer, lambda step: subject.repeated(part), rows * length, words, rows == micro)
     rows, length = subject.small["token_ids"].shape
     words = f"from {counted(rows, 'row')} of {length} tokens"
-    return Work(subject.trainer, lambda step: subject.small_batches(), rows * length, words)
+    return Work(subject.trainer, lambda step: subject.small_batches(), rows * length, words, False)
 
 
 def measure_speed(subject: Subject, machine: Machine, peak_flops: float, seconds: float, before_bytes: int) -> Speed:
@@ -119,14 +125,13 @@ def measure_speed(subject: Subject, machine: Machine, peak_flops: float, seconds
     rate = updates * work.tokens / spent
     tokens = recipe.batch.batch_size * recipe.batch.sequence_length
     peak = machines.gpu_peak() if machine.gpu else machines.process_memory()[1]
-    whole = work.trainer is subject.assembly.trainer or work.tokens * recipe.step.accumulation_steps == tokens
     return Speed(
         mode,
         "; ".join(words).replace("Training step: ", ""),
         rate,
         tokens / rate,
         updates,
-        peak if whole else None,
+        peak if work.fills_memory else None,
         before_bytes,
         last_loss(logs),
     )
@@ -172,7 +177,7 @@ def check_measured_memory(speed: Speed, machine: Machine, estimated: dict[str, i
     """The most memory that the trial held, against the estimate and what is there."""
     numbers = {"peak": speed.peak_bytes, "before_model": speed.before_bytes, "estimate": estimated["total"]}
     if speed.peak_bytes is None:
-        line = "not measured: a whole micro-batch takes too long here; the estimate above has to do"
+        line = "a whole micro-batch takes too long here to be tried; the estimate has to do"
         return Finding("memory measured", OK, line, (), numbers)
     line = f"the trial held at most {in_bytes(speed.peak_bytes)}"
     if speed.before_bytes:
@@ -244,7 +249,7 @@ def check_optimal(subject: Subject, speed: Speed) -> Finding:
     line = (
         f"{in_numbers(parameters)} parameters want about {in_numbers(tokens)} tokens (20 a parameter, "
         f"arXiv:2203.15556): {in_time(tokens / speed.tokens_per_second)} here, --max_steps={steps}; "
-        f"this run is {configured / tokens:.0%} of that; "
+        f"this run is {configured / tokens:.{0 if configured > 0.1 * tokens else 2}%} of that; "
     )
     if epochs <= 1:
         line += f"the text is enough for it (read {epochs:.2g} times)"
