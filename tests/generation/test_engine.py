@@ -7,14 +7,15 @@ import tensorflow as tf
 
 from tfgpt.common.errors import UserError
 from tfgpt.generation.config import SamplingConfig
+from tfgpt.generation.decoding import choose
 from tfgpt.generation.engine import Generator, Row, in_batches
-from tfgpt.generation.sampling import SamplingParameters, choose
+from tfgpt.generation.sampling import SamplingParameters
 from tfgpt.model.config import DecoderConfig
 from tfgpt.model.decoder import Decoder
 from tfgpt.tokenization.train import byte_tokenizer
 
 SHAPE = {
-    "num_layers": 2,
+    "num_layers": 1,
     "hidden_dim": 32,
     "num_query_heads": 4,
     "num_key_value_heads": 4,
@@ -25,7 +26,7 @@ SHAPE = {
     "embedding_initializer_range": 0.3,
 }
 OPTIONS = {
-    "modern defaults": {},
+    "modern defaults, three layers": {"num_layers": 3},
     "learned positions": {"position_embedding": "learned"},
     "layer norm with biases": {"normalization": "layer_norm", "use_bias": True},
     "norms without scale": {"normalization_scale": False},
@@ -73,16 +74,17 @@ def uncached(generator: Generator, prompt: str, config: SamplingConfig, tokens: 
     """
     ids = read(generator, prompt) + tokens
     logits = generator.decoder({"token_ids": tf.constant([ids])})[0]
-    start = len(ids) - len(tokens) - 1
-    parameters = SamplingParameters.of([(config, sample)])
-    chosen, log_probabilities = [], []
-    for place in range(start, len(ids)):
-        seen = np.zeros([1, logits.shape[1]], bool)
-        seen[0, ids[: place + 1]] = True
-        token, log_probability = choose(logits[None, place], parameters, tf.constant(seen), tf.constant([place + 1]))
-        chosen.append(int(token[0]))
-        log_probabilities.append(float(log_probability[0]))
-    return chosen, log_probabilities
+    places = range(len(ids) - len(tokens) - 1, len(ids))
+    seen = np.zeros([len(places), logits.shape[1]], bool)
+    for row, place in zip(seen, places):
+        row[ids[: place + 1]] = True
+    chosen, log_probabilities = choose(
+        logits[places.start :],
+        SamplingParameters.of([(config, sample)] * len(places)),
+        tf.constant(seen),
+        tf.range(places.start + 1, places.stop + 1),
+    )
+    return chosen.numpy().tolist(), log_probabilities.numpy().tolist()
 
 
 @pytest.mark.parametrize("config", [GREEDY, SETTINGS], ids=["greedy", "sampled"])
@@ -197,22 +199,25 @@ def test_streamed_pieces_joined_are_the_text_and_hold_no_half_characters(generat
         assert "".join(piece.text for piece in [*pieces, last]) == expected.text
 
 
-def slow(generator: Generator, prompt: str, config: SamplingConfig, context: int) -> list[int]:
+def slow(generator: Generator, prompts: list[str], config: SamplingConfig, context: int) -> list[list[int]]:
     """Token by token without a cache, over the last half of the context whenever it is full."""
-    ids, start = read(generator, prompt), 0
-    first = len(ids)
-    no_penalty = tf.zeros([1, 0], tf.bool)
     parameters = SamplingParameters.of([(config, 0)])
 
-    @tf.function(input_signature=[tf.TensorSpec([1, None], tf.int32), tf.TensorSpec([1], tf.int32)])
+    @tf.function(input_signature=[tf.TensorSpec([1, None], tf.int32), tf.TensorSpec([1], tf.int32)], autograph=False)
     def next_token(window, position):
-        return choose(generator.decoder({"token_ids": window})[:, -1], parameters, no_penalty, position)[0]
+        logits = generator.decoder({"token_ids": window})[:, -1]
+        return choose(logits, parameters, tf.zeros([1, 0], tf.bool), position)[0]
 
-    while len(ids) - first < config.max_new_tokens:
-        if len(ids) - start > context:
-            start = len(ids) - context // 2
-        ids.append(int(next_token([ids[start:]], [len(ids)])[0]))
-    return ids[first:]
+    texts = []
+    for prompt in prompts:
+        ids, start = read(generator, prompt), 0
+        first = len(ids)
+        while len(ids) - first < config.max_new_tokens:
+            if len(ids) - start > context:
+                start = len(ids) - context // 2
+            ids.append(int(next_token([ids[start:]], [len(ids)])[0]))
+        texts.append(ids[first:])
+    return texts
 
 
 @pytest.mark.parametrize("options", [{}, {"position_embedding": "learned", "sliding_window": 5}], ids=str)
@@ -222,7 +227,7 @@ def test_text_goes_on_from_the_last_half_when_the_context_is_full(options):
     generator.decoding.stop_tokens = tf.constant([], tf.int32)
     config = SamplingConfig(max_new_tokens=45, temperature=1.0, seed=2)
     prompts = ["abc", "fifteen tokens!", "now"]
-    expected = [slow(generator, prompt, config, 16) for prompt in prompts]
+    expected = slow(generator, prompts, config, 16)
     for steps in (4, 32):
         assert [found.token_ids for [found] in generator.generate(prompts, config, steps=steps)] == expected
 

@@ -7,7 +7,8 @@ steps only, in the copy that entering the loop costs anyway, so attention never 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -16,6 +17,22 @@ from tfgpt.generation import sampling
 from tfgpt.model.decoder import Decoder
 
 Cache = list[tuple[tf.Tensor, tf.Tensor]]
+
+
+# What the graphs take; only a decoder's own sizes are fixed.
+INTEGERS = tf.TensorSpec([None], tf.int32)
+INTEGER_TABLE = tf.TensorSpec([None, None], tf.int32)
+LOGITS = SCORES = tf.TensorSpec([None, None], tf.float32)
+SEEN = tf.TensorSpec([None, None], tf.bool)
+PARAMETERS = sampling.SamplingParameters.specs()
+
+
+def graph(function: Callable, *signature: Any) -> Callable:
+    """A function as a graph that is traced once. All loops and branches are written out, so no autograph is needed."""
+    return tf.function(function, input_signature=signature, autograph=False)
+
+
+choose = graph(sampling.choose, LOGITS, PARAMETERS, SEEN, INTEGERS)
 
 
 class Steps(NamedTuple):
@@ -46,26 +63,13 @@ class CachedDecoding:
         key, _ = decoder.empty_cache(1, 1)[0]
         slots = tf.TensorSpec([None, None, *key.shape[2:]], key.dtype)
         cache = [(slots, slots)] * decoder.config.num_layers
-        scalar, row = tf.TensorSpec([], tf.int32), tf.TensorSpec([None], tf.int32)
-        table = tf.TensorSpec([None, None], tf.int32)
-        seen = tf.TensorSpec([None, None], tf.bool)
-        parameters = sampling.SamplingParameters.specs()
-        self.prefill = tf.function(self._prefill, input_signature=[table, row])
-        self.choose = tf.function(
-            sampling.choose, input_signature=[tf.TensorSpec([None, None], tf.float32), parameters, seen, row]
+        self.prefill = graph(self._prefill, INTEGER_TABLE, INTEGERS)
+        self.take_rows = graph(self._take_rows, cache, INTEGERS)
+        self.steps = graph(
+            self._steps, cache, INTEGERS, INTEGERS, INTEGERS, INTEGERS, PARAMETERS, SEEN, tf.TensorSpec([], tf.int32)
         )
-        self.take_rows = tf.function(self._take_rows, input_signature=[cache, row])
-        self.steps = tf.function(self._steps, input_signature=[cache, row, row, row, row, parameters, seen, scalar])
-        self.beam_candidates = tf.function(
-            self._beam_candidates,
-            input_signature=[
-                tf.TensorSpec([None, None], tf.float32),
-                tf.TensorSpec([None, None], tf.float32),
-                seen,
-                tf.TensorSpec([], tf.float32),
-            ],
-        )
-        self.beam_step = tf.function(self._beam_step, input_signature=[cache, row, row, row])
+        self.beam_candidates = graph(self._beam_candidates, LOGITS, SCORES, SEEN, tf.TensorSpec([], tf.float32))
+        self.beam_step = graph(self._beam_step, cache, INTEGERS, INTEGERS, INTEGERS)
 
     def _prefill(self, token_ids: tf.Tensor, lengths: tf.Tensor) -> tuple[tf.Tensor, Cache]:
         """Runs the prompts.

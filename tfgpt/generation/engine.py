@@ -17,7 +17,7 @@ import tensorflow as tf
 from tfgpt.common.errors import UserError
 from tfgpt.generation.beam_search import BeamSearch, Finished
 from tfgpt.generation.config import SamplingConfig
-from tfgpt.generation.decoding import CachedDecoding, padded_left
+from tfgpt.generation.decoding import CachedDecoding, choose, padded_left
 from tfgpt.generation.prompts import check_lengths, encode_prompt
 from tfgpt.generation.sampling import SamplingParameters
 from tfgpt.generation.text import TextStream, text_of
@@ -311,7 +311,7 @@ class Batch:
             logits, self.cache = tf.gather(logits, rows_of), self.decoding.take_rows(self.cache, rows_of)
         self.slots = token_ids.shape[1]
         self.padding = (self.slots - lengths)[rows_of]
-        tokens, log_probabilities = self.decoding.choose(logits, self.parameters(), self.seen(), self.positions())
+        tokens, log_probabilities = choose(logits, self.parameters(), self.seen(), self.positions())
         self.take(tokens.numpy()[:, None], log_probabilities.numpy()[:, None])
 
     def parameters(self) -> SamplingParameters:
