@@ -14,7 +14,7 @@ from tfgpt.diagnosis.causality import check_causality
 from tfgpt.diagnosis.learning import check_gradients, check_initial_loss
 from tfgpt.diagnosis.overfit import check_overfit
 from tfgpt.diagnosis.subject import Subject
-from tfgpt.model import attention, decoder, layers
+from tfgpt.model import decoder, layers
 from tfgpt.model.checkpoints.huggingface import save_decoder
 from tfgpt.training import objectives
 
@@ -171,15 +171,14 @@ def test_a_frozen_variable_fails_by_name(text_file: Path, monkeypatch: pytest.Mo
 
 def test_key_biases_are_excused_exactly_where_softmax_cancels_them(text_file: Path, monkeypatch: pytest.MonkeyPatch):
     # A key's bias that is cut off: with learned positions nobody can tell, with RoPE it is an error.
-    right = layers.Projection.build
+    right = layers.Projection.call
 
-    def cut_off(self, input_shape):
-        right(self, input_shape)
-        if self.name == "key":
-            self.compute = lambda variable: (tf.stop_gradient if variable is self.bias else tf.identity)(variable.value)
+    def cut_off(self, inputs):
+        if self.name != "key":
+            return right(self, inputs)
+        return layers.project(inputs, self.compute(self.kernel), tf.stop_gradient(self.compute(self.bias)))
 
-    monkeypatch.setattr(layers.Projection, "build", cut_off)
-    monkeypatch.setattr(attention, "project_together", lambda inputs, parts: tf.concat([p(inputs) for p in parts], -1))
+    monkeypatch.setattr(layers.Projection, "call", cut_off)
     found = check_gradients(subject_of(text_file, *GPT2))
     assert found.status == "ok" and "1 key bias," in found.line
     found = check_gradients(subject_of(text_file, *GPT2, "--position_embedding=rope"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from tfgpt.diagnosis.machine import Memory, free_disk
 from tfgpt.diagnosis.report import FAIL, OK, WARN, Finding, in_bytes, in_numbers
@@ -131,28 +131,31 @@ def ways_to_fit(recipe: Recipe, machine: Machine, vocabulary_size: int, room: fl
     def size(changed: Recipe) -> int:
         return estimate(changed, decoder_config(changed, vocabulary_size), machine)["total"]
 
-    found = 0
-    for flags, changed in candidates(recipe, machine):
-        needed = size(changed)
-        if needed <= room:
-            yield f"{flags} needs about {in_bytes(needed)}"
-            found += 1
-            if found == 2:
-                break
-    if found or recipe.run.init_from is not None:
+    fitting = [(flags, needed) for flags, changed in candidates(recipe, machine) if (needed := size(changed)) <= room]
+    if fitting:
+        yield from (f"{flags} needs about {in_bytes(needed)}" for flags, needed in fitting[:2])
         return
-    least = list(candidates(recipe, machine))[-1][0] if list(candidates(recipe, machine)) else ""
-    fitting = []
+    yield "no smaller micro-batch helps, nor --dtype=mixed_bfloat16 and --rematerialize; fewer parameters do:"
+    if recipe.run.init_from is None:
+        yield from smaller_presets(recipe, machine, vocabulary_size, size, room)
+
+
+def smaller_presets(
+    recipe: Recipe, machine: Machine, vocabulary_size: int, size: Callable[[Recipe], int], room: float
+) -> list[str]:
+    """The two largest presets that fit, each with the fewest other changes."""
+    found = []
     for name in presets.PRESETS:
         smaller = with_preset(recipe, name)
         if smaller is None:
             continue
-        config = decoder_config(smaller, vocabulary_size)
-        if (needed := size(smaller)) <= room:
-            fitting.append((presets.count_parameters(config), f"--preset={name} needs about {in_bytes(needed)}"))
-    if least:
-        yield f"no smaller micro-batch helps ({least} does not fit either)"
-    yield from (line for _, line in sorted(fitting, reverse=True)[:2])
+        parameters = presets.count_parameters(decoder_config(smaller, vocabulary_size))
+        for flags, changed in [("", smaller), *candidates(smaller, machine)]:
+            if (needed := size(changed)) <= room:
+                words = " ".join([f"--preset={name}", *flags.split()])
+                found.append((parameters, f"{words} needs about {in_bytes(needed)}"))
+                break
+    return [line for _, line in sorted(found, reverse=True)[:2]]
 
 
 def candidates(recipe: Recipe, machine: Machine) -> Iterator[tuple[str, Recipe]]:
