@@ -33,27 +33,27 @@ NANOCHAT = MODERN | {
     "attention_scale": 0.5,
 }
 
-OPTIONS = {
-    "modern": MODERN,
-    "gpt2": GPT2,
-    "nanochat": NANOCHAT,
-    "multi_head": MODERN | {"num_key_value_heads": None},
-    "multi_query": MODERN | {"num_key_value_heads": 1},
-    "wide_heads": MODERN | {"head_dim": 12},
-    "no_query_key_norm": MODERN | {"query_key_norm": False},
-    "rope_with_layer_norm": MODERN | {"normalization": "layer_norm", "use_bias": True},
-    "layer_norm_without_scale": GPT2 | {"normalization_scale": False},
-    "no_biases": GPT2 | {"use_bias": False},
-    "query_key_value_biases": MODERN | {"use_query_key_value_bias": True},
-    "learned_positions_and_query_key_norm": GPT2 | {"query_key_norm": True, "num_key_value_heads": 2},
-    "untied": MODERN | {"tie_embeddings": False},
-    "soft_cap": MODERN | {"logit_soft_cap": 2.0},
-    "sliding_window": MODERN | {"sliding_window": 5},
-    "sliding_window_of_one": MODERN | {"sliding_window": 1},
-    "learned_positions_and_window": GPT2 | {"sliding_window": 9},
-    "gelu_with_rope": MODERN | {"mlp": "gelu"},
-    "rematerialized": MODERN | {"rematerialize": True},
-    "dropout": MODERN | {"dropout": 0.2},
+OPTIONS = {"modern": MODERN, "gpt2": GPT2, "nanochat": NANOCHAT}
+ONE_BLOCK = MODERN | {"num_layers": 1}
+ONE_GPT2_BLOCK = GPT2 | {"num_layers": 1}
+OPTIONS |= {
+    "multi_head": ONE_BLOCK | {"num_key_value_heads": None},
+    "multi_query": ONE_BLOCK | {"num_key_value_heads": 1},
+    "wide_heads": ONE_BLOCK | {"head_dim": 12},
+    "no_query_key_norm": ONE_BLOCK | {"query_key_norm": False},
+    "rope_with_layer_norm": ONE_BLOCK | {"normalization": "layer_norm", "use_bias": True},
+    "layer_norm_without_scale": ONE_GPT2_BLOCK | {"normalization_scale": False},
+    "no_biases": ONE_GPT2_BLOCK | {"use_bias": False},
+    "query_key_value_biases": ONE_BLOCK | {"use_query_key_value_bias": True},
+    "learned_positions_and_query_key_norm": ONE_GPT2_BLOCK | {"query_key_norm": True, "num_key_value_heads": 2},
+    "untied": ONE_BLOCK | {"tie_embeddings": False},
+    "soft_cap": ONE_BLOCK | {"logit_soft_cap": 2.0},
+    "sliding_window": ONE_BLOCK | {"sliding_window": 5},
+    "sliding_window_of_one": ONE_BLOCK | {"sliding_window": 1},
+    "learned_positions_and_window": ONE_GPT2_BLOCK | {"sliding_window": 9},
+    "gelu_with_rope": ONE_BLOCK | {"mlp": "gelu"},
+    "rematerialized": ONE_BLOCK | {"rematerialize": True},
+    "dropout": ONE_BLOCK | {"dropout": 0.2},
 }
 
 

@@ -9,7 +9,7 @@ import keras
 import tensorflow as tf
 
 from tfgpt.model.dropout import Dropout
-from tfgpt.model.layers import DecoderLayer, Normalization, Projection, leading_shape, root_mean_square_inverse
+from tfgpt.model.layers import DecoderLayer, Normalization, Projection, leading_shape, standardized
 from tfgpt.model.positions import rotate
 from tfgpt.model.softmax_attention import attend, attend_causally
 
@@ -114,7 +114,7 @@ class SelfAttention(DecoderLayer):
         heads = split_heads(projected, count)
         if norm is not None:
             return norm(heads)
-        return heads * root_mean_square_inverse(heads, self.normalization_epsilon) if self.query_key_norm else heads
+        return standardized(heads, self.normalization_epsilon, centered=False) if self.query_key_norm else heads
 
     def call(
         self, inputs: tf.Tensor, rotation: Sequence[tf.Tensor] | None, mask: Any, training: bool | None = None

@@ -58,11 +58,15 @@ class Dropout(keras.layers.Layer):
         seed = current_dropout_seed()
         if seed is None:
             raise RuntimeError("training with dropout needs a seed: call the model inside `with dropout_seed(seed):`")
-        folded = tf.random.experimental.stateless_fold_in(seed, self.number)
-        # Uniform numbers in float32: bfloat16's have steps of 1/128, which would bias the rate.
-        uniform = tf.random.stateless_uniform(tf.shape(inputs), folded, dtype=tf.float32, alg="philox")
+        folded = tf.random.experimental.stateless_fold_in(seed, self.number, alg="philox")
+        # Whole numbers: their bits are the same in graph mode and under XLA, which turn them into fractions differently;
+        # and a fraction in bfloat16 would come in steps of 1/128.
+        bits = tf.random.stateless_uniform(
+            tf.shape(inputs), folded, minval=None, maxval=None, dtype=tf.uint32, alg="philox"
+        )
+        kept = bits >= tf.constant(round(self.rate * 2**32), tf.uint32)
         factor = tf.constant(1.0 / (1.0 - self.rate), inputs.dtype)
-        return inputs * tf.where(uniform >= self.rate, factor, tf.zeros((), inputs.dtype))
+        return inputs * tf.where(kept, factor, tf.zeros((), inputs.dtype))
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "rate": self.rate, "number": self.number}

@@ -254,20 +254,25 @@ def training_memory(
     parameters = count_parameters(config)
     number = 2 if mixed else 4
     tokens = batch_size * sequence_length
-    wide = (4 if config.mlp == "swiglu" else 2) * config.intermediate_dim
-    # A block keeps: its input, two normalized inputs, queries, keys and values before and after rotation, the mixed
-    # values, the residual sum, and what is inside the MLP.
-    kept = 5 * config.hidden_dim + 3 * (config.query_width + config.key_value_width) + wide
-    # Scores in float32 and weights in the compute dtype.
-    attention = config.num_query_heads * sequence_length * (4 + number)
-    block = tokens * (kept * number + attention)
-    blocks = block + config.num_layers * tokens * config.hidden_dim * number if config.rematerialize else 0
-    activations = blocks or config.num_layers * block
+    # A block keeps both normalized inputs, before and after their scales; queries (normalized, scaled, rotated), keys,
+    # values and their mixture; what is inside the MLP; and the attention weights of four pieces of the queries, which
+    # leave out 3/8 of the square.
+    turned = config.query_key_norm or config.position_embedding == "rope"
+    kept = 4 * config.hidden_dim + (config.intermediate_dim * {"swiglu": 4, "gelu": 3, "squared_relu": 2}[config.mlp])
+    kept += config.query_width * (3 if turned else 2) + config.key_value_width * (4 if turned else 2)
+    weights = config.num_query_heads * sequence_length
+    block = tokens * (kept + 0.625 * weights) * number
+    # One block at a time has its scores and their gradient in float32.
+    scores = 0.625 * tokens * weights * 2 * 4
+    if config.rematerialize:
+        activations = config.num_layers * tokens * config.hidden_dim * number + block + scores
+    else:
+        activations = config.num_layers * block + scores
     parts = {
         "weights": parameters * (4 + (2 if mixed else 0) + (4 if ema else 0)),
         "gradients": parameters * 4,
         "optimizer": parameters * 4 * optimizer_slots,
-        "activations": activations,
+        "activations": int(activations),
         # The logits, their float32 copy and their gradient.
         "logits": -(-tokens // logit_chunks) * config.vocabulary_size * (8 + number),
     }

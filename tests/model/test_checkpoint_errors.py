@@ -1,0 +1,171 @@
+"""Damaged, foreign and mismatched model directories are refused in one line that names the file and the tensor."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from tests.model.options import GPT2, MODERN, NANOCHAT, random_decoder, random_ids
+from tfgpt.common.errors import UserError
+from tfgpt.model.checkpoints.huggingface import (
+    load_config,
+    load_decoder,
+    load_weights,
+    save_decoder,
+    transformers_model_type,
+)
+from tfgpt.model.checkpoints.safetensors_file import open_safetensors
+from tfgpt.model.config import DecoderConfig
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A model directory in Qwen3's layout."""
+    directory = tmp_path_factory.mktemp("saved")
+    save_decoder(random_decoder(MODERN), directory)
+    return directory
+
+
+@pytest.fixture
+def directory(saved, tmp_path):
+    """A copy of it to damage."""
+    return shutil.copytree(saved, tmp_path / "model")
+
+
+def rewrite(directory, change) -> None:
+    """Rewrites model.safetensors with `change` applied to its tensors."""
+    path = directory / "model.safetensors"
+    tensors = {name: tensor.copy() for name, tensor in safetensors.numpy.load_file(path).items()}
+    change(tensors)
+    safetensors.numpy.save_file(tensors, path)
+
+
+def line_of(directory) -> str:
+    """The one line that loading the directory is refused with."""
+    with pytest.raises(UserError) as caught:
+        load_decoder(directory)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_missing_tensor_is_named(directory):
+    rewrite(directory, lambda tensors: tensors.pop("model.layers.1.mlp.up_proj.weight"))
+    assert line_of(directory) == (f"{directory}/model.safetensors: tensor model.layers.1.mlp.up_proj.weight is missing")
+
+
+def test_a_tensor_too_many_is_named(directory):
+    rewrite(directory, lambda tensors: tensors.update({"model.layers.7.thing": np.zeros(2, np.float32)}))
+    assert "tensor model.layers.7.thing is one too many" in line_of(directory)
+
+
+def test_a_misshapen_tensor_is_named_with_both_shapes(directory):
+    rewrite(directory, lambda tensors: tensors.update({"model.norm.weight": np.ones(31, np.float32)}))
+    assert "tensor model.norm.weight is (31,), the config asks for (32,)" in line_of(directory)
+
+
+def test_a_tensor_of_integers_is_refused(directory):
+    rewrite(directory, lambda tensors: tensors.update({"model.norm.weight": np.ones(32, np.int8)}))
+    assert "tensor model.norm.weight holds int8 numbers" in line_of(directory)
+
+
+def test_a_weight_that_the_decoder_has_no_place_for_is_refused(tmp_path):
+    save_decoder(random_decoder(GPT2 | {"use_bias": False}), tmp_path)
+    load_decoder(tmp_path)
+    rewrite(tmp_path, lambda tensors: tensors["transformer.h.0.ln_1.bias"].fill(0.5))
+    assert "transformer.h.0.ln_1.bias is not all 0, and the decoder has no block_0/attention_norm/bias" in line_of(
+        tmp_path
+    )
+
+
+@pytest.mark.parametrize("keep", [0, 5, 200, -1])
+def test_a_truncated_file_is_refused_by_name(directory, keep):
+    path = directory / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:keep])
+    assert line_of(directory).startswith(f"{path}: cannot be read as safetensors (")
+
+
+def test_a_file_that_is_no_safetensors_file_is_refused_by_name(directory):
+    (directory / "model.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0this is no json" + b"." * 100)
+    assert "cannot be read as safetensors" in line_of(directory)
+
+
+def test_missing_files_are_named(directory, tmp_path):
+    (directory / "model.safetensors").unlink()
+    assert "model.safetensors: cannot be read as safetensors (No such file or directory)" in line_of(directory)
+    assert line_of(tmp_path / "nowhere") == f"{tmp_path}/nowhere: is no model directory (config.json is missing)"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model_type": "bert"}, "model_type 'bert' is not supported; supported are gpt2, llama"),
+        ({"hidden_act": "gelu"}, "hidden_act='gelu' is not supported, only 'silu'"),
+        ({"hidden_size": None}, "hidden_size is missing"),
+        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "rope type 'yarn' is not supported"),
+        (
+            {"use_sliding_window": True, "sliding_window": 4, "layer_types": ["full_attention", "sliding_attention"]},
+            "layer_types differ from layer to layer",
+        ),
+        ({"num_key_value_heads": 3}, "num_key_value_heads: 3 does not divide"),
+    ],
+)
+def test_a_config_that_the_decoder_cannot_compute_is_refused(directory, change, message):
+    path = directory / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(UserError) as caught:
+        load_config(directory)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert message in str(caught.value)
+
+
+def test_broken_json_is_refused_by_name(directory):
+    (directory / "config.json").write_text("{")
+    assert f"{directory}/config.json: cannot be read as JSON" in line_of(directory)
+
+
+def test_weights_of_another_size_do_not_load_into_a_decoder(directory):
+    with pytest.raises(UserError, match=r"tensor .* is .*, the config asks for"):
+        load_weights(random_decoder(MODERN | {"hidden_dim": 64}), directory)
+
+
+def test_what_transformers_cannot_express_is_saved_under_our_own_names_and_says_why(tmp_path):
+    reasons = {
+        "attention_scale": NANOCHAT,
+        "layer norms": MODERN | {"normalization": "layer_norm"},
+        "gelu": MODERN | {"mlp": "gelu"},
+        "logit_soft_cap": MODERN | {"logit_soft_cap": 3.0},
+        "use_bias": MODERN | {"use_bias": True},
+        "sliding_window=4": GPT2 | {"sliding_window": 4},
+        "biases": MODERN | {"query_key_norm": False, "sliding_window": 4, "use_bias": True},
+        "normalization_scale=True": MODERN | {"mlp": "squared_relu"},
+    }
+    for reason, values in reasons.items():
+        model_type, why = transformers_model_type(DecoderConfig.from_dict(values))
+        assert model_type is None
+        assert reason in why
+    decoder = random_decoder(NANOCHAT)
+    save_decoder(decoder, tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "tfgpt"
+    names = safetensors.numpy.load_file(tmp_path / "model.safetensors").keys()
+    assert "block_0.attention.query.kernel" in names
+    again = load_decoder(tmp_path)
+    token_ids = random_ids(1, 5)
+    np.testing.assert_array_equal(again({"token_ids": token_ids}).numpy(), decoder({"token_ids": token_ids}).numpy())
+
+
+def test_our_safetensors_files_are_the_librarys(saved):
+    ours = open_safetensors(saved / "model.safetensors")
+    theirs = safetensors.numpy.load_file(saved / "model.safetensors")
+    assert ours.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        np.testing.assert_array_equal(ours[name], tensor)
+
+
+def test_saving_leaves_other_files_alone_and_no_temporaries(tmp_path):
+    (tmp_path / "tokenizer.json").write_text("{}")
+    save_decoder(random_decoder(MODERN), tmp_path, end_of_text_id=0)
+    save_decoder(random_decoder(MODERN), tmp_path, end_of_text_id=0)
+    names = ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
