@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from tfgpt.generation.beam_search import BeamSearch
+from tfgpt.generation.beam_search import Beam, BeamSearch, Finished
 
 STOP = 2
 
@@ -65,3 +65,13 @@ def test_a_text_that_reaches_the_limit_is_finished_by_length():
     beams = searched(lambda past: np.log([0.5, 0.4, 0.1]), 2, 3)
     assert {text.finish_reason for text in beams.finished} == {"length"}
     assert beams.finished[0].tokens == (0, 0, 0)
+
+
+@pytest.mark.parametrize(("score", "done"), [(-3.9, False), (-4.1, True)])
+def test_the_search_ends_when_the_best_beam_at_its_present_length_is_no_better_than_the_worst_finished(score, done):
+    beams = BeamSearch(1, 10, 2.0, lambda tokens: False)
+    beams.finished = [Finished((STOP,), -1.0, -1.0, "stop")]
+    beams.running = [Beam((0, 0), score, score)]  # Its score at length 2 is score / 2² ≷ -1.
+    assert beams.done() is done
+    beams.finished = []
+    assert not beams.done()

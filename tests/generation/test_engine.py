@@ -194,7 +194,8 @@ def test_streamed_pieces_joined_are_the_text_and_hold_no_half_characters(generat
         config = SamplingConfig(max_new_tokens=40, temperature=1.0, seed=seed)
         [[expected]] = generator.generate(["汉"], config)
         *pieces, last = generator.stream("汉", config, steps=3)
-        assert last.completion == expected
+        assert last.completion.token_ids == expected.token_ids
+        assert last.completion.finish_reason == expected.finish_reason
         assert all(piece.completion is None and piece.text for piece in pieces)
         assert "".join(piece.text for piece in [*pieces, last]) == expected.text
 
