@@ -71,16 +71,17 @@ def assemble(recipe: Recipe, data: PreparedData, strategy: tf.distribute.Strateg
         trainer.compile(optimizer=build_optimizer(recipe.optimizer, schedule, decoder))
 
     def batches(first_step: int) -> Any:
-        return iter(
-            training_batches(
-                data.train,
-                sequence_length=batch.sequence_length,
-                batch_size=batch.batch_size,
-                seed=recipe.run.seed,
-                start_step=first_step,
-                document_masking=batch.document_masking,
-            )
+        dataset = training_batches(
+            data.train,
+            sequence_length=batch.sequence_length,
+            batch_size=batch.batch_size,
+            seed=recipe.run.seed,
+            start_step=first_step,
+            document_masking=batch.document_masking,
         )
+        if strategy.num_replicas_in_sync > 1:
+            dataset = strategy.experimental_distribute_dataset(dataset)
+        return iter(dataset)
 
     validation = validation_batches(
         data.validation,
