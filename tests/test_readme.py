@@ -92,7 +92,7 @@ def tensorboard(checkout: Path) -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     process = subprocess.Popen(
-        ["bash", "-c", f"exec {command} --port={port} --bind_all=false --load_fast=false"],
+        ["bash", "-c", f"exec {command} --port={port} --load_fast=false"],
         cwd=checkout, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
