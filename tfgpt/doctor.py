@@ -7,11 +7,11 @@ code: 0 when the run can work, 1 when a check fails, 2 when flags or text are wr
 
 from __future__ import annotations
 
-import os
 import sys
 from typing import Any
 
 from tfgpt.common.command import Command
+from tfgpt.common.quiet import import_tensorflow
 from tfgpt.diagnosis.config import DoctorConfig
 from tfgpt.training.recipe import GROUPS, Recipe
 
@@ -19,7 +19,7 @@ from tfgpt.training.recipe import GROUPS, Recipe
 def run(doctor: DoctorConfig, **settings: Any) -> int:
     """Checks the settings together, then examines the run they describe."""
     recipe = Recipe(**settings)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    import_tensorflow()
     from tfgpt.diagnosis.examine import examine
 
     report = examine(recipe, doctor, say)

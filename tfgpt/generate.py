@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import sys
 from typing import TYPE_CHECKING
 
 from tfgpt.common.command import Command
+from tfgpt.common.quiet import import_tensorflow
 from tfgpt.generation.config import GenerateConfig, SamplingConfig
 from tfgpt.generation.prompts import Prompt, check_lengths, encode, model_directory, read_prompts
 from tfgpt.tokenization.tokenizer import Tokenizer
@@ -32,11 +32,11 @@ def run(generate: GenerateConfig, sampling: SamplingConfig) -> None:
     prompts = read_prompts(generate)
     tokenizer = Tokenizer.load(directory)
     encoded = [encode(tokenizer, prompt, sampling.add_end_of_text) for prompt in prompts]
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     from tfgpt.model.checkpoints.huggingface import load_config
 
     check_lengths(encoded, load_config(directory).max_sequence_length)
 
+    import_tensorflow()
     from tfgpt.generation.engine import Generator
 
     generator = Generator.load(directory, dtype=generate.dtype)
