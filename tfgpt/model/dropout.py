@@ -59,7 +59,7 @@ class Dropout(keras.layers.Layer):
         if seed is None:
             raise RuntimeError("training with dropout needs a seed: call the model inside `with dropout_seed(seed):`")
         folded = tf.random.experimental.stateless_fold_in(seed, self.number, alg="philox")
-        # Whole numbers: their bits are the same in graph mode and under XLA, which turn them into fractions differently;
+        # Whole numbers: their bits are the same in graph mode and under XLA, which make different fractions of them;
         # and a fraction in bfloat16 would come in steps of 1/128.
         bits = tf.random.stateless_uniform(
             tf.shape(inputs), folded, minval=None, maxval=None, dtype=tf.uint32, alg="philox"
