@@ -76,7 +76,7 @@ def test_every_command_does_what_it_says(checkout):
             continue
         line = f"{command} {shlex.join(behind)}"
         done = subprocess.run(
-            ["bash", "-c", line], cwd=checkout, env=environment(), capture_output=True, text=True, timeout=300
+            ["bash", "-c", line], cwd=checkout, env=environment(), capture_output=True, text=True, timeout=600
         )
         assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
         assert "Traceback" not in done.stderr
@@ -121,7 +121,7 @@ def test_killed_runs_end_as_if_nothing_had_happened():
     # The README's line with fewer kills: twenty take some minutes.
     done = subprocess.run(
         [sys.executable, "scripts/kill_resume.py", "--kills=4", "--steps=600", "--seed=1"],
-        cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=560,
+        cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=1200,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert "DIFFERENT" not in done.stdout and "4 kills" in done.stdout
