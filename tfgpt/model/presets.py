@@ -249,7 +249,7 @@ def training_memory(
     Returns:
         Bytes of "weights", "gradients", "optimizer", "activations", "logits" and their sum, "total". The weights,
         gradients and optimizer are exact; activations are the tensors that the backward pass reads again, which a
-        compiler may keep fewer or more of: take it for ±30%.
+        compiler may keep fewer or more of: its error was not measured on other shapes.
     """
     parameters = count_parameters(config)
     number = 2 if mixed else 4
