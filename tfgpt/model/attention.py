@@ -161,8 +161,8 @@ def write_slots(cache: tf.Tensor, new: tf.Tensor, cache_index: tf.Tensor) -> tf.
     """cache [batch, slots, ...] with `new` [batch, length, ...] in the slots from `cache_index` on.
 
     Core TensorFlow operations only, so that TensorFlow Serving, XLA and LiteRT run it. One slot a row is scattered,
-    which took 20% less time than selecting between old and new (8 rows, 1024 slots, one probe on a busy machine; whether
-    a loop then writes in place is not settled).
+    which took 20% less time than selecting between old and new (8 rows, 1024 slots, one probe on a busy machine);
+    whether a loop then writes in place is not settled.
     """
     length = new.shape[1] or tf.shape(new)[1]
     if new.shape[1] == 1:
