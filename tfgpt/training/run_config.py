@@ -31,6 +31,12 @@ class RunConfig(Settings):
         "run directory that already holds a run.",
         choices=("auto", "never"),
     )
+    restarts: int = setting(
+        0,
+        "Times this process is started again, from the last checkpoint, when it is killed or loses another worker. "
+        "A run that fails for a reason of its own (exit code 1 or 2) is not.",
+        minimum=0,
+    )
     checkpoint_every: str = setting(
         "5m", "How often a checkpoint is written: a number of steps (500) or of minutes (10m). The end always is."
     )
