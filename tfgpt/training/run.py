@@ -32,7 +32,7 @@ from tfgpt.training.peak import measured_peak_flops
 from tfgpt.training.recipe import Recipe
 from tfgpt.training.rendezvous import in_words
 from tfgpt.training.stopping import StopSignals
-from tfgpt.training.strategy import check_batch, resolve
+from tfgpt.training.strategy import check_batch, drives_tpus, resolve
 from tfgpt.training.watching import MetricsFile, TensorBoardFiles, draw_curves, read_metrics
 
 
@@ -45,7 +45,7 @@ def train(recipe: Recipe, flag_file: str, callbacks: tuple[keras.callbacks.Callb
         callbacks: Keras callbacks, driven by the loop; an epoch is the time between two validations.
 
     Returns:
-        The exit code: 0 when done or stopped resumably.
+        The exit code: 0 when done, --stopped_exit_code when stopped by a signal, resumably.
 
     Raises:
         UserError: settings, data or the run directory are at fault.
@@ -57,10 +57,10 @@ def train(recipe: Recipe, flag_file: str, callbacks: tuple[keras.callbacks.Callb
     checkpoints = Checkpoints(recipe.run_dir / "checkpoints", recipe.run.checkpoints_kept)
     try:
         with hosts.watched(lambda: after_a_loss(recipe, checkpoints)):
-            train_together(recipe, flag_file, callbacks, strategy, hosts, checkpoints)
+            outcome = train_together(recipe, flag_file, callbacks, strategy, hosts, checkpoints)
     finally:
         checkpoints.close()
-    return 0
+    return recipe.run.stopped_exit_code if outcome == "stopped" else 0
 
 
 def train_together(
@@ -70,8 +70,8 @@ def train_together(
     strategy: tf.distribute.Strategy,
     hosts: Hosts,
     checkpoints: Checkpoints,
-) -> None:
-    """What every host does: the chief writes, reads checkpoints and speaks, all of them train."""
+) -> str:
+    """What every host does: the chief writes, reads checkpoints and speaks, all of them train; how it ended."""
     directory, say = recipe.run_dir, hosts.say
     hosts.chief_does(lambda: begin_directory(recipe, checkpoints))
     data = prepared(recipe, hosts)
@@ -124,6 +124,7 @@ def train_together(
             finish(recipe, data, assembly, loop.state, checkpoints, samples)
         # Nobody leaves before the chief has written everything: it would look like the loss of a worker.
         hosts.gather([0.0])
+        return outcome
     finally:
         metrics.close()
         tensorboard.close()
@@ -214,9 +215,10 @@ def describe(recipe: Recipe, data: PreparedData, decoder: Any, strategy: tf.dist
 
 
 def kind(strategy: tf.distribute.Strategy) -> str:
-    """The strategy's name and hosts."""
-    hosts = Hosts(strategy).count
-    return type(strategy).__name__ + (f" of {hosts} workers" if hosts > 1 else "")
+    """The strategy's public name and hosts."""
+    if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        return f"MultiWorkerMirroredStrategy of {Hosts(strategy).count} workers"
+    return "TPUStrategy" if drives_tpus(strategy) else "MirroredStrategy"
 
 
 class Samples:
