@@ -130,20 +130,27 @@ class Trainer(keras.Model):
         """
         batch = self.with_static_shape(batch)
         weights = [local(variable) for variable in self.decoder.trainable_variables]
-        before = tf.cond(
-            measure,
-            lambda: [weight.read_value() for weight in weights],
-            lambda: [tf.zeros([0] * len(weight.shape), weight.dtype) for weight in weights],
-        )
+        if on_tpu():
+            # One XLA program: the branches of a condition must agree in shape there, and the values are at hand anyway.
+            before = [weight.read_value() for weight in weights]
+        else:
+            before = tf.cond(
+                measure,
+                lambda: [weight.read_value() for weight in weights],
+                lambda: [tf.zeros([0] * len(weight.shape), weight.dtype) for weight in weights],
+            )
         if self.mode == "xla" and not replicated():
             logs = self.part("step", self.undistributed_step, compiled=True)(batch)
         else:
             gradients, sums = self.part("gradients", self.gradients, compiled=self.mode == "xla")(batch)
             gradients, sums = summed_over_replicas(gradients, sums)
             norm = tf.linalg.global_norm(gradients)
-            logs = self.part("update", self.update, compiled=not on_tpu())(gradients, sums, norm)
+            logs = self.part("update", self.update, compiled=True)(gradients, sums, norm)
         with tf.control_dependencies([logs["finite"]]):
-            ratio = tf.cond(measure, lambda: relative_change(before, weights), lambda: tf.zeros(()))
+            if on_tpu():
+                ratio = tf.where(measure, relative_change(before, weights), 0.0)
+            else:
+                ratio = tf.cond(measure, lambda: relative_change(before, weights), lambda: tf.zeros(()))
         return {**logs, "update_ratio": ratio}
 
     def undistributed_step(self, batch: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
@@ -244,8 +251,11 @@ class Trainer(keras.Model):
         return {name: sums.get(name, tf.zeros(())) for name in EVALUATION_SUMS}
 
     def part(self, name: str, function: Callable, compiled: bool) -> Callable:
-        """`function`, compiled by XLA or not; each replica has its own, bound to its own copy of the variables."""
-        if not compiled:
+        """`function`, compiled by XLA or not; each replica has its own, bound to its own copy of the variables.
+
+        On TPUs nothing is compiled apart: what `strategy.run` is given is one XLA program already.
+        """
+        if not compiled or on_tpu():
             return function
         replica = tf.get_static_value(tf.distribute.get_replica_context().replica_id_in_sync_group)
         key = (name, self.mode, int(replica))
