@@ -231,12 +231,12 @@ class Trainer(keras.Model):
         step = iterations.read_value()
         for variable, new in changed:
             if variable is not iterations:
-                variable.assign(tf.where(finite, new, variable.read_value()))
-        iterations.assign(step + 1)
+                assign(variable, tf.where(finite, new, variable.read_value()))
+        assign(iterations, step + 1)
         skipped, in_a_row = local(self.skipped_updates), local(self.consecutive_skipped)
         dropped = tf.cast(~finite, tf.int64)
-        skipped.assign(skipped + dropped)
-        in_a_row.assign((in_a_row + 1) * dropped)
+        assign(skipped, skipped + dropped)
+        assign(in_a_row, (in_a_row + 1) * dropped)
         return {**sums, "finite": tf.cast(finite, tf.float32), "gradient_norm": norm, "learning_rate": learning_rate}
 
     def test_step(self, batch: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
@@ -431,6 +431,15 @@ def local(variable: keras.Variable) -> tf.Variable:
     if isinstance(value, tf.distribute.DistributedValues) and not on_tpu():
         return value._get()
     return value
+
+
+def assign(variable: tf.Variable, value: tf.Tensor) -> None:
+    """Gives the copy that `local` returned its new value, without a word to the other replicas."""
+    if on_tpu():
+        # What counters would do by themselves is to ask the first replica, one collective each.
+        tf.raw_ops.AssignVariableOp(resource=variable.handle, value=value)
+    else:
+        variable.assign(value)
 
 
 def on_tpu() -> bool:
