@@ -46,8 +46,8 @@ def tokens_per_second(shape: str, workers: int, threads: int, text: Path) -> flo
             "TF_NUM_INTRAOP_THREADS": str(threads),
             "OMP_NUM_THREADS": str(threads),
         }
-        more = [f"--max_steps={STEPS.value}", f"--train_text={text}", f"--run_dir={directory}/run"]
-        done = subprocess.run([*command, *more], cwd=ROOT, env=environment, capture_output=True, text=True)
+        of_run = [f"--max_steps={STEPS.value}", f"--train_text={text}", f"--run_dir={directory}/run"]
+        done = subprocess.run([*command, *of_run], cwd=ROOT, env=environment, capture_output=True, text=True)
         if done.returncode:
             raise SystemExit(done.stdout + done.stderr)
         rows = [json.loads(line) for line in Path(directory, "run/metrics.jsonl").read_text().splitlines()]
@@ -72,8 +72,8 @@ def main(_: list[str]) -> None:
         for shape in SHAPES:
             best[shape] = dict.fromkeys(settings, 0.0)
             for _ in range(ROUNDS.value):
-                for name, (workers, threads) in settings.items():
-                    best[shape][name] = max(best[shape][name], tokens_per_second(shape, workers, threads, text))
+                for name, (count, threads) in settings.items():
+                    best[shape][name] = max(best[shape][name], tokens_per_second(shape, count, threads, text))
     if not JSON.value:
         for shape, figures in best.items():
             first = next(iter(figures.values()))

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from tfgpt.model.checkpoints.huggingface import load_weights
@@ -50,30 +51,11 @@ def assemble(recipe: Recipe, data: PreparedData, strategy: tf.distribute.Strateg
     Raises:
         UserError: the settings do not fit the data, the devices or the model to start from.
     """
-    config = recipe.decoder_config(data.tokenizer.vocabulary_size)
     batch = recipe.batch
     check_batch(batch.batch_size, recipe.step.accumulation_steps, strategy)
     keras.utils.set_random_seed(recipe.run.seed)
     with strategy.scope():
-        decoder = Decoder(config, packed=batch.document_masking, dtype=recipe.step.dtype)
-        if recipe.run.init_from is not None:
-            load_weights(decoder, recipe.run.init_from)
-        schedule = build_schedule(recipe.schedule, recipe.optimizer.learning_rate, recipe.run.max_steps)
-        objective = CausalLanguageModeling(
-            label_smoothing=recipe.step.label_smoothing,
-            z_loss=recipe.step.z_loss,
-            chunk_tokens=recipe.step.cross_entropy_chunk_tokens,
-        )
-        trainer = Trainer(
-            decoder,
-            objective,
-            recipe.step,
-            recipe.optimizer,
-            seed=recipe.run.seed,
-            token_byte_lengths=data.tokenizer.byte_lengths(),
-            batch_shape=(batch.batch_size, batch.sequence_length),
-        )
-        trainer.compile(optimizer=build_optimizer(recipe.optimizer, schedule, decoder))
+        trainer = build_trainer(recipe, data.tokenizer.vocabulary_size, data.tokenizer.byte_lengths())
 
     shape: dict[str, Any] = {
         "sequence_length": batch.sequence_length,
@@ -88,3 +70,38 @@ def assemble(recipe: Recipe, data: PreparedData, strategy: tf.distribute.Strateg
     validation = distributed(strategy, functools.partial(validation_batches, data.validation, **shape))
     steps = validation_steps(data.validation, batch.sequence_length, batch.batch_size)
     return Assembly(trainer, batches, validation, steps)
+
+
+def build_trainer(recipe: Recipe, vocabulary_size: int, token_byte_lengths: np.ndarray | None = None) -> Trainer:
+    """The decoder, its objective, the optimizer and the step, all variables made; call it in the strategy's scope.
+
+    Args:
+        recipe: the run's settings.
+        vocabulary_size: the tokenizer's.
+        token_byte_lengths: as `Trainer`'s.
+
+    Raises:
+        UserError: the settings do not fit the vocabulary or the model to start from.
+    """
+    batch = recipe.batch
+    config = recipe.decoder_config(vocabulary_size)
+    decoder = Decoder(config, packed=batch.document_masking, dtype=recipe.step.dtype)
+    if recipe.run.init_from is not None:
+        load_weights(decoder, recipe.run.init_from)
+    schedule = build_schedule(recipe.schedule, recipe.optimizer.learning_rate, recipe.run.max_steps)
+    objective = CausalLanguageModeling(
+        label_smoothing=recipe.step.label_smoothing,
+        z_loss=recipe.step.z_loss,
+        chunk_tokens=recipe.step.cross_entropy_chunk_tokens,
+    )
+    trainer = Trainer(
+        decoder,
+        objective,
+        recipe.step,
+        recipe.optimizer,
+        seed=recipe.run.seed,
+        token_byte_lengths=token_byte_lengths,
+        batch_shape=(batch.batch_size, batch.sequence_length),
+    )
+    trainer.compile(optimizer=build_optimizer(recipe.optimizer, schedule, decoder))
+    return trainer

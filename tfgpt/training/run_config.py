@@ -39,8 +39,8 @@ class RunConfig(Settings):
     )
     stopped_exit_code: int = setting(
         0,
-        "Exit code when a signal stopped the run before its end. A scheduler that starts a job again only when it fails "
-        "(Kubernetes) needs another than 0, such as 76.",
+        "Exit code when a signal stopped the run before its end. A scheduler that starts a job again only when it "
+        "fails (Kubernetes) needs another than 0, such as 76.",
         minimum=0,
         maximum=125,
     )
