@@ -54,7 +54,7 @@ def tokens_per_second(shape: str, workers: int, threads: int, text: Path) -> flo
     return statistics.median(row["tokens_per_second"] for row in rows if "tokens_per_second" in row)
 
 
-def main(_: list[str]) -> None:
+def main(arguments: list[str]) -> None:
     """Measures and prints."""
     cores = len(os.sched_getaffinity(0))
     settings = {
