@@ -20,7 +20,7 @@ from tests.training.topologies import free_addresses, tf_config
 FLAGS = (
     "--tokenizer=bytes --preset=tiny --num_layers=1 --num_query_heads=2 --num_key_value_heads=1 --hidden_dim=16 "
     "--head_dim=8 --intermediate_dim=32 --sequence_length=16 --batch_size=8 --warmup_steps=2 --compile=graph "
-    "--max_steps=60 --log_every=10 --validate_every=60 --checkpoint_every=10 --sample_tokens=0 --steps_per_call=1 "
+    "--max_steps=90 --log_every=10 --validate_every=90 --checkpoint_every=10 --sample_tokens=0 --steps_per_call=1 "
     "--clip_norm=0.3 --ema_decay=0.9 --accumulation_steps=2 --learning_rate=0.003 --tensorboard=false"
 ).split()
 
@@ -69,7 +69,16 @@ def wait_for(path: Path, workers: Workers) -> None:
         time.sleep(0.05)
 
 
-def state(run_dir: Path, step: int = 60) -> dict[str, np.ndarray]:
+def wait_for_another(directory: Path, known: Path, workers: Workers) -> None:
+    """Until a checkpoint later than `known` is there."""
+    deadline = time.monotonic() + 500
+    while max(directory.glob("step-????????")) == known:
+        assert time.monotonic() < deadline, workers.output(0)
+        assert all(process.poll() is None for process in workers.processes), workers.output(0)
+        time.sleep(0.05)
+
+
+def state(run_dir: Path, step: int = 90) -> dict[str, np.ndarray]:
     return safetensors.numpy.load_file(run_dir / f"checkpoints/step-{step:08d}/state.safetensors")
 
 
@@ -111,23 +120,34 @@ def test_after_a_kill_the_others_name_the_lost_worker_and_all_start_again_to_the
     assert_same_state(undisturbed, state(run_dir))
 
 
-def test_sigterm_on_any_worker_stops_all_with_one_checkpoint_that_another_strategy_goes_on_from(
+def test_a_run_moves_from_one_device_to_a_cluster_stopped_by_sigterm_and_on_to_logical_cpus(
     text_file, tmp_path, undisturbed
 ):
     chief_dir, other_dir = tmp_path / "chief", tmp_path / "other"
+    command = [sys.executable, "-m", "tfgpt.train", *FLAGS, f"--train_text={text_file}", f"--run_dir={chief_dir}"]
+    with (tmp_path / "one.log").open("wb") as log:
+        one = subprocess.Popen([*command, "--strategy=one"], cwd=ROOT, stdout=log, stderr=log)
+    deadline = time.monotonic() + 300
+    while not (chief_dir / "checkpoints/step-00000010").exists():
+        assert time.monotonic() < deadline and one.poll() is None, (tmp_path / "one.log").read_text()
+        time.sleep(0.01)
+    one.send_signal(signal.SIGTERM)
+    assert one.wait(timeout=60) == 0
+    begun = max((chief_dir / "checkpoints").glob("step-????????"))
     workers = Workers(2, text_file, [chief_dir, other_dir], "--stopped_exit_code=76", "--restarts=1")
-    wait_for(chief_dir / "checkpoints/step-00000010", workers)
+    wait_for_another(chief_dir / "checkpoints", begun, workers)
     workers.processes[1].send_signal(signal.SIGTERM)
     assert workers.wait() == [76, 76], workers.output(0) + workers.output(1)
     # The other worker had a place of its own to write to, and wrote nothing.
     assert not other_dir.exists()
     steps = sorted(int(path.name[5:]) for path in (chief_dir / "checkpoints").glob("step-????????"))
     assert f"Stopped at step {steps[-1]}, saved in" in workers.output(0)
-    assert 10 <= steps[-1] < 60
+    assert begun < chief_dir / f"checkpoints/step-{steps[-1]:08d}"
     assert not list((chief_dir / "checkpoints").glob(".*"))
     going_on = [sys.executable, "-m", "tfgpt.train", f"--flagfile={chief_dir / 'flags.cfg'}", "--strategy=mirrored"]
     done = subprocess.run([*going_on, "--logical_cpus=4"], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
+    assert f"Resuming from {begun} (step" in workers.output(0)
     assert f"step {steps[-1]})" in done.stdout
     assert_same_state(undisturbed, state(chief_dir))
 
