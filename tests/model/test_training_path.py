@@ -1,5 +1,7 @@
 """Dropout as a pure function of its seed, and rematerialization without a difference."""
 
+import re
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -82,6 +84,19 @@ def test_rematerialization_holds_in_a_traced_loop_over_micro_batches(compiled):
     np.testing.assert_allclose(recomputed[0], kept[0], rtol=1e-6)
     for mine, theirs in zip(recomputed[1], kept[1]):
         np.testing.assert_allclose(mine.numpy(), theirs.numpy(), atol=1e-6 + 1e-5 * np.abs(theirs).max())
+
+
+def test_xla_really_runs_the_blocks_again_where_they_are_rematerialized():
+    def products(decoder):
+        step = tf.function(lambda: loss_and_gradients(decoder, None), jit_compile=True)
+        program = step.experimental_get_compiler_ir()(stage="optimized_hlo")
+        return len(re.findall(r" dot\(|matmul", program))
+
+    kept, recomputed = (
+        products(random_decoder(MODERN | {"num_layers": 1, "rematerialize": on})) for on in (False, True)
+    )
+    # Attention's three projections, its scores and their mixture, the output's and the MLP's but the last.
+    assert recomputed >= kept + 6
 
 
 @pytest.mark.parametrize("values", [MODERN, GPT2 | {"rematerialize": True}], ids=["kept", "rematerialized"])
