@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 from collections.abc import Callable
@@ -26,6 +27,7 @@ from tfgpt.diagnosis.speed import (
     measure_speed,
 )
 from tfgpt.diagnosis.subject import Batch, Subject, affordable_tokens, at_constant_rate, first_batch
+from tfgpt.diagnosis.tpu import check_tpu
 from tfgpt.pipeline.batches import training_batches
 from tfgpt.pipeline.prepare import PreparedData, prepare
 from tfgpt.training.assembly import assemble
@@ -62,7 +64,7 @@ def examine(
             "share of --batch_size",
         )
     report = Report(say)
-    strategy = resolve(recipe.strategy)
+    strategy = strategy_here(recipe, say)
     machine = machine or this_machine(strategy)
     data = prepare(recipe.corpus, recipe.tokenizer_config(), say=say)
     config = recipe.decoder_config(data.tokenizer.vocabulary_size)
@@ -75,12 +77,29 @@ def examine(
     report.add(check_tokens(data, recipe))
     report.add(check_corpus(data, recipe, data.tokenizer.vocabulary_size))
     report.add(check_disk(recipe, config))
+    if recipe.strategy.strategy == "tpu":
+        report.add(check_tpu(recipe, config))
     memory = report.add(check_memory(recipe, config, machine))
     if memory.status == FAIL:
         report.skip((*MODEL_CHECKS, *SPEED_CHECKS), "because the model does not fit")
         return report
     examine_model(report, recipe, doctor, data, batch, strategy, machine)
     return report
+
+
+def strategy_here(recipe: Recipe, say: Callable[[str], None]) -> tf.distribute.Strategy:
+    """The recipe's strategy; where it asks for TPUs that are not there, one device of this machine.
+
+    Raises:
+        UserError: the devices asked for are not there.
+    """
+    try:
+        return resolve(recipe.strategy)
+    except TfgptError as error:
+        if recipe.strategy.strategy != "tpu":
+            raise
+        say(f"No TPU here ({error}): what can be is checked on this machine, scripts/tpu_compile.sh says more")
+        return resolve(dataclasses.replace(recipe.strategy, strategy="one"))
 
 
 def examine_model(
