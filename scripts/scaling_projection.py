@@ -16,8 +16,8 @@ result and at the end one line of JSON. NOTHING OF IT WAS MEASURED ON A TPU. Wha
 - the hosts feed the chips in time.
 
 Two ways to grow: "same batch a chip" lets the global batch grow with the chips; "same global batch" keeps it at
---global_tokens and stops at one row a chip. Efficiency is tokens a second and chip over those of a single chip with
-the same rows. "Ends" is the number of chips where the all-reduce takes as long as the computing, above which more chips
+--global_tokens and stops at one row a chip. Efficiency is tokens a second and chip over those of the single chip in the
+same table. Below it: the number of chips where the all-reduce takes as long as the computing, above which more chips
 bring less than half of what they cost.
 
 Figures of the chips: cloud.google.com/tpu/docs/v4, …/v5e, …/v5p, …/v6e (read 2026-11): peak bfloat16, memory
@@ -113,8 +113,11 @@ def project(result: dict[str, Any], utilization: float, global_tokens: int) -> d
             "update_ms": update * 1e3,
             "all_reduce_ms": reduce * 1e3,
             "tokens_per_second": chips * chip_rows * length / (work + update + reduce),
-            "efficiency": (work + update) / (work + update + reduce),
         }
+
+    def column(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        one = lines[0]["tokens_per_second"]
+        return [{**line, "efficiency": line["tokens_per_second"] / line["chips"] / one} for line in lines]
 
     counts = [2**power for power in range(9)]
     global_rows = global_tokens // length
@@ -127,8 +130,9 @@ def project(result: dict[str, Any], utilization: float, global_tokens: int) -> d
         "all_reduce_bytes": result["all_reduce_bytes"],
         "utilization": utilization,
         "global_tokens": global_rows * length,
-        "same_batch_a_chip": [line(chips, rows) for chips in counts],
-        "same_global_batch": [line(chips, global_rows // chips) for chips in counts if chips <= global_rows],
+        "same_batch_a_chip": column([line(chips, rows) for chips in counts]),
+        "same_global_batch": column([line(chips, global_rows // chips) for chips in counts if chips <= global_rows]),
+        "global_rows": global_rows,
         "ends": round(compute(global_rows * length) / all_reduce_seconds(chip, 256, result["all_reduce_bytes"])),
     }
 
@@ -158,7 +162,7 @@ def table(projection: dict[str, Any]) -> str:
         lines.append(f"{weak['chips']:>6} | {columns(weak)} | {strong}")
     lines.append(
         f"with {projection['global_tokens']:,} tokens a step the all-reduce takes as long as computing at about "
-        f"{projection['ends']:,} chips"
+        f"{projection['ends']:,} chips; at {projection['global_rows']:,} each has one row left"
     )
     return "\n".join(lines)
 
