@@ -21,8 +21,8 @@ same table. Below it: the number of chips where the all-reduce takes as long as 
 bring less than half of what they cost.
 
 Figures of the chips: cloud.google.com/tpu/docs/v4, …/v5e, …/v5p, …/v6e (read 2026-11): peak bfloat16, memory
-bandwidth, inter-chip interconnect of a chip (both directions: v5e 400 GB/s, v6e 800, v5p 1200, v4 600; half is one
-direction's).
+bandwidth, and what a chip's links carry in one direction: the all-reduce bandwidth of a pod over its chips (v4 1.1 PB/s
+of 4096, v5e 51.2 TB/s of 256, v6e 102.4 TB/s of 256), for v5p half of its 1200 GB/s in both directions.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Chip:
 
 
 CHIPS = {
-    "v4": Chip(275e12, 1200e9, 300e9, 3, 64),
+    "v4": Chip(275e12, 1200e9, 268e9, 3, 64),
     "v5e": Chip(197e12, 819e9, 200e9, 2, 256),
     "v5p": Chip(459e12, 2765e9, 600e9, 3, 64),
     "v6e": Chip(918e12, 1600e9, 400e9, 2, 256),
