@@ -16,13 +16,13 @@ result and at the end one line of JSON. NOTHING OF IT WAS MEASURED ON A TPU. Wha
 - the hosts feed the chips in time.
 
 Two ways to grow: "same batch a chip" lets the global batch grow with the chips; "same global batch" keeps it at
---global_tokens and stops at one row a chip. Efficiency is tokens a second and chip over those of a single chip with
-the same rows. "Ends" is the number of chips where the all-reduce takes as long as the computing, above which more chips
+--global_tokens and stops at one row a chip. Efficiency is tokens a second and chip over those of the single chip in the
+same table. Below it: the number of chips where the all-reduce takes as long as the computing, above which more chips
 bring less than half of what they cost.
 
 Figures of the chips: cloud.google.com/tpu/docs/v4, …/v5e, …/v5p, …/v6e (read 2026-11): peak bfloat16, memory
-bandwidth, inter-chip interconnect of a chip (both directions: v5e 400 GB/s, v6e 800, v5p 1200, v4 600; half is one
-direction's).
+bandwidth, and what a chip's links carry in one direction: the all-reduce bandwidth of a pod over its chips (v4 1.1 PB/s
+of 4096, v5e 51.2 TB/s of 256, v6e 102.4 TB/s of 256), for v5p half of its 1200 GB/s in both directions.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Chip:
 
 
 CHIPS = {
-    "v4": Chip(275e12, 1200e9, 300e9, 3, 64),
+    "v4": Chip(275e12, 1200e9, 268e9, 3, 64),
     "v5e": Chip(197e12, 819e9, 200e9, 2, 256),
     "v5p": Chip(459e12, 2765e9, 600e9, 3, 64),
     "v6e": Chip(918e12, 1600e9, 400e9, 2, 256),
@@ -113,8 +113,11 @@ def project(result: dict[str, Any], utilization: float, global_tokens: int) -> d
             "update_ms": update * 1e3,
             "all_reduce_ms": reduce * 1e3,
             "tokens_per_second": chips * chip_rows * length / (work + update + reduce),
-            "efficiency": (work + update) / (work + update + reduce),
         }
+
+    def column(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        one = lines[0]["tokens_per_second"]
+        return [{**line, "efficiency": line["tokens_per_second"] / line["chips"] / one} for line in lines]
 
     counts = [2**power for power in range(9)]
     global_rows = global_tokens // length
@@ -127,8 +130,9 @@ def project(result: dict[str, Any], utilization: float, global_tokens: int) -> d
         "all_reduce_bytes": result["all_reduce_bytes"],
         "utilization": utilization,
         "global_tokens": global_rows * length,
-        "same_batch_a_chip": [line(chips, rows) for chips in counts],
-        "same_global_batch": [line(chips, global_rows // chips) for chips in counts if chips <= global_rows],
+        "same_batch_a_chip": column([line(chips, rows) for chips in counts]),
+        "same_global_batch": column([line(chips, global_rows // chips) for chips in counts if chips <= global_rows]),
+        "global_rows": global_rows,
         "ends": round(compute(global_rows * length) / all_reduce_seconds(chip, 256, result["all_reduce_bytes"])),
     }
 
@@ -158,7 +162,7 @@ def table(projection: dict[str, Any]) -> str:
         lines.append(f"{weak['chips']:>6} | {columns(weak)} | {strong}")
     lines.append(
         f"with {projection['global_tokens']:,} tokens a step the all-reduce takes as long as computing at about "
-        f"{projection['ends']:,} chips"
+        f"{projection['ends']:,} chips; at {projection['global_rows']:,} each has one row left"
     )
     return "\n".join(lines)
 

@@ -16,9 +16,9 @@ For each chip a card is printed:
 --largest looks for the most rows of a micro-batch with which the compiler accepts the program, by bisection between a
 size that fits and one that does not, to about an eighth. Accumulation makes any batch from micro-batches of that size.
 
-Operations are the compiler's, of the same step compiled for the first chip with no loop (one micro-batch of one row,
-logits in one piece), because it counts a loop's body once; they grow with the tokens. A result is kept in --cache under
-the program's hash.
+Operations are the compiler's for the first chip. It counts a loop's body once, so they are taken from steps without one
+(one micro-batch of one row, logits in one piece) of one and of two layers, extended to all layers, which are alike, and
+grow with the tokens. A result is kept in --cache under the program's hash.
 """
 
 from __future__ import annotations
@@ -123,13 +123,14 @@ class Step:
         say(f"{chip}: {facts['rows']} rows x {facts['micro_batches']}: {words(said)}")
         return {**facts, **said, "chip": chip, "libtpu": version}
 
-    def flops_per_token(self, chip: str) -> float:
+    def flops_per_token(self, chip: str, layers: int) -> float:
         """Operations for a token, the update's share included, as the compiler counts them for the first chip asked."""
         if self.flops is None:
-            one = self.compiled(chip, 1, 1, "--cross_entropy_chunk_tokens=1048576")
-            if not one["fits"]:
-                one = self.compiled("v5p", 1, 1, "--cross_entropy_chunk_tokens=1048576")
-            self.flops = one["flops"] / one["tokens"]
+            whole = "--cross_entropy_chunk_tokens=1048576"
+            one, two = (self.compiled(chip, 1, 1, whole, f"--num_layers={count}") for count in (1, 2))
+            if not (one["fits"] and two["fits"]):
+                sys.exit(f"tpu_compile: not even two layers fit {chip}: no operations counted; see --no_flops")
+            self.flops = (one["flops"] + (layers - 1) * (two["flops"] - one["flops"])) / one["tokens"]
         return self.flops
 
 
@@ -259,7 +260,7 @@ def examine(step: Step, chip: str, options: argparse.Namespace) -> dict[str, Any
     """Everything asked for about a chip; the facts of the configured size, `largest_rows`, `flops_per_token`."""
     result = step.compiled(chip, options.rows, options.micro_batches)
     if not options.no_flops:
-        result["flops_per_token"] = step.flops_per_token(chip)
+        result["flops_per_token"] = step.flops_per_token(chip, result["layers"])
         result["step_flops"] = result["flops_per_token"] * result["tokens"]
     if options.largest:
         result["largest"] = largest(step, chip, result)

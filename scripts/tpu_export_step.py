@@ -125,6 +125,7 @@ def export(recipe: Recipe, replicas: int = 1) -> tuple[bytes, dict[str, Any]]:
         "optimizer_bytes": sum(size_of(variable) for variable in trainer.optimizer.variables),
         "average_bytes": sum(size_of(variable) for variable in trainer.averages),
         "all_reduce_bytes": 4 * parameters + 4 * 3,
+        "layers": config.num_layers,
         "optimizer": recipe.optimizer.optimizer,
         "rows": rows // recipe.step.accumulation_steps,
         "micro_batches": recipe.step.accumulation_steps,

@@ -46,6 +46,10 @@ def test_times_are_operations_over_peak_and_bytes_over_links(tmp_path: Path):
     assert last["efficiency"] == pytest.approx((compute + update) / (compute + update + reduce))
     # Four chips are no ring: half of the links' rate.
     assert found["same_batch_a_chip"][2]["all_reduce_ms"] == pytest.approx(1e3 * (1.5 * 4e8 / 100e9 + 8e-6))
+    # Four chips do a quarter of the computing each, the whole update each, and the all-reduce.
+    one, four = found["same_global_batch"][0], found["same_global_batch"][2]
+    slower = (32 / 8 * compute + update + 1.5 * 4e8 / 100e9 + 8e-6) / ((128 / 8 * compute + update) / 4)
+    assert one["efficiency"] == 1.0 and four["efficiency"] == pytest.approx(1 / slower)
     # 128 rows: 128 chips have one each, 256 have none.
     assert [line["rows"] for line in found["same_global_batch"]] == [128, 64, 32, 16, 8, 4, 2, 1]
     assert found["ends"] == round(131072 * 1e9 / (0.5 * 197e12) / reduce)
