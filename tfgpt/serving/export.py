@@ -21,6 +21,7 @@ from tfgpt.serving.config import NOT_IN_EXPORTS, ExportConfig
 from tfgpt.serving.precision import ServedWeights
 from tfgpt.serving.quality import bits_per_byte, quality_ids
 from tfgpt.serving.served_model import ServedModel
+from tfgpt.serving.serving_files import FOLDER, stable_version, write_serving_files
 from tfgpt.serving.signatures import SIGNATURES
 from tfgpt.serving.verification import verify
 from tfgpt.serving.warmup import write_warmup
@@ -48,7 +49,10 @@ def export(
         UserError: the model cannot be exported, or the version is there already.
         RunError: the written version does not answer as the model does; nothing is left of it.
     """
-    version = version_directory(Path(config.output).expanduser(), config.version)
+    output = Path(config.output).expanduser()
+    version = version_directory(output, config.version)
+    if config.serving_files:
+        stable_version(output / FOLDER / "models.config", output.resolve().name)  # An unreadable one is refused now.
     measured = Measured(config, directory, tokenizer)
     if config.precision != "float32":
         measured.add("float32", load_decoder(directory, dtype="float32"), "float32")
@@ -66,6 +70,9 @@ def export(
         verify(temporary, Generator(decoder, tokenizer), sampling)
     equal = "tokens equal those of generate" if decoder.compute_dtype == "float32" else "tokens as probable as it says"
     say(f"Verified: {len(SIGNATURES)} signatures through the session loader; {equal}")
+    if config.serving_files:
+        folder = write_serving_files(version.parent, version, config.serving_image, config.serving_cores)
+        say(f"Serving files: {folder} (serve.sh, models.config, docker-compose.yaml, kubernetes.yaml, ROLLOUT.md, …)")
     return version
 
 
