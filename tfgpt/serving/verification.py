@@ -118,7 +118,8 @@ class Comparison:
             chunk = dataclasses.replace(sampling, max_new_tokens=size)
             inputs = {"ids": np.array([ids], np.int32), "length": np.array([len(ids)], np.int32)}
             answer = run(self.model, "stream", inputs | sampling_inputs(chunk, 1))
-            if len(ids) <= self.generator.context:
+            # The generator refuses longer prompts, and ids that the model has but its tokenizer does not.
+            if len(ids) <= self.generator.context and max(ids) < self.generator.tokenizer.vocabulary_size:
                 [[found]] = self.generator.generate([np.array(ids)], chunk)
                 self.row("stream", answer, 0, ids, found)
             ids += tokens_of(answer, 0)
