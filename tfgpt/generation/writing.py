@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from tfgpt.generation.decoding import Cache, DecodingFunctions, cache_specs, window_start
+from tfgpt.generation.decoding import Cache, DecodingFunctions, cache_specs, slots_of, window_start
 from tfgpt.generation.sampling import SamplingParameters, choose, seen_tokens
 
 # Steps between looks at which rows have ended.
@@ -76,7 +76,7 @@ def write(
 
     def block(state: State) -> tuple[State]:
         present = tf.gather(lengths + state.counts, state.rows)
-        room = context - tf.shape(state.cache[0][0])[1] + tf.reduce_min(state.padding)
+        room = context - slots_of(state.cache) + tf.reduce_min(state.padding)
         sampling = SamplingParameters(*(tf.gather(column, state.rows) for column in parameters))
         live_ids = tf.gather(state.ids, state.rows)
         seen = _seen(live_ids, present, sampling, decoding.decoder.config.vocabulary_size)
@@ -94,7 +94,7 @@ def write(
             new = decoding.steps(state.cache, state.padding, last, present, remaining, sampling, seen, count)
             return new.tokens, new.log_probabilities, new.cache, state.padding
 
-        fresh = (tf.shape(state.cache[0][0])[1] == 0) | (room <= 0)
+        fresh = (slots_of(state.cache) == 0) | (room <= 0)
         tokens, log_probabilities, cache, padding = tf.cond(fresh, first_token, more_tokens)
         return (_absorbed(state, decoding, tokens, log_probabilities, cache, padding, present, remaining),)
 
