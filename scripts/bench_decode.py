@@ -5,8 +5,9 @@
 A GPT-2 of 124 million parameters with random weights writes `--tokens` tokens greedily behind each prompt; the time of
 the whole call counts, the pass over the prompt included. Ours is `Generator.generate`, theirs `model.generate` (eager)
 and the server inside the `xllamacpp` wheel (its cache in float16; 8 rows as 8 requests at once). Each runs in a process
-of its own with its default threads. The processes of a row stay alive and take turns, so that other work on the machine
-hits all alike: a ratio is the median over the turns. CPU seconds are those of the whole process.
+of its own. The processes of a row stay alive and take turns, so that other work on the machine hits all alike: a ratio
+is the median over the turns. On a busy machine threads that wait for each other by spinning (PyTorch's, llama.cpp's)
+lose far more than ours: compare with --threads=1, and by CPU time, there. CPU seconds are those of the whole process.
 
 It needs torch and transformers; llama.cpp is left out where `xllamacpp` and `gguf` are missing.
 """
@@ -51,6 +52,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=32, help="new tokens a row (default: 32)")
     parser.add_argument("--layers", type=int, default=12, help="layers of the model (default: 12)")
     parser.add_argument("--width", type=int, default=768, help="its width (default: 768)")
+    parser.add_argument("--threads", type=int, default=0, help="threads of each process; 0: its default (default: 0)")
     parser.add_argument("--peers", default=",".join(PEERS), help=f"beside whom (default: {','.join(PEERS)})")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--directory", help=argparse.SUPPRESS)
@@ -66,14 +68,14 @@ def main() -> None:
     print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
     print(
         f"{'row':<16}{'ours tok/s':>11}{'CPU ms/tok':>11}"
-        + "".join(f"{peer:>14}{'CPU':>8}{'ratio':>7}" for peer in peers)
+        + "".join(f"{peer:>14}{'CPU':>8}{'ratio':>7}{'by CPU':>8}" for peer in peers)
     )
     figures: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         save_model(directory, arguments.layers, arguments.width)
         for dtype in dict.fromkeys(row.split("-")[0] for row in arguments.rows.split(",")):
-            contestants = [Contestant(worker, directory, dtype) for worker in ("ours", *peers)]
+            contestants = [Contestant(worker, directory, dtype, arguments.threads) for worker in ("ours", *peers)]
             for row in arguments.rows.split(","):
                 if row.startswith(dtype):
                     figures[row] = compare(row, contestants, arguments.rounds, arguments.tokens)
@@ -95,16 +97,19 @@ def print_row(row: str, figure: dict[str, Any], peers: list[str]) -> None:
     for peer in peers:
         theirs = figure[peer]
         line += f"{theirs['tokens_per_second']:>14.1f}{theirs['cpu_ms_per_token']:>8.1f}{theirs['ratio']:>7.2f}"
+        line += f"{theirs['cpu_ratio']:>8.2f}"
     print(line + f"  first tokens equal: {figure['agreement']}", flush=True)
 
 
 class Contestant:
     """One process that writes when told to."""
 
-    def __init__(self, worker: str, directory: Path, dtype: str):
+    def __init__(self, worker: str, directory: Path, dtype: str, threads: int):
         self.worker = worker
         command = [sys.executable, __file__, f"--worker={worker}", f"--directory={directory}", f"--dtype={dtype}"]
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"}
+        names = ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS") if threads else ()
+        environment |= dict.fromkeys(names, str(threads))
         self.process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -141,11 +146,12 @@ def compare(row: str, contestants: list[Contestant], rounds: int, tokens: int) -
             answers[contestant.worker].append(contestant.turn(batch, prompt, tokens))
     figure: dict[str, Any] = {}
     for worker, turns in answers.items():
-        pairs = zip(turns, answers["ours"])
+        pairs = list(zip(turns, answers["ours"]))
         figure[worker] = {
             "tokens_per_second": batch * tokens / statistics.median(turn["seconds"] for turn in turns),
             "cpu_ms_per_token": 1000 * statistics.median(turn["cpu"] for turn in turns) / (batch * tokens),
             "ratio": statistics.median(theirs["seconds"] / own["seconds"] for theirs, own in pairs),
+            "cpu_ratio": statistics.median(theirs["cpu"] / own["cpu"] for theirs, own in pairs),
         }
     written = [turns[0]["tokens"] for turns in answers.values()]
     equal = [int(np.cumprod(np.equal(written[0], other)).sum()) for other in written[1:]]
@@ -220,14 +226,15 @@ def llama(directory: Path, dtype: str) -> Write:
     """llama.cpp's server, inside this process."""
     import xllamacpp
 
+    threads = int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))
     path = directory / f"{dtype}.gguf"
     write_gguf(directory, path, dtype)
     parameters = xllamacpp.CommonParams()
     parameters.model.path = str(path)
     parameters.n_parallel, parameters.n_ctx, parameters.warmup = 8, 8 * CONTEXT, True
-    parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = os.cpu_count()
+    parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = threads
     server = xllamacpp.Server(parameters)
-    threads = concurrent.futures.ThreadPoolExecutor(8)
+    callers = concurrent.futures.ThreadPoolExecutor(8)
 
     def one(ids: np.ndarray, tokens: int) -> list[int]:
         request = {
@@ -239,7 +246,7 @@ def llama(directory: Path, dtype: str) -> Write:
         named = [int(name) for name in re.findall(r"\[(\d+)\]", answer["choices"][0]["text"])]
         return named if len(named) == tokens else [-1] * tokens
 
-    return lambda ids, tokens: list(threads.map(lambda row: one(row, tokens), ids))
+    return lambda ids, tokens: list(callers.map(lambda row: one(row, tokens), ids))
 
 
 def write_gguf(directory: Path, path: Path, dtype: str) -> None:
