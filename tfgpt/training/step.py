@@ -130,20 +130,27 @@ class Trainer(keras.Model):
         """
         batch = self.with_static_shape(batch)
         weights = [local(variable) for variable in self.decoder.trainable_variables]
-        before = tf.cond(
-            measure,
-            lambda: [weight.read_value() for weight in weights],
-            lambda: [tf.zeros([0] * len(weight.shape), weight.dtype) for weight in weights],
-        )
+        if on_tpu():
+            # One XLA program: the branches of a condition must agree in shape there, and the values are at hand anyway.
+            before = [weight.read_value() for weight in weights]
+        else:
+            before = tf.cond(
+                measure,
+                lambda: [weight.read_value() for weight in weights],
+                lambda: [tf.zeros([0] * len(weight.shape), weight.dtype) for weight in weights],
+            )
         if self.mode == "xla" and not replicated():
             logs = self.part("step", self.undistributed_step, compiled=True)(batch)
         else:
             gradients, sums = self.part("gradients", self.gradients, compiled=self.mode == "xla")(batch)
             gradients, sums = summed_over_replicas(gradients, sums)
             norm = tf.linalg.global_norm(gradients)
-            logs = self.part("update", self.update, compiled=not on_tpu())(gradients, sums, norm)
+            logs = self.part("update", self.update, compiled=True)(gradients, sums, norm)
         with tf.control_dependencies([logs["finite"]]):
-            ratio = tf.cond(measure, lambda: relative_change(before, weights), lambda: tf.zeros(()))
+            if on_tpu():
+                ratio = tf.where(measure, relative_change(before, weights), 0.0)
+            else:
+                ratio = tf.cond(measure, lambda: relative_change(before, weights), lambda: tf.zeros(()))
         return {**logs, "update_ratio": ratio}
 
     def undistributed_step(self, batch: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
@@ -224,12 +231,12 @@ class Trainer(keras.Model):
         step = iterations.read_value()
         for variable, new in changed:
             if variable is not iterations:
-                variable.assign(tf.where(finite, new, variable.read_value()))
-        iterations.assign(step + 1)
+                assign(variable, tf.where(finite, new, variable.read_value()))
+        assign(iterations, step + 1)
         skipped, in_a_row = local(self.skipped_updates), local(self.consecutive_skipped)
         dropped = tf.cast(~finite, tf.int64)
-        skipped.assign(skipped + dropped)
-        in_a_row.assign((in_a_row + 1) * dropped)
+        assign(skipped, skipped + dropped)
+        assign(in_a_row, (in_a_row + 1) * dropped)
         return {**sums, "finite": tf.cast(finite, tf.float32), "gradient_norm": norm, "learning_rate": learning_rate}
 
     def test_step(self, batch: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
@@ -244,8 +251,11 @@ class Trainer(keras.Model):
         return {name: sums.get(name, tf.zeros(())) for name in EVALUATION_SUMS}
 
     def part(self, name: str, function: Callable, compiled: bool) -> Callable:
-        """`function`, compiled by XLA or not; each replica has its own, bound to its own copy of the variables."""
-        if not compiled:
+        """`function`, compiled by XLA or not; each replica has its own, bound to its own copy of the variables.
+
+        On TPUs nothing is compiled apart: what `strategy.run` is given is one XLA program already.
+        """
+        if not compiled or on_tpu():
             return function
         replica = tf.get_static_value(tf.distribute.get_replica_context().replica_id_in_sync_group)
         key = (name, self.mode, int(replica))
@@ -322,8 +332,12 @@ class Trainer(keras.Model):
             self.loops[key] = tf.function(function, autograph=False, reduce_retracing=True)
         return self.loops[key]
 
-    def evaluate_dataset(self, dataset: tf.data.Dataset) -> dict[str, float]:
+    def evaluate_dataset(self, dataset: Any, batches: int | None = None) -> dict[str, float]:
         """Exact figures over a whole finite dataset, each token counted by its weight.
+
+        Args:
+            dataset: a `tf.data.Dataset` of global batches, or one distributed by the strategy.
+            batches: the global batches of a distributed one.
 
         Returns:
             `loss` in nats per token (no smoothing, no z-loss), `bits_per_byte` (only with `token_byte_lengths`),
@@ -332,9 +346,10 @@ class Trainer(keras.Model):
         Raises:
             UserError: the dataset holds no token.
         """
-        batches = int(dataset.cardinality())
-        if self.distribute_strategy.num_replicas_in_sync > 1:
-            dataset = self.distribute_strategy.experimental_distribute_dataset(dataset)
+        if batches is None:
+            batches = int(dataset.cardinality())
+            if self.distribute_strategy.num_replicas_in_sync > 1:
+                dataset = self.distribute_strategy.experimental_distribute_dataset(dataset)
         iterator = iter(dataset)
         totals = np.zeros(len(EVALUATION_SUMS))
         if batches >= 0:
@@ -421,6 +436,15 @@ def local(variable: keras.Variable) -> tf.Variable:
     if isinstance(value, tf.distribute.DistributedValues) and not on_tpu():
         return value._get()
     return value
+
+
+def assign(variable: tf.Variable, value: tf.Tensor) -> None:
+    """Gives the copy that `local` returned its new value, without a word to the other replicas."""
+    if on_tpu():
+        # What counters would do by themselves is to ask the first replica, one collective each.
+        tf.raw_ops.AssignVariableOp(resource=variable.handle, value=value)
+    else:
+        variable.assign(value)
 
 
 def on_tpu() -> bool:
