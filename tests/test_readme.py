@@ -25,6 +25,7 @@ SHORT = """--num_layers=1 --num_query_heads=2 --num_key_value_heads=1 --hidden_d
 BEHIND = {
     "scripts/quickstart.sh": SHORT,
     "scripts/test.sh": None,
+    "scripts/launch_local.sh": SHORT,
     "python scripts/kill_resume.py": None,
     "python -m tfgpt": [],
     "python -m tfgpt.train": SHORT,

@@ -13,15 +13,24 @@ from typing import Any
 from tfgpt.common.command import Command
 from tfgpt.common.quiet import import_tensorflow
 from tfgpt.training.recipe import GROUPS, Recipe
+from tfgpt.training.restarts import run_with_restarts
 
 
 def run(**settings: Any) -> int:
     """Checks the settings together, then trains."""
     recipe = Recipe(**settings)
+    if recipe.run.restarts:
+        return run_with_restarts(again(recipe), recipe.run.restarts)
     import_tensorflow()
     from tfgpt.training.run import train
 
     return train(recipe, COMMAND.flag_file(recipe.settings()))
+
+
+def again(recipe: Recipe) -> list[str]:
+    """The command line of a process that trains the same without starting itself again."""
+    flags = COMMAND.flag_file(recipe.settings()).splitlines()
+    return [sys.executable, "-m", "tfgpt.train", *(flag for flag in flags if flag.startswith("--")), "--restarts=0"]
 
 
 COMMAND = Command("train", __doc__, GROUPS, run)

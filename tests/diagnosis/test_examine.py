@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.diagnosis.subjects import recipe_of
+from tfgpt.common.errors import SettingError
 from tfgpt.diagnosis.config import DoctorConfig
 from tfgpt.diagnosis.examine import MODEL_CHECKS, SPEED_CHECKS, examine
 from tfgpt.diagnosis.machine import Memory
@@ -53,3 +54,11 @@ def test_targets_that_the_pipeline_shifts_wrongly_fail_the_first_batch(
     machine = Machine(Memory(1 << 20, 1 << 20, "RAM"), 1, gpu=False)
     report = examine(recipe_of(text_file), QUICK, lambda line: None, machine)
     assert "first batch" in report.failed
+
+
+def test_a_cluster_is_not_examined_and_the_line_says_what_to_do_instead(text_file: Path, monkeypatch):
+    with pytest.raises(SettingError, match="^--strategy: doctor examines one machine, not a cluster"):
+        examine(recipe_of(text_file, "--strategy=multiworker"), QUICK, lambda line: None)
+    monkeypatch.setenv("TF_CONFIG", '{"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": 0}}')
+    with pytest.raises(SettingError, match="leave TF_CONFIG out"):
+        examine(recipe_of(text_file), QUICK, lambda line: None)

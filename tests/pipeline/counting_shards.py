@@ -11,9 +11,15 @@ from tfgpt.pipeline.shards import TokenShards
 
 
 def write_raw_shards(
-    directory: Path, tokens: np.ndarray, *, weights: np.ndarray | None = None, file_tokens: int = 1 << 30
+    directory: Path,
+    tokens: np.ndarray,
+    *,
+    weights: np.ndarray | None = None,
+    file_tokens: int = 1 << 30,
+    padding_id: int | None = None,
 ) -> TokenShards:
-    """Opens shards of these ids, written by hand as the format says: end-of-text is 0, padding the last id."""
+    """Opens shards of these ids, written by hand as the format says: end-of-text is 0, padding the id len(tokens)."""
+    padding_id = len(tokens) if padding_id is None else padding_id
     directory.mkdir(parents=True)
 
     def written(name: str, numbers: np.ndarray) -> list[dict]:
@@ -33,8 +39,8 @@ def write_raw_shards(
         "documents": 1,
         "vocabulary_size": len(tokens) + 1,
         "end_of_text_id": 0,
-        "padding_id": len(tokens),
-        "special_tokens": {"<|endoftext|>": 0, "<|padding|>": len(tokens)},
+        "padding_id": padding_id,
+        "special_tokens": {"<|endoftext|>": 0, "<|padding|>": padding_id},
         "tokenizer_fingerprint": "none",
         "shards": written("tokens", tokens.astype("<u4")),
         "weights": [] if weights is None else written("weights", weights.astype(np.uint8)),

@@ -1,19 +1,8 @@
-"""A small trainer and its batches, for the tests of the step; as a program, trains on two replicas and saves the state.
-
-    python small_step.py OUT.npz STEPS JSON
-
-runs STEPS updates on a MirroredStrategy of two logical CPUs (one with "replicas": 1) in a process of its own: a second
-strategy in one process would meet the first one's collectives.
-"""
+"""A small trainer and its batches, for the tests of the step."""
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
-from pathlib import Path
-from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
@@ -24,12 +13,11 @@ import tensorflow as tf
 
 from tfgpt.model.config import DecoderConfig
 from tfgpt.model.decoder import Decoder
-from tfgpt.training.config import OptimizerConfig, ScheduleConfig, StepConfig, StrategyConfig
+from tfgpt.training.config import OptimizerConfig, ScheduleConfig, StepConfig
 from tfgpt.training.objectives import CausalLanguageModeling
 from tfgpt.training.optimizers import build_optimizer
 from tfgpt.training.schedules import build_schedule
 from tfgpt.training.step import Trainer
-from tfgpt.training.strategy import resolve
 
 VOCABULARY, LENGTH, ROWS = 67, 12, 8
 
@@ -84,31 +72,3 @@ def dataset(rows: list[dict[str, np.ndarray]]) -> tf.data.Dataset:
 def state(trainer: Trainer) -> dict[str, np.ndarray]:
     """Every variable's value."""
     return {name: np.array(variable.numpy()) for name, variable in trainer.state_variables().items()}
-
-
-def run_apart(directory: Path, steps: int, **settings: Any) -> dict[str, np.ndarray]:
-    """The state after `steps` updates in a process of its own; "logs/…" holds the last call's numbers."""
-    out = directory / "state.npz"
-    command = [sys.executable, __file__, str(out), str(steps), json.dumps(settings)]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-4000:]
-    with np.load(out) as arrays:
-        return dict(arrays)
-
-
-def main(out: str, steps: int, replicas: int = 2, mode: str = "graph", **settings: Any) -> None:
-    """Trains and saves state and logs."""
-    strategy = resolve(StrategyConfig(strategy="mirrored" if replicas > 1 else "one", logical_cpus=replicas))
-    with strategy.scope():
-        trainer = make_trainer(**settings)
-    trainer.use_mode(mode)
-    data = dataset(batches(steps))
-    feed = iter(strategy.experimental_distribute_dataset(data) if replicas > 1 else data)
-    logs = trainer.train_steps(feed, steps)
-    logs |= {f"validation_{name}": value for name, value in trainer.evaluate_dataset(dataset(batches(3, 9))).items()}
-    np.savez(out, **state(trainer), **{f"logs/{name}": value for name, value in logs.items()})
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), **json.loads(sys.argv[3]))

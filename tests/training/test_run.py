@@ -269,18 +269,6 @@ def start(text: Path, run_dir: Path, *more: str, limit_bytes: int | None = None)
     )
 
 
-def test_two_logical_cpus_learn_what_one_device_learns(text_file, tmp_path):
-    one, two = tmp_path / "one", tmp_path / "two"
-    assert run(text_file, one, "--dropout=0", "--max_steps=10") == 0
-    process = start(text_file, two, "--dropout=0", "--max_steps=10", "--strategy=mirrored", "--logical_cpus=2")
-    out, error = process.communicate(timeout=200)
-    assert process.returncode == 0, out + error
-    for expected, found in zip(rows(one), rows(two), strict=True):
-        for name in ("train_loss", "validation_loss", "gradient_norm"):
-            assert (name in found) == (name in expected)
-            assert found.get(name, 0.0) == pytest.approx(expected.get(name, 0.0), rel=2e-5)
-
-
 def test_sigterm_saves_says_how_to_go_on_and_exits_with_0(text_file, tmp_path):
     run_dir = tmp_path / "i"
     process = start(text_file, run_dir, "--max_steps=1000000")

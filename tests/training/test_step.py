@@ -15,7 +15,6 @@ from tests.training.small_step import (
     byte_lengths,
     dataset,
     make_trainer,
-    run_apart,
     state,
 )
 from tfgpt.common.errors import UserError
@@ -77,20 +76,6 @@ def test_accumulation_changes_nothing_with_ragged_weights():
     for steps in (2, 8):
         parts = trained(make_trainer(**settings, step={"accumulation_steps": steps}), batches(4))
         assert_states_close(whole, parts, 2e-5)
-
-
-@pytest.mark.parametrize(("optimizer", "mode"), [("adamw", "graph"), ("muon", "xla")])
-def test_two_replicas_equal_one_device(tmp_path, optimizer, mode):
-    settings = {
-        "optimizer": {"optimizer": optimizer, "clip_norm": 0.3, "ema_decay": 0.9},
-        "step": {"accumulation_steps": 2},
-    }
-    two = run_apart(tmp_path, 5, mode=mode, **settings)
-    trainer = make_trainer(**settings)
-    logs = trainer.train_steps(iter(dataset(batches(5))), 5)
-    logs |= {f"validation_{name}": value for name, value in trainer.evaluate_dataset(dataset(batches(3, 9))).items()}
-    one = {**state(trainer), **{f"logs/{name}": np.array(value) for name, value in logs.items()}}
-    assert_states_close(one, two, 1e-5)
 
 
 def test_grouping_updates_into_calls_changes_nothing_and_traces_once():

@@ -18,14 +18,18 @@ class Progress:
         title: what the job does, in a word or two.
         initial: units already done (a resumed job).
         every: seconds between plain lines when standard error is not a terminal.
+        silent: shows nothing (a worker whose chief shows it).
     """
 
-    def __init__(self, total: int | None, unit: str, title: str, initial: int = 0, every: float = 10.0):
+    def __init__(
+        self, total: int | None, unit: str, title: str, initial: int = 0, every: float = 10.0, silent: bool = False
+    ):
         self.title, self.unit, self.total, self.every = title, unit, total, every
         self.done, self.start_at, self.started = initial, initial, time.monotonic()
         self.last_line = self.started
         self.figures = ""
-        self.terminal = sys.stderr.isatty()
+        self.silent = silent
+        self.terminal = sys.stderr.isatty() and not silent
         self.bar = tqdm.tqdm(
             total=total,
             unit=f" {unit}",
@@ -42,7 +46,7 @@ class Progress:
         if figures:
             self.show(figures)
         self.bar.update(count)
-        if not self.terminal and time.monotonic() - self.last_line >= self.every:
+        if not self.terminal and not self.silent and time.monotonic() - self.last_line >= self.every:
             self.last_line = time.monotonic()
             print(self.line(), file=sys.stderr, flush=True)
 
@@ -64,6 +68,8 @@ class Progress:
 
     def note(self, text: str) -> None:
         """Prints a line without tearing the bar."""
+        if self.silent:
+            return
         if self.terminal:
             self.bar.write(text, file=sys.stderr)
         else:
@@ -71,7 +77,7 @@ class Progress:
 
     def close(self) -> None:
         """Ends the bar; when piped, prints the last line."""
-        if not self.terminal and self.done > self.start_at:
+        if not self.terminal and not self.silent and self.done > self.start_at:
             print(self.line(), file=sys.stderr, flush=True)
         self.bar.close()
 

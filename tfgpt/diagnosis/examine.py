@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from collections.abc import Callable
 
 import tensorflow as tf
 
-from tfgpt.common.errors import TfgptError
+from tfgpt.common.errors import SettingError, TfgptError
 from tfgpt.diagnosis import machine as machines
 from tfgpt.diagnosis.causality import check_causality
 from tfgpt.diagnosis.config import DoctorConfig
@@ -55,6 +56,13 @@ def examine(
     Raises:
         UserError: the text, a flag or the model to start from is at fault.
     """
+    chosen = recipe.strategy.strategy
+    if chosen == "multiworker" or (chosen == "auto" and os.environ.get("TF_CONFIG")):
+        raise SettingError(
+            "strategy",
+            "doctor examines one machine, not a cluster; leave TF_CONFIG out, use --strategy=auto and one worker's "
+            "share of --batch_size",
+        )
     report = Report(say)
     strategy = strategy_here(recipe, say)
     machine = machine or this_machine(strategy)

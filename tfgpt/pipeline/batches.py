@@ -53,6 +53,7 @@ def training_batches(
     document_masking: bool = False,
     num_shards: int = 1,
     shard_index: int = 0,
+    parts: int = 1,
 ) -> tf.data.Dataset:
     """Endless shuffled batches from `start_step` on.
 
@@ -65,16 +66,17 @@ def training_batches(
         document_masking: also give `segment_ids` and `positions`.
         num_shards: hosts that share a global batch; must divide `batch_size`.
         shard_index: which host this is: its rows are the contiguous part number `shard_index` of the global batch.
+        parts: devices of this host: its rows of a step come as so many elements, one after the other; must divide them.
 
     Returns:
-        A `tf.data.Dataset` of dictionaries: `token_ids` and `targets` int32 [B / num_shards, T], `weights` float32
-        [B / num_shards, T], and with `document_masking` `segment_ids` and `positions` int32 [B / num_shards, T].
+        A `tf.data.Dataset` of dictionaries, with R = B / num_shards / parts rows: `token_ids` and `targets` int32
+        [R, T], `weights` float32 [R, T], and with `document_masking` `segment_ids` and `positions` int32 [R, T].
 
     Raises:
         UserError: the shards hold fewer tokens than one window.
-        SettingError: `batch_size` does not divide by `num_shards`.
+        SettingError: `batch_size` does not divide by `num_shards`, or a host's rows not by `parts`.
     """
-    rows = rows_of_host(batch_size, num_shards, shard_index)
+    rows = rows_of_host(batch_size, num_shards, shard_index, parts)
     targets = shards.num_tokens - 1
     windows = targets // sequence_length
     if windows == 0:
@@ -91,7 +93,7 @@ def training_batches(
 
     def block(step: tf.Tensor) -> dict[str, tf.Tensor]:
         number = step * batch_size + in_block
-        return make.block(order.starts, order.inputs(number), steps, rows)
+        return make.block(order.starts, order.inputs(number), steps * parts, rows // parts)
 
     dataset = tf.data.Dataset.range(start_step, LAST_STEP, steps).map(block)
     # The next block is read while the steps of this one are trained; dealing them out is a copy of some kilobytes.
@@ -106,6 +108,7 @@ def validation_batches(
     document_masking: bool = False,
     num_shards: int = 1,
     shard_index: int = 0,
+    parts: int = 1,
 ) -> tf.data.Dataset:
     """The whole stream once, in order: each of its `num_tokens - 1` targets has weight 1 in exactly one batch.
 
@@ -117,14 +120,8 @@ def validation_batches(
     Raises:
         UserError: the shards hold no target at all.
     """
-    rows = rows_of_host(batch_size, num_shards, shard_index)
-    targets = shards.num_tokens - 1
-    if targets == 0:
-        raise UserError(
-            f"{shards.directory}: no token to validate on; give more text or a larger --validation_fraction"
-        )
-    windows = -(-targets // sequence_length)
-    batches = -(-windows // batch_size)
+    rows = rows_of_host(batch_size, num_shards, shard_index, parts)
+    batches = validation_steps(shards, sequence_length, batch_size)
     steps = min(steps_of_block(rows, sequence_length), batches)
     make = Rows(shards, sequence_length, document_masking, circular=False)
 
@@ -133,9 +130,25 @@ def validation_batches(
     def starts(step: np.ndarray) -> np.ndarray:
         return (step * batch_size + in_block) * sequence_length
 
-    dataset = tf.data.Dataset.range(0, batches, steps).map(lambda step: make.block(starts, [step], steps, rows))
-    dataset = dataset.prefetch(1).unbatch().take(batches)
-    return with_options(dataset.apply(tf.data.experimental.assert_cardinality(batches)))
+    dataset = tf.data.Dataset.range(0, batches, steps).map(
+        lambda step: make.block(starts, [step], steps * parts, rows // parts)
+    )
+    dataset = dataset.prefetch(1).unbatch().take(batches * parts)
+    return with_options(dataset.apply(tf.data.experimental.assert_cardinality(batches * parts)))
+
+
+def validation_steps(shards: TokenShards, sequence_length: int, batch_size: int) -> int:
+    """How many global batches `validation_batches` has.
+
+    Raises:
+        UserError: the shards hold no target at all.
+    """
+    targets = shards.num_tokens - 1
+    if targets == 0:
+        raise UserError(
+            f"{shards.directory}: no token to validate on; give more text or a larger --validation_fraction"
+        )
+    return -(-targets // (sequence_length * batch_size))
 
 
 class EpochOrder:
@@ -264,12 +277,14 @@ def document_borders(token_ids: np.ndarray, end_of_text_id: int) -> dict[str, np
     }
 
 
-def rows_of_host(batch_size: int, num_shards: int, shard_index: int) -> int:
-    """Rows of the global batch that one of `num_shards` hosts makes."""
+def rows_of_host(batch_size: int, num_shards: int, shard_index: int, parts: int = 1) -> int:
+    """Rows of the global batch that one of `num_shards` hosts makes, for `parts` devices."""
     if batch_size % num_shards:
         raise SettingError("batch_size", f"{batch_size} rows do not divide among {num_shards} hosts")
     if not 0 <= shard_index < num_shards:
         raise ValueError(f"shard_index {shard_index} is not one of {num_shards} shards")
+    if batch_size // num_shards % parts:
+        raise SettingError("batch_size", f"{batch_size // num_shards} rows of a host do not divide by {parts} devices")
     return batch_size // num_shards
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -12,13 +13,14 @@ import tensorflow as tf
 
 from tfgpt.model.checkpoints.huggingface import load_weights
 from tfgpt.model.decoder import Decoder
-from tfgpt.pipeline.batches import training_batches, validation_batches
+from tfgpt.pipeline.batches import training_batches, validation_batches, validation_steps
 from tfgpt.pipeline.prepare import PreparedData
 from tfgpt.training.objectives import CausalLanguageModeling
 from tfgpt.training.optimizers import build_optimizer
 from tfgpt.training.recipe import Recipe
 from tfgpt.training.schedules import build_schedule
 from tfgpt.training.step import Trainer
+from tfgpt.training.strategy import check_batch, distributed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,12 +30,14 @@ class Assembly:
     Attributes:
         trainer: the decoder with optimizer and step, its variables made.
         batches: first step → iterator of training batches from that step on.
-        validation: the held-out set, a finite dataset.
+        validation: the held-out set, a finite dataset, distributed when the strategy has several replicas.
+        validation_steps: its global batches.
     """
 
     trainer: Trainer
     batches: Callable[[int], Any]
     validation: Any
+    validation_steps: int
 
 
 def assemble(recipe: Recipe, data: PreparedData, strategy: tf.distribute.Strategy) -> Assembly:
@@ -45,33 +49,27 @@ def assemble(recipe: Recipe, data: PreparedData, strategy: tf.distribute.Strateg
         strategy: where the variables live.
 
     Raises:
-        UserError: the settings do not fit the data or the model to start from.
+        UserError: the settings do not fit the data, the devices or the model to start from.
     """
     batch = recipe.batch
+    check_batch(batch.batch_size, recipe.step.accumulation_steps, strategy)
     keras.utils.set_random_seed(recipe.run.seed)
     with strategy.scope():
         trainer = build_trainer(recipe, data.tokenizer.vocabulary_size, data.tokenizer.byte_lengths())
 
-    def batches(first_step: int) -> Any:
-        dataset = training_batches(
-            data.train,
-            sequence_length=batch.sequence_length,
-            batch_size=batch.batch_size,
-            seed=recipe.run.seed,
-            start_step=first_step,
-            document_masking=batch.document_masking,
-        )
-        if strategy.num_replicas_in_sync > 1:
-            dataset = strategy.experimental_distribute_dataset(dataset)
-        return iter(dataset)
+    shape: dict[str, Any] = {
+        "sequence_length": batch.sequence_length,
+        "batch_size": batch.batch_size,
+        "document_masking": batch.document_masking,
+    }
 
-    validation = validation_batches(
-        data.validation,
-        sequence_length=batch.sequence_length,
-        batch_size=batch.batch_size,
-        document_masking=batch.document_masking,
-    )
-    return Assembly(trainer, batches, validation)
+    def batches(first_step: int) -> Any:
+        make = functools.partial(training_batches, data.train, **shape, seed=recipe.run.seed, start_step=first_step)
+        return iter(distributed(strategy, make))
+
+    validation = distributed(strategy, functools.partial(validation_batches, data.validation, **shape))
+    steps = validation_steps(data.validation, batch.sequence_length, batch.batch_size)
+    return Assembly(trainer, batches, validation, steps)
 
 
 def build_trainer(recipe: Recipe, vocabulary_size: int, token_byte_lengths: np.ndarray | None = None) -> Trainer:

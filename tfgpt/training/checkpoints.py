@@ -205,7 +205,18 @@ def assign(arrays: Mapping[str, np.ndarray], variables: Mapping[str, Any], path:
     """Sets every variable to the checkpoint's value.
 
     Raises:
-        UserError: names or shapes differ; the line names the checkpoint and the first variable. Nothing is set then.
+        UserError: see `check_fits`. Nothing is set then.
+    """
+    check_fits(arrays, variables, path)
+    for name, variable in variables.items():
+        variable.assign(arrays[name])
+
+
+def check_fits(arrays: Mapping[str, np.ndarray], variables: Mapping[str, Any], path: Path) -> None:
+    """Whether the arrays are those of the variables.
+
+    Raises:
+        UserError: names or shapes differ; the line names the checkpoint and the first variable.
     """
     missing = sorted(set(variables) - set(arrays))
     surplus = sorted(set(arrays) - set(variables))
@@ -218,5 +229,3 @@ def assign(arrays: Mapping[str, np.ndarray], variables: Mapping[str, Any], path:
                 f"{path}: {name} has the shape {arrays[name].shape}, this model's is {tuple(variable.shape)}; "
                 "choose another --run_dir or the flags it was trained with"
             )
-    for name, variable in variables.items():
-        variable.assign(arrays[name])

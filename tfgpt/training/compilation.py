@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tfgpt.training.hosts import Hosts
 from tfgpt.training.step import Trainer
+from tfgpt.training.strategy import drives_tpus
 
 MODES = ("graph", "xla")
 # At least so many timed updates a mode, and about so many seconds.
@@ -22,6 +24,7 @@ def choose_compilation(
     mode: str,
     recorded: str | None = None,
     report: Callable[[str], None] = print,
+    hosts: Hosts | None = None,
 ) -> str:
     """Sets the trainer's mode and returns it: the one asked for, the one recorded, or the faster one.
 
@@ -34,17 +37,22 @@ def choose_compilation(
         mode: "graph", "xla" or "auto".
         recorded: the mode that a checkpoint says the run began with.
         report: gets one line when something was measured.
+        hosts: the processes that train together; they measure together and the chief's clock decides.
     """
+    hosts = hosts or Hosts(trainer.distribute_strategy)
+    if drives_tpus(trainer.distribute_strategy):
+        # The TPU's program is compiled as a whole; there is nothing to choose, and no part to compile by itself.
+        mode = "graph"
     if mode == "auto" and recorded in MODES:
         mode = str(recorded)
     if mode == "auto":
-        mode = faster_mode(trainer, batches, report)
+        mode = faster_mode(trainer, batches, report, hosts)
     trainer.use_mode(mode)
     trainer.forget_other_modes()
     return mode
 
 
-def faster_mode(trainer: Trainer, batches: Callable[[int], Any], report: Callable[[str], None]) -> str:
+def faster_mode(trainer: Trainer, batches: Callable[[int], Any], report: Callable[[str], None], hosts: Hosts) -> str:
     """Times a few updates in each mode on the run's first batches and puts everything back."""
     state = {name: np.array(variable.numpy()) for name, variable in trainer.state_variables().items()}
     times: dict[str, float] = {}
@@ -53,7 +61,7 @@ def faster_mode(trainer: Trainer, batches: Callable[[int], Any], report: Callabl
         for mode in MODES:
             trainer.use_mode(mode)
             try:
-                times[mode] = seconds_per_update(trainer, batches(0))
+                times[mode] = seconds_per_update(trainer, batches(0), hosts)
             except (tf.errors.OpError, NotImplementedError) as error:
                 if mode == "graph":
                     raise
@@ -68,16 +76,16 @@ def faster_mode(trainer: Trainer, batches: Callable[[int], Any], report: Callabl
     return best
 
 
-def seconds_per_update(trainer: Trainer, iterator: Any) -> float:
-    """The fastest of a few timed calls, after one that traces and compiles."""
+def seconds_per_update(trainer: Trainer, iterator: Any, hosts: Hosts) -> float:
+    """The fastest of a few timed calls, after one that traces and compiles; on every host the chief's figure."""
     trainer.train_steps(iterator, 1)
     started = time.perf_counter()
     trainer.train_steps(iterator, 1)
-    once = time.perf_counter() - started
+    once = hosts.share(time.perf_counter() - started)
     count = max(1, int(SECONDS / LEAST_STEPS / once))
     best = once
     for _ in range(LEAST_STEPS):
         started = time.perf_counter()
         trainer.train_steps(iterator, count)
         best = min(best, (time.perf_counter() - started) / count)
-    return best
+    return hosts.share(best)

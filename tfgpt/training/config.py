@@ -153,9 +153,25 @@ class StrategyConfig(Settings):
     strategy: str = setting(
         "auto",
         "one: the first device; mirrored: all GPUs (or all logical CPUs) of this machine, each with a part of the "
-        "batch; auto: mirrored when there is more than one, else one.",
+        "batch; multiworker: the same on several machines, the cluster from TF_CONFIG, a SLURM step or a Kubernetes "
+        "Indexed Job; tpu: the TPU that --tpu names; auto: multiworker where TF_CONFIG is set, else mirrored when "
+        "there is more than one device, else one. --batch_size is always the whole batch, shared by all devices.",
         choices=("auto", "one", "mirrored", "multiworker", "tpu"),
     )
     logical_cpus: int = setting(
         1, "Split the CPU into this many logical devices, to try --strategy=mirrored without GPUs.", minimum=1
+    )
+    tpu: str = setting("local", "With tpu: local, on a TPU VM; grpc://host:port; or the name of a Cloud TPU.")
+    cluster_timeout: float = setting(
+        600.0, "With multiworker: seconds to wait until all workers are there.", minimum=1.0
+    )
+    cluster_port: int = setting(
+        8888,
+        "With multiworker on SLURM or Kubernetes: the port of each host's first worker, as TensorFlow's SLURM resolver "
+        "has it. TF_CONFIG names ports itself.",
+        minimum=1,
+        maximum=65535,
+    )
+    cluster_size: int = setting(
+        0, "With multiworker on Kubernetes: the number of workers, which its pods are not told.", minimum=0
     )

@@ -18,7 +18,8 @@ import tensorflow as tf
 
 from tfgpt.common.errors import RunError
 from tfgpt.common.progress import Progress
-from tfgpt.training.checkpoints import Checkpoint, Checkpoints, assign
+from tfgpt.training.checkpoints import Checkpoint, Checkpoints, check_fits
+from tfgpt.training.hosts import Hosts
 from tfgpt.training.recipe import Recipe
 from tfgpt.training.run_config import steps_or_minutes
 from tfgpt.training.step import Trainer
@@ -63,7 +64,9 @@ class LoopParts:
     Attributes:
         trainer: the decoder with its step.
         batches: first step → iterator of batches from that step on.
-        validation: the held-out set as a finite dataset.
+        hosts: the processes that train together.
+        validation: the held-out set as a finite dataset, see `Assembly`.
+        validation_steps: its batches.
         checkpoints: where the run is saved.
         metrics: metrics.jsonl.
         tensorboard: the event files.
@@ -75,8 +78,10 @@ class LoopParts:
     """
 
     trainer: Trainer
+    hosts: Hosts
     batches: Callable[[int], Any]
     validation: Any
+    validation_steps: int
     checkpoints: Checkpoints
     metrics: MetricsFile
     tensorboard: TensorBoardFiles
@@ -134,8 +139,12 @@ class TrainingLoop:
                 self.roll_back(progress)
                 iterator = parts.batches(state.step)
                 continue
-            self.after_call(before, progress)
-            if signals.requested or parts.trainer.stop_training:
+            improved = self.after_call(before, progress)
+            stop, save = self.agreed(signals)
+            best = improved and self.recipe.run.keep_best
+            if best or save:
+                self.save(best=best)
+            if stop:
                 outcome = "stopped"
                 break
             if self.out_of_patience():
@@ -187,8 +196,19 @@ class TrainingLoop:
         state.step, state.trained_seconds = end, state.trained_seconds + seconds
         self.callbacks.on_train_batch_end(end - 1, {"loss": logs["loss"]})
 
-    def after_call(self, before: int, progress: Progress) -> None:
-        """Whatever is due at the step just reached."""
+    def agreed(self, signals: StopSignals) -> tuple[bool, bool]:
+        """Whether to stop and whether to save, the same on every host.
+
+        One host's signal stops all of them. The chief's clock says when to save, and the slowest host how many updates
+        a call may have: all hosts must make calls of the same length.
+        """
+        stop = bool(signals.requested) or self.parts.trainer.stop_training
+        wishes = self.parts.hosts.gather([stop, self.checkpoint_due(), self.seconds_per_step or 0.0])
+        self.seconds_per_step = float(wishes[:, 2].max())
+        return bool(wishes[:, 0].any()), bool(wishes[0, 1])
+
+    def after_call(self, before: int, progress: Progress) -> bool:
+        """Whatever is due at the step just reached; returns whether it validated better than ever."""
         state, watching = self.state, self.recipe.watching
         row: dict[str, Any] = {"step": state.step}
         last = state.step == self.max_steps
@@ -210,9 +230,7 @@ class TrainingLoop:
             self.record(row)
         if "train_loss" in row:
             self.interval, state.nats, state.tokens = Interval(), 0.0, 0.0
-        keep = improved and self.recipe.run.keep_best
-        if keep or self.checkpoint_due():
-            self.save(best=keep)
+        return improved
 
     def metrics_row(self) -> dict[str, Any]:
         """The numbers of one metrics line: the mean training loss of the interval, the last update's other numbers."""
@@ -240,17 +258,18 @@ class TrainingLoop:
         return time.monotonic() - self.saved_at >= (self.checkpoint_seconds or 0.0)
 
     def save(self, best: bool = False) -> None:
-        """Writes a checkpoint in the background, unless this step's is there."""
+        """Writes a checkpoint in the background, unless this step's is there; the chief alone does."""
         if self.saved_step == self.state.step and not best and self.state.step:
             return
-        facts = {**self.parts.facts, "state": dataclasses.asdict(self.state)}
-        self.parts.checkpoints.save(self.state.step, self.parts.trainer.state_variables(), facts, best)
+        if self.parts.hosts.is_chief:
+            facts = {**self.parts.facts, "state": dataclasses.asdict(self.state)}
+            self.parts.checkpoints.save(self.state.step, self.parts.trainer.state_variables(), facts, best)
         self.saved_at, self.saved_step = time.monotonic(), self.state.step
 
     def validate(self) -> dict[str, float]:
         """The whole held-out set, once, with the averaged weights where there are any."""
         with self.parts.trainer.averaged_weights():
-            numbers = self.parts.trainer.evaluate_dataset(self.parts.validation)
+            numbers = self.parts.trainer.evaluate_dataset(self.parts.validation, self.parts.validation_steps)
         row = {
             "validation_loss": float(numbers["loss"]),
             "validation_bits_per_byte": float(numbers["bits_per_byte"]),
@@ -281,7 +300,9 @@ class TrainingLoop:
         self.parts.tensorboard.scalars(row)
 
     def show_samples(self, progress: Progress) -> None:
-        """Text samples and, when asked for, histograms."""
+        """Text samples and, when asked for, histograms; the chief's."""
+        if not self.parts.hosts.is_chief:
+            return
         step = self.state.step
         for prompt, text in self.parts.samples().items():
             self.parts.tensorboard.text(f"sample/{prompt or 'from nothing'}", step, text)
@@ -305,16 +326,14 @@ class TrainingLoop:
         run, state, trainer = self.recipe.run, self.state, self.parts.trainer
         at, rollbacks = state.step, state.rollbacks + 1
         self.parts.checkpoints.wait()
-        checkpoint = self.parts.checkpoints.newest(progress.note)
-        if rollbacks > run.max_rollbacks or checkpoint is None:
-            why = (
-                "no checkpoint to go back to" if checkpoint is None else f"{run.max_rollbacks} roll-backs did not help"
-            )
+        facts = restored(self.parts.checkpoints, trainer, self.parts.hosts, report=progress.note)
+        if rollbacks > run.max_rollbacks or facts is None:
+            why = "no checkpoint to go back to" if facts is None else f"{run.max_rollbacks} roll-backs did not help"
             raise RunError(
                 f"step {at}: {run.rollback_after} updates in a row were not finite and {why}; "
                 "lower --learning_rate or --clip_norm, or lengthen --warmup_steps"
             )
-        self.state = restored(checkpoint, trainer)
+        self.state = State(**facts["state"])
         self.state.rollbacks = rollbacks
         trainer.learning_rate_scale.assign(float(run.rollback_factor) ** rollbacks)
         self.interval = Interval()
@@ -340,14 +359,48 @@ class TrainingLoop:
             self.profiling = False
 
 
-def restored(checkpoint: Checkpoint, trainer: Trainer) -> State:
-    """Sets the trainer's variables to a checkpoint's and returns the loop's state.
+def restored(
+    checkpoints: Checkpoints,
+    trainer: Trainer,
+    hosts: Hosts,
+    check: Callable[[Checkpoint], None] = lambda checkpoint: None,
+    report: Callable[[str], None] = print,
+) -> dict[str, Any] | None:
+    """Sets the trainer's variables to the newest whole checkpoint's, on every host, and returns its facts.
+
+    The chief reads it and tells the others, so that the directory need not be on a disk that all of them share.
+
+    Args:
+        checkpoints: the run's.
+        trainer: whose variables are set.
+        hosts: the processes that train together.
+        check: called with the checkpoint before anything is set; may raise UserError.
+        report: gets a line about every damaged checkpoint.
+
+    Returns:
+        The facts, or None when there is no checkpoint; nothing is set then.
 
     Raises:
-        UserError: the checkpoint belongs to another model or optimizer.
+        UserError: the checkpoint belongs to another model or optimizer, or `check` refuses it.
     """
-    assign(checkpoint.arrays(), trainer.state_variables(), checkpoint.path)
-    return State(**checkpoint.facts["state"])
+    variables = trainer.state_variables()
+
+    def read() -> tuple[Checkpoint, dict[str, np.ndarray]] | None:
+        checkpoint = checkpoints.newest(report)
+        if checkpoint is None:
+            return None
+        check(checkpoint)
+        arrays = checkpoint.arrays()
+        check_fits(arrays, variables, checkpoint.path)
+        return checkpoint, arrays
+
+    found = hosts.chief_does(read)
+    facts = hosts.share(found[0].facts if found else None)
+    if facts is None:
+        return None
+    for name, array in hosts.share_variables(found[1] if found else None, variables):
+        variables[name].assign(array)
+    return facts
 
 
 class Interval:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 import tfgpt
@@ -25,11 +26,13 @@ from tfgpt.pipeline.prepare import PreparedData, prepare
 from tfgpt.training.assembly import Assembly, assemble
 from tfgpt.training.checkpoints import Checkpoint, Checkpoints, assign
 from tfgpt.training.compilation import choose_compilation
+from tfgpt.training.hosts import Hosts
 from tfgpt.training.loop import LoopParts, State, TrainingLoop, restored
 from tfgpt.training.peak import measured_peak_flops
 from tfgpt.training.recipe import Recipe
+from tfgpt.training.rendezvous import in_words
 from tfgpt.training.stopping import StopSignals
-from tfgpt.training.strategy import resolve
+from tfgpt.training.strategy import check_batch, drives_tpus, resolve
 from tfgpt.training.watching import MetricsFile, TensorBoardFiles, draw_curves, read_metrics
 
 
@@ -42,41 +45,64 @@ def train(recipe: Recipe, flag_file: str, callbacks: tuple[keras.callbacks.Callb
         callbacks: Keras callbacks, driven by the loop; an epoch is the time between two validations.
 
     Returns:
-        The exit code: 0 when done or stopped resumably.
+        The exit code: 0 when done, --stopped_exit_code when stopped by a signal, resumably.
 
     Raises:
         UserError: settings, data or the run directory are at fault.
         RunError: the run failed.
     """
     strategy = resolve(recipe.strategy)
-    directory = recipe.run_dir
-    checkpoints = Checkpoints(directory / "checkpoints", recipe.run.checkpoints_kept)
-    begin_directory(recipe, checkpoints)
-    data = prepare(recipe.corpus, recipe.tokenizer_config())
-    checkpoint = checkpoints.newest(say)
-    if checkpoint is not None:
-        check_same_run(recipe, data, checkpoint)
+    check_batch(recipe.batch.batch_size, recipe.step.accumulation_steps, strategy)
+    hosts = Hosts(strategy)
+    checkpoints = Checkpoints(recipe.run_dir / "checkpoints", recipe.run.checkpoints_kept)
+    try:
+        with hosts.watched(lambda: after_a_loss(recipe, checkpoints)):
+            outcome = train_together(recipe, flag_file, callbacks, strategy, hosts, checkpoints)
+    finally:
+        checkpoints.close()
+    return recipe.run.stopped_exit_code if outcome == "stopped" else 0
+
+
+def train_together(
+    recipe: Recipe,
+    flag_file: str,
+    callbacks: tuple[keras.callbacks.Callback, ...],
+    strategy: tf.distribute.Strategy,
+    hosts: Hosts,
+    checkpoints: Checkpoints,
+) -> str:
+    """What every host does: the chief writes, reads checkpoints and speaks, all of them train; how it ended."""
+    directory, say = recipe.run_dir, hosts.say
+    hosts.chief_does(lambda: begin_directory(recipe, checkpoints))
+    data = prepared(recipe, hosts)
     assembly = assemble(recipe, data, strategy)
     trainer = assembly.trainer
-    describe(recipe, data, trainer.decoder)
-    state = State() if checkpoint is None else restored(checkpoint, trainer)
-    if checkpoint is not None:
-        say(f"Resuming from {checkpoint.path} (step {checkpoint.step})")
+    facts = restored(
+        checkpoints, trainer, hosts, check=lambda checkpoint: check_same_run(recipe, data, checkpoint), report=say
+    )
+    state = State() if facts is None else State(**facts["state"])
+    if hosts.is_chief:
+        describe(recipe, data, trainer.decoder, strategy)
+        write_text(directory / "flags.cfg", flag_file)
+    if facts is not None:
+        say(f"Resuming from {checkpoints.path_of(state.step)} (step {state.step})")
         if state.step >= recipe.run.max_steps:
             say(f"The run is finished: {state.step} of {recipe.run.max_steps} steps; raise --max_steps to go on")
-    write_text(directory / "flags.cfg", flag_file)
 
     compilation = choose_compilation(
-        trainer, assembly.batches, recipe.step.compile, checkpoint.facts["compile"] if checkpoint else None, report=say
+        trainer, assembly.batches, recipe.step.compile, facts["compile"] if facts else None, report=say, hosts=hosts
     )
-    metrics = MetricsFile(directory / "metrics.jsonl", state.step)
-    tensorboard = TensorBoardFiles(directory / "tensorboard" if recipe.watching.tensorboard else None)
+    metrics = MetricsFile(directory / "metrics.jsonl" if hosts.is_chief else None, state.step)
+    watched = recipe.watching.tensorboard and hosts.is_chief
+    tensorboard = TensorBoardFiles(directory / "tensorboard" if watched else None)
     tensorboard.hyperparameters(recipe.flags())
     samples = Samples(recipe, assembly, data)
     parts = LoopParts(
         trainer=trainer,
+        hosts=hosts,
         batches=assembly.batches,
         validation=assembly.validation,
+        validation_steps=assembly.validation_steps,
         checkpoints=checkpoints,
         metrics=metrics,
         tensorboard=tensorboard,
@@ -87,19 +113,49 @@ def train(recipe: Recipe, flag_file: str, callbacks: tuple[keras.callbacks.Callb
         callbacks=callbacks,
     )
     loop = TrainingLoop(recipe, parts, state)
+    progress = Progress(recipe.run.max_steps, "step", "train", initial=state.step, silent=not hosts.is_chief)
     try:
-        with StopSignals() as signals, Progress(recipe.run.max_steps, "step", "train", initial=state.step) as progress:
+        with StopSignals() as signals, progress:
             outcome = loop.run(signals, progress)
         if outcome == "stopped":
             say(f"Stopped at step {loop.state.step}, saved in {checkpoints.directory}; to go on:")
             say(f"  {resume_command(directory)}")
-            return 0
-        finish(recipe, data, assembly, loop.state, checkpoints, samples)
+        elif hosts.is_chief:
+            finish(recipe, data, assembly, loop.state, checkpoints, samples)
+        # Nobody leaves before the chief has written everything: it would look like the loss of a worker.
+        hosts.gather([0.0])
+        return outcome
     finally:
         metrics.close()
         tensorboard.close()
-        checkpoints.close()
-    return 0
+
+
+def prepared(recipe: Recipe, hosts: Hosts) -> PreparedData:
+    """Tokenizer and shards; the chief makes what is missing, the others find it, or make it where they cannot see it.
+
+    Raises:
+        UserError: the data are at fault, or are not the same on every host.
+    """
+
+    def make() -> PreparedData:
+        return prepare(recipe.corpus, recipe.tokenizer_config())
+
+    data = hosts.chief_does(make) or make()
+    theirs = hosts.share(data.fingerprint)
+    differing = np.flatnonzero(hosts.gather([data.fingerprint != theirs])[:, 0])
+    if len(differing):
+        raise UserError(
+            f"--train_text: {in_words(hosts.cluster, differing.tolist())} has other text or another tokenizer than the "
+            "chief; give all of them the same files"
+        )
+    return data
+
+
+def after_a_loss(recipe: Recipe, checkpoints: Checkpoints) -> str:
+    """What to do when a worker is lost."""
+    steps = checkpoints.steps()
+    where = f"go on from step {steps[-1]}" if steps else "begin again"
+    return f"start the same command on every worker to {where} (--restarts=3 does so by itself)"
 
 
 def say(text: str) -> None:
@@ -141,8 +197,8 @@ def check_same_run(recipe: Recipe, data: PreparedData, checkpoint: Checkpoint) -
         )
 
 
-def describe(recipe: Recipe, data: PreparedData, decoder: Any) -> None:
-    """Two lines on what is about to be trained on what."""
+def describe(recipe: Recipe, data: PreparedData, decoder: Any, strategy: tf.distribute.Strategy) -> None:
+    """Two or three lines on what is about to be trained on what."""
     tokens = recipe.batch.batch_size * recipe.batch.sequence_length
     total = tokens * recipe.run.max_steps
     say(
@@ -153,6 +209,16 @@ def describe(recipe: Recipe, data: PreparedData, decoder: Any) -> None:
         f"Model: {presets.count_parameters(decoder.config):,} parameters, vocabulary {decoder.config.vocabulary_size}; "
         f"{recipe.run.max_steps:,} updates of {tokens:,} tokens; run directory {recipe.run_dir}"
     )
+    replicas = strategy.num_replicas_in_sync
+    if replicas > 1:
+        say(f"Devices: {replicas} share each batch, {recipe.batch.batch_size // replicas} rows each ({kind(strategy)})")
+
+
+def kind(strategy: tf.distribute.Strategy) -> str:
+    """The strategy's public name and hosts."""
+    if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        return f"MultiWorkerMirroredStrategy of {Hosts(strategy).count} workers"
+    return "TPUStrategy" if drives_tpus(strategy) else "MirroredStrategy"
 
 
 class Samples:

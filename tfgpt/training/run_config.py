@@ -31,6 +31,19 @@ class RunConfig(Settings):
         "run directory that already holds a run.",
         choices=("auto", "never"),
     )
+    restarts: int = setting(
+        0,
+        "Times this process is started again, from the last checkpoint, when it is killed or loses another worker. "
+        "A run that fails for a reason of its own (exit code 1 or 2) is not.",
+        minimum=0,
+    )
+    stopped_exit_code: int = setting(
+        0,
+        "Exit code when a signal stopped the run before its end. A scheduler that starts a job again only when it "
+        "fails (Kubernetes) needs another than 0, such as 76.",
+        minimum=0,
+        maximum=125,
+    )
     checkpoint_every: str = setting(
         "5m", "How often a checkpoint is written: a number of steps (500) or of minutes (10m). The end always is."
     )

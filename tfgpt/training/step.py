@@ -332,8 +332,12 @@ class Trainer(keras.Model):
             self.loops[key] = tf.function(function, autograph=False, reduce_retracing=True)
         return self.loops[key]
 
-    def evaluate_dataset(self, dataset: tf.data.Dataset) -> dict[str, float]:
+    def evaluate_dataset(self, dataset: Any, batches: int | None = None) -> dict[str, float]:
         """Exact figures over a whole finite dataset, each token counted by its weight.
+
+        Args:
+            dataset: a `tf.data.Dataset` of global batches, or one distributed by the strategy.
+            batches: the global batches of a distributed one.
 
         Returns:
             `loss` in nats per token (no smoothing, no z-loss), `bits_per_byte` (only with `token_byte_lengths`),
@@ -342,9 +346,10 @@ class Trainer(keras.Model):
         Raises:
             UserError: the dataset holds no token.
         """
-        batches = int(dataset.cardinality())
-        if self.distribute_strategy.num_replicas_in_sync > 1:
-            dataset = self.distribute_strategy.experimental_distribute_dataset(dataset)
+        if batches is None:
+            batches = int(dataset.cardinality())
+            if self.distribute_strategy.num_replicas_in_sync > 1:
+                dataset = self.distribute_strategy.experimental_distribute_dataset(dataset)
         iterator = iter(dataset)
         totals = np.zeros(len(EVALUATION_SUMS))
         if batches >= 0:

@@ -32,13 +32,16 @@ class MetricsFile:
     """metrics.jsonl: one JSON object a line, each with its `step`.
 
     Args:
-        path: the file.
+        path: the file; None: nothing is written.
         step: the step that a resumed run begins at: lines of later steps, which a killed run wrote after its last
             checkpoint, are dropped, since they are about to be written again.
     """
 
-    def __init__(self, path: Path, step: int):
+    def __init__(self, path: Path | None, step: int):
         self.path = path
+        self.file = None
+        if path is None:
+            return
         kept = [row for row in read_metrics(path) if row["step"] <= step] if step else []
         with written_beside(path) as temporary:
             temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
@@ -46,6 +49,8 @@ class MetricsFile:
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Appends a line. A number that JSON cannot hold (NaN, infinity) is written as null."""
+        if self.file is None or self.path is None:
+            return
         clean = {
             name: None if isinstance(value, float) and not math.isfinite(value) else value
             for name, value in row.items()
@@ -56,7 +61,8 @@ class MetricsFile:
 
     def close(self) -> None:
         """Closes the file."""
-        self.file.close()
+        if self.file is not None:
+            self.file.close()
 
 
 def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:

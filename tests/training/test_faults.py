@@ -1,0 +1,185 @@
+"""Claims about clusters of processes that are killed, told to stop or incomplete, through the real command."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from tests.conftest import ROOT
+from tests.training.topologies import free_addresses, tf_config
+
+FLAGS = (
+    "--tokenizer=bytes --preset=tiny --num_layers=1 --num_query_heads=2 --num_key_value_heads=1 --hidden_dim=16 "
+    "--head_dim=8 --intermediate_dim=32 --sequence_length=16 --batch_size=8 --warmup_steps=2 --compile=graph "
+    "--max_steps=90 --log_every=10 --validate_every=90 --checkpoint_every=10 --sample_tokens=0 --steps_per_call=1 "
+    "--clip_norm=0.3 --ema_decay=0.9 --accumulation_steps=2 --learning_rate=0.003 --tensorboard=false"
+).split()
+
+
+class Workers:
+    """Worker processes of `python -m tfgpt.train` on this machine."""
+
+    def __init__(self, count: int, text: Path, run_dirs: list[Path], *more: str, timeout: int = 120):
+        self.addresses = free_addresses(count)
+        self.logs = [run_dir.parent / f"{run_dir.name}-worker-{index}.log" for index, run_dir in enumerate(run_dirs)]
+        self.processes = []
+        for index in range(count):
+            flags = [*FLAGS, f"--train_text={text}", f"--run_dir={run_dirs[index]}", *more]
+            command = [sys.executable, "-m", "tfgpt.train", "--strategy=multiworker", *flags]
+            environment = {
+                **os.environ,
+                "TF_CONFIG": tf_config(self.addresses, index),
+                "TF_NUM_INTRAOP_THREADS": "1",
+                "PYTHONPATH": str(ROOT),
+            }
+            with self.logs[index].open("wb") as log:
+                process = subprocess.Popen(
+                    [*command, f"--cluster_timeout={timeout}"], env=environment, stdout=log, stderr=log
+                )
+            self.processes.append(process)
+
+    def wait(self) -> list[int]:
+        """The exit codes."""
+        return [process.wait(timeout=600) for process in self.processes]
+
+    def output(self, index: int) -> str:
+        """What a worker has printed."""
+        return self.logs[index].read_text(errors="replace")
+
+    def trained_process(self, index: int) -> int:
+        """The process that trains: the child of the one that starts it again."""
+        return int(Path(f"/proc/{self.processes[index].pid}/task/{self.processes[index].pid}/children").read_text())
+
+
+def wait_for(path: Path, workers: Workers) -> None:
+    """Until a path exists, or a worker has ended."""
+    deadline = time.monotonic() + 500
+    while not path.exists():
+        assert time.monotonic() < deadline, workers.output(0)
+        assert all(process.poll() is None for process in workers.processes), workers.output(0)
+        time.sleep(0.05)
+
+
+def wait_for_another(directory: Path, known: Path, workers: Workers) -> None:
+    """Until a checkpoint later than `known` is there."""
+    deadline = time.monotonic() + 500
+    while max(directory.glob("step-????????")) == known:
+        assert time.monotonic() < deadline, workers.output(0)
+        assert all(process.poll() is None for process in workers.processes), workers.output(0)
+        time.sleep(0.05)
+
+
+def state(run_dir: Path, step: int = 90) -> dict[str, np.ndarray]:
+    return safetensors.numpy.load_file(run_dir / f"checkpoints/step-{step:08d}/state.safetensors")
+
+
+def assert_same_state(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> None:
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        np.testing.assert_allclose(value, other[name], rtol=0, atol=1e-5, err_msg=name)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(text_file, tmp_path_factory) -> dict[str, np.ndarray]:
+    """The state after the same updates on one device."""
+    run_dir = tmp_path_factory.mktemp("faults") / "one"
+    command = [sys.executable, "-m", "tfgpt.train", *FLAGS, f"--train_text={text_file}", f"--run_dir={run_dir}"]
+    done = subprocess.run([*command, "--steps_per_call=0"], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return state(run_dir)
+
+
+def test_after_a_kill_the_others_name_the_lost_worker_and_all_start_again_to_the_same_end(
+    text_file, tmp_path, undisturbed
+):
+    run_dir = tmp_path / "run"
+    workers = Workers(4, text_file, [run_dir] * 4, "--restarts=1")
+    wait_for(run_dir / "checkpoints/step-00000020", workers)
+    killed = time.monotonic()
+    os.kill(workers.trained_process(2), signal.SIGKILL)
+    line = f"tfgpt.train: lost worker 2 ({workers.addresses[2]})"
+    while not all(line in workers.output(index) for index in (0, 1, 3)):
+        assert time.monotonic() - killed < 60
+        time.sleep(0.1)
+    print(f"\nnoticed after {time.monotonic() - killed:.1f} s: {line}")
+    assert workers.wait() == [0, 0, 0, 0], workers.output(0)
+    assert workers.output(0).count("Resuming from") == 1
+    assert "killed by SIGKILL; starting it again" in workers.output(2)
+    for index in (0, 1, 3):
+        assert workers.output(index).count(line) == 1
+        assert "Traceback" not in workers.output(index)
+    assert_same_state(undisturbed, state(run_dir))
+
+
+def test_a_run_moves_from_one_device_to_a_cluster_stopped_by_sigterm_and_on_to_logical_cpus(
+    text_file, tmp_path, undisturbed
+):
+    chief_dir, other_dir = tmp_path / "chief", tmp_path / "other"
+    command = [sys.executable, "-m", "tfgpt.train", *FLAGS, f"--train_text={text_file}", f"--run_dir={chief_dir}"]
+    with (tmp_path / "one.log").open("wb") as log:
+        one = subprocess.Popen([*command, "--strategy=one"], cwd=ROOT, stdout=log, stderr=log)
+    deadline = time.monotonic() + 300
+    while not (chief_dir / "checkpoints/step-00000010").exists():
+        assert time.monotonic() < deadline and one.poll() is None, (tmp_path / "one.log").read_text()
+        time.sleep(0.01)
+    one.send_signal(signal.SIGTERM)
+    assert one.wait(timeout=60) == 0
+    begun = max((chief_dir / "checkpoints").glob("step-????????"))
+    workers = Workers(2, text_file, [chief_dir, other_dir], "--stopped_exit_code=76", "--restarts=1")
+    wait_for_another(chief_dir / "checkpoints", begun, workers)
+    workers.processes[1].send_signal(signal.SIGTERM)
+    assert workers.wait() == [76, 76], workers.output(0) + workers.output(1)
+    # The other worker had a place of its own to write to, and wrote nothing.
+    assert not other_dir.exists()
+    steps = sorted(int(path.name[5:]) for path in (chief_dir / "checkpoints").glob("step-????????"))
+    assert f"Stopped at step {steps[-1]}, saved in" in workers.output(0)
+    assert begun < chief_dir / f"checkpoints/step-{steps[-1]:08d}"
+    assert not list((chief_dir / "checkpoints").glob(".*"))
+    going_on = [sys.executable, "-m", "tfgpt.train", f"--flagfile={chief_dir / 'flags.cfg'}", "--strategy=mirrored"]
+    done = subprocess.run([*going_on, "--logical_cpus=4"], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert f"Resuming from {begun} (step" in workers.output(0)
+    assert f"step {steps[-1]})" in done.stdout
+    assert_same_state(undisturbed, state(chief_dir))
+
+
+def test_a_worker_that_never_comes_is_named_and_nobody_waits_for_ever(text_file, tmp_path):
+    workers = Workers(3, text_file, [tmp_path / "run"] * 2 + [tmp_path / "late"], timeout=8)
+    workers.processes[2].kill()
+    assert workers.wait()[:2] == [75, 75]
+    for index in (0, 1):
+        lines = [line for line in workers.output(index).splitlines() if line.startswith("tfgpt.train:")]
+        assert lines == [
+            f"tfgpt.train: worker 2 ({workers.addresses[2]}) did not come within 8 s; start every worker of the cluster"
+        ]
+
+
+def test_a_mistake_on_the_chief_ends_every_worker_with_its_exit_code(text_file, tmp_path):
+    run_dir = tmp_path / "run"
+    (run_dir / "checkpoints/step-00000001").mkdir(parents=True)
+    workers = Workers(2, text_file, [run_dir] * 2, "--resume=never")
+    assert workers.wait() == [2, 2]
+    assert workers.output(0).splitlines()[-1].startswith(f"tfgpt.train: --run_dir: {run_dir} holds a run at step 1")
+    assert workers.output(1).splitlines()[-1].startswith("tfgpt.train: the chief stopped: --run_dir:")
+
+
+def test_a_batch_that_the_replicas_cannot_share_is_refused_by_flag(text_file, tmp_path):
+    command = [sys.executable, "-m", "tfgpt.train", *FLAGS, f"--train_text={text_file}", "--strategy=mirrored"]
+    done = subprocess.run(
+        [*command, "--logical_cpus=3", f"--run_dir={tmp_path / 'run'}"],
+        cwd=ROOT, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        "tfgpt.train: --batch_size: 8 rows cannot be shared by 3 replicas; use a multiple of both"
+    ]
+    assert json.dumps(done.stdout) == '""'

@@ -1,0 +1,146 @@
+"""The same training on one device, on logical CPUs and on several processes; as a program, one of the processes.
+
+    python topologies.py SHARDS OUT.npz LOGICAL_CPUS
+
+trains every case of `CASES` and saves losses, validation figures and state under "case/…". With TF_CONFIG set it is one
+worker of that cluster.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[2]
+UPDATES = (1, 6, 13)  # in three calls
+CASES: dict[str, dict[str, Any]] = {
+    "adamw": {
+        "optimizer": {"optimizer": "adamw", "clip_norm": 0.3, "ema_decay": 0.9},
+        "step": {"accumulation_steps": 2},
+    },
+    "muon": {
+        "optimizer": {"optimizer": "muon", "clip_norm": 0.3, "ema_decay": 0.9},
+        "step": {"accumulation_steps": 2},
+    },
+    "dropout": {"model": {"dropout": 0.3}, "optimizer": {"clip_norm": 0.3}},
+}
+
+
+def make_shards(directory: Path) -> Path:
+    """Random ids with ragged loss weights, in several files."""
+    from tests.pipeline.counting_shards import write_raw_shards
+    from tests.training.small_step import VOCABULARY
+
+    generator = np.random.default_rng(4)
+    tokens = generator.integers(0, VOCABULARY, 4000)
+    weights = generator.integers(0, 2, 4000)
+    write_raw_shards(directory, tokens, weights=weights, file_tokens=1500, padding_id=VOCABULARY - 1)
+    return directory
+
+
+def train_cases(shards_directory: Path, logical_cpus: int) -> dict[str, np.ndarray]:
+    """Losses of the calls, validation figures, final state, and how many rows this process read to train."""
+    from tests.training.small_step import LENGTH, ROWS, make_trainer, state
+    from tfgpt.pipeline import batches
+    from tfgpt.pipeline.shards import TokenShards
+    from tfgpt.training.config import StrategyConfig
+    from tfgpt.training.strategy import distributed, resolve
+
+    name = "multiworker" if "TF_CONFIG" in os.environ else "mirrored" if logical_cpus > 1 else "one"
+    strategy = resolve(StrategyConfig(strategy=name, logical_cpus=logical_cpus, cluster_timeout=120.0))
+    # A step a read, so that what was read tells the rows of a step.
+    batches.BLOCK_ROWS = 1
+    results: dict[str, np.ndarray] = {}
+    for case, settings in CASES.items():
+        shards = TokenShards.open(shards_directory)
+        read = count_reads(shards)
+        with strategy.scope():
+            trainer = make_trainer(**settings)
+
+        def training(shards=shards, **share: int):
+            return batches.training_batches(shards, sequence_length=LENGTH, batch_size=ROWS, seed=1, **share)
+
+        def validation(shards=shards, **share: int):
+            return batches.validation_batches(shards, sequence_length=LENGTH, batch_size=ROWS, **share)
+
+        feed = iter(distributed(strategy, training))
+        losses = [trainer.train_steps(feed, count)["loss"] for count in UPDATES]
+        results[f"{case}/losses"] = np.array(losses)
+        results[f"{case}/read"] = np.array(sum(read))
+        held_out = trainer.evaluate_dataset(
+            distributed(strategy, validation), batches.validation_steps(shards, LENGTH, ROWS)
+        )
+        results[f"{case}/validation"] = np.array(list(held_out.values()))
+        results |= {f"{case}/{variable}": value for variable, value in state(trainer).items()}
+    return results
+
+
+def count_reads(shards: Any) -> list[int]:
+    """Lets the shards' stream note how many windows each read asks for."""
+    read: list[int] = []
+    windows = shards.tokens.windows
+
+    def counted(starts: np.ndarray, length: int) -> np.ndarray:
+        read.append(len(starts))
+        return windows(starts, length)
+
+    shards.tokens.windows = counted
+    return read
+
+
+def run_cluster(shards: Path, directory: Path, workers: int) -> list[dict[str, np.ndarray]]:
+    """The results of every worker of a cluster on this machine."""
+    addresses = free_addresses(workers)
+    cluster = [{"TF_CONFIG": tf_config(addresses, index)} for index in range(workers)]
+    return run_processes(shards, directory, cluster, 1)
+
+
+def run_mirrored(shards: Path, directory: Path, logical_cpus: int) -> dict[str, np.ndarray]:
+    """The results of a process with several logical CPUs."""
+    return run_processes(shards, directory, [{}], logical_cpus)[0]
+
+
+def run_processes(shards: Path, directory: Path, variables: list[dict[str, str]], logical_cpus: int) -> list[dict]:
+    """Runs this file once for each set of environment variables, all at the same time."""
+    started = []
+    for index, more in enumerate(variables):
+        out = directory / f"{len(variables)}-{logical_cpus}-{index}.npz"
+        command = [sys.executable, __file__, str(shards), str(out), str(logical_cpus)]
+        threads = {"TF_NUM_INTRAOP_THREADS": "1"} if len(variables) > 1 else {}
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), **threads, **more}
+        process = subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        started.append((process, out))
+    results = []
+    for process, out in started:
+        output = process.communicate(timeout=600)[0]
+        assert process.returncode == 0, output[-4000:]
+        with np.load(out) as arrays:
+            results.append(dict(arrays))
+    return results
+
+
+def tf_config(addresses: list[str], index: int) -> str:
+    """TF_CONFIG of one worker."""
+    return json.dumps({"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}})
+
+
+def free_addresses(count: int) -> list[str]:
+    """Addresses on this machine that nobody listens at."""
+    held = [socket.create_server(("localhost", 0)) for _ in range(count)]
+    addresses = [f"localhost:{one.getsockname()[1]}" for one in held]
+    for one in held:
+        one.close()
+    return addresses
+
+
+if __name__ == "__main__":
+    np.savez(sys.argv[2], **train_cases(Path(sys.argv[1]), int(sys.argv[3])))

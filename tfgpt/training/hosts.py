@@ -1,0 +1,183 @@
+"""What the processes of one run tell each other, and which of them writes.
+
+With one process (any strategy but MultiWorkerMirroredStrategy) nothing here communicates. With several, every process
+runs the same program and meets the others in the all-reduce of each update; whatever one of them decides by itself
+(a signal arrived, so many minutes have passed, the chief found this checkpoint) must first become common knowledge, or
+they would wait for each other in different places. It does so here, through the same collective operations.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import socket
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+import tensorflow as tf
+
+from tfgpt.common.errors import RunError, TfgptError, UserError
+from tfgpt.training.cluster import Cluster
+from tfgpt.training.rendezvous import WorkerLost, in_words
+
+Result = TypeVar("Result")
+
+
+class Hosts:
+    """The processes that train together.
+
+    Args:
+        strategy: the run's.
+
+    Attributes:
+        cluster: their addresses and this one's number.
+        count: how many there are.
+        is_chief: whether this one writes files and speaks.
+    """
+
+    def __init__(self, strategy: tf.distribute.Strategy):
+        self.strategy = strategy
+        self.cluster = Cluster(("localhost:0",), 0)
+        if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+            resolver = strategy.cluster_resolver
+            self.cluster = Cluster(tuple(resolver.cluster_spec().as_dict()["worker"]), resolver.task_id)
+        self.count = len(self.cluster.workers)
+        self.is_chief = self.cluster.index == 0
+        self.sum_function = tf.function(self.sum_in_graph, autograph=False, reduce_retracing=True)
+
+    def say(self, text: str) -> None:
+        """A line for the person watching: the chief's only."""
+        if self.is_chief:
+            print(text, flush=True)
+
+    # Common knowledge.
+
+    def gather(self, numbers: Sequence[float]) -> np.ndarray:
+        """Everybody's numbers on every host: float64 [hosts, len(numbers)]. All hosts call it together."""
+        rows = np.zeros([self.count, len(numbers)])
+        rows[self.cluster.index] = numbers
+        return self.sum(rows.reshape(-1)).reshape(rows.shape)
+
+    def share(self, value: Any) -> Any:
+        """The chief's JSON value on every host; what the others give is not looked at."""
+        if self.count == 1:
+            return value
+        content = np.frombuffer(json.dumps(value).encode() if self.is_chief else b"", np.uint8)
+        length = int(self.gather([len(content)])[0, 0])
+        # Collectives of GPUs know no small integers; a byte fits a float32 exactly.
+        content = self.sum(content.astype(np.float32) if self.is_chief else np.zeros(length, np.float32))
+        return json.loads(content.astype(np.uint8).tobytes())
+
+    def share_array(self, array: np.ndarray | None, shape: Sequence[int], dtype: str) -> np.ndarray:
+        """The chief's array on every host; the others give its shape and type only."""
+        if self.count == 1:
+            return np.asarray(array)
+        carrier = np.float32 if dtype == "float32" else np.float64
+        flat = np.zeros(int(np.prod(shape)), carrier)
+        if self.is_chief:
+            flat = np.asarray(array).astype(carrier).reshape(-1)
+        return self.sum(flat).astype(dtype).reshape(shape)
+
+    def sum(self, values: np.ndarray) -> np.ndarray:
+        """The sum over hosts of a float array of one dimension."""
+        if self.count == 1:
+            return values
+        return self.sum_function(tf.constant(values)).numpy()
+
+    def sum_in_graph(self, values: tf.Tensor) -> tf.Tensor:
+        """`sum`, where the first replica of each host brings the host's values and the others bring zeros."""
+        local_replicas = self.strategy.num_replicas_in_sync // self.count
+
+        def of_replica(values: tf.Tensor) -> tf.Tensor:
+            context = tf.distribute.get_replica_context()
+            first = tf.equal(context.replica_id_in_sync_group % local_replicas, 0)
+            return context.all_reduce(tf.distribute.ReduceOp.SUM, tf.where(first, values, tf.zeros_like(values)))
+
+        result = self.strategy.run(of_replica, args=(values,))
+        return self.strategy.experimental_local_results(result)[0]
+
+    # Who does what.
+
+    def chief_does(self, function: Callable[[], Result]) -> Result | None:
+        """The chief calls `function` while the others wait; they return None.
+
+        Raises:
+            TfgptError: what the chief's call raised, on every host with the same exit code; the others say whose line
+                to read.
+        """
+        if self.count == 1:
+            return function()
+        result, failure, caught = None, [0, ""], None
+        if self.is_chief:
+            try:
+                result = function()
+            except TfgptError as error:
+                caught, failure = error, [error.exit_code, str(error)]
+        exit_code, message = self.share(failure)
+        if caught is not None:
+            raise caught
+        if exit_code:
+            raise (UserError if exit_code == UserError.exit_code else RunError)(f"the chief stopped: {message}")
+        return result
+
+    def share_variables(
+        self, arrays: Mapping[str, np.ndarray] | None, variables: Mapping[str, Any]
+    ) -> Iterator[tuple[str, np.ndarray]]:
+        """The chief's arrays by the names of `variables`, on every host, one after the other."""
+        for name, variable in variables.items():
+            array = None if arrays is None else arrays[name]
+            yield name, self.share_array(array, tuple(variable.shape), tf.as_dtype(variable.dtype).name)
+
+    # Loss of a host.
+
+    @contextlib.contextmanager
+    def watched(self, advice: Callable[[], str]) -> Iterator[None]:
+        """Turns TensorFlow's errors about a lost worker into one line.
+
+        A worker that dies is noticed at the next collective operation, within seconds; one that hangs, or whose network
+        fails, when its heartbeats have been missing for `HEARTBEAT_SECONDS` of `tfgpt.training.strategy`.
+
+        Args:
+            advice: what to do, the end of the line.
+
+        Raises:
+            WorkerLost: a worker is gone.
+        """
+        try:
+            yield
+        except tf.errors.OpError as error:
+            if self.count == 1 or not self.speaks_of_a_loss(error):
+                raise
+            numbers = self.lost(str(error))
+            who = in_words(self.cluster, numbers) if numbers else "one of the workers"
+            raise WorkerLost(f"lost {who}: it was killed, or its machine or network failed; {advice()}") from error
+
+    def speaks_of_a_loss(self, error: tf.errors.OpError) -> bool:
+        """Whether an error is about the connection rather than the computation."""
+        if isinstance(error, (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError)):
+            return True
+        return "/job:worker" in str(error) and ("Collective" in str(error) or "oordination" in str(error))
+
+    def lost(self, message: str) -> list[int]:
+        """The workers that an error is about: those without heartbeats, else those that do not answer."""
+        _, found, names = message.replace("\\n", "\n").partition("stopped sending heartbeats):")
+        silent = re.match(r"(?:\s*/job:worker/replica:0/task:\d+)+", names)
+        if found and silent:
+            return sorted({int(number) for number in re.findall(r"task:(\d+)", silent[0])})
+        return [
+            number
+            for number, address in enumerate(self.cluster.workers)
+            if number != self.cluster.index and not answers(address)
+        ]
+
+
+def answers(address: str) -> bool:
+    """Whether somebody listens at "host:port"."""
+    host, port = address.rsplit(":", 1)
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=2.0):
+            return True
+    except OSError:
+        return False
