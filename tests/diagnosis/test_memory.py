@@ -36,6 +36,14 @@ def test_weights_and_optimizer_are_exact(text_file: Path, optimizer: str):
     assert parts["optimizer"] == sum(4 * np_size(variable) for variable in slots)
 
 
+def test_kerass_adafactor_keeps_as_much_as_lion_and_little_more(text_file: Path):
+    subject = subject_of(text_file, "--optimizer=adafactor")
+    parts = estimate(subject.recipe, subject.config, LAPTOP)
+    held = sum(4 * np_size(variable) for variable in subject.assembly.trainer.optimizer.variables)
+    # Rows and columns are a small share of large matrices, and a larger one of these.
+    assert parts["weights"] < parts["optimizer"] < held < 1.15 * parts["weights"]
+
+
 def np_size(variable) -> int:
     size = 1
     for width in variable.shape:

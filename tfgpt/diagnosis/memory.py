@@ -88,14 +88,15 @@ def chunk_tokens(tokens: int, vocabulary_size: int) -> int:
 
 
 def optimizer_bytes(optimizer: str, config: DecoderConfig, parameters: int) -> int:
-    """Bytes of the optimizer's slots, float32: AdamW two numbers a parameter, Lion one, Adafactor a row and a column.
+    """Bytes of the optimizer's slots, float32: AdamW two numbers a parameter, Lion one, Adafactor one and some.
 
-    Muon keeps one number for the blocks' matrices and AdamW's two for all else.
+    Keras's Adafactor keeps rows, columns and, to no use, their product. Muon keeps one number for the blocks' matrices
+    and AdamW's two for all else.
     """
     matrices = config.num_layers * block_matrices(config)
     muon = matrices + 2 * (parameters - matrices)
-    share = {"adamw": 2 * parameters, "lion": parameters, "muon": muon, "adafactor": 0}
-    return 4 * (share[optimizer] or parameters // 50)
+    adafactor = parameters + parameters // 500
+    return 4 * {"adamw": 2 * parameters, "lion": parameters, "muon": muon, "adafactor": adafactor}[optimizer]
 
 
 def block_matrices(config: DecoderConfig) -> int:

@@ -24,7 +24,7 @@ class OptimizerConfig(Settings):
     optimizer: str = setting(
         "adamw",
         "adamw; muon: orthogonalized momentum for the blocks' matrices, AdamW for embeddings, head, norms and biases; "
-        "lion: sign of the momentum, half of AdamW's memory; adafactor: factored second moments, least memory.",
+        "lion: sign of the momentum, half of AdamW's memory; adafactor: factored second moments, memory as lion's.",
         choices=("adamw", "muon", "lion", "adafactor"),
     )
     learning_rate: float = setting(1e-3, "Highest learning rate, reached after the warm-up.", minimum=0.0)
