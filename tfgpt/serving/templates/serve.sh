@@ -1,5 +1,6 @@
 #!/bin/sh
-# The server's full command line; tensorflow_model_server must be on PATH. Model files: MODELS, settings: SETTINGS.
+# The server's full command line; tensorflow_model_server must be on PATH. The models are where models.config says
+# ($base_path), these files in $$SETTINGS. Each export with --serving_files makes all files anew.
 # It listens on all addresses without a password: put it behind a front end or in a private network.
 set -eu
 settings="$${SETTINGS:-$settings_path}"
