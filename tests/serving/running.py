@@ -46,8 +46,14 @@ class Running:
         backend: its transport.
     """
 
-    def __init__(self, url: str, backend: Counted):
+    def __init__(self, url: str, backend: Counted, server: uvicorn.Server, thread: threading.Thread):
         self.url, self.backend = url, backend
+        self._server, self._thread = server, thread
+
+    def stop(self) -> None:
+        """Shuts down, as SIGTERM does."""
+        self._server.should_exit = True
+        self._thread.join()
 
 
 @contextlib.contextmanager
@@ -69,9 +75,9 @@ def running(version: Path | None, keys: tuple[str, ...] = (), port: int = 0, **s
     thread.start()
     while not server.started and thread.is_alive():
         time.sleep(0.01)
+    found = Running(f"http://127.0.0.1:{listening.getsockname()[1]}", backend, server, thread)
     try:
-        yield Running(f"http://127.0.0.1:{listening.getsockname()[1]}", backend)
+        yield found
     finally:
-        server.should_exit = True
-        thread.join()
+        found.stop()
         backend.close()

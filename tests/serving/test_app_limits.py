@@ -17,12 +17,12 @@ from tfgpt.serving.client import failed
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 HELLO = {"model": "chat", "messages": [{"role": "user", "content": "secret words"}], "max_tokens": 2}
 WORDS = {"model": "chat", "input": "a few words"}
-LONG = {"model": "chat", "prompt": "The", "max_tokens": 2000, "temperature": 1.0, "seed": 1, "logprobs": 0}
+LONG = {"model": "chat", "prompt": "The", "max_tokens": 2000, "temperature": 0, "logprobs": 0}
 
 
 @pytest.fixture(scope="module")
 def server(version):
-    with running(version, max_queue=2, max_batch=2, max_body_kb=64, body_seconds=1.0, max_choices=8) as found:
+    with running(version, max_queue=2, max_batch=2, max_body_kb=64, body_seconds=1.0, access_log=False) as found:
         yield found
 
 
@@ -52,6 +52,7 @@ WRONG = {
     "bad JSON": ({"content": b'{"model": '}, 400),
     "bad UTF-8": ({"content": b'{"model": "\xff\xfe"}'}, 400),
     "half a surrogate": ({"content": b'{"model": "chat", "messages": [{"role": "user", "content": "\\ud800"}]}'}, 400),
+    "a surrogate in a name": ({"content": b'{"\\udfff": 1}'}, 400),
     "no object": ({"content": b"[1]"}, 400),
     "deep nesting": ({"content": b"[" * 30_000}, 400),
     "a number of 5000 digits": ({"content": b'{"model": "chat", "messages": [], "seed": ' + b"9" * 5000 + b"}"}, 400),
@@ -99,8 +100,9 @@ def test_a_full_queue_is_429_with_retry_after_and_comes_free_again(server):
             stack.enter_context(httpx.stream("POST", server.url + COMPLETIONS, json={**LONG, "stream": True}))
             for _ in range(2)
         ]
-        for answer in answers:
-            next(answer.iter_lines())  # Both are being written: the batch is full.
+        lines = [answer.iter_lines() for answer in answers]  # Kept: dropping one closes its connection.
+        for line in lines:
+            next(line)  # Both are being written: the batch is full.
         waiting = stack.enter_context(openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0))
         threads = [
             threading.Thread(target=lambda: post(server, COMPLETIONS, json={**LONG, "max_tokens": 1})) for _ in range(2)
@@ -168,7 +170,7 @@ def test_a_request_that_takes_too_long_ends(version):
 def test_api_keys_and_cors(version):
     origin = "https://a.example"
     with running(version, keys=("one", "two"), cors_origin=(origin,), access_log=False) as server:
-        for key, status in (("one", 200), ("two", 200), ("on", 401), ("", 401)):
+        for key, status in (("one", 200), ("two", 200), ("on", 401), ("one,two", 401)):
             answer = post(server, json=HELLO, headers={"Authorization": f"Bearer {key}"})
             assert answer.status_code == status
         assert error_of(answer)["code"] == "invalid_api_key"

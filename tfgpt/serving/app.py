@@ -278,6 +278,15 @@ def create_app(client: Client, info: ServedInfo, config: ServeConfig, keys: Sequ
     app.include_router(operations(server))
     app.mount("/web", PageFiles(directory=WEB), name="web")
     add_error_handlers(app)
+    described = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        schemas = described()["components"]["schemas"]
+        for body in (ChatRequest, CompletionRequest, EmbeddingRequest):
+            schemas[body.__name__]["properties"]["model"]["enum"] = [info.name]
+        return described()  # FastAPI keeps the document and gives the same one out.
+
+    app.openapi = openapi  # type: ignore[method-assign]
     # The last one added is the outermost.
     app.add_middleware(Gate, config=config, keys=keys, metrics=server.metrics)
     if config.cors_origin:

@@ -86,6 +86,8 @@ class Gate:
             if body and headers.get(b"content-type", b"").split(b";")[0].strip().lower() != b"application/json":
                 # Also keeps web pages of others from posting here without being asked by CORS.
                 raise ApiError(415, "the body must be application/json")
+            if body and half_characters(body):
+                raise ApiError(400, "the body has half of a surrogate pair, which is no text", code="invalid_json")
         except ApiError as error:
             await error.response()(scope, receive, send)
             return
@@ -153,3 +155,16 @@ class Gate:
             **facts,
         }
         print(json.dumps(line), file=sys.stdout, flush=True)
+
+
+def half_characters(body: bytes) -> bool:
+    r"""Whether JSON spells half of a surrogate pair, such as "\ud800": Python reads it and cannot write it again."""
+    if b"\\ud" not in body.lower():
+        return False
+    try:
+        json.dumps(json.loads(body), ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return True
+    except (ValueError, RecursionError):
+        return False  # Whoever reads the body says what is wrong with it.
+    return False

@@ -1,0 +1,84 @@
+"""`python -m tfgpt.serve` as a user runs it: what it prints, how it ends, and what it says of wrong flags."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import httpx
+import pytest
+
+from tests.conftest import ROOT
+from tfgpt import serve
+from tfgpt.common.errors import SettingError
+from tfgpt.serving.serve_config import ServeConfig
+
+
+def test_sigterm_cuts_a_stream_within_its_bound_and_ends_well(version):
+    command = [sys.executable, "-m", "tfgpt.serve", f"--model={version.parent}", "--port=0", "--shutdown_seconds=1"]
+    command += ["--max_tokens_limit=1000000"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TFGPT_API_KEYS": "open, other"}
+    with subprocess.Popen(
+        command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            lines = [process.stdout.readline(), process.stdout.readline()]
+            assert lines[0] == f"Model:  chat ({version})\n", process.stderr.read()
+            url = re.fullmatch(r"Serving: (http://127\.0\.0\.1:\d+)\n", lines[1])[1]
+            assert httpx.get(f"{url}/readyz", timeout=60).status_code == 200
+            assert httpx.get(f"{url}/v1/models", timeout=60).status_code == 401
+            body = {"model": "chat", "prompt": "a", "max_tokens": 1_000_000, "temperature": 0, "stream": True}
+            headers = {"Authorization": "Bearer other"}
+            with httpx.stream("POST", f"{url}/v1/completions", json=body, headers=headers, timeout=60) as answer:
+                events = answer.iter_lines()
+                assert '"text"' in next(events)
+                process.send_signal(signal.SIGTERM)
+                begun = time.monotonic()
+                try:
+                    rest = list(events)
+                except httpx.RemoteProtocolError:
+                    rest = []
+            assert process.wait(60) == 0
+            assert time.monotonic() - begun < 30  # One second, and the machine may be busy.
+            assert "data: [DONE]" not in rest
+            assert process.stdout.read().splitlines()[-1] == "Stopped."
+            assert "Traceback" not in process.stderr.read()
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "--model: is missing"),
+        (["--model=/nowhere"], "--model: /nowhere holds no exported version"),
+        (["--backend=host:8500"], "--backend: 'host:8500' does not begin with grpc://"),
+        (["--backend=grpc://host:8500"], "--model_name: is missing"),
+        (["--model=a", "--default_max_tokens=9", "--max_tokens_limit=8"], "--default_max_tokens: 9 is above"),
+        (["--model=a", "--cors_origin=example.com"], "--cors_origin: 'example.com' is no origin"),
+        (["--model=a", "--port=70000"], "--port: 70000 is above the largest allowed"),
+    ],
+)
+def test_wrong_flags_get_one_line(capsys, arguments, said):
+    assert serve.main(arguments) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"tfgpt.serve: {said}")
+
+
+def test_a_port_that_is_taken_is_noticed_before_anything_is_loaded(capsys, version):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert serve.main([f"--model={version}", f"--port={port}"]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"tfgpt.serve: --port: cannot listen on 127.0.0.1:{port}")
+
+
+def test_the_server_listens_on_this_machine_only_unless_told():
+    assert ServeConfig(model="a").host == "127.0.0.1"
+    with pytest.raises(SettingError):
+        ServeConfig()

@@ -1,0 +1,33 @@
+// The interface's words. Every key is there in every language; tests/serving/test_web.py sees to it.
+export const TEXTS = {
+  en: {
+    skip: "To the message", conversations: "Conversations", conversation: "Conversation", settings: "Settings",
+    theme: "Light or dark", language: "Language", model: "Model", newConversation: "New conversation", system: "System message",
+    temperature: "Temperature", topP: "Top p", topK: "Top k", repetition: "Repetition penalty", maxTokens: "Most tokens",
+    seed: "Seed", random: "random", key: "API key", send: "Send", stop: "Stop", message: "Message",
+    settingsNote: "Empty fields: as the server says. The key is forgotten when this tab is closed; conversations stay in this browser.",
+    placeholder: "Write a message. Enter sends, Shift+Enter begins a line, Esc stops.", empty: "Ask the model something.",
+    you: "You", assistant: "Model", edit: "Edit", save: "Send again", cancel: "Cancel", regenerate: "Regenerate", copy: "Copy",
+    remove: "Delete", untitled: "New conversation", writing: "The model is writing …", done: "The answer is complete.",
+    stopped: "Stopped.", copied: "Copied.", lost: "The connection was lost; this answer is not complete.",
+    away: "The server does not answer. Is it running?", unfinished: "This answer is not complete.",
+    cut: "Cut at the most tokens.", busy: "The server is busy. Try again in {0} s.", wrongKey: "The server wants an API key: see Settings.",
+    tooLong: "The conversation is longer than the model's context. Begin a new one, or shorten a message.",
+    tokens: "{0} + {1} tokens", context: "{0} of {1} tokens of the context used", full: "This browser's storage is full; delete conversations.",
+  },
+  zh: {
+    skip: "跳到输入框", conversations: "对话列表", conversation: "对话", settings: "设置",
+    theme: "浅色或深色", language: "语言", model: "模型", newConversation: "新对话", system: "系统消息",
+    temperature: "温度", topP: "Top p", topK: "Top k", repetition: "重复惩罚", maxTokens: "最多词元数",
+    seed: "随机种子", random: "随机", key: "API 密钥", send: "发送", stop: "停止", message: "消息",
+    settingsNote: "留空则使用服务器的默认值。关闭此标签页后密钥即被清除；对话保存在本浏览器中。",
+    placeholder: "输入消息。回车发送，Shift+回车换行，Esc 停止。", empty: "向模型提问吧。",
+    you: "你", assistant: "模型", edit: "编辑", save: "重新发送", cancel: "取消", regenerate: "重新生成", copy: "复制",
+    remove: "删除", untitled: "新对话", writing: "模型正在回答……", done: "回答完毕。",
+    stopped: "已停止。", copied: "已复制。", lost: "连接中断，回答不完整。",
+    away: "服务器没有响应，它在运行吗？", unfinished: "回答不完整。",
+    cut: "已达到最多词元数。", busy: "服务器繁忙，请在 {0} 秒后重试。", wrongKey: "服务器需要 API 密钥，请在设置中填写。",
+    tooLong: "对话超出了模型的上下文长度。请新建对话或缩短消息。",
+    tokens: "{0} + {1} 个词元", context: "上下文已用 {0} / {1} 个词元", full: "浏览器存储空间已满，请删除一些对话。",
+  },
+};
