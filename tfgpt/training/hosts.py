@@ -12,6 +12,7 @@ import contextlib
 import json
 import re
 import socket
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -23,6 +24,7 @@ from tfgpt.training.cluster import Cluster
 from tfgpt.training.rendezvous import WorkerLost, in_words
 
 Result = TypeVar("Result")
+GRACE = 5.0  # seconds
 
 
 class Hosts:
@@ -151,6 +153,8 @@ class Hosts:
             if self.count == 1 or not self.speaks_of_a_loss(error):
                 raise
             numbers = self.lost(str(error))
+            # Who leaves at once is taken for the lost one by those that notice later.
+            time.sleep(GRACE)
             who = in_words(self.cluster, numbers) if numbers else "one of the workers"
             raise WorkerLost(f"lost {who}: it was killed, or its machine or network failed; {advice()}") from error
 
@@ -161,11 +165,18 @@ class Hosts:
         return "/job:worker" in str(error) and ("Collective" in str(error) or "oordination" in str(error))
 
     def lost(self, message: str) -> list[int]:
-        """The workers that an error is about: those without heartbeats, else those that do not answer."""
+        """The workers that an error is about.
+
+        Those without heartbeats; else the one where the chain of errors began, which went from worker to worker and
+        names the last link first; else those that do not answer.
+        """
         _, found, names = message.replace("\\n", "\n").partition("stopped sending heartbeats):")
         silent = re.match(r"(?:\s*/job:worker/replica:0/task:\d+)+", names)
         if found and silent:
             return sorted({int(number) for number in re.findall(r"task:(\d+)", silent[0])})
+        chain = re.findall(r"remote target /job:worker/replica:0/task:(\d+)", message)
+        if chain:
+            return [int(chain[-1])]
         return [
             number
             for number, address in enumerate(self.cluster.workers)
