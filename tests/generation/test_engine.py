@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from tfgpt.common.errors import UserError
 from tfgpt.generation.config import SamplingConfig
-from tfgpt.generation.decoding import choose
+from tfgpt.generation.decoding import CachedDecoding, choose
 from tfgpt.generation.engine import Generator, Row, in_batches
 from tfgpt.generation.sampling import SamplingParameters
 from tfgpt.model.config import DecoderConfig
@@ -225,7 +225,7 @@ def slow(generator: Generator, prompts: list[str], config: SamplingConfig, conte
 def test_text_goes_on_from_the_last_half_when_the_context_is_full(options):
     generator = made({**options, "max_sequence_length": 16})
     generator.stop_tokens = ()  # So that no text ends before its context is full.
-    generator.decoding.stop_tokens = tf.constant([], tf.int32)
+    generator.decoding = CachedDecoding(generator.decoder, ())
     config = SamplingConfig(max_new_tokens=45, temperature=1.0, seed=2)
     prompts = ["abc", "fifteen tokens!", "now"]
     expected = slow(generator, prompts, config, 16)

@@ -1,8 +1,10 @@
 """The graphs that generation runs: one pass over the prompts, then loops of one-token steps over the cache.
 
 Rows are padded on the left, so that all write the same slot of the cache in a step. Each graph is traced once:
-batch size, prompt length, cache length and number of steps are all dynamic. A loop's cache grows by that loop's
-steps only, in the copy that entering the loop costs anyway, so attention never runs over slots that no token uses.
+batch size, prompt length, cache length and number of steps are all dynamic. What a loop writes is a short cache of its
+own behind a past that it only reads, joined when the loop ends: a step copies the cache that it writes to (see
+`attention.write_slots`). With 8 rows of 512 tokens of a GPT-2 of 124 million parameters that lowered a step from 183 to
+108 ms of CPU time in float32, from 111 to 66 in bfloat16 (one thread); with one row of 70, from 40.0 to 39.6.
 """
 
 from __future__ import annotations
@@ -49,8 +51,8 @@ class Steps(NamedTuple):
     cache: Cache
 
 
-class CachedDecoding:
-    """A decoder's graphs for generation.
+class DecodingFunctions:
+    """What decoding consists of, as functions of tensors: to be traced alone (`CachedDecoding`) or inside other graphs.
 
     Args:
         decoder: the model; its weights are read anew at each call.
@@ -59,19 +61,9 @@ class CachedDecoding:
 
     def __init__(self, decoder: Decoder, stop_tokens: tuple[int, ...]):
         self.decoder = decoder
-        self.stop_tokens = tf.constant(stop_tokens, tf.int32)
-        key, _ = decoder.empty_cache(1, 1)[0]
-        slots = tf.TensorSpec([None, None, *key.shape[2:]], key.dtype)
-        cache = [(slots, slots)] * decoder.config.num_layers
-        self.prefill = graph(self._prefill, INTEGER_TABLE, INTEGERS)
-        self.take_rows = graph(self._take_rows, cache, INTEGERS)
-        self.steps = graph(
-            self._steps, cache, INTEGERS, INTEGERS, INTEGERS, INTEGERS, PARAMETERS, SEEN, tf.TensorSpec([], tf.int32)
-        )
-        self.beam_candidates = graph(self._beam_candidates, LOGITS, SCORES, SEEN, tf.TensorSpec([], tf.float32))
-        self.beam_step = graph(self._beam_step, cache, INTEGERS, INTEGERS, INTEGERS)
+        self.stop_tokens = np.array(stop_tokens, np.int32)
 
-    def _prefill(self, token_ids: tf.Tensor, lengths: tf.Tensor) -> tuple[tf.Tensor, Cache]:
+    def prefill(self, token_ids: tf.Tensor, lengths: tf.Tensor) -> tuple[tf.Tensor, Cache]:
         """Runs the prompts.
 
         Args:
@@ -89,17 +81,24 @@ class CachedDecoding:
         )
         return self.decoder.logits(hidden[:, -1]), cache
 
-    def _take_rows(self, cache: Cache, rows: tf.Tensor) -> Cache:
+    def hidden_states(self, token_ids: tf.Tensor) -> tf.Tensor:
+        """Rows with no padding before them, [batch, length] int32 → the last hidden states [batch, length, width]."""
+        batch_size, length = tf.shape(token_ids)[0], tf.shape(token_ids)[1]
+        slots = tf.range(length)[None]
+        cache = self.decoder.empty_cache(batch_size, length)
+        return self.decoder.call_with_cache(token_ids, slots, cache, tf.constant(0), slots >= 0)[0]
+
+    def take_rows(self, cache: Cache, rows: tf.Tensor) -> Cache:
         """The cache of these rows [new batch] int32, which may leave out, repeat and reorder."""
         return [(tf.gather(key, rows), tf.gather(value, rows)) for key, value in cache]
 
     def _next_logits(self, tokens: tf.Tensor, cache: Cache, slot: tf.Tensor, padding: tf.Tensor):
         """One token a row: its logits [batch, vocabulary] and the cache with it in `slot`."""
-        valid = tf.range(tf.shape(cache[0][0])[1])[None] >= padding[:, None]
+        valid = tf.range(slots_of(cache))[None] >= padding[:, None]
         hidden, cache = self.decoder.call_with_cache(tokens[:, None], (slot - padding)[:, None], cache, slot, valid)
         return self.decoder.logits(hidden[:, 0]), cache
 
-    def _steps(
+    def steps(
         self,
         cache: Cache,
         padding: tf.Tensor,
@@ -126,14 +125,17 @@ class CachedDecoding:
             As many columns as steps; a row's columns behind the token that ended it hold nothing of use.
         """
         batch_size = tf.shape(tokens)[0]
-        first_slot = tf.shape(cache[0][0])[1]
-        cache = _with_more_slots(cache, steps)
+        first_slot = slots_of(cache)
+        past = self.decoder.as_past(cache)
+        valid = tf.range(first_slot + steps)[None] >= padding[:, None]
 
         def unfinished(step, ended, *_):
             return (step < steps) & ~tf.reduce_all(ended)
 
-        def one_step(step, ended, tokens, seen, all_tokens, all_log_probabilities, cache):
-            logits, cache = self._next_logits(tokens, cache, first_slot + step, padding)
+        def one_step(step, ended, tokens, seen, all_tokens, all_log_probabilities, new):
+            places = (first_slot + step - padding)[:, None]
+            hidden, new = self.decoder.call_with_cache(tokens[:, None], places, new, step, valid, past)
+            logits = self.decoder.logits(hidden[:, 0])
             tokens, log_probabilities = sampling.choose(logits, parameters, seen, position + step)
             all_tokens = tf.tensor_scatter_nd_update(all_tokens, [[step]], tokens[None])
             all_log_probabilities = tf.tensor_scatter_nd_update(
@@ -142,7 +144,7 @@ class CachedDecoding:
             step += 1
             stopped = tf.reduce_any(tokens[:, None] == self.stop_tokens, -1)
             ended = ended | stopped | (step >= remaining)
-            return step, ended, tokens, sampling.mark_seen(seen, tokens), all_tokens, all_log_probabilities, cache
+            return step, ended, tokens, sampling.mark_seen(seen, tokens), all_tokens, all_log_probabilities, new
 
         state = (
             tf.constant(0),
@@ -151,12 +153,16 @@ class CachedDecoding:
             seen,
             tf.zeros([steps, batch_size], tf.int32),
             tf.zeros([steps, batch_size], tf.float32),
-            cache,
+            self.decoder.empty_cache(batch_size, steps),
         )
-        *_, all_tokens, all_log_probabilities, cache = tf.while_loop(unfinished, one_step, state, parallel_iterations=1)
+        *_, all_tokens, all_log_probabilities, new = tf.while_loop(unfinished, one_step, state, parallel_iterations=1)
+        cache = [
+            (tf.concat([key, new_key], 2), tf.concat([value, new_value], 2))
+            for (key, value), (new_key, new_value) in zip(cache, new)
+        ]
         return Steps(tf.transpose(all_tokens), tf.transpose(all_log_probabilities), cache)
 
-    def _beam_candidates(
+    def beam_candidates(
         self, logits: tf.Tensor, scores: tf.Tensor, seen: tf.Tensor, penalty: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
         """The best continuations of all beams of each prompt.
@@ -177,21 +183,79 @@ class CachedDecoding:
         penalized = sampling.with_repetition_penalty(log_probabilities, seen, penalty[None])
         total = tf.reshape(penalized, [prompts, beams, vocabulary_size]) + scores[:, :, None]
         total = tf.reshape(total, [prompts, beams * vocabulary_size])
-        count = tf.minimum((1 + tf.size(self.stop_tokens)) * beams, beams * vocabulary_size)
+        count = tf.minimum((1 + len(self.stop_tokens)) * beams, beams * vocabulary_size)
         best, places = tf.math.top_k(total, count)
         own = tf.gather(tf.reshape(log_probabilities, [prompts, beams * vocabulary_size]), places, batch_dims=1)
         return best, own, places // vocabulary_size, places % vocabulary_size
 
-    def _beam_step(
+    def beam_step(
         self, cache: Cache, rows: tf.Tensor, padding: tf.Tensor, tokens: tf.Tensor
     ) -> tuple[tf.Tensor, Cache]:
-        """One token a row after the rows were taken from the cache, as `_take_rows`: logits and cache."""
-        slot = tf.shape(cache[0][0])[1]
-        return self._next_logits(tokens, _with_more_slots(self._take_rows(cache, rows), 1), slot, padding)
+        """One token a row after the rows were taken from the cache, as `take_rows`: logits and cache."""
+        slot = slots_of(cache)
+        return self._next_logits(tokens, _with_more_slots(self.take_rows(cache, rows), 1), slot, padding)
+
+
+class CachedDecoding:
+    """A decoder's graphs for generation: the functions of `DecodingFunctions`, each traced once.
+
+    Args:
+        decoder, stop_tokens: as `DecodingFunctions`'.
+    """
+
+    def __init__(self, decoder: Decoder, stop_tokens: tuple[int, ...]):
+        functions = DecodingFunctions(decoder, stop_tokens)
+        cache = cache_specs(decoder)
+        self.prefill = graph(functions.prefill, INTEGER_TABLE, INTEGERS)
+        self.take_rows = graph(functions.take_rows, cache, INTEGERS)
+        self.steps = graph(
+            functions.steps,
+            cache,
+            INTEGERS,
+            INTEGERS,
+            INTEGERS,
+            INTEGERS,
+            PARAMETERS,
+            SEEN,
+            tf.TensorSpec([], tf.int32),
+        )
+        self.beam_candidates = graph(functions.beam_candidates, LOGITS, SCORES, SEEN, tf.TensorSpec([], tf.float32))
+        self.beam_step = graph(functions.beam_step, cache, INTEGERS, INTEGERS, INTEGERS)
+
+
+def cache_specs(decoder: Decoder) -> list[tuple[tf.TensorSpec, tf.TensorSpec]]:
+    """The `tf.TensorSpec`s of a decoder's cache, any number of rows and slots."""
+    key, _ = decoder.empty_cache(1, 1)[0]
+    slots = tf.TensorSpec([None, key.shape[1], None, key.shape[3]], key.dtype)
+    return [(slots, slots)] * decoder.config.num_layers
+
+
+def window_start(length: Any, context: int) -> Any:
+    """Where the window begins from which a text of `length` tokens is continued: 0 as long as the context holds it.
+
+    When the context is full, the window begins anew with its last half, and fills up again. So where it begins
+    depends on the length alone, not on how the text came to be.
+
+    Args:
+        length: an integer, or a tensor of them.
+        context: the most tokens that the model reads.
+
+    Returns:
+        As `length`.
+    """
+    stride = context + 1 - max(1, context // 2)
+    overflow = length - context + stride - 1
+    windows = overflow // stride
+    return tf.maximum(windows, 0) * stride if tf.is_tensor(length) else max(windows, 0) * stride
+
+
+def slots_of(cache: Cache) -> tf.Tensor:
+    """How many slots a cache has, a scalar int32."""
+    return tf.shape(cache[0][0])[2]
 
 
 def _with_more_slots(cache: Cache, count: tf.Tensor | int) -> Cache:
-    widths = [[0, 0], [0, count], [0, 0], [0, 0]]
+    widths = [[0, 0], [0, 0], [0, count], [0, 0]]
     return [(tf.pad(key, widths), tf.pad(value, widths)) for key, value in cache]
 
 

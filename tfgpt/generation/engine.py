@@ -17,7 +17,7 @@ import tensorflow as tf
 from tfgpt.common.errors import UserError
 from tfgpt.generation.beam_search import BeamSearch, Finished
 from tfgpt.generation.config import SamplingConfig
-from tfgpt.generation.decoding import CachedDecoding, choose, padded_left
+from tfgpt.generation.decoding import CachedDecoding, choose, padded_left, window_start
 from tfgpt.generation.prompts import check_lengths, encode_prompt
 from tfgpt.generation.sampling import SamplingParameters
 from tfgpt.generation.text import TextStream, text_of
@@ -69,7 +69,6 @@ class Row:
     def __init__(self, prompt: np.ndarray, config: SamplingConfig, sample: int):
         self.prompt, self.config, self.sample = prompt, config, sample
         self.ids = prompt.tolist()
-        self.window_start = 0
         self.log_probability = 0.0
         self.stream = TextStream(config.stop)
         self.pieces: list[str] = []
@@ -93,9 +92,7 @@ class Row:
 
     def window(self, context: int) -> np.ndarray:
         """What the model reads for the next token: everything, or from some token on once it is too long."""
-        if len(self.ids) - self.window_start > context:
-            self.window_start = len(self.ids) - max(1, context // 2)
-        return np.array(self.ids[self.window_start :], np.int32)
+        return np.array(self.ids[window_start(len(self.ids), context) :], np.int32)
 
     def completion(self, stop_tokens: tuple[int, ...]) -> Completion:
         """The finished text."""

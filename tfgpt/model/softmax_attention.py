@@ -7,6 +7,7 @@ from typing import Any
 import tensorflow as tf
 
 Piece = tuple[Any, Any, Any]
+CachePart = tuple[tf.Tensor, tf.Tensor, bool]
 
 
 def attend(query: tf.Tensor, key: tf.Tensor, value: tf.Tensor, mask: Any, drop: Any = None) -> tf.Tensor:
@@ -28,6 +29,28 @@ def attend(query: tf.Tensor, key: tf.Tensor, value: tf.Tensor, mask: Any, drop: 
     if drop is not None:
         weights = drop(weights)
     return ungroup_heads(tf.matmul(weights, value), query)
+
+
+def attend_in_parts(query: tf.Tensor, parts: list[CachePart], mask: tf.Tensor) -> tf.Tensor:
+    """`attend` to keys and values that lie in several tensors, one after another, heads first.
+
+    Args:
+        query: as `attend`'s.
+        parts: each part's keys and values [batch, key-value heads, its slots, head_dim], and whether its keys are laid
+            out [batch, key-value heads, head_dim, its slots] instead.
+        mask: as `attend`'s, over the slots of all parts.
+
+    Returns:
+        As `attend`'s.
+    """
+    _, first_values, _ = parts[0]
+    grouped = group_heads(query, first_values.shape[1])
+    scores = [tf.matmul(grouped, keys, transpose_b=not transposed) for keys, _, transposed in parts]
+    slots = [values.shape[2] or tf.shape(values)[2] for _, values, _ in parts]
+    weights = masked_softmax(scores[0] if len(parts) == 1 else tf.concat(scores, -1), mask, query, query.dtype)
+    pieces = [weights] if len(parts) == 1 else tf.split(weights, slots, -1)
+    mixed = tf.add_n([tf.matmul(piece, values) for piece, (_, values, _) in zip(pieces, parts)])
+    return ungroup_heads(mixed, query)
 
 
 def attend_causally(
@@ -155,8 +178,12 @@ def attention_weights(grouped: tf.Tensor, key: tf.Tensor, mask: Any, like: tf.Te
     Returns:
         [batch, groups, heads per group x length, slots].
     """
-    scores = tf.cast(tf.matmul(grouped, key, transpose_b=True), tf.float32)
+    return masked_softmax(tf.matmul(grouped, key, transpose_b=True), mask, like, key.dtype)
+
+
+def masked_softmax(scores: tf.Tensor, mask: Any, like: tf.Tensor, dtype: Any) -> tf.Tensor:
+    """Softmax, taken in float32, of scores [batch, groups, heads per group x length, slots]; `mask` as `attend`'s."""
     batch, length, count, _ = sizes(like)
-    groups, slots = key.shape[1], key.shape[2] or tf.shape(key)[2]
-    scores = tf.reshape(scores, [batch, groups, count // groups, length, slots]) + mask
-    return tf.cast(tf.reshape(tf.nn.softmax(scores), [batch, groups, count // groups * length, slots]), key.dtype)
+    groups, slots = scores.shape[1], scores.shape[3] or tf.shape(scores)[3]
+    scores = tf.reshape(tf.cast(scores, tf.float32), [batch, groups, count // groups, length, slots]) + mask
+    return tf.cast(tf.reshape(tf.nn.softmax(scores), [batch, groups, count // groups * length, slots]), dtype)

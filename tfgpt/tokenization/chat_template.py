@@ -7,6 +7,7 @@ them apart, so training and generation use `encode_messages`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,15 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 """The template of `tokenizer_config.json`."""
+
+START_OF_TURN, END_OF_TURN = "<|im_start|>", "<|im_end|>"
+"""ChatML's marks, as a conversation rendered by `render_messages` spells them whatever the tokenizer calls them."""
+
+MARK = re.compile(r"<(\\*)\|")
+"""What a mark begins with, perhaps with backslashes between."""
+
+ESCAPED = r"<\1\\|"
+"""What stands for it in a rendered message."""
 
 ROLES = ("system", "user", "assistant")
 """Who may speak."""
@@ -73,6 +83,25 @@ def encode_messages(
     if not ids:
         return np.zeros(0, np.int32), np.zeros(0, np.float32)
     return np.concatenate(ids), np.concatenate(weights)
+
+
+def render_messages(messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True) -> str:
+    """A dialogue as one ChatML text that a SavedModel's `chat` reads as `encode_messages` reads the messages.
+
+    In what somebody says, `<|` is written `<\\|` (and `<\\|` with one backslash more, and so on), which the reader
+    takes back: so nobody can end a turn by typing its mark, and nothing is lost.
+
+    Args:
+        messages, add_generation_prompt: as `encode_messages`'.
+
+    Raises:
+        UserError: a message without a known role or without text.
+    """
+    turns = []
+    for message in messages:
+        role, content = checked_message(message)
+        turns.append(f"{START_OF_TURN}{role}\n{MARK.sub(ESCAPED, content)}{END_OF_TURN}\n")
+    return "".join(turns) + (f"{START_OF_TURN}assistant\n" if add_generation_prompt else "")
 
 
 def checked_message(message: Mapping[str, Any]) -> tuple[str, str]:

@@ -1,0 +1,77 @@
+"""A server of the tests: the real app under the real uvicorn on a free port, in a thread of this process."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import uvicorn
+
+from tfgpt.serving.app import create_app
+from tfgpt.serving.backends import open_backend
+from tfgpt.serving.client import Client
+from tfgpt.serving.serve_config import ServeConfig
+
+
+class Counted:
+    """A transport that counts the calls of `stream`, notes their rows, and may take its time."""
+
+    def __init__(self, transport):
+        self.transport, self.address = transport, transport.address
+        self.rows: list[int] = []
+        self.seconds = 0.0
+        self.error: Exception | None = None
+
+    def predict(self, name, inputs, seconds):
+        if self.error:
+            raise self.error
+        if name == "stream":
+            self.rows.append(len(inputs["ids"]))
+            time.sleep(self.seconds)
+        return self.transport.predict(name, inputs, seconds)
+
+    def close(self):
+        self.transport.close()
+
+
+class Running:
+    """A server that listens.
+
+    Attributes:
+        url: where.
+        backend: its transport.
+    """
+
+    def __init__(self, url: str, backend: Counted):
+        self.url, self.backend = url, backend
+
+
+@contextlib.contextmanager
+def running(version: Path | None, keys: tuple[str, ...] = (), port: int = 0, **settings) -> Iterator[Running]:
+    """Serves an export, or a backend, until the block ends."""
+    config = ServeConfig(model=str(version) if version else "", **{"model_name": "chat", **settings})
+    client, info = open_backend(config)
+    backend = Counted(client.transport)
+    app = create_app(Client(backend, config.request_seconds), info, config, keys)
+    listening = socket.socket()
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listening.bind(("127.0.0.1", port))
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app, log_level="warning", access_log=False, lifespan="on", timeout_graceful_shutdown=config.shutdown_seconds
+        )
+    )
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    thread.start()
+    while not server.started and thread.is_alive():
+        time.sleep(0.01)
+    try:
+        yield Running(f"http://127.0.0.1:{listening.getsockname()[1]}", backend)
+    finally:
+        server.should_exit = True
+        thread.join()
+        backend.close()

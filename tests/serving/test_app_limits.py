@@ -1,0 +1,238 @@
+"""Full queues, clients that leave, wrong and hostile requests, keys, logs, counters: what an operator relies on."""
+
+import contextlib
+import json
+import socket
+import threading
+import time
+
+import httpx
+import openai
+import pytest
+
+from tests.serving.loopback import Loopback
+from tests.serving.running import running
+from tfgpt.serving.client import failed
+
+CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+HELLO = {"model": "chat", "messages": [{"role": "user", "content": "secret words"}], "max_tokens": 2}
+WORDS = {"model": "chat", "input": "a few words"}
+LONG = {"model": "chat", "prompt": "The", "max_tokens": 2000, "temperature": 1.0, "seed": 1, "logprobs": 0}
+
+
+@pytest.fixture(scope="module")
+def server(version):
+    with running(version, max_queue=2, max_batch=2, max_body_kb=64, body_seconds=1.0, max_choices=8) as found:
+        yield found
+
+
+def post(server, path=CHAT, **options):
+    return httpx.post(server.url + path, timeout=60, **options)
+
+
+def error_of(answer) -> dict:
+    [content] = answer.json().values()
+    assert content.keys() == {"message", "type", "param", "code"}
+    return content
+
+
+def until(claim, seconds=30.0) -> None:
+    end = time.monotonic() + seconds
+    while not claim():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.02)
+
+
+def idle(server) -> bool:
+    text = httpx.get(f"{server.url}/metrics").text
+    return "tfgpt_active_texts 0.0" in text and "tfgpt_waiting_texts 0.0" in text
+
+
+WRONG = {
+    "bad JSON": ({"content": b'{"model": '}, 400),
+    "bad UTF-8": ({"content": b'{"model": "\xff\xfe"}'}, 400),
+    "half a surrogate": ({"content": b'{"model": "chat", "messages": [{"role": "user", "content": "\\ud800"}]}'}, 400),
+    "no object": ({"content": b"[1]"}, 400),
+    "deep nesting": ({"content": b"[" * 30_000}, 400),
+    "a number of 5000 digits": ({"content": b'{"model": "chat", "messages": [], "seed": ' + b"9" * 5000 + b"}"}, 400),
+    "not a number": ({"content": json.dumps({**HELLO, "temperature": float("nan")}).encode()}, 400),
+    "negative temperature": ({"json": {**HELLO, "temperature": -0.5}}, 400),
+    "huge max_tokens": ({"json": {**HELLO, "max_tokens": 10**30}}, 400),
+    "no tokens": ({"json": {**HELLO, "max_tokens": 0}}, 400),
+    "too many choices": ({"json": {**HELLO, "n": 9}}, 400),
+    "huge seed": ({"json": {**HELLO, "seed": 2**63}}, 400),
+    "a tool": ({"json": {**HELLO, "tools": []}}, 400),
+    "an unknown role": ({"json": {**HELLO, "messages": [{"role": "wizard", "content": "a"}]}}, 400),
+    "no messages": ({"json": {**HELLO, "messages": []}}, 400),
+    "an empty stop": ({"json": {**HELLO, "stop": ""}}, 400),
+    "10 MB": ({"content": b'{"model": "' + b"a" * 10_000_000 + b'"}'}, 413),
+    "a form": ({"data": {"model": "chat"}}, 415),
+    "nothing": ({}, 400),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_requests_are_refused_in_openais_shape(server, name):
+    options, status = WRONG[name]
+    if "content" in options:
+        options = {**options, "headers": {"Content-Type": "application/json"}}
+    answer = post(server, **options)
+    assert answer.status_code == status, answer.text
+    assert error_of(answer)["type"] == "invalid_request_error"
+    assert "x-request-id" in answer.headers
+
+
+def test_what_is_wrong_is_named(server):
+    assert error_of(post(server, json={**HELLO, "temperature": -0.5}))["param"] == "temperature"
+    wrong = error_of(post(server, json={**HELLO, "tools": []}))
+    assert (wrong["param"], wrong["code"]) == ("tools", "unknown_parameter")
+    assert error_of(httpx.get(f"{server.url}/nothing"))["type"] == "not_found_error"
+    assert httpx.get(server.url + CHAT).status_code == 405
+    many = [{"role": "user", "content": "ok"}, {"role": "user", "content": 3}]
+    assert error_of(post(server, json={**HELLO, "messages": many}))["param"].startswith("messages.1.content")
+
+
+def test_a_full_queue_is_429_with_retry_after_and_comes_free_again(server):
+    server.backend.seconds = 0.1
+    with contextlib.ExitStack() as stack:
+        answers = [
+            stack.enter_context(httpx.stream("POST", server.url + COMPLETIONS, json={**LONG, "stream": True}))
+            for _ in range(2)
+        ]
+        for answer in answers:
+            next(answer.iter_lines())  # Both are being written: the batch is full.
+        waiting = stack.enter_context(openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0))
+        threads = [
+            threading.Thread(target=lambda: post(server, COMPLETIONS, json={**LONG, "max_tokens": 1})) for _ in range(2)
+        ]
+        for thread in threads:
+            thread.start()
+        until(lambda: "tfgpt_waiting_texts 2.0" in httpx.get(f"{server.url}/metrics").text)
+        with pytest.raises(openai.RateLimitError) as caught:
+            waiting.chat.completions.create(**HELLO)
+        assert int(caught.value.response.headers["retry-after"]) >= 1
+        assert caught.value.code == "queue_full"
+    server.backend.seconds = 0.0
+    for thread in threads:
+        thread.join()
+    until(lambda: idle(server))
+    assert post(server, json=HELLO).status_code == 200
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_the_work_stops_when_the_client_leaves(server, stream):
+    server.backend.seconds = 0.02
+    before = len(server.backend.rows)
+    content = json.dumps({**LONG, "stream": stream}).encode()
+    with socket.create_connection(("127.0.0.1", int(server.url.rsplit(":", 1)[1]))) as client:
+        head = f"POST {COMPLETIONS} HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+        client.sendall(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content)
+        until(lambda: len(server.backend.rows) >= before + 3)
+    until(lambda: idle(server))
+    calls = len(server.backend.rows)
+    assert calls < before + 1000  # 2000 tokens one by one would be 2000 calls.
+    time.sleep(0.3)
+    assert len(server.backend.rows) == calls
+    server.backend.seconds = 0.0
+
+
+def test_a_client_that_sends_too_slowly_is_cut_off(server):
+    with socket.create_connection(("127.0.0.1", int(server.url.rsplit(":", 1)[1])), timeout=30) as client:
+        client.sendall(f"POST {CHAT} HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\n{{".encode())
+        answer = b""
+        while part := client.recv(65536):
+            answer += part
+    assert answer.startswith(b"HTTP/1.1 408")
+
+
+def test_a_client_that_does_not_read_holds_nobody_up(server):
+    content = json.dumps({**LONG, "stream": True}).encode()
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        client.connect(("127.0.0.1", int(server.url.rsplit(":", 1)[1])))
+        head = f"POST {COMPLETIONS} HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+        client.sendall(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content)
+        assert post(server, json=HELLO).status_code == 200
+    until(lambda: idle(server))
+
+
+def test_a_request_that_takes_too_long_ends(version):
+    with running(version, request_seconds=0.5, access_log=False) as server:
+        server.backend.seconds = 0.2
+        assert error_of(post(server, COMPLETIONS, json=LONG))["code"] == "timeout"
+        calls = len(server.backend.rows)
+        time.sleep(0.5)
+        assert len(server.backend.rows) <= calls + 1
+
+
+def test_api_keys_and_cors(version):
+    origin = "https://a.example"
+    with running(version, keys=("one", "two"), cors_origin=(origin,), access_log=False) as server:
+        for key, status in (("one", 200), ("two", 200), ("on", 401), ("", 401)):
+            answer = post(server, json=HELLO, headers={"Authorization": f"Bearer {key}"})
+            assert answer.status_code == status
+        assert error_of(answer)["code"] == "invalid_api_key"
+        assert httpx.get(f"{server.url}/v1/models").status_code == 401
+        assert httpx.get(f"{server.url}/healthz").status_code == 200
+        asked = {"Origin": origin, "Access-Control-Request-Method": "POST"}
+        allowed = httpx.options(server.url + CHAT, headers=asked)
+        assert allowed.headers["access-control-allow-origin"] == origin
+        other = httpx.options(server.url + CHAT, headers={**asked, "Origin": "https://b.example"})
+        assert "access-control-allow-origin" not in other.headers
+
+
+def test_without_origins_no_cors_header_is_sent(server):
+    answer = httpx.get(f"{server.url}/v1/models", headers={"Origin": "https://a.example"})
+    assert not [name for name in answer.headers if name.startswith("access-control")]
+
+
+def test_the_access_log_is_json_without_contents(version, capsys):
+    with running(version) as server:
+        post(server, json={**HELLO, "user": "secret name"}, params={"secret": "query"})
+        httpx.get(f"{server.url}/secret/path")
+        text = post(server, COMPLETIONS, json={**LONG, "max_tokens": 30}).json()["choices"][0]["text"]
+    printed = capsys.readouterr().out
+    assert "secret" not in printed and text not in printed
+    lines = [json.loads(line) for line in printed.splitlines()]
+    assert [line["status"] for line in lines] == [200, 404, 200]
+    assert lines[0]["route"] == CHAT and lines[1]["route"] == "other"
+    assert lines[0]["completion_tokens"] <= 2 and lines[0]["seconds"] > 0
+
+
+def test_metrics_count_requests_tokens_and_calls(version):
+    with running(version, access_log=False) as server:
+        used = post(server, json=HELLO).json()["usage"]
+        post(server, json={})
+        text = httpx.get(f"{server.url}/metrics").text
+    assert f'tfgpt_requests_total{{route="{CHAT}",status="200"}} 1.0' in text
+    assert f'tfgpt_requests_total{{route="{CHAT}",status="400"}} 1.0' in text
+    assert f"tfgpt_prompt_tokens_total {used['prompt_tokens']}.0" in text
+    assert f"tfgpt_written_tokens_total {used['completion_tokens']}.0" in text
+    assert f"tfgpt_call_seconds_count {len(server.backend.rows)}.0" in text
+
+
+@pytest.mark.parametrize("kind", ["grpc", "http"])
+def test_tensorflow_serving_as_the_backend_gives_the_same_answers(served, version, server, kind):
+    body = {**HELLO, "max_tokens": 12, "seed": 5}
+    expected = post(server, json=body).json()
+    with Loopback("chat", served) as serving:
+        address = f"grpc://{serving.grpc_address}" if kind == "grpc" else serving.rest_address
+        with running(version, backend=address, access_log=False) as fronted:
+            found = post(fronted, json=body).json()
+            vector = post(fronted, "/v1/embeddings", json=WORDS).json()["data"][0]["embedding"]
+            assert httpx.get(f"{fronted.url}/readyz").status_code == 200
+    assert (found["choices"], found["usage"]) == (expected["choices"], expected["usage"])
+    assert vector == pytest.approx(post(server, "/v1/embeddings", json=WORDS).json()["data"][0]["embedding"], rel=1e-4)
+
+
+def test_a_backend_that_is_away_is_said_and_not_an_internal_error(version):
+    with running(version, access_log=False) as server:
+        server.backend.error = failed("host:8500", "chat", "stream", "UNAVAILABLE", "")
+        server.backend.transport.address = "host:8500"
+        answer = httpx.get(f"{server.url}/readyz")
+        assert answer.status_code == 503 and error_of(answer)["code"] == "not_ready"
+        assert httpx.get(f"{server.url}/healthz").status_code == 200
+        server.backend.error = failed("host:8500", "chat", "stream", "INTERNAL", "")
+        assert error_of(post(server, json=HELLO))["code"] == "backend_error"
+        server.backend.error = None
+        assert post(server, json=HELLO).status_code == 200

@@ -1,0 +1,43 @@
+"""Bits per byte of an export's weights, against the whole model's own numbers."""
+
+import math
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests.serving.conftest import DEFAULTS
+from tfgpt.common.errors import UserError
+from tfgpt.serving.precision import ServedWeights
+from tfgpt.serving.quality import bits_per_byte, quality_ids
+from tfgpt.serving.served_model import ServedModel
+
+
+def test_bits_per_byte_count_text_and_no_special_token(generator):
+    tokenizer, context = generator.tokenizer, 16
+    start = tokenizer.end_of_text_id
+    ids = np.concatenate(
+        [[start], tokenizer.encode("The quick brown fox jumps."), [start], tokenizer.encode("dog" * 9)]
+    )
+    model = ServedModel(generator.decoder, ServedWeights(generator.decoder, "float32"), tokenizer, DEFAULTS, 9)
+    found = bits_per_byte(model.functions.log_likelihood, ids.astype(np.int32), tokenizer, context)
+    nats = 0.0
+    for first in range(0, len(ids) - 1, context - 1):
+        row = ids[first : first + context].astype(np.int32)
+        log_probabilities = tf.nn.log_softmax(generator.decoder({"token_ids": row[None]}))[0].numpy()
+        nats -= sum(log_probabilities[place, token] for place, token in enumerate(row[1:]) if token != start)
+    assert found == pytest.approx(nats / math.log(2) / (26 + 27), rel=1e-4)
+
+
+def test_a_text_is_read_as_far_as_asked(tmp_path, generator):
+    path = tmp_path / "text.txt"
+    path.write_text("The quick brown fox")
+    ids, name = quality_ids(tmp_path, str(path), generator.tokenizer, 9)
+    assert generator.tokenizer.decode(ids) == "The quick" and name == str(path)
+    assert quality_ids(tmp_path, str(path), generator.tokenizer, 0) is None
+    assert quality_ids(tmp_path, "", generator.tokenizer, 9) is None
+    path.write_text("")
+    with pytest.raises(UserError, match="is empty"):
+        quality_ids(tmp_path, str(path), generator.tokenizer, 9)
+    with pytest.raises(UserError, match="--quality_text: /nowhere cannot be read"):
+        quality_ids(tmp_path, "/nowhere", generator.tokenizer, 9)

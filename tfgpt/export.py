@@ -1,0 +1,75 @@
+"""Exports a trained model as a SavedModel for TensorFlow Serving: text in, text out, TensorFlow's own operations only.
+
+The shortest form is `python -m tfgpt.export --model=runs/quickstart --output=models/chat`. It writes a new version
+beside and renames it once it is proven: opened with the server's own loader, every signature run, its tokens equal to
+those of `python -m tfgpt.generate`. The sampling flags are what a request gets that does not say otherwise.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from tfgpt.common.command import Command, Overrides
+from tfgpt.common.errors import UserError
+from tfgpt.common.quiet import import_tensorflow
+from tfgpt.generation.config import SamplingConfig
+from tfgpt.generation.prompts import model_directory
+from tfgpt.serving.config import NOT_IN_EXPORTS, ExportConfig
+from tfgpt.tokenization.tokenizer import Tokenizer
+
+
+def run(export: ExportConfig, sampling: dict[str, Any]) -> None:
+    """Checks what can be checked without TensorFlow, then writes."""
+    defaults = SamplingConfig(**sampling)
+    if defaults.max_new_tokens > export.max_new_tokens_limit:
+        raise UserError(
+            f"--max_new_tokens: {defaults.max_new_tokens} is above --max_new_tokens_limit={export.max_new_tokens_limit}"
+        )
+    directory = model_directory(export.model)
+    tokenizer = exportable_tokenizer(directory)
+    if importlib.util.find_spec("tensorflow_serving") is None:
+        raise UserError(
+            "tensorflow-serving-api is missing, with which warm-up records are written; pip install 'tfgpt[serve]'"
+        )
+    import_tensorflow()
+    from tfgpt.serving.export import export as write_export
+
+    version = write_export(export, defaults, directory, tokenizer, lambda line: print(line, flush=True))
+    size = sum(path.stat().st_size for path in version.rglob("*") if path.is_file())
+    print(f"Written: {version} ({size / 1e6:.1f} MB)")
+    print(
+        f"Serve:   tensorflow_model_server --port=8500 --rest_api_port=8501 --model_name={version.parent.name} "
+        f"--model_base_path={os.path.abspath(version.parent)}"
+    )
+
+
+def exportable_tokenizer(directory: Path) -> Tokenizer:
+    """The model's tokenizer.
+
+    Raises:
+        UserError: it cannot be run by TensorFlow's own operations.
+    """
+    if not (directory / "tokenizer.json").is_file():
+        for name in ("tokenizer.model", "spiece.model"):
+            if (directory / name).is_file():
+                raise UserError(
+                    f"{directory / name}: SentencePiece models cannot be exported yet; only byte-level ones can"
+                )
+    tokenizer = Tokenizer.load(directory)
+    if tokenizer.why_reference_only:
+        raise UserError(
+            f"{tokenizer.origin}: cannot be run inside the TensorFlow graph: {tokenizer.why_reference_only}"
+        )
+    return tokenizer
+
+
+SAMPLING = Overrides(SamplingConfig, "sampling", "default: as generate's", NOT_IN_EXPORTS)
+COMMAND = Command("export", __doc__, [ExportConfig, SAMPLING], run)
+main = COMMAND.run
+
+if __name__ == "__main__":
+    sys.exit(main())

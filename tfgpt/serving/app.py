@@ -1,0 +1,290 @@
+"""The web server: OpenAI's API and the chat page in front of a served model. No Keras, no model code."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import anyio.to_thread
+from fastapi import APIRouter, FastAPI, Request
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Response
+from fastapi.staticfiles import StaticFiles
+
+import tfgpt
+from tfgpt.serving.answers import Answer, EventResponse, as_base64, unless_gone
+from tfgpt.serving.api_errors import ApiError, add_error_handlers, as_api_error
+from tfgpt.serving.api_models import ChatRequest, CompletionRequest, EmbeddingRequest, ErrorAnswer, WritingRequest
+from tfgpt.serving.backends import ServedInfo
+from tfgpt.serving.batching import Batcher, QueueFullError, Row, Ticket
+from tfgpt.serving.client import Client, ServingError
+from tfgpt.serving.gate import Gate
+from tfgpt.serving.metrics import Metrics
+from tfgpt.serving.serve_config import ServeConfig
+from tfgpt.tokenization.chat_template import render_messages
+
+WEB = Path(__file__).with_name("web")
+# Calls that do not write (tokenize, embed) at the same time, beside the one that writes.
+OTHER_CALLS = 2
+# How long a backend may take to say that it is there, in seconds.
+READY_SECONDS = 2.0
+
+PAGE_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",
+}
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorAnswer} for status in (400, 401, 404, 408, 413, 415, 422, 429, 502, 503, 504)
+}
+
+
+class Server:
+    """What the routes share.
+
+    Args:
+        client: the model.
+        info: what is known of it.
+        config: the limits.
+    """
+
+    def __init__(self, client: Client, info: ServedInfo, config: ServeConfig):
+        self.client, self.info, self.config = client, info, config
+        self.metrics = Metrics()
+        self.batcher = Batcher(client, config.max_batch, config.max_queue, config.batch_wait_ms / 1000, self.metrics)
+        self._calls = 0
+        self._limiter: anyio.CapacityLimiter | None = None
+
+    async def call(self, name: str, inputs: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+        """Calls a signature that does not write.
+
+        Raises:
+            QueueFullError: too many such calls wait already.
+        """
+        self._limiter = self._limiter or anyio.CapacityLimiter(OTHER_CALLS)
+        if self._calls >= self.config.max_queue:
+            raise QueueFullError(self.batcher.retry_seconds(self._calls))
+        self._calls += 1
+        try:
+            return await anyio.to_thread.run_sync(self.client.predict, name, inputs, limiter=self._limiter)
+        finally:
+            self._calls -= 1
+
+    def check_model(self, name: str) -> None:
+        """Refuses other models' names."""
+        if name != self.info.name:
+            message = f"there is no model {name!r} here; there is {self.info.name!r}"
+            raise ApiError(404, message, "model", "model_not_found")
+
+    def check_length(self, tokens: int, param: str) -> None:
+        """Refuses what does not fit into the model's context."""
+        limit = self.info.context_length
+        if limit and tokens > limit:
+            message = f"{param} has {tokens} tokens; this model's context is {limit} tokens. Make it shorter."
+            raise ApiError(400, message, param, "context_length_exceeded")
+
+    async def tokenized(self, texts: Sequence[str], param: str) -> list[list[int]]:
+        """The ids of plain texts, an end-of-text token first."""
+        found = await self.call("tokenize", {"text": list(texts)})
+        rows = zip(found["end_of_text_id"], found["ids"], found["num_tokens"])
+        prompts = [[first, *ids[:count]] for first, ids, count in rows]
+        self.check_length(max(map(len, prompts)), param)
+        return prompts
+
+    async def conversation(self, body: ChatRequest) -> list[int]:
+        """The ids of a conversation."""
+        text = render_messages([message.plain() for message in body.messages])
+        found = await self.call("tokenize_chat", {"conversation": [text]})
+        ids = found["ids"][0][: found["num_tokens"][0]]
+        self.check_length(len(ids), "messages")
+        return ids
+
+    def submit(
+        self, request: Request, body: WritingRequest, prompts: Sequence[list[int]], max_tokens: int | None
+    ) -> Answer:
+        """Puts a request's texts into the queue."""
+        samples = body.n or 1
+        if len(prompts) * samples > self.config.max_choices:
+            message = f"{len(prompts) * samples} texts; this server writes at most {self.config.max_choices} a request"
+            raise ApiError(400, message, "n", "too_many_choices")
+        if max_tokens is not None and max_tokens > self.config.max_tokens_limit:
+            message = f"{max_tokens} tokens; this server writes at most {self.config.max_tokens_limit} a text"
+            raise ApiError(400, message, "max_tokens", "max_tokens_too_large")
+        length = max_tokens or self.config.default_max_tokens
+        seed = secrets.randbits(63) if body.seed is None else body.seed
+        likely = body.wants_log_probabilities
+        ticket = Ticket()
+        rows: list[Row] = []
+        for prompt in prompts:
+            for sample in range(samples):
+                sampling = body.sampling(dict(self.info.defaults), seed, sample)
+                rows.append(Row(ticket, len(rows), prompt, length, sampling, body.stop_strings, likely))
+        self.batcher.submit(rows)
+        facts = request.scope["tfgpt.facts"]
+        facts["stream"] = bool(body.stream)
+        return Answer(
+            ticket=ticket,
+            chat=isinstance(body, ChatRequest),
+            model=self.info.name,
+            choices=len(rows),
+            prompt_tokens=sum(map(len, prompts)),
+            log_probabilities=likely,
+            facts=facts,
+            metrics=self.metrics,
+            begun=request.scope["tfgpt.begun"],
+        )
+
+    async def respond(self, request: Request, body: WritingRequest, answer: Answer) -> Response:
+        """The answer, streamed or whole."""
+        if body.stream:
+            return EventResponse(answer, body.include_usage)
+        return await unless_gone(request, answer.whole(), JSONResponse)
+
+    def description(self) -> dict[str, Any]:
+        """The model as /v1/models lists it."""
+        return {
+            "id": self.info.name,
+            "object": "model",
+            "created": self.info.created,
+            "owned_by": "tfgpt",
+            "context_length": self.info.context_length,
+            "max_tokens_limit": self.config.max_tokens_limit,
+            "defaults": {**self.info.defaults, "max_new_tokens": self.config.default_max_tokens},
+        }
+
+
+def api(server: Server) -> APIRouter:
+    """OpenAI's routes."""
+    router = APIRouter(prefix="/v1", responses=ERRORS)
+
+    @router.post("/chat/completions")
+    async def chat(body: ChatRequest, request: Request) -> Response:
+        server.check_model(body.model)
+        prompt = await server.conversation(body)
+        answer = server.submit(request, body, [prompt], body.max_completion_tokens or body.max_tokens)
+        return await server.respond(request, body, answer)
+
+    @router.post("/completions")
+    async def completions(body: CompletionRequest, request: Request) -> Response:
+        server.check_model(body.model)
+        prompts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
+        if len(prompts) > server.config.max_choices:
+            message = f"{len(prompts)} prompts; this server takes at most {server.config.max_choices} a request"
+            raise ApiError(400, message, "prompt", "too_many_choices")
+        answer = server.submit(request, body, await server.tokenized(prompts, "prompt"), body.max_tokens)
+        return await server.respond(request, body, answer)
+
+    @router.post("/embeddings")
+    async def embeddings(body: EmbeddingRequest, request: Request) -> Response:
+        server.check_model(body.model)
+        texts = [body.input] if isinstance(body.input, str) else body.input
+        if len(texts) > server.config.max_queue:
+            message = f"{len(texts)} texts; this server takes at most {server.config.max_queue} a request"
+            raise ApiError(400, message, "input", "too_many_inputs")
+        tokens = sum(map(len, await server.tokenized(texts, "input")))
+        vectors: list[list[float]] = []
+        for start in range(0, len(texts), server.config.max_batch):
+            part = texts[start : start + server.config.max_batch]
+            vectors += (await server.call("embed", {"text": part}))["embedding"]
+        if body.dimensions not in (None, len(vectors[0])):
+            message = f"{body.dimensions}; this model's vectors have {len(vectors[0])} numbers"
+            raise ApiError(400, message, "dimensions", "invalid_value")
+        server.metrics.prompt.inc(tokens)
+        request.scope["tfgpt.facts"].update(prompt_tokens=tokens, inputs=len(texts))
+        written = [as_base64(vector) if body.encoding_format == "base64" else vector for vector in vectors]
+        data = [{"object": "embedding", "index": index, "embedding": value} for index, value in enumerate(written)]
+        usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+        return JSONResponse({"object": "list", "data": data, "model": server.info.name, "usage": usage})
+
+    @router.get("/models")
+    async def models() -> Response:
+        return JSONResponse({"object": "list", "data": [server.description()]})
+
+    @router.get("/models/{model}")
+    async def model(model: str) -> Response:
+        server.check_model(model)
+        return JSONResponse(server.description())
+
+    return router
+
+
+def operations(server: Server) -> APIRouter:
+    """What operators and the browser ask for."""
+    router = APIRouter()
+
+    @router.get("/healthz")
+    async def healthz() -> Response:
+        """The process lives."""
+        return PlainTextResponse("ok\n")
+
+    @router.get("/readyz", responses={503: {"model": ErrorAnswer}})
+    async def readyz() -> Response:
+        """The model answers."""
+        ask = server.client.transport.predict
+        try:
+            await anyio.to_thread.run_sync(ask, "tokenize", {"text": ["ready?"]}, READY_SECONDS)
+        except ServingError as error:
+            return as_api_error(ApiError(503, f"the model does not answer: {error.code}", code="not_ready")).response()
+        return PlainTextResponse("ready\n")
+
+    @router.get("/metrics")
+    async def metrics() -> Response:
+        """Counters for Prometheus."""
+        return Response(server.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @router.get("/", include_in_schema=False)
+    async def page() -> Response:
+        return FileResponse(WEB / "index.html", headers=PAGE_HEADERS)
+
+    return router
+
+
+class PageFiles(StaticFiles):
+    """The page's own files, with its headers."""
+
+    def file_response(self, *arguments: Any, **keywords: Any) -> Response:
+        """As Starlette's."""
+        response = super().file_response(*arguments, **keywords)
+        response.headers.update(PAGE_HEADERS)
+        return response
+
+
+def create_app(client: Client, info: ServedInfo, config: ServeConfig, keys: Sequence[str] = ()) -> FastAPI:
+    """The web application.
+
+    Args:
+        client: the model.
+        info: what is known of it.
+        config: limits and origins.
+        keys: the API keys; none: nobody is asked for one.
+    """
+    server = Server(client, info, config)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        server.batcher.start()
+        yield
+        await anyio.to_thread.run_sync(server.batcher.stop)
+
+    # No pages of documentation: they load scripts from elsewhere. The document itself is at /openapi.json.
+    app = FastAPI(title="tfgpt", version=tfgpt.__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.include_router(api(server))
+    app.include_router(operations(server))
+    app.mount("/web", PageFiles(directory=WEB), name="web")
+    add_error_handlers(app)
+    # The last one added is the outermost.
+    app.add_middleware(Gate, config=config, keys=keys, metrics=server.metrics)
+    if config.cors_origin:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(config.cors_origin),
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type"],
+        )
+    return app

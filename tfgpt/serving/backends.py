@@ -1,0 +1,138 @@
+"""Where the model runs: in this process, or in TensorFlow Serving. Neither needs Keras or the model's code."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tfgpt.common.errors import UserError
+from tfgpt.serving.client import DEFAULTS, Answer, Client, Transport, connect, failed, input_types
+from tfgpt.serving.serve_config import ServeConfig
+from tfgpt.serving.transports import as_bytes, with_text
+
+METADATA_FILE = Path("assets.extra", "tfgpt.json")
+
+
+@dataclasses.dataclass(frozen=True)
+class ServedInfo:
+    """What the front end knows of the model.
+
+    Attributes:
+        name: what clients call it.
+        created: when the version was made, in seconds since 1970; 0 where that is not known.
+        context_length: tokens that a prompt may have; 0 where that is not known.
+        defaults: the sampling inputs of a request that does not say otherwise.
+    """
+
+    name: str
+    created: int
+    context_length: int
+    defaults: Mapping[str, Any]
+
+
+class SavedModelTransport:
+    """An export in this process, behind the interface of the transports to TensorFlow Serving.
+
+    Args:
+        version: the version's directory.
+        name: the model's name, for error messages.
+    """
+
+    def __init__(self, version: Path, name: str):
+        import tensorflow as tf
+
+        from tfgpt.serving.session import SessionModel
+
+        self.address, self._name = str(version), name
+        self._error: type[Exception] = tf.errors.OpError
+        try:
+            self._model = SessionModel(version)
+        except (OSError, tf.errors.OpError) as error:
+            raise UserError(f"--model: {version} cannot be loaded: {error}") from error
+
+    def predict(self, name: str, inputs: Mapping[str, list[Any]], seconds: float) -> Answer:
+        """As `Transport.predict`; a call that has begun is not cut short, whatever `seconds` says."""
+        import numpy as np
+
+        types = input_types(name)
+        arrays = {
+            key: np.array([as_bytes(item) for item in value], object)
+            if types[key] == "string"
+            else np.array(value, types[key])
+            for key, value in inputs.items()
+        }
+        try:
+            outputs = self._model(name, arrays)
+        except self._error as error:
+            # The classes of TensorFlow's errors are named as gRPC's codes are: InvalidArgumentError.
+            kind = type(error).__name__.removesuffix("Error")
+            code = "".join(f"_{letter}" if letter.isupper() else letter.upper() for letter in kind).lstrip("_")
+            raise failed(self.address, self._name, name, code, getattr(error, "message", "")) from error
+        return with_text(name, {key: value.tolist() for key, value in outputs.items()})
+
+    def close(self) -> None:
+        """Ends the session."""
+        self._model.__exit__()
+
+
+def newest_version(model: str) -> Path:
+    """The version that `--model` means.
+
+    Raises:
+        UserError: there is none.
+    """
+    directory = Path(model).expanduser()
+    if (directory / "saved_model.pb").is_file():
+        return directory
+    versions = []
+    if directory.is_dir():
+        versions = [entry for entry in directory.iterdir() if entry.name.isdigit()]
+        versions = [entry for entry in versions if (entry / "saved_model.pb").is_file()]
+    if not versions:
+        hint = f"; python -m tfgpt.export --model={model} --output=models/chat makes one" if directory.is_dir() else ""
+        raise UserError(f"--model: {directory} holds no exported version{hint}")
+    return max(versions, key=lambda entry: int(entry.name))
+
+
+def served_info(config: ServeConfig, version: Path | None) -> ServedInfo:
+    """What is known of the model.
+
+    Args:
+        config: the flags.
+        version: the export, where there is one.
+
+    Raises:
+        UserError: the export's own description cannot be read.
+    """
+    name, created, context, defaults = config.model_name, 0, config.context_length, dict(DEFAULTS)
+    if version is not None:
+        try:
+            described = json.loads((version / METADATA_FILE).read_text(encoding="utf-8"))
+            context = context or int(described["decoder"]["max_sequence_length"])
+            defaults.update({key: value for key, value in described["defaults"].items() if key in DEFAULTS})
+            created = int((version / METADATA_FILE).stat().st_mtime)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"--model: {version / METADATA_FILE} is no description of an export: {error!r}") from error
+        folder = Path(os.path.abspath(version))
+        name = name or (folder.parent.name if folder.name.isdigit() else folder.name)
+    return ServedInfo(name, created, context, defaults)
+
+
+def open_backend(config: ServeConfig) -> tuple[Client, ServedInfo]:
+    """Connects to the backend, or loads the model into this process.
+
+    Raises:
+        UserError: the export is not there or cannot be loaded.
+    """
+    version = newest_version(config.model) if config.model else None
+    info = served_info(config, version)
+    if config.backend:
+        address = config.backend.removeprefix("grpc://")
+        return connect(address, model=info.name, label=config.label, seconds=config.request_seconds), info
+    assert version is not None  # The settings see to it.
+    transport: Transport = SavedModelTransport(version, info.name)
+    return Client(transport, config.request_seconds), info

@@ -1,0 +1,157 @@
+"""Model directory → a version of a served model: written beside, verified, then renamed."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+import tfgpt
+from tfgpt.common.errors import UserError
+from tfgpt.common.files import directory_written_beside, write_json
+from tfgpt.generation.config import SamplingConfig
+from tfgpt.generation.engine import Generator
+from tfgpt.model.checkpoints.huggingface import load_decoder
+from tfgpt.model.decoder import Decoder
+from tfgpt.serving.config import NOT_IN_EXPORTS, ExportConfig
+from tfgpt.serving.precision import ServedWeights
+from tfgpt.serving.quality import bits_per_byte, quality_ids
+from tfgpt.serving.served_model import ServedModel
+from tfgpt.serving.serving_files import FOLDER, stable_version, write_serving_files
+from tfgpt.serving.signatures import SIGNATURES
+from tfgpt.serving.verification import verify
+from tfgpt.serving.warmup import write_warmup
+from tfgpt.tokenization.tokenizer import Tokenizer
+
+METADATA_FILE = Path("assets.extra", "tfgpt.json")
+
+
+def export(
+    config: ExportConfig, sampling: SamplingConfig, directory: Path, tokenizer: Tokenizer, say: Callable[[str], None]
+) -> Path:
+    """Writes a version and proves that it answers as the model does.
+
+    Args:
+        config: what to write where.
+        sampling: the defaults of the sampling inputs.
+        directory: the model directory.
+        tokenizer: the model's.
+        say: gets lines on what happens.
+
+    Returns:
+        The version's directory.
+
+    Raises:
+        UserError: the model cannot be exported, or the version is there already.
+        RunError: the written version does not answer as the model does; nothing is left of it.
+    """
+    output = Path(config.output).expanduser()
+    version = version_directory(output, config.version)
+    if config.serving_files:
+        stable_version(output / FOLDER / "models.config", output.resolve().name)  # An unreadable one is refused now.
+    measured = Measured(config, directory, tokenizer)
+    if config.precision != "float32":
+        measured.add("float32", load_decoder(directory, dtype="float32"), "float32")
+    decoder = load_decoder(directory, dtype="bfloat16" if config.precision == "bfloat16" else "float32")
+    weights = ServedWeights(decoder, config.precision)
+    model = ServedModel(decoder, weights, tokenizer, sampling, config.max_new_tokens_limit)
+    measured.add_model(config.precision, model)
+    say(measured.line())
+    with directory_written_beside(version) as temporary:
+        # SavedModels are written through TensorFlow's own file system, into the folder that is renamed at the end.
+        tf.saved_model.save(model, str(temporary), signatures=model.signature_functions())
+        write_warmup(temporary, tokenizer.end_of_text_id, sampling)
+        write_json(temporary / METADATA_FILE, metadata(config, sampling, decoder, tokenizer, measured))
+        weights.assign_to_decoder()
+        verify(temporary, Generator(decoder, tokenizer), sampling)
+    equal = "tokens equal those of generate" if decoder.compute_dtype == "float32" else "tokens as probable as it says"
+    say(f"Verified: {len(SIGNATURES)} signatures through the session loader; {equal}")
+    if config.serving_files:
+        folder = write_serving_files(version.parent, version, config.serving_image, config.serving_cores)
+        say(f"Serving files: {folder} (serve.sh, models.config, docker-compose.yaml, kubernetes.yaml, ROLLOUT.md, …)")
+    return version
+
+
+def version_directory(output: Path, version: int) -> Path:
+    """Where the version goes.
+
+    Raises:
+        UserError: there is such a version.
+    """
+    present = [int(entry.name) for entry in output.iterdir() if entry.name.isdigit()] if output.is_dir() else []
+    if version in present:
+        raise UserError(
+            f"--version: {output / str(version)} is there already; a version is never changed, take another"
+        )
+    return output / str(version or max(present, default=0) + 1)
+
+
+class Measured:
+    """Bits per byte of the precisions of one export.
+
+    Args:
+        config: which text.
+        directory: the model directory.
+        tokenizer: the model's.
+    """
+
+    def __init__(self, config: ExportConfig, directory: Path, tokenizer: Tokenizer):
+        self.tokenizer, self.values = tokenizer, dict[str, float]()
+        self.text = quality_ids(directory, config.quality_text, tokenizer, config.quality_bytes)
+
+    def add(self, name: str, decoder: Decoder, precision: str) -> None:
+        """Measures a decoder."""
+        if self.text is not None:
+            weights = ServedWeights(decoder, precision)
+            self.add_model(name, ServedModel(decoder, weights, self.tokenizer, SamplingConfig(), 1))
+
+    def add_model(self, name: str, model: ServedModel) -> None:
+        """Measures a model."""
+        if self.text is not None:
+            context = model.functions.decoding.decoder.config.max_sequence_length
+            measured = bits_per_byte(model.functions.log_likelihood, self.text[0], self.tokenizer, context)
+            self.values[name] = measured
+
+    def line(self) -> str:
+        """What was measured, for the person at the keyboard."""
+        if self.text is None:
+            return "Quality: not measured (no held-out text is known; give one with --quality_text)"
+        parts = [f"{value:.4f} bits per byte in {name}" for name, value in self.values.items()]
+        loss = ""
+        if len(self.values) > 1:
+            before, after = self.values.values()
+            loss = f", {100 * (after / before - 1):+.2f}%"
+        count = int(self.tokenizer.byte_lengths()[self.text[0][1:]].sum())
+        return f"Quality on {count:,} bytes of {self.text[1]}: {'; '.join(parts)}{loss}"
+
+
+def metadata(
+    config: ExportConfig, sampling: SamplingConfig, decoder: Decoder, tokenizer: Tokenizer, measured: Measured
+) -> dict[str, Any]:
+    """What `assets.extra/tfgpt.json` says of a version."""
+    defaults = {name: value for name, value in sampling.to_dict().items() if name not in NOT_IN_EXPORTS}
+    return {
+        "made": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "model": config.model,
+        "precision": config.precision,
+        "operations": "core TensorFlow only",
+        "tokenizer": {
+            "kind": "byte-level BPE",
+            "fingerprint": tokenizer.fingerprint,
+            "vocabulary_size": tokenizer.vocabulary_size,
+            "end_of_text_id": tokenizer.end_of_text_id,
+            "padding_id": tokenizer.padding_id,
+            "start_of_turn_id": tokenizer.start_of_turn_id,
+            "end_of_turn_id": tokenizer.end_of_turn_id,
+        },
+        "decoder": decoder.config.to_dict(),
+        "defaults": defaults,
+        "max_new_tokens_limit": config.max_new_tokens_limit,
+        "bits_per_byte": {"text": measured.text[1], **measured.values} if measured.text else None,
+        "signatures": [entry.name for entry in SIGNATURES],
+        "versions": {"tfgpt": tfgpt.__version__, "tensorflow": tf.__version__, "keras": keras.__version__},
+    }

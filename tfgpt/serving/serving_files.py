@@ -1,0 +1,84 @@
+"""The files with which TensorFlow Serving runs an exported model: settings, command line, manifests, notes.
+
+They are made from `templates/`, into `serving/` beside the versions. What is there of models.config is kept: the
+version that was stable stays so, the new one becomes the canary.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+from pathlib import Path
+
+from google.protobuf import text_format
+from tensorflow_serving.config import model_server_config_pb2
+
+from tfgpt.common.errors import UserError
+from tfgpt.common.files import directory_written_beside
+
+TEMPLATES = Path(__file__).with_name("templates")
+FOLDER = "serving"
+# Memory of a server beside its weights: graphs, caches, batches.
+SPARE_BYTES = 2 << 30
+
+
+def write_serving_files(output: Path, version: Path, image: str, cores: int) -> Path:
+    """Writes the files for a served model.
+
+    Args:
+        output: the served model's directory, whose name is the model's.
+        version: the newest version's directory.
+        image: the container image of TensorFlow Serving.
+        cores: CPUs that the server gets.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserError: the models.config that is there cannot be read, or names this model otherwise.
+    """
+    name, canary, folder = output.resolve().name, int(version.name), output / FOLDER
+    stable = stable_version(folder / "models.config", name)
+    if stable is None or not (output / str(stable)).is_dir():
+        stable = canary
+    weights = sum(path.stat().st_size for path in version.rglob("*") if path.is_file())
+    values = {
+        "name": name,
+        # Kubernetes names are lower-case letters, digits and hyphens.
+        "service": "tfgpt-" + (re.sub("[^a-z0-9]+", "-", name.lower()).strip("-") or "model"),
+        "base_path": f"/models/{name}",
+        "settings_path": "/settings",
+        "versions": " ".join(f"versions: {number}" for number in sorted({stable, canary})),
+        "stable": stable,
+        "canary": canary,
+        "image": image,
+        "cores": cores,
+        # Two versions, each read from a copy in the file cache.
+        "memory": f"{(3 * weights + SPARE_BYTES) // (1 << 20)}Mi",
+    }
+    with directory_written_beside(folder) as temporary:
+        for template in sorted(TEMPLATES.iterdir()):
+            text = string.Template(template.read_text(encoding="utf-8")).substitute(values)
+            (temporary / template.name).write_text(text, encoding="utf-8")
+        (temporary / "serve.sh").chmod(0o755)
+    return folder
+
+
+def stable_version(path: Path, name: str) -> int | None:
+    """The version that a models.config calls stable; None where there is no such file or label.
+
+    Raises:
+        UserError: it is no model server configuration.
+    """
+    if not path.is_file():
+        return None
+    config = model_server_config_pb2.ModelServerConfig()
+    try:
+        text_format.Parse(path.read_text(encoding="utf-8"), config)
+    except (text_format.ParseError, UnicodeDecodeError) as error:
+        problem = str(error).splitlines()[0]
+        raise UserError(f"{path}: is no model server configuration ({problem}); mend it or delete it") from error
+    for model in config.model_config_list.config:
+        if model.name == name and "stable" in model.version_labels:
+            return model.version_labels["stable"]
+    return None
