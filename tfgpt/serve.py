@@ -66,7 +66,7 @@ def run(serve: ServeConfig) -> None:
 
 
 def listener(serve: ServeConfig) -> socket.socket:
-    """The bound socket: a port that is taken is noticed before the model is loaded.
+    """The listening socket: a port that is taken is noticed before the model is loaded.
 
     Raises:
         UserError: the address cannot be had.
@@ -76,6 +76,7 @@ def listener(serve: ServeConfig) -> socket.socket:
         found = socket.socket(family, socket.SOCK_STREAM)
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         found.bind((serve.host, serve.port))
+        found.listen(2048)  # From now on connections wait for the model instead of being refused.
     except socket.gaierror as error:
         raise UserError(f"--host: {serve.host}: {error.strerror}") from error
     except OSError as error:

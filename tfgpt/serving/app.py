@@ -16,7 +16,7 @@ from fastapi.staticfiles import StaticFiles
 
 import tfgpt
 from tfgpt.serving.answers import Answer, EventResponse, as_base64, unless_gone
-from tfgpt.serving.api_errors import ApiError, add_error_handlers, as_api_error
+from tfgpt.serving.api_errors import ApiError, add_error_handlers
 from tfgpt.serving.api_models import ChatRequest, CompletionRequest, EmbeddingRequest, ErrorAnswer, WritingRequest
 from tfgpt.serving.backends import ServedInfo
 from tfgpt.serving.batching import Batcher, QueueFullError, Row, Ticket
@@ -43,6 +43,11 @@ PAGE_HEADERS = {
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorAnswer} for status in (400, 401, 404, 408, 413, 415, 422, 429, 502, 503, 504)
 }
+
+WHOLE_OR_STREAMED: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"application/json": {}, "text/event-stream": {}}}
+}
+NOT_READY: dict[int | str, dict[str, Any]] = {503: {"content": {"application/json": {}}, "description": "Not ready"}}
 
 
 class Server:
@@ -163,14 +168,14 @@ def api(server: Server) -> APIRouter:
     """OpenAI's routes."""
     router = APIRouter(prefix="/v1", responses=ERRORS)
 
-    @router.post("/chat/completions")
+    @router.post("/chat/completions", responses=WHOLE_OR_STREAMED)
     async def chat(body: ChatRequest, request: Request) -> Response:
         server.check_model(body.model)
         prompt = await server.conversation(body)
         answer = server.submit(request, body, [prompt], body.max_completion_tokens or body.max_tokens)
         return await server.respond(request, body, answer)
 
-    @router.post("/completions")
+    @router.post("/completions", responses=WHOLE_OR_STREAMED)
     async def completions(body: CompletionRequest, request: Request) -> Response:
         server.check_model(body.model)
         prompts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
@@ -218,22 +223,22 @@ def operations(server: Server) -> APIRouter:
     """What operators and the browser ask for."""
     router = APIRouter()
 
-    @router.get("/healthz")
+    @router.get("/healthz", response_class=PlainTextResponse)
     async def healthz() -> Response:
         """The process lives."""
         return PlainTextResponse("ok\n")
 
-    @router.get("/readyz", responses={503: {"model": ErrorAnswer}})
+    @router.get("/readyz", response_class=PlainTextResponse, responses=NOT_READY)
     async def readyz() -> Response:
         """The model answers."""
         ask = server.client.transport.predict
         try:
             await anyio.to_thread.run_sync(ask, "tokenize", {"text": ["ready?"]}, READY_SECONDS)
         except ServingError as error:
-            return as_api_error(ApiError(503, f"the model does not answer: {error.code}", code="not_ready")).response()
+            return ApiError(503, f"the model does not answer: {error.code}", code="not_ready").response()
         return PlainTextResponse("ready\n")
 
-    @router.get("/metrics")
+    @router.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         """Counters for Prometheus."""
         return Response(server.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
@@ -295,5 +300,6 @@ def create_app(client: Client, info: ServedInfo, config: ServeConfig, keys: Sequ
             allow_origins=list(config.cors_origin),
             allow_methods=["GET", "POST"],
             allow_headers=["Authorization", "Content-Type"],
+            expose_headers=["Retry-After", "X-Request-Id"],
         )
     return app
