@@ -32,6 +32,13 @@ BEHIND = {
     "python -m tfgpt.doctor": [*SHORT, "--overfit_steps=60"],
     "python -m tfgpt.prepare": ["--vocabulary_size=320"],
     "python -m tfgpt.generate": ["--max_new_tokens=4"],
+    "python -m tfgpt.export": ["--max_new_tokens=4"],
+    # Serves until it is stopped: tests/serving/test_serve_command.py.
+    "python -m tfgpt.serve": None,
+    "export TFGPT_API_KEYS=": [],
+    # Needs an environment of its own with the TPU's compiler: tests/scripts/test_tpu_compile.py.
+    "scripts/tpu_compile.sh": None,
+    "python scripts/scaling_projection.py": [],
     "python -m tensorboard.main": None,
 }
 
@@ -43,7 +50,7 @@ def commands() -> list[str]:
 
 
 def kind(command: str) -> str:
-    return max((name for name in BEHIND if f"{command} ".startswith(f"{name} ")), key=len, default="")
+    return max((name for name in BEHIND if re.match(rf"{re.escape(name)}(\s|$|(?<==))", command)), key=len, default="")
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,8 @@ from tfgpt.training.hosts import Hosts
 from tfgpt.training.rendezvous import WorkerLost
 
 KILLED = (
-    "Collective ops is aborted by: Collective ops is aborted by: Socket closed\\nAdditional GRPC error information from "
-    "remote target /job:worker/replica:0/task:2 while calling /tensorflow.WorkerService/RecvBuf:\\n:UNKNOWN:Error "
+    "Collective ops is aborted by: Collective ops is aborted by: Socket closed\\nAdditional GRPC error information "
+    "from remote target /job:worker/replica:0/task:2 while calling /tensorflow.WorkerService/RecvBuf:\\n:UNKNOWN:Error "
     'received from peer  {grpc_status:14, grpc_message:\\"Socket closed\\"}\\nThe error could be from a previous '
     "operation. Restart your program to reset.\nAdditional GRPC error information from remote target "
     "/job:worker/replica:0/task:3 while calling /tensorflow.WorkerService/RecvBuf:\n:UNKNOWN:Error received from peer  "
@@ -24,8 +24,8 @@ KILLED = (
 )
 HANGING = (
     "Collective ops is aborted by: Error reported from /job:worker/task:2: The following tasks are unhealthy (stopped "
-    "sending heartbeats):\\n/job:worker/replica:0/task:2\\n/job:worker/replica:0/task:3\\nThe tasks have crashed. Check "
-    "the task logs.\\nAdditional GRPC error information from remote target /job:worker/replica:0/task:0 while calling"
+    "sending heartbeats):\\n/job:worker/replica:0/task:2\\n/job:worker/replica:0/task:3\\nThe tasks have crashed. "
+    "Check the task logs.\\nAdditional GRPC error information from remote target /job:worker/replica:0/task:0 while calling"
 )
 
 
