@@ -25,7 +25,7 @@ KILLED = (
 HANGING = (
     "Collective ops is aborted by: Error reported from /job:worker/task:2: The following tasks are unhealthy (stopped "
     "sending heartbeats):\\n/job:worker/replica:0/task:2\\n/job:worker/replica:0/task:3\\nThe tasks have crashed. "
-    "Check the task logs.\\nAdditional GRPC error information from remote target /job:worker/replica:0/task:0 while calling"
+    "Check the task logs.\\nAdditional GRPC error information from remote target /job:worker/replica:0/task:0 while"
 )
 
 
