@@ -62,7 +62,7 @@ def running(version: Path | None, keys: tuple[str, ...] = (), port: int = 0, **s
     config = ServeConfig(model=str(version) if version else "", **{"model_name": "chat", **settings})
     client, info = open_backend(config)
     backend = Counted(client.transport)
-    app = create_app(Client(backend, config.request_seconds), info, config, keys)
+    app = create_app(Client(backend, config.backend_seconds), info, config, keys)
     listening = socket.socket()
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listening.bind(("127.0.0.1", port))

@@ -17,6 +17,7 @@ from tfgpt.serving.client import failed
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 HELLO = {"model": "chat", "messages": [{"role": "user", "content": "secret words"}], "max_tokens": 2}
 WORDS = {"model": "chat", "input": "a few words"}
+# The model of the tests never ends this text: after 800 tokens it still repeats itself.
 LONG = {"model": "chat", "prompt": "The", "max_tokens": 2000, "temperature": 0, "logprobs": 0}
 
 
@@ -162,6 +163,8 @@ def test_a_request_that_takes_too_long_ends(version):
     with running(version, request_seconds=0.5, access_log=False) as server:
         server.backend.seconds = 0.2
         assert error_of(post(server, COMPLETIONS, json=LONG))["code"] == "timeout"
+        streamed = post(server, COMPLETIONS, json={**LONG, "stream": True}).text
+        assert json.loads(streamed.split("data: ")[-1])["error"]["code"] == "timeout"
         calls = len(server.backend.rows)
         time.sleep(0.5)
         assert len(server.backend.rows) <= calls + 1

@@ -9,12 +9,12 @@ import json
 import struct
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import anyio
 from fastapi import Request
-from fastapi.responses import Response, StreamingResponse
+from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from tfgpt.serving.api_errors import as_api_error
@@ -77,6 +77,7 @@ class Answer:
                     yield None
                     continue
                 if isinstance(event, Exception):
+                    self.facts["failed"] = True
                     raise event
                 if not self.written:
                     self.metrics.first.observe(time.monotonic() - self.begun)
@@ -90,7 +91,8 @@ class Answer:
                 self.facts["finish_reasons"] = sorted(set(self.reasons))
             else:
                 self.facts["unfinished"] = True
-                self.metrics.cancelled.inc()
+                if "failed" not in self.facts:
+                    self.metrics.cancelled.inc()
 
     def usage(self) -> dict[str, int]:
         """The token counts."""
@@ -196,20 +198,19 @@ class EventResponse(StreamingResponse):
             self._ticket.cancel()
 
 
-async def unless_gone(
-    request: Request, work: Coroutine[Any, Any, dict[str, Any]], response: Callable[[dict[str, Any]], Response]
-) -> Response:
-    """The response to what `work` finds; when the client leaves first, the work is cancelled."""
+async def unless_gone(request: Request, answer: Answer) -> Response:
+    """The whole answer; when the client leaves first, no more work is done for it."""
 
     async def gone() -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
 
-    working, watching = asyncio.ensure_future(work), asyncio.ensure_future(gone())
+    working, watching = asyncio.ensure_future(answer.whole()), asyncio.ensure_future(gone())
     try:
         await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
-        return response(working.result()) if working.done() else Response(status_code=CLIENT_LEFT)
+        return JSONResponse(working.result()) if working.done() else Response(status_code=CLIENT_LEFT)
     finally:
+        answer.ticket.cancel()
         for task in (working, watching):
             task.cancel()
         await asyncio.gather(working, watching, return_exceptions=True)

@@ -149,7 +149,7 @@ class Server:
         """The answer, streamed or whole."""
         if body.stream:
             return EventResponse(answer, body.include_usage)
-        return await unless_gone(request, answer.whole(), JSONResponse)
+        return await unless_gone(request, answer)
 
     def description(self) -> dict[str, Any]:
         """The model as /v1/models lists it."""

@@ -132,7 +132,7 @@ def open_backend(config: ServeConfig) -> tuple[Client, ServedInfo]:
     info = served_info(config, version)
     if config.backend:
         address = config.backend.removeprefix("grpc://")
-        return connect(address, model=info.name, label=config.label, seconds=config.request_seconds), info
+        return connect(address, model=info.name, label=config.label, seconds=config.backend_seconds), info
     assert version is not None  # The settings see to it.
     transport: Transport = SavedModelTransport(version, info.name)
-    return Client(transport, config.request_seconds), info
+    return Client(transport, config.backend_seconds), info

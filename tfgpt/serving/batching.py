@@ -156,7 +156,7 @@ class Batcher:
         self._thread.start()
 
     def stop(self) -> None:
-        """Ends after the call that is running; what is not finished gets an error."""
+        """Ends after the call of the model that is running; what is not finished gets an error."""
         with self._changed:
             self._stopping = True
             self._changed.notify()
@@ -195,6 +195,7 @@ class Batcher:
                     )
                 while self._waiting and (len(active) < self._max_batch or self._stopping):
                     active.append(self._waiting.popleft())
+                    active[-1].since = time.monotonic()
                 self._metrics.waiting.set(len(self._waiting))
                 stopping = self._stopping
             if stopping:

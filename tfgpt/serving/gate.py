@@ -16,6 +16,7 @@ import anyio
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tfgpt.serving.api_errors import ApiError, as_api_error
+from tfgpt.serving.batching import ShutdownError
 from tfgpt.serving.metrics import Metrics
 from tfgpt.serving.serve_config import ServeConfig
 
@@ -52,28 +53,34 @@ class Gate:
         facts: Facts = {}
         scope["tfgpt.facts"] = facts
         scope["tfgpt.begun"] = begun
-        status = 0
+        status, streaming = 0, False
 
         async def sending(message: Message) -> None:
-            nonlocal status
+            nonlocal status, streaming
             if message["type"] == "http.response.start":
                 status = message["status"]
+                kind = dict(message.get("headers", ())).get(b"content-type", b"")
+                streaming = kind.startswith(b"text/event-stream")
                 message["headers"] = [*message.get("headers", ()), (b"x-request-id", identity.encode())]
+            else:
+                streaming = streaming and message.get("more_body", False)
             await send(message)
 
         try:
             with anyio.fail_after(self.config.request_seconds):
                 await self._within_limits(scope, receive, sending)
-        except asyncio.CancelledError:
-            facts["cut"] = True  # The server stops and does not wait any longer.
-            raise
-        except Exception as error:
+        except (asyncio.CancelledError, Exception) as error:
             facts["cut"] = bool(status)
-            if isinstance(error, TimeoutError):
-                error = ApiError(504, f"not finished within {self.config.request_seconds:g} s", code="timeout")
-            answer = as_api_error(error).response()
+            told: Exception | None = error if isinstance(error, Exception) else None
+            if told is None:  # uvicorn's time for shutting down is over; it waits for nobody any longer.
+                told = ShutdownError("the server is stopping")
+            elif isinstance(told, TimeoutError):
+                told = ApiError(504, f"not finished within {self.config.request_seconds:g} s", code="timeout")
+            answer = as_api_error(told).response()
             if not status:
                 await answer(scope, receive, sending)
+            elif streaming:
+                await sending({"type": "http.response.body", "body": b"data: " + bytes(answer.body) + b"\n\n"})
         finally:
             self._report(scope, identity, status, time.monotonic() - begun, facts)
 

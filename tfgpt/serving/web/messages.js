@@ -63,7 +63,7 @@ function drawn(message, index, last, options) {
   if (!busy && message.role === "user") tools.append(button(say("edit"), () => editor(article, message, index, options)));
   if (!busy && message.role === "assistant") {
     tools.append(button(say("regenerate"), () => regenerate(index)));
-    if (message.content) {
+    if (message.content && navigator.clipboard) { // Browsers have it on https and on this machine only.
       tools.append(button(say("copy"), async () => {
         await navigator.clipboard.writeText(message.content);
         status(say("copied"));
