@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 WORKERS = flags.DEFINE_integer("workers", 2, "Worker processes of the cluster.", lower_bound=2)
 ROUNDS = flags.DEFINE_integer("rounds", 2, "Times each is measured.", lower_bound=1)
 STEPS = flags.DEFINE_integer("steps", 60, "Updates of each run.", lower_bound=20)
+SHAPE = flags.DEFINE_string("shape", "", "Only shapes whose name contains this.")
 JSON = flags.DEFINE_boolean("json", False, "Only the line of JSON.")
 # Name → flags of `tfgpt.train`.
 SHAPES = {
@@ -69,11 +70,13 @@ def main(arguments: list[str]) -> None:
     with tempfile.TemporaryDirectory() as directory:
         text = Path(directory, "text.txt")
         text.write_text("".join(f"{number}: the quick brown fox jumps over the lazy dog.\n" for number in range(40000)))
-        for shape in SHAPES:
+        for shape in (name for name in SHAPES if SHAPE.value in name):
             best[shape] = dict.fromkeys(settings, 0.0)
             for _ in range(ROUNDS.value):
                 for name, (count, threads) in settings.items():
-                    best[shape][name] = max(best[shape][name], tokens_per_second(shape, count, threads, text))
+                    figure = tokens_per_second(shape, count, threads, text)
+                    print(f"{shape}, {name}: {figure:,.0f} tokens/s", file=sys.stderr, flush=True)
+                    best[shape][name] = max(best[shape][name], figure)
     if not JSON.value:
         for shape, figures in best.items():
             first = next(iter(figures.values()))
