@@ -32,6 +32,8 @@ BEHIND = {
     "python -m tfgpt.doctor": [*SHORT, "--overfit_steps=60"],
     "python -m tfgpt.prepare": ["--vocabulary_size=320"],
     "python -m tfgpt.generate": ["--max_new_tokens=4"],
+    # Talks until its input ends: tests/test_chat.py.
+    "python -m tfgpt.chat": None,
     "python -m tfgpt.export": ["--max_new_tokens=4"],
     # Serves until it is stopped: tests/serving/test_serve_command.py.
     "python -m tfgpt.serve": None,
