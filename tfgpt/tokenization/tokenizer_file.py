@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import tokenizers
 
 from tfgpt.common.errors import UserError
 from tfgpt.tokenization.config import SPECIAL_TOKENS
+from tfgpt.tokenization.foreign_patterns import FAMILIES
 from tfgpt.tokenization.pattern import BYTE_OF_CHARACTER, DECODER, PRE_TOKENIZER, byte_alphabet
 
 OTHER_NAMES: dict[str, tuple[str, ...]] = {
@@ -176,6 +177,31 @@ def pre_tokenizers(document: dict[str, Any]) -> list[dict[str, Any]]:
     if not step:
         return []
     return list(step["pretokenizers"]) if step["type"] == "Sequence" else [step]
+
+
+def family_of(document: Mapping[str, Any]) -> str | None:
+    """The family whose pre-tokenizer a `tokenizer.json` has, or None."""
+
+    def steps(pre_tokenizer: Mapping[str, Any]) -> list[dict[str, Any]]:
+        # Offsets play no part, and ByteLevel cuts by itself where older files do not say.
+        found = pre_tokenizers({"pre_tokenizer": pre_tokenizer})
+        return [{"use_regex": True, **step, "trim_offsets": True} for step in found]
+
+    own = steps(document.get("pre_tokenizer") or {})
+    return next((name for name, family in FAMILIES.items() if steps(family) == own), None)
+
+
+def in_order(merges: Sequence[tuple[int, int, int]]) -> bool:
+    """Whether joining all occurrences of the pair of lowest rank, again and again, is what BPE does.
+
+    It is where a pair's two tokens can only have been made by merges of lower rank: then no new pair is of lower rank
+    than the one that made it.
+
+    Args:
+        merges: (left id, right id, id of the result) in order of rank.
+    """
+    made = {result: rank for rank, (_, _, result) in enumerate(merges)}  # the last merge that makes it
+    return all(made.get(token, -1) < rank for rank, pair in enumerate(merges) for token in pair[:2])
 
 
 def merges_of(document: dict[str, Any]) -> list[tuple[str, str]]:
