@@ -45,6 +45,7 @@ def enable_lora(decoder: Decoder, config: LoraConfig) -> None:
         raise SettingError("lora_layers", f"the model has no {config.lora_layers}")
     for variable in decoder.trainable_variables:
         variable.trainable = False
+    decoder.lora_dropout = config.lora_dropout
     for number, (name, _, layer) in enumerate(projections(decoder)):
         if config.base_weights == "int8":
             layer.quantize_kernel()

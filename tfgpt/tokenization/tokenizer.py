@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from tfgpt.common.adapters import base_directory, is_adapter
 from tfgpt.common.files import sha256_of_json, write_json, write_text
 from tfgpt.tokenization.bulk import (
     BytesEncoder,
@@ -78,12 +79,14 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> Tokenizer:
-        """Reads a `tokenizer.json`, or the one in a directory.
+        """Reads a `tokenizer.json`, or the one in a directory; an adapter without one has its base's.
 
         Raises:
             UserError: the file is missing, damaged or not a lossless byte-level BPE tokenizer.
         """
         path = Path(path).expanduser()
+        if is_adapter(path) and not (path / "tokenizer.json").is_file():
+            path = base_directory(path)
         return cls(read_document(path), str(path))
 
     def save(self, directory: str | os.PathLike, model_max_length: int | None = None) -> None:
