@@ -73,7 +73,8 @@ class SearchConfig(Settings):
         minimum=2.0,
     )
     trial_memory_limit: int = setting(
-        0, "MiB of memory after which a trial counts as out of memory, before the machine suffers; 0: no limit.",
+        0,
+        "MiB of memory after which a trial counts as out of memory, before the machine suffers; 0: no limit.",
         minimum=0,
     )
 

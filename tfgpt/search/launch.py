@@ -15,11 +15,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import multiprocessing
 import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable
 from multiprocessing import connection as connections
 from multiprocessing import reduction
@@ -33,6 +35,7 @@ from tfgpt.search.plan import Plan, TrialRequest
 from tfgpt.training.restarts import die_with_parent
 
 KERASTUNER_VARIABLES = ("KERASTUNER_TUNER_ID", "KERASTUNER_ORACLE_IP", "KERASTUNER_ORACLE_PORT")
+LONGEST_SAVE = 120.0  # seconds
 MOST_DEATHS = 20  # of one worker or chief, before the search gives up
 
 
@@ -68,7 +71,7 @@ def import_everything() -> None:
 
         matplotlib.use("Agg")
         import matplotlib.pyplot
-        import tensorboard.plugins.hparams.api
+        import tensorboard.plugins.hparams.api  # noqa: F401
 
         import tfgpt.search.trial
         import tfgpt.search.tuner  # noqa: F401
@@ -98,7 +101,9 @@ def roles_of(plan: Plan) -> list[Role]:
     if given:
         missing = [name for name in KERASTUNER_VARIABLES if name not in given]
         if missing:
-            raise UserError(f"{given[0]} is set, but {missing[0]} is not; a cluster needs {', '.join(KERASTUNER_VARIABLES)}")
+            raise UserError(
+                f"{given[0]} is set, but {missing[0]} is not; a cluster needs {', '.join(KERASTUNER_VARIABLES)}"
+            )
         if parallel > 1:
             raise UserError("--parallel: is for one machine; on a cluster start one tune for each KERASTUNER_TUNER_ID")
         return [Role(os.environ["KERASTUNER_TUNER_ID"], {}, devices(0, 1))]
@@ -163,6 +168,7 @@ class Launcher:
         self.plan, self.roles = plan, roles
         self.context = multiprocessing.get_context("fork")
         self.stopping = False
+        self.stop_by: float | None = None
         self.worst = 0
 
     def run(self) -> int:
@@ -173,6 +179,8 @@ class Launcher:
                 self.start(role)
             while any(not role.ended for role in self.roles):
                 self.attend()
+                if self.stop_by is not None and time.monotonic() > self.stop_by:
+                    break
         finally:
             for role in self.roles:
                 self.end_trial(role)
@@ -201,11 +209,11 @@ class Launcher:
         for role in self.roles:
             if role.ended:
                 continue
-            waiting[role.process.sentinel] = lambda role=role: self.role_ended(role)
+            waiting[role.process.sentinel] = functools.partial(self.role_ended, role)
             if role.trial is not None:
-                waiting[role.trial.sentinel] = lambda role=role: self.trial_ended(role)
+                waiting[role.trial.sentinel] = functools.partial(self.trial_ended, role)
             elif role.control is not None:
-                waiting[role.control] = lambda role=role: self.asked(role)
+                waiting[role.control] = functools.partial(self.asked, role)
         for ready in connections.wait(list(waiting), timeout=1.0):
             waiting[ready]()
 
@@ -270,7 +278,8 @@ class Launcher:
         self.stop_all()
 
     def stop_all(self) -> None:
-        """Asks everybody to save and stop."""
+        """Asks everybody to save and stop; who has not within LONGEST_SAVE is killed."""
+        self.stop_by = self.stop_by or time.monotonic() + LONGEST_SAVE
         for role in self.roles:
             for process in (role.trial, role.process):
                 if process is not None and process.is_alive():
@@ -343,54 +352,54 @@ class TrialProcess:
         reduction.send_handle(self.control, theirs.fileno(), os.getppid())
         theirs.close()
         self.pid = None
-        result: dict[str, Any] | None = None
-        fatal: str | None = None
+        heard: dict[str, Any] = {}
         too_much = 0
-        code: int | None = None
-        listening: list[Any] = [mine, self.control]
-        while code is None:
-            for ready in connections.wait(listening, timeout=0.5):
-                try:
-                    kind, *rest = ready.recv()  # type: ignore[union-attr]
-                except (EOFError, OSError):
-                    if ready is self.control:
-                        raise RunError("the launcher of the search is gone; the same command goes on") from None
-                    listening.remove(mine)
-                    continue
-                if kind == "report":
-                    answer = report(*rest)
-                    with contextlib.suppress(OSError):
-                        mine.send(answer)
-                elif kind == "done":
-                    result = rest[0]
-                elif kind == "fatal":
-                    fatal = rest[0]
-                elif kind == "pid":
-                    self.pid = rest[0]
-                elif kind == "exit":
-                    code = rest[0]
+        while "exit" not in heard:
+            for ready in connections.wait([self.control] if "end" in heard else [self.control, mine], timeout=0.5):
+                if ready is self.control:
+                    self.hear(self.control, heard, report)
+                else:
+                    self.hear(mine, heard, report)
+            self.pid = heard.get("pid")
             tick()
-            if self.memory_limit and self.pid and code is None and not too_much:
+            if self.memory_limit and self.pid and not too_much:
                 held = resident(self.pid)
                 if held > self.memory_limit:
                     too_much = held
                     os.kill(self.pid, signal.SIGKILL)
         # What was sent just before the end.
-        while mine in listening and mine.poll():
-            try:
-                kind, *rest = mine.recv()
-            except (EOFError, OSError):
-                break
-            result, fatal = (rest[0], fatal) if kind == "done" else (result, rest[0] if kind == "fatal" else fatal)
+        while "end" not in heard:
+            self.hear(mine, heard, report)
         mine.close()
         self.pid = None
-        if fatal is not None:
-            raise RunError(fatal)
+        return self.outcome(heard, too_much)
+
+    def hear(self, sender: Connection, heard: dict[str, Any], report: Callable[[int, dict[str, float]], str]) -> None:
+        """Takes one message of the launcher or the trial, and answers a report."""
+        try:
+            kind, *rest = sender.recv()
+        except (EOFError, OSError):
+            if sender is self.control:
+                raise RunError("the launcher of the search is gone; the same command goes on") from None
+            heard["end"] = True
+            return
+        if kind == "report":
+            answer = report(*rest)
+            with contextlib.suppress(OSError):
+                sender.send(answer)
+        else:
+            heard[kind] = rest[0]
+
+    def outcome(self, heard: dict[str, Any], too_much: int) -> dict[str, Any]:
+        """What the messages of a trial that is over come to; see `run`."""
+        if "fatal" in heard:
+            raise RunError(heard["fatal"])
         if too_much:
             error = f"out of memory: {too_much >> 20} MiB, --trial_memory_limit={self.memory_limit >> 20}"
             return {"status": "failed", "error": error, "peak_memory_bytes": too_much}
-        if result is not None:
-            return result
+        if "done" in heard:
+            return heard["done"]
+        code = heard["exit"]
         if code < 0:
             name = signal.Signals(-code).name
             hint = " (as the kernel does when memory runs out)" if name == "SIGKILL" else ""

@@ -4,8 +4,8 @@ KerasTuner 1.4.8 proposes the values; what is changed here, and why:
 - its files are written in place, so that a kill leaves half a file: here beside and renamed;
 - a finished trial is saved as still running, and a reloaded oracle runs it once more, or skips one that was saved
   halfway: here what the files say is put in order when it reloads;
-- GridSearch does not save where it is, BayesianOptimization not its random state: a resumed search would end at once, or
-  go elsewhere;
+- GridSearch does not save where it is, BayesianOptimization not its random state: a resumed search would end at once,
+  or go elsewhere;
 - a reloaded chief gives out again what its workers are still training, and a worker that is gone keeps its trial for
   ever: here trials stay with their workers, and go to another when one has not been heard of for a while;
 - a worker that finds no trial left leaves while another may still lose its own.
@@ -38,11 +38,12 @@ STOPPED, IDLE = "STOPPED", "IDLE"
 MOST_TRIALS = 9999
 
 
-class _Surviving:
+class _Surviving(keras_tuner.Oracle):
     """What is added to each of KerasTuner's oracles; see the module. `attach` must be called once."""
 
     plan: Plan
     parallel: bool
+    ongoing_trials: dict[str, Any]
 
     def attach(self, plan: Plan, parallel: bool) -> None:
         """Ties the oracle to its search.
@@ -424,5 +425,3 @@ def history(trial: Any, name: str) -> list[tuple[int, float]]:
 def say(text: str) -> None:
     """A line for the person watching."""
     print(text, flush=True)
-
-

@@ -197,7 +197,9 @@ def make_plan(search: SearchConfig, settings: Mapping[str, Any]) -> Plan:
         )
     if search.tuner == "hyperband" and search.search_objective in ("tokens_per_second", "peak_memory_bytes"):
         raise SettingError("search_objective", f"{search.search_objective} does not grow with training: no hyperband")
-    directory = search.search_dir or f"{settings['run'].run_dir or default_run_dir(settings['corpus'].train_text)}-search"
+    directory = (
+        search.search_dir or f"{settings['run'].run_dir or default_run_dir(settings['corpus'].train_text)}-search"
+    )
     plan = Plan(with_flags(GROUPS, dict(settings), space.fixed), search, space, Path(directory))
     check_corners(plan)
     return plan
@@ -227,7 +229,9 @@ def check_corners(plan: Plan) -> None:
             first[parameter.name] = labels[0]
     plan.recipe(plan.space.flags(first), "check")
     for parameter in plan.space.parameters:
-        if parameter.name not in first or any(parameter.name == name for p in plan.space.parameters for name, _ in p.when):
+        if parameter.name not in first or any(
+            parameter.name == name for p in plan.space.parameters for name, _ in p.when
+        ):
             continue
         for label in parameter.labels() if parameter.kind == "choice" else parameter.examples():
             try:

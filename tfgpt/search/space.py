@@ -36,7 +36,6 @@ import difflib
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from tfgpt.common.command import Group, Overrides, flag_names, keyword
@@ -181,9 +180,7 @@ def read_space(path: str, groups: Sequence[Group], settings: Mapping[str, Any]) 
     return space
 
 
-def parameter_of(
-    path: str, fields: Mapping[str, Any], name: str, entry: Any, before: Sequence[Parameter]
-) -> Parameter:
+def parameter_of(path: str, fields: Mapping[str, Any], name: str, entry: Any, before: Sequence[Parameter]) -> Parameter:
     """One [search.NAME] of the file."""
     where = f"{path}: search.{name}"
     field, hint = known_flag(path, fields, f"search.{name}", name)
@@ -358,7 +355,11 @@ def architectures(path: str, entry: Mapping[str, Any], settings: Mapping[str, An
     if len(goals) != 1:
         raise UserError(f"{where}: needs one of parameters and training_flops_per_token")
     goal, tolerance = entry[goals[0]], entry.get("tolerance", 0.05)
-    layers, head_dims, multiple = entry.get("num_layers"), entry.get("head_dim", [64]), entry.get("width_multiple", 1)
+    layers, head_dims, multiple = (
+        entry.get("num_layers", []),
+        entry.get("head_dim", [64]),
+        entry.get("width_multiple", 1),
+    )
     if not isinstance(goal, (int, float)) or goal <= 0 or not isinstance(tolerance, float) or not 0 < tolerance < 1:
         raise UserError(f"{where}: {goals[0]} must be a number above 0 and tolerance between 0 and 1")
     for name, values in (("num_layers", layers), ("head_dim", head_dims), ("width_multiple", [multiple])):

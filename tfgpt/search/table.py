@@ -1,4 +1,4 @@
-"""What a search has found so far: trials.csv, one row a trial, and best.cfg, the flags of the best one. No TensorFlow."""
+"""What a search has found so far: trials.csv, one row a trial, and best.cfg, the best one's flags. No TensorFlow."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Row:
         if status == "completed":
             status = result.get("status", status)
         values = trial.hyperparameters.values
-        numbers = {name: result.get(name) for name in NUMBERS if result.get(name) is not None}
+        numbers: dict[str, Any] = {name: result.get(name) for name in NUMBERS if result.get(name) is not None}
         objective = result.get(plan.search.search_objective) if status in ("completed", "stopped") else None
         return cls(
             trial_id=trial.trial_id,

@@ -1,4 +1,4 @@
-"""One trial: an ordinary training run in a process of its own, which reports at each validation and may be told to stop.
+"""One trial: an ordinary training run in a process of its own; it reports each validation and may be told to stop.
 
 The process is a fork of the launcher, which has imported TensorFlow but not started it. What the run prints goes to
 TRIAL_DIR/log.txt, what came of it to TRIAL_DIR/result.json. Killed at any moment, the same trial goes on from its
@@ -25,6 +25,7 @@ import tensorflow as tf
 
 from tfgpt.common.errors import TfgptError, UserError
 from tfgpt.common.files import clear_write_errors, directory_written_beside, read_json, write_json
+from tfgpt.model import presets
 from tfgpt.search.plan import TRAIN, Plan, TrialRequest
 from tfgpt.training.checkpoints import Checkpoints
 from tfgpt.training.recipe import Recipe
@@ -32,6 +33,7 @@ from tfgpt.training.run import train
 from tfgpt.training.watching import read_metrics
 
 WHOLE = 1000  # a report's place in the training, in thousandths: batches of different size compare
+START: dict[str, Any] = {"seconds": 0.0, "parameters": None}
 MEASURED = ("validation_bits_per_byte", "validation_loss", "validation_accuracy")
 
 
@@ -86,9 +88,11 @@ def trained(plan: Plan, request: TrialRequest, reports: Reports) -> dict[str, An
     if request.continues is not None and not (directory / "checkpoints").is_dir():
         take_over(plan.trial_dir(request.continues), directory)
     began = time.monotonic()
-    earlier = read_json(directory / "clock.json") if (directory / "clock.json").is_file() else {"seconds": 0.0}
+    earlier = read_json(directory / "clock.json") if (directory / "clock.json").is_file() else START
+    reports.parameters = earlier["parameters"]
     reports.clock = lambda: write_json(
-        directory / "clock.json", {"seconds": earlier["seconds"] + time.monotonic() - began}
+        directory / "clock.json",
+        {"seconds": earlier["seconds"] + time.monotonic() - began, "parameters": reports.parameters},
     )
     saved = Checkpoints(directory / "checkpoints", 1).steps()
     reports.again(rows_of(directory, saved[-1] if saved else 0), recipe)
@@ -116,6 +120,7 @@ def trained(plan: Plan, request: TrialRequest, reports: Reports) -> dict[str, An
         "tokens_trained": (last - inherited) * tokens,
         "peak_memory_bytes": peak_memory(),
         "seconds": seconds,
+        "parameters": reports.parameters,
     }
 
 
@@ -150,6 +155,7 @@ class Reports(keras.callbacks.Callback):
         stopped: "median" or "rung"; None: not stopped by this.
         lost: whether the worker is gone.
         clock: called at each report.
+        parameters: of the model.
     """
 
     def __init__(self, connection: Connection, request: TrialRequest):
@@ -159,6 +165,11 @@ class Reports(keras.callbacks.Callback):
         self.lost = False
         self.clock: Callable[[], Any] = lambda: None
         self.max_steps = 1
+        self.parameters: int | None = None
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Before the first update."""
+        self.parameters = presets.count_parameters(self.model.decoder.config)
 
     def again(self, rows: list[dict[str, Any]], recipe: Recipe) -> None:
         """Repeats what was reported before the trial was interrupted, since the answer may have been lost."""

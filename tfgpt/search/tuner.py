@@ -88,9 +88,7 @@ class TrainingTuner(BaseTuner):
             if result["status"] == "killed" and self.stopping:
                 raise SearchStopped
             if result["status"] in ("killed", "failed"):
-                write_json(
-                    self.plan.trial_dir(trial.trial_id) / "result.json", {"request": vars(request), **result}
-                )
+                write_json(self.plan.trial_dir(trial.trial_id) / "result.json", {"request": vars(request), **result})
         except (TfgptError, grpc.RpcError) as error:
             raise SearchStopped from error
         if result["status"] == "interrupted":
