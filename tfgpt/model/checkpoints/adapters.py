@@ -17,8 +17,10 @@ import numpy as np
 from tfgpt.common.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from tfgpt.common.errors import UserError
 from tfgpt.common.files import read_json, write_json
+from tfgpt.model.checkpoints.checkpoint import Reader, variable_shapes
 from tfgpt.model.checkpoints.huggingface_tensors import Recipe, recipes, swap_halves
 from tfgpt.model.checkpoints.safetensors_file import open_safetensors, write_safetensors
+from tfgpt.model.config import DecoderConfig
 from tfgpt.model.lora_config import LoraConfig
 
 if TYPE_CHECKING:
@@ -60,7 +62,7 @@ def save_adapter(decoder: Decoder, config: LoraConfig, directory: str | os.PathL
     tensors: dict[str, np.ndarray] = {}
     ranks: dict[str, int] = {}
     fan_in_fan_out = False
-    for recipe in base_recipes(decoder, Path(base)):
+    for recipe in base_recipes(decoder.config, Path(base)):
         if not any(part.path in layers for part in recipe.parts):
             continue
         module = recipe.name.rsplit(".", 1)[0]
@@ -106,21 +108,26 @@ def joined(recipe: Recipe, layers: Mapping[str, Any]) -> tuple[np.ndarray, np.nd
     return down, up
 
 
-def merge_adapter(decoder: Decoder, directory: str | os.PathLike, base: str | os.PathLike) -> None:
-    """Adds an adapter to the kernels of a decoder that has its base's weights.
+def with_adapter(
+    readers: Mapping[str, Reader], config: DecoderConfig, directory: Path, base: Path
+) -> dict[str, Reader]:
+    """The readers of a base's weights, the adapter added; the sums are made when they are read, in float32.
+
+    Args:
+        readers: as `Checkpoint`'s.
+        config: the base's.
+        directory: the adapter's.
+        base: the base's.
 
     Raises:
         UserError: a file is missing or damaged, the adapter is of a kind that is no plain LoRA, or it has a tensor that
-            the model has no place for; the line names the file and what is wrong. Nothing is changed then.
+            the model has no place for; the line names the file and what is wrong.
     """
-    from tfgpt.model.checkpoints.huggingface import variables_by_path
-
-    path, weights = Path(directory) / ADAPTER_CONFIG, Path(directory) / ADAPTER_WEIGHTS
-    config = checked_config(read_json(path), path)
-    matrices = [recipe for recipe in base_recipes(decoder, Path(base)) if len(recipe.shape) == 2]
+    path, weights = directory / ADAPTER_CONFIG, directory / ADAPTER_WEIGHTS
+    settings = checked_config(read_json(path), path)
+    matrices = [recipe for recipe in base_recipes(config, base) if len(recipe.shape) == 2]
     wanted = {recipe.name.rsplit(".", 1)[0]: recipe for recipe in matrices}
-    variables = variables_by_path(decoder)
-    changes: list[tuple[Any, np.ndarray]] = []
+    found = dict(readers)
     for module, (down, up) in pairs(open_safetensors(weights), weights).items():
         recipe = wanted.get(module)
         if recipe is None:
@@ -128,12 +135,19 @@ def merge_adapter(decoder: Decoder, directory: str | os.PathLike, base: str | os
         outputs, inputs = recipe.shape if recipe.transposed else recipe.shape[::-1]
         if down.shape[1:] != (inputs,) or up.shape != (outputs, len(down)):
             raise UserError(f"{weights}: the adapter of {module} does not fit its {outputs} outputs, {inputs} inputs")
-        change = scale_of(config, module, len(down)) * (up.astype(np.float32) @ down.astype(np.float32))
-        parts = recipe.divide(change if recipe.transposed else change.T)
-        changes += [(variables[part.path], value) for part, value in parts]
-    for variable, value in changes:
-        kernel = np.asarray(variable.numpy()).astype(np.float32) + value
-        variable.assign(kernel.astype(np.dtype(variable.dtype)))
+        scale = scale_of(settings, module, len(down))
+        for number, part in enumerate(recipe.parts):
+            found[part.path] = functools.partial(
+                adapted, readers[part.path], recipe, number, down.astype(np.float32), scale * up.astype(np.float32)
+            )
+    return found
+
+
+def adapted(read: Reader, recipe: Recipe, number: int, down: np.ndarray, up: np.ndarray) -> np.ndarray:
+    """One part of a tensor, the product of the two matrices added."""
+    change = up @ down  # (out, in)
+    _, value = recipe.divide(change if recipe.transposed else change.T)[number]
+    return np.asarray(read()).astype(np.float32) + value
 
 
 def checked_config(config: Any, path: Path) -> dict[str, Any]:
@@ -168,10 +182,7 @@ def scale_of(config: Mapping[str, Any], module: str, rank: int) -> float:
     return float(alpha) / (rank**0.5 if config.get("use_rslora") else rank)
 
 
-def base_recipes(decoder: Decoder, base: Path) -> list[Recipe]:
+def base_recipes(config: DecoderConfig, base: Path) -> list[Recipe]:
     """The tensors of the base as it lies on the disk."""
-    from tfgpt.model.checkpoints.huggingface import variables_by_path
-
     model_type = read_json(base / "config.json").get("model_type")
-    shapes = {path: tuple(variable.shape) for path, variable in variables_by_path(decoder).items()}
-    return recipes(decoder.config, None if model_type == "tfgpt" else model_type, shapes)
+    return recipes(config, None if model_type == "tfgpt" else model_type, variable_shapes(config))
