@@ -23,7 +23,7 @@ def open_gguf(path: Path) -> Source:
     kind = file.needed("tokenizer.ggml.model")
     if kind != "gpt2":
         raise UserError(f"{path}: tokenizer.ggml.model={kind!r} is not supported, only 'gpt2' (byte-level BPE)")
-    document = gguf_vocabulary.byte_level_document(file.metadata, file.long_field, str(path))
+    document = gguf_vocabulary.gguf_document(file.metadata, file.long_field, str(path))
     tokens = file.long_field("tokenizer.ggml.tokens")
     names = gguf_vocabulary.token_names(file.metadata, tokens)
     try:

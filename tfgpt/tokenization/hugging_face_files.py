@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,12 +9,10 @@ from typing import Any
 from tfgpt.common.errors import UserError
 from tfgpt.common.files import read_json
 from tfgpt.tokenization.config import SPECIAL_TOKENS
-from tfgpt.tokenization.foreign_patterns import FAMILIES
-from tfgpt.tokenization.pattern import DECODER
 from tfgpt.tokenization.roles import KEY, choose_roles
 from tfgpt.tokenization.sentencepiece_tokenizer import FILE, SentencePieceTokenizer, processor_of, special_pieces
 from tfgpt.tokenization.tokenizer import Tokenizer
-from tfgpt.tokenization.tokenizer_file import added_token, read_document, why_not_lossless
+from tfgpt.tokenization.tokenizer_file import added_token, byte_level_document, read_document, why_not_lossless
 
 
 def open_tokenizer(directory: Path, model_type: str, stop_ids: Iterable[int] = ()) -> Tokenizer:
@@ -157,26 +154,5 @@ def document_of_lists(directory: Path, model_type: str) -> dict[str, Any]:
     added = read_json(added_path) if added_path.is_file() else {}
     if "<|endoftext|>" in vocabulary:
         added["<|endoftext|>"] = vocabulary["<|endoftext|>"]
-    document = {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [added_token(number, name) for name, number in sorted(added.items(), key=lambda item: item[1])],
-        "normalizer": {"type": "NFC"} if family == "qwen2" else None,
-        "pre_tokenizer": FAMILIES[family],
-        "post_processor": None,
-        "decoder": DECODER,
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "ignore_merges": False,
-            "vocab": vocabulary,
-            "merges": merges,
-        },
-    }
-    return json.loads(json.dumps(document))
+    tokens = [added_token(number, name) for name, number in sorted(added.items(), key=lambda item: item[1])]
+    return byte_level_document(family, vocabulary, merges, tokens)

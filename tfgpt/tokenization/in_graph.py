@@ -59,7 +59,9 @@ class InGraphTokenizer(tf.Module):
         with tf.device("CPU:0"):
             self._id_of_byte = tf.constant(tokenizer.id_of_byte)
             self._token_bytes = tf.constant(tokenizer.token_bytes(), tf.string)
-        self._splitter = self._merger = self._whole_tokens = None
+        self._splitter: CharacterSplitter | None = None
+        self._merger: BytePairMerger | None = None
+        self._whole_tokens: WholeTokens | None = None
         if tokenizer.merges:
             self._splitter = CharacterSplitter(cut_rules(tokenizer.document))
             self._merger = BytePairMerger(tokenizer.merges, tokenizer.vocabulary_size)
@@ -93,6 +95,7 @@ class InGraphTokenizer(tf.Module):
 
     def _merged(self, contents: tf.Tensor, ids: tf.Tensor, starts: tf.Tensor) -> tf.Tensor:
         """[T] int32: each token's id at its first byte, -1 at its others and at bytes without a token."""
+        assert self._merger is not None
         words = tf.cumsum(tf.cast(starts, tf.int32)) - 1
         known, left = tf.fill([tf.size(ids)], -1), ids >= 0
         if self._whole_tokens is not None:

@@ -21,7 +21,8 @@ def encode_conversations(tokenizer: Tokenizer, in_graph: InGraphTokenizer, conve
         conversations: [B] strings.
 
     Returns:
-        RaggedTensor [B, (ids)] int32, the end-of-text token first.
+        RaggedTensor [B, (ids)] int32; first what texts begin with (`Tokenizer.start_ids`), the end-of-text token of our
+        own models.
     """
     # [B, (turns), (parts)]: each part stands behind a start mark, an end mark or (the first one) the end of a text.
     parts = tf.strings.split(tf.strings.split(conversations, START_OF_TURN), END_OF_TURN)
@@ -29,11 +30,12 @@ def encode_conversations(tokenizer: Tokenizer, in_graph: InGraphTokenizer, conve
     count = tf.size(parts.flat_values, tf.int64)
     marks = tf.fill([count], tokenizer.end_of_turn_id)
     marks = _filled_at(marks, turn_splits[:-1], tokenizer.start_of_turn_id)
-    marks = _filled_at(marks, tf.gather(turn_splits, row_splits[:-1]), tokenizer.end_of_text_id)
+    marks = _filled_at(marks, tf.gather(turn_splits, row_splits[:-1]), next(iter(tokenizer.start_ids), -1))
     texts = tf.strings.regex_replace(parts.flat_values, ESCAPED, ORIGINAL)
     ids = tf.concat([marks[:, None], in_graph.encode(texts)], 1)  # [all parts, (ids)]
     splits = tf.gather(tf.cast(ids.row_splits, tf.int64), tf.gather(turn_splits, row_splits))
-    return tf.RaggedTensor.from_row_splits(ids.values, splits, validate=False)
+    whole = tf.RaggedTensor.from_row_splits(ids.values, splits, validate=False)
+    return whole if tokenizer.start_ids else tf.ragged.boolean_mask(whole, whole >= 0)
 
 
 def _filled_at(values: tf.Tensor, places: tf.Tensor, value: int) -> tf.Tensor:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from tfgpt.common.adapters import base_directory, is_adapter
 from tfgpt.common.errors import UserError
 from tfgpt.common.files import read_json, sha256_of_json, write_json, write_text
 from tfgpt.tokenization.bulk import (
@@ -125,7 +126,7 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> Tokenizer:
-        """Reads a `tokenizer.json`, or the one in a directory; a directory may have a SentencePiece model instead.
+        """Reads a `tokenizer.json`, or a directory's, or the SentencePiece model in one; an adapter has its base's.
 
         Where a `tokenizer_config.json` that `convert` wrote stands beside it, nothing is added to its vocabulary.
 
@@ -133,6 +134,8 @@ class Tokenizer:
             UserError: the file is missing, damaged or not a lossless byte-level BPE tokenizer.
         """
         path = Path(path).expanduser()
+        if is_adapter(path) and not (path / "tokenizer.json").is_file():
+            path = base_directory(path)
         if (path / "tokenizer.model").is_file():
             from tfgpt.tokenization.sentencepiece_tokenizer import SentencePieceTokenizer
 

@@ -84,6 +84,41 @@ def new_document(merges: Iterable[tuple[bytes, bytes]]) -> dict[str, Any]:
     }
 
 
+def byte_level_document(
+    family: str, vocabulary: Mapping[str, int], merges: Sequence[Sequence[str]], added: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+    """The content of a `tokenizer.json` of a pretrained model's tokenizer that came in another form.
+
+    Args:
+        family: of `foreign_patterns.FAMILIES`.
+        vocabulary: token in the byte alphabet → id; those of `added` may be missing.
+        merges: pairs in order of rank.
+        added: as `added_token` makes them, in the order of their ids.
+    """
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": list(added),
+        "normalizer": {"type": "NFC"} if family == "qwen2" else None,
+        "pre_tokenizer": FAMILIES[family],
+        "post_processor": None,
+        "decoder": DECODER,
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": family == "llama3",
+            "vocab": dict(vocabulary),
+            "merges": [list(pair) for pair in merges],
+        },
+    }
+
+
 def read_document(path: Path, complete: bool = True) -> dict[str, Any]:
     """Reads a `tokenizer.json` and makes it fit the promises, or says why it cannot.
 
