@@ -35,6 +35,7 @@ from tfgpt.search.plan import Plan, TrialRequest
 from tfgpt.training.restarts import die_with_parent
 
 KERASTUNER_VARIABLES = ("KERASTUNER_TUNER_ID", "KERASTUNER_ORACLE_IP", "KERASTUNER_ORACLE_PORT")
+LAUNCHER_GONE = "the launcher of the search is gone; the same command goes on"
 LONGEST_SAVE = 120.0  # seconds
 MOST_DEATHS = 20  # of one worker or chief, before the search gives up
 
@@ -214,8 +215,10 @@ class Launcher:
                 waiting[role.trial.sentinel] = functools.partial(self.trial_ended, role)
             elif role.control is not None:
                 waiting[role.control] = functools.partial(self.asked, role)
-        for ready in connections.wait(list(waiting), timeout=1.0):
-            waiting[ready]()
+        ready = connections.wait(list(waiting), timeout=1.0)
+        if ready:
+            # One at a time: what it changes may be what the next one is about.
+            waiting[ready[0]]()
 
     def asked(self, role: Role) -> None:
         """A worker wants a trial's process."""
@@ -325,6 +328,7 @@ class TrialProcess:
 
     def __init__(self, control: Connection, memory_limit: int):
         self.control, self.memory_limit = control, memory_limit
+        self.launcher = os.getppid()
         self.pid: int | None = None
 
     def run(
@@ -349,7 +353,7 @@ class TrialProcess:
         """
         mine, theirs = connections.Pipe()
         self.control.send(request)
-        reduction.send_handle(self.control, theirs.fileno(), os.getppid())
+        reduction.send_handle(self.control, theirs.fileno(), self.launcher)
         theirs.close()
         self.pid = None
         heard: dict[str, Any] = {}
@@ -361,6 +365,8 @@ class TrialProcess:
                 else:
                     self.hear(mine, heard, report)
             self.pid = heard.get("pid")
+            if os.getppid() != self.launcher:
+                raise RunError(LAUNCHER_GONE)
             tick()
             if self.memory_limit and self.pid and not too_much:
                 held = resident(self.pid)
@@ -380,7 +386,7 @@ class TrialProcess:
             kind, *rest = sender.recv()
         except (EOFError, OSError):
             if sender is self.control:
-                raise RunError("the launcher of the search is gone; the same command goes on") from None
+                raise RunError(LAUNCHER_GONE) from None
             heard["end"] = True
             return
         if kind == "report":
