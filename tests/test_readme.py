@@ -33,6 +33,8 @@ BEHIND = {
     "python -m tfgpt.prepare": ["--vocabulary_size=320"],
     "python -m tfgpt.evaluate": [],
     "python -m tfgpt.generate": ["--max_new_tokens=4"],
+    # Talks until its input ends: tests/test_chat.py.
+    "python -m tfgpt.chat": None,
     "python -m tfgpt.export": ["--max_new_tokens=4"],
     # Serves until it is stopped: tests/serving/test_serve_command.py.
     "python -m tfgpt.serve": None,

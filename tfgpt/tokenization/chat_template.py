@@ -113,9 +113,14 @@ def render_messages(
 
 
 def template_of(tokenizer: Tokenizer) -> ChatTemplate:
-    """The template of a tokenizer, with the names of its special tokens."""
-    config: Mapping[str, Any] = getattr(tokenizer, "config", None) or {"bos_token": tokenizer.end_of_text}
-    source = config.get("chat_template") or CHAT_TEMPLATE
+    """The template of a tokenizer, with the names of its special tokens; ChatML for one that comes without."""
+    config = tokenizer.config
+    source = config.get("chat_template")
+    if not source:
+        turns = {"<|im_start|>": tokenizer.start_of_turn, "<|im_end|>": tokenizer.end_of_turn}
+        source = CHAT_TEMPLATE
+        for mark, name in turns.items():
+            source = source.replace(mark, name.replace("\\", "\\\\").replace("'", "\\'"))
     if isinstance(source, list):
         # Several by name, as older files have them; "default" is the one without tools.
         by_name = {entry["name"]: entry["template"] for entry in source}
