@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from tfgpt.common.adapters import base_directory, is_adapter
 from tfgpt.common.errors import UserError
 from tfgpt.generation.config import GenerateConfig
 from tfgpt.tokenization.chat_template import encode_messages
@@ -97,7 +98,7 @@ def checked_utf8(text: str, name: str) -> str:
 
 
 def model_directory(model: str) -> Path:
-    """The model directory that --model names: itself, or the one in a run directory.
+    """The directory that --model names: a model, an adapter (merged when it is read), or the model of a run.
 
     Raises:
         UserError: there is none; the line says what is missing.
@@ -108,19 +109,23 @@ def model_directory(model: str) -> Path:
     for directory in (path, path / "model"):
         if (directory / "config.json").is_file():
             return directory
+        if is_adapter(directory):
+            base_directory(directory)  # It is there, or a line says what is wrong.
+            return directory
     raise UserError(f"--model: no config.json in {path}, nor in {path / 'model'}; give a model or a finished run")
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: str | np.ndarray, add_end_of_text: bool = True) -> np.ndarray:
     """A prompt's ids as the model reads them.
 
-    Text is put behind an end-of-text token, as documents are in the training data; special tokens' names in it are
-    plain letters. Ids are taken as they are. What would be empty is the end-of-text token.
+    Text is put behind what texts begin with in the training data (`Tokenizer.start_ids`, the end-of-text token of our
+    own models); special tokens' names in it are plain letters. Ids are taken as they are. What would be empty is the
+    end-of-text token.
 
     Args:
         tokenizer: the model's.
         prompt: text, or ids [n] of any integer type.
-        add_end_of_text: False leaves the end-of-text token out.
+        add_end_of_text: False leaves what texts begin with out.
 
     Returns:
         [n] int32, n ≥ 1.
@@ -131,7 +136,7 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str | np.ndarray, add_end_of_tex
     if isinstance(prompt, str):
         ids = tokenizer.encode(prompt)
         if add_end_of_text:
-            ids = np.concatenate([[tokenizer.end_of_text_id], ids])
+            ids = np.concatenate([np.asarray(tokenizer.start_ids, np.int32), ids])
     else:
         ids = np.asarray(prompt).reshape(-1)
         if len(ids) and not (ids.min() >= 0 and ids.max() < tokenizer.vocabulary_size):
@@ -145,13 +150,13 @@ def encode_chat(tokenizer: Tokenizer, messages: Sequence[dict[str, Any]], add_en
     Args:
         tokenizer: the model's.
         messages: `{"role": "system"|"user"|"assistant", "content": text}` in order.
-        add_end_of_text: False leaves the end-of-text token out.
+        add_end_of_text: False leaves what texts begin with (`Tokenizer.start_ids`) out.
 
     Returns:
         [n] int32.
     """
     ids, _ = encode_messages(tokenizer, messages, add_generation_prompt=True)
-    start = [tokenizer.end_of_text_id] if add_end_of_text else []
+    start = tokenizer.start_ids if add_end_of_text else ()
     return np.concatenate([np.asarray(start, np.int32), ids])
 
 

@@ -228,7 +228,7 @@ class TrainingLoop:
                 f"{numbers['validation_bits_per_byte']:.4f} bits per byte{' (best)' if improved else ''}"
             )
             self.show_samples(progress)
-            self.callbacks.on_epoch_end(state.step, {"val_loss": numbers["validation_loss"]})
+            self.callbacks.on_epoch_end(state.step, {"val_loss": numbers["validation_loss"], **numbers})
         if len(row) > 1:
             self.record(row)
         if "train_loss" in row:

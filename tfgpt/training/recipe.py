@@ -12,6 +12,7 @@ from tfgpt.common.settings import Settings, setting
 from tfgpt.corpus.config import CorpusConfig
 from tfgpt.model import presets
 from tfgpt.model.config import DecoderConfig
+from tfgpt.model.lora_config import LoraConfig
 from tfgpt.pipeline.config import BatchConfig
 from tfgpt.tokenization.config import TokenizerConfig
 from tfgpt.training.config import OptimizerConfig, ScheduleConfig, StepConfig, StrategyConfig
@@ -37,6 +38,7 @@ GROUPS: tuple[Group, ...] = (
     ObjectiveConfig,
     PresetConfig,
     Overrides(DecoderConfig, "model", exclude=("vocabulary_size",)),
+    LoraConfig,
     BatchConfig,
     OptimizerConfig,
     ScheduleConfig,
@@ -57,6 +59,10 @@ FIXED_FOR_A_RUN = (
     "validation_fraction",
     "split",
     "preset",
+    "lora_rank",
+    "lora_alpha",
+    "lora_layers",
+    "base_weights",
 )
 # What only says where to write or what to print: changing it needs no word.
 NEVER_MENTIONED = {
@@ -78,6 +84,7 @@ class Recipe:
     objective: ObjectiveConfig = dataclasses.field(default_factory=ObjectiveConfig)
     preset: PresetConfig = dataclasses.field(default_factory=PresetConfig)
     model: dict[str, Any] = dataclasses.field(default_factory=dict)
+    lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
     batch: BatchConfig = dataclasses.field(default_factory=BatchConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = dataclasses.field(default_factory=ScheduleConfig)
@@ -107,6 +114,8 @@ class Recipe:
                 "accumulation_steps",
                 f"{self.step.accumulation_steps} does not divide --batch_size={self.batch.batch_size}",
             )
+        if self.lora.lora_rank and self.run.init_from is None:
+            raise SettingError("lora_rank", "adapts a trained model: name it with --init_from")
         if self.run.init_from is None:
             # Any vocabulary size shows whether the shapes fit; the real one comes with the tokenizer.
             config = self.decoder_config(vocabulary_size=1024)
