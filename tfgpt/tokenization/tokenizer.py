@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from tfgpt.common.adapters import base_directory, is_adapter
 from tfgpt.common.errors import UserError
 from tfgpt.common.files import read_json, sha256_of_json, write_json, write_text
 from tfgpt.tokenization.bulk import (
@@ -113,7 +114,7 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> Tokenizer:
-        """Reads a `tokenizer.json`, or the one in a directory.
+        """Reads a `tokenizer.json`, or the one in a directory; an adapter without one has its base's.
 
         Where a `tokenizer_config.json` that `convert` wrote stands beside it, nothing is added to its vocabulary. The
         chat template of the directory (`chat_template.jinja`, or the one in `tokenizer_config.json`) is its template.
@@ -122,6 +123,8 @@ class Tokenizer:
             UserError: the file is missing, damaged or not a lossless byte-level BPE tokenizer.
         """
         path = Path(path).expanduser()
+        if is_adapter(path) and not (path / "tokenizer.json").is_file():
+            path = base_directory(path)
         beside = (path if path.is_dir() else path.parent) / "tokenizer_config.json"
         config = read_json(beside) if beside.is_file() else {}
         config = config if isinstance(config, dict) else {}

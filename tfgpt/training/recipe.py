@@ -12,6 +12,7 @@ from tfgpt.common.settings import Settings, setting
 from tfgpt.corpus.config import CorpusConfig
 from tfgpt.model import presets
 from tfgpt.model.config import DecoderConfig
+from tfgpt.model.lora_config import LoraConfig
 from tfgpt.pipeline.config import AugmentationConfig, BatchConfig, MixtureConfig
 from tfgpt.tokenization.config import TokenizerConfig
 from tfgpt.training.config import OptimizerConfig, ScheduleConfig, StepConfig, StrategyConfig
@@ -37,6 +38,7 @@ GROUPS: tuple[Group, ...] = (
     ObjectiveConfig,
     PresetConfig,
     Overrides(DecoderConfig, "model", exclude=("vocabulary_size",)),
+    LoraConfig,
     BatchConfig,
     MixtureConfig,
     AugmentationConfig,
@@ -62,6 +64,10 @@ FIXED_FOR_A_RUN = (
     "mixture",
     "mixture_temperature",
     *(field.name for field in dataclasses.fields(AugmentationConfig)),
+    "lora_rank",
+    "lora_alpha",
+    "lora_layers",
+    "base_weights",
 )
 # What only says where to write or what to print: changing it needs no word.
 NEVER_MENTIONED = {
@@ -83,6 +89,7 @@ class Recipe:
     objective: ObjectiveConfig = dataclasses.field(default_factory=ObjectiveConfig)
     preset: PresetConfig = dataclasses.field(default_factory=PresetConfig)
     model: dict[str, Any] = dataclasses.field(default_factory=dict)
+    lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
     batch: BatchConfig = dataclasses.field(default_factory=BatchConfig)
     mixture: MixtureConfig = dataclasses.field(default_factory=MixtureConfig)
     augmentation: AugmentationConfig = dataclasses.field(default_factory=AugmentationConfig)
@@ -121,6 +128,8 @@ class Recipe:
                 "accumulation_steps",
                 f"{self.step.accumulation_steps} does not divide --batch_size={self.batch.batch_size}",
             )
+        if self.lora.lora_rank and self.run.init_from is None:
+            raise SettingError("lora_rank", "adapts a trained model: name it with --init_from")
         if self.run.init_from is None:
             # Any vocabulary size shows whether the shapes fit; the real one comes with the tokenizer.
             config = self.decoder_config(vocabulary_size=1024)
