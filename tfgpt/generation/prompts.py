@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from tfgpt.common.adapters import base_directory, is_adapter
 from tfgpt.common.errors import UserError
 from tfgpt.generation.config import GenerateConfig
 from tfgpt.tokenization.chat_template import encode_messages
@@ -97,7 +98,7 @@ def checked_utf8(text: str, name: str) -> str:
 
 
 def model_directory(model: str) -> Path:
-    """The model directory that --model names: itself, or the one in a run directory.
+    """The directory that --model names: a model, an adapter (merged when it is read), or the model of a run.
 
     Raises:
         UserError: there is none; the line says what is missing.
@@ -107,6 +108,9 @@ def model_directory(model: str) -> Path:
         raise UserError(f"--model: {path} is not a directory")
     for directory in (path, path / "model"):
         if (directory / "config.json").is_file():
+            return directory
+        if is_adapter(directory):
+            base_directory(directory)  # It is there, or a line says what is wrong.
             return directory
     raise UserError(f"--model: no config.json in {path}, nor in {path / 'model'}; give a model or a finished run")
 
@@ -141,19 +145,20 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str | np.ndarray, add_end_of_tex
 
 
 def encode_chat(tokenizer: Tokenizer, messages: Sequence[dict[str, Any]], add_end_of_text: bool = True) -> np.ndarray:
-    """The ids of a dialogue up to where the assistant speaks next (ChatML), as dialogues stand in the training data.
+    """The ids of a dialogue up to where the assistant speaks next as the model's template has it.
 
     Args:
         tokenizer: the model's.
         messages: `{"role": "system"|"user"|"assistant", "content": text}` in order.
-        add_end_of_text: False leaves what texts begin with (`Tokenizer.start_ids`) out.
+        add_end_of_text: False leaves out what texts begin with (`Tokenizer.start_ids`), where the template begins so.
 
     Returns:
         [n] int32.
     """
     ids, _ = encode_messages(tokenizer, messages, add_generation_prompt=True)
-    start = tokenizer.start_ids if add_end_of_text else ()
-    return np.concatenate([np.asarray(start, np.int32), ids])
+    start = list(tokenizer.start_ids)
+    begins = bool(start) and ids[: len(start)].tolist() == start
+    return ids[len(start) :] if begins and not add_end_of_text else ids
 
 
 def encode(tokenizer: Tokenizer, prompt: Prompt, add_end_of_text: bool = True) -> np.ndarray:

@@ -12,7 +12,8 @@ from tfgpt.common.settings import Settings, setting
 from tfgpt.corpus.config import CorpusConfig
 from tfgpt.model import presets
 from tfgpt.model.config import DecoderConfig
-from tfgpt.pipeline.config import BatchConfig
+from tfgpt.model.lora_config import LoraConfig
+from tfgpt.pipeline.config import AugmentationConfig, BatchConfig, MixtureConfig
 from tfgpt.tokenization.config import TokenizerConfig
 from tfgpt.training.config import OptimizerConfig, ScheduleConfig, StepConfig, StrategyConfig
 from tfgpt.training.objective_config import ObjectiveConfig
@@ -37,7 +38,10 @@ GROUPS: tuple[Group, ...] = (
     ObjectiveConfig,
     PresetConfig,
     Overrides(DecoderConfig, "model", exclude=("vocabulary_size",)),
+    LoraConfig,
     BatchConfig,
+    MixtureConfig,
+    AugmentationConfig,
     OptimizerConfig,
     ScheduleConfig,
     StepConfig,
@@ -57,6 +61,13 @@ FIXED_FOR_A_RUN = (
     "validation_fraction",
     "split",
     "preset",
+    "mixture",
+    "mixture_temperature",
+    *(field.name for field in dataclasses.fields(AugmentationConfig)),
+    "lora_rank",
+    "lora_alpha",
+    "lora_layers",
+    "base_weights",
 )
 # What only says where to write or what to print: changing it needs no word.
 NEVER_MENTIONED = {
@@ -78,7 +89,10 @@ class Recipe:
     objective: ObjectiveConfig = dataclasses.field(default_factory=ObjectiveConfig)
     preset: PresetConfig = dataclasses.field(default_factory=PresetConfig)
     model: dict[str, Any] = dataclasses.field(default_factory=dict)
+    lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
     batch: BatchConfig = dataclasses.field(default_factory=BatchConfig)
+    mixture: MixtureConfig = dataclasses.field(default_factory=MixtureConfig)
+    augmentation: AugmentationConfig = dataclasses.field(default_factory=AugmentationConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = dataclasses.field(default_factory=ScheduleConfig)
     step: StepConfig = dataclasses.field(default_factory=StepConfig)
@@ -102,11 +116,20 @@ class Recipe:
             raise SettingError("train_text", "is needed: a file, a folder, a glob, tfds:… or sample:…")
         if not self.corpus.validation_text and self.corpus.validation_fraction == 0:
             raise SettingError("validation_fraction", "must not be 0 without --validation_text: a run is judged by it")
+        given = len(self.mixture.mixture)
+        if given and given != len(self.corpus.train_text):
+            raise SettingError("mixture", f"has {given} weights for {len(self.corpus.train_text)} --train_text")
+        if self.mixture.active and self.objective.objective == "pretrain":
+            raise SettingError(
+                "mixture" if given else "mixture_temperature", "needs --objective=chat; pretraining reads by size"
+            )
         if self.batch.batch_size % self.step.accumulation_steps:
             raise SettingError(
                 "accumulation_steps",
                 f"{self.step.accumulation_steps} does not divide --batch_size={self.batch.batch_size}",
             )
+        if self.lora.lora_rank and self.run.init_from is None:
+            raise SettingError("lora_rank", "adapts a trained model: name it with --init_from")
         if self.run.init_from is None:
             # Any vocabulary size shows whether the shapes fit; the real one comes with the tokenizer.
             config = self.decoder_config(vocabulary_size=1024)
