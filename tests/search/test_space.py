@@ -46,7 +46,11 @@ def test_a_trial_has_the_flags_of_the_command_the_space_and_the_tuner(tmp_path: 
     plan = plan_of(GOOD, tmp_path, "--momentum=0.7", trial_tokens=6400)
     values = {"learning_rate": 0.02, "batch_size": 2, "optimizer": "muon", "momentum": 0.85}
     recipe = plan.recipe(plan.space.flags(values), "0003")
-    assert (recipe.optimizer.learning_rate, recipe.optimizer.momentum, recipe.optimizer.weight_decay) == (0.02, 0.85, 0.02)
+    assert (recipe.optimizer.learning_rate, recipe.optimizer.momentum, recipe.optimizer.weight_decay) == (
+        0.02,
+        0.85,
+        0.02,
+    )
     # Equal tokens: 6400 are 200 updates of 2 rows of 16 tokens.
     assert (recipe.run.max_steps, recipe.batch.batch_size) == (200, 2)
     assert recipe.run_dir == tmp_path / "search/trials/0003"
@@ -70,7 +74,8 @@ def test_architectures_fit_the_budget(flag: str, tmp_path: Path):
     for label in plan.space.shapes:
         recipe = plan.recipe(plan.space.flags({"architecture": label}), "0000")
         config = recipe.decoder_config(260)
-        cost = presets.count_parameters(config) if flag == "parameters" else presets.training_flops_per_token(config, 16)
+        flops = presets.training_flops_per_token(config, 16)
+        cost = presets.count_parameters(config) if flag == "parameters" else flops
         assert abs(cost / goal - 1) <= 0.1
     assert plan.space.columns() == ["num_layers", "hidden_dim", "num_query_heads", "head_dim"]
 
@@ -81,7 +86,7 @@ RATE = "[search.learning_rate]\ntype = 'float'\nmin = 1e-3\nmax = 1e-2\n"
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("[search.learning_rat]\nchoices = [1.0]", "search.learning_rat: train has no flag --learning_rat; did you mean"),
+        ("[search.learning_rat]\nchoices = [1.0]", "train has no flag --learning_rat; did you mean learning_rate?"),
         ("[fixed]\nlearnrate = 1", "train has no flag --learnrate"),
         (RATE.replace("1e-3", "1e-1"), "min = 0.1 is not below max = 0.01"),
         (RATE + "scal = 'log'", "'scal' means nothing here; did you mean scale?"),

@@ -29,9 +29,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from tfgpt.common.errors import RunError, UserError
+from tfgpt.common.errors import RunError, TfgptError, UserError
 from tfgpt.common.quiet import captured_standard_error
-from tfgpt.search.plan import Plan, TrialRequest
+from tfgpt.search.plan import Plan, TrialRequest, first_values
 from tfgpt.training.restarts import die_with_parent
 
 KERASTUNER_VARIABLES = ("KERASTUNER_TUNER_ID", "KERASTUNER_ORACLE_IP", "KERASTUNER_ORACLE_PORT")
@@ -176,6 +176,9 @@ class Launcher:
         """Until every role has ended; the exit code of the first that failed."""
         before = {number: signal.signal(number, self.stop) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
+            self.prepare_data()
+            if self.stopping or self.worst:
+                return self.worst
             for role in self.roles:
                 self.start(role)
             while any(not role.ended for role in self.roles):
@@ -193,6 +196,16 @@ class Launcher:
         if self.stopping and not self.worst:
             print("Stopped; the same command goes on where it stopped.", flush=True)
         return self.worst
+
+    def prepare_data(self) -> None:
+        """Reads the text before the first trial does: what is wrong with it is wrong for all of them."""
+        process = self.context.Process(target=in_preparation, args=(self.plan,))
+        process.start()
+        while process.is_alive():
+            process.join(0.5)
+            if self.stopping:
+                process.terminate()
+        self.worst = max(process.exitcode or 0, 0) if not self.stopping else 0
 
     def start(self, role: Role) -> None:
         """Begins a life of a role."""
@@ -297,6 +310,19 @@ def in_role(plan: Plan, name: str, environment: dict[str, str], control: Connect
     from tfgpt.search.tuner import play
 
     sys.exit(play(plan, name, control))
+
+
+def in_preparation(plan: Plan) -> None:
+    """The life of the process that prepares the data of the first values; the trials find them in the cache."""
+    begin_life()
+    try:
+        recipe = plan.recipe(plan.space.flags(first_values(plan.space)), "0000")
+        recipe.objective.kind().prepare(recipe)
+    except TfgptError as error:
+        print(f"tfgpt.tune: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(0)
 
 
 def in_trial(plan: Plan, request: TrialRequest, connection: Connection, devices: dict[str, str]) -> None:
