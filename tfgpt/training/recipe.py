@@ -12,6 +12,7 @@ from tfgpt.common.settings import Settings, setting
 from tfgpt.corpus.config import CorpusConfig
 from tfgpt.model import presets
 from tfgpt.model.config import DecoderConfig
+from tfgpt.model.parametrization import ParametrizationConfig, with_initial_weights
 from tfgpt.pipeline.config import BatchConfig
 from tfgpt.tokenization.config import TokenizerConfig
 from tfgpt.training.config import OptimizerConfig, ScheduleConfig, StepConfig, StrategyConfig
@@ -35,6 +36,7 @@ GROUPS: tuple[Group, ...] = (
     TokenizerConfig,
     PresetConfig,
     Overrides(DecoderConfig, "model", exclude=("vocabulary_size",)),
+    ParametrizationConfig,
     BatchConfig,
     OptimizerConfig,
     ScheduleConfig,
@@ -54,6 +56,8 @@ FIXED_FOR_A_RUN = (
     "validation_fraction",
     "split",
     "preset",
+    "parametrization",
+    "base_hidden_dim",
 )
 # What only says where to write or what to print: changing it needs no word.
 NEVER_MENTIONED = {
@@ -74,6 +78,7 @@ class Recipe:
     tokenizer: TokenizerConfig = dataclasses.field(default_factory=TokenizerConfig)
     preset: PresetConfig = dataclasses.field(default_factory=PresetConfig)
     model: dict[str, Any] = dataclasses.field(default_factory=dict)
+    parametrization: ParametrizationConfig = dataclasses.field(default_factory=ParametrizationConfig)
     batch: BatchConfig = dataclasses.field(default_factory=BatchConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = dataclasses.field(default_factory=ScheduleConfig)
@@ -103,6 +108,8 @@ class Recipe:
                 "accumulation_steps",
                 f"{self.step.accumulation_steps} does not divide --batch_size={self.batch.batch_size}",
             )
+        if self.optimizer.optimizer == "adafactor" and self.parametrization.parametrization == "maximal_update":
+            raise SettingError("parametrization", "maximal_update is for --optimizer=adamw, muon or lion")
         if self.run.init_from is None:
             # Any vocabulary size shows whether the shapes fit; the real one comes with the tokenizer.
             config = self.decoder_config(vocabulary_size=1024)
@@ -126,7 +133,8 @@ class Recipe:
                 )
             return config
         overrides = {"max_sequence_length": self.batch.sequence_length, **self.model}
-        return presets.resolve(self.preset.preset, vocabulary_size, overrides)
+        config = presets.resolve(self.preset.preset, vocabulary_size, overrides)
+        return with_initial_weights(config, self.parametrization)
 
     def initial_config(self) -> DecoderConfig:
         """The configuration of the model that --init_from names, with the overrides that leave its weights alone."""

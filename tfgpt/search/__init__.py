@@ -1,0 +1,1 @@
+"""Search for settings: trials and their judging, learning rates that carry over to wider models, scaling laws."""
