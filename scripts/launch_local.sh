@@ -2,18 +2,26 @@
 # N worker processes on this machine, as a cluster of --strategy=multiworker: to try out what several hosts will do.
 #
 #   scripts/launch_local.sh 2 --flagfile=configs/quickstart.cfg
+#   scripts/launch_local.sh 2 evaluate --model=runs/quickstart
+#
+# The command is train where none is named.
 #
 # Worker 0, the chief, writes to this terminal; the others write to LOG_DIR/worker-1.log, … (LOG_DIR: a new folder under
 # the system's temporary one) and their errors are shown at the end. Ctrl-C and SIGTERM go to every worker: they save
 # and stop. The cores are divided among the workers. Exit code: the first that is not 0.
 set -euo pipefail
 usage() {
-  echo "usage: scripts/launch_local.sh NUMBER_OF_WORKERS --flag=value …   (flags of python -m tfgpt.train)" >&2
+  echo "usage: scripts/launch_local.sh NUMBER_OF_WORKERS [train|evaluate] --flag=value …" >&2
   exit 2
 }
 [[ ${1:-} =~ ^[1-9][0-9]*$ ]] || usage
 count=$1
 shift
+command=train
+if [[ ${1:-} == train || ${1:-} == evaluate ]]; then
+  command=$1
+  shift
+fi
 here=$(cd "$(dirname "$0")/.." && pwd)
 python=${PYTHON:-$here/.venv/bin/python}
 [ -x "$python" ] || python=python
@@ -37,9 +45,9 @@ echo "$count workers at $addresses; logs of workers 1 and up: $logs"
 for ((index = 0; index < count; index++)); do
   export TF_CONFIG="{\"cluster\": {\"worker\": $addresses}, \"task\": {\"type\": \"worker\", \"index\": $index}}"
   if ((index == 0)); then
-    "$python" -m tfgpt.train --strategy=multiworker "$@" &
+    "$python" -m "tfgpt.$command" --strategy=multiworker "$@" &
   else
-    "$python" -m tfgpt.train --strategy=multiworker "$@" >"$logs/worker-$index.log" 2>&1 &
+    "$python" -m "tfgpt.$command" --strategy=multiworker "$@" >"$logs/worker-$index.log" 2>&1 &
   fi
   pids+=($!)
 done

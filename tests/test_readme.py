@@ -31,7 +31,10 @@ BEHIND = {
     "python -m tfgpt.train": SHORT,
     "python -m tfgpt.doctor": [*SHORT, "--overfit_steps=60"],
     "python -m tfgpt.prepare": ["--vocabulary_size=320"],
+    "python -m tfgpt.evaluate": [],
     "python -m tfgpt.generate": ["--max_new_tokens=4"],
+    # Talks until its input ends: tests/test_chat.py.
+    "python -m tfgpt.chat": None,
     "python -m tfgpt.export": ["--max_new_tokens=4"],
     # Serves until it is stopped: tests/serving/test_serve_command.py.
     "python -m tfgpt.serve": None,
@@ -57,6 +60,8 @@ def kind(command: str) -> str:
 def checkout(tmp_path_factory) -> Path:
     """A copy of the project beside a user's text, as after a clone."""
     folder = tmp_path_factory.mktemp("readme") / "tfgpt"
+    folder.mkdir()
+    shutil.copyfile(ROOT / "README.md", folder / "README.md")
     for name in ("tfgpt", "configs", "scripts"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "my").mkdir()

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.conftest import ROOT
 from tests.serving.conftest import DEFAULTS
 from tests.serving.models import CONTEXT
 from tfgpt.generation.config import SamplingConfig
@@ -217,7 +218,11 @@ def test_every_tensor_is_batched_and_typed_as_the_table_says(served):
                 assert tf.dtypes.as_dtype(found[item.name].dtype).name == item.dtype
                 assert found[item.name].tensor_shape.dim[0].size == -1
                 assert len(found[item.name].tensor_shape.dim) == (2 if item.columns else 1)
-        assert f"`{entry.name}`" in table()
+
+
+def test_the_tables_of_the_readme_are_those_of_the_code():
+    # Changed a signature? python -c "from tfgpt.serving.signatures import table; print(table())" into the README.
+    assert table() in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_weights_are_float32_once_and_no_op_needs_a_library(version):

@@ -45,7 +45,9 @@ class SamplingConfig(Settings):
     seed: int = setting(0, "The same seed gives the same text.", minimum=-(2**63), maximum=2**63 - 1)
     num_samples: int = setting(1, "Texts to write for each prompt; with beams, the best so many.", minimum=1)
     add_end_of_text: bool = setting(
-        True, "Begin each prompt with the end-of-text token, as documents in the training data begin behind one."
+        True,
+        "Begin each prompt as texts in the training data begin: behind the end-of-text token; for a converted model "
+        "with what it expects, if anything.",
     )
 
     def check(self) -> None:

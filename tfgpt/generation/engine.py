@@ -120,9 +120,10 @@ class Generator:
     Args:
         decoder: the model; each call reads its weights as they are then.
         tokenizer: its tokenizer.
+        stop_ids: what ends a text beside the tokenizer's own `stop_ids`.
     """
 
-    def __init__(self, decoder: Decoder, tokenizer: Tokenizer):
+    def __init__(self, decoder: Decoder, tokenizer: Tokenizer, stop_ids: Sequence[int] = ()):
         if tokenizer.vocabulary_size > decoder.config.vocabulary_size:
             raise UserError(
                 f"the tokenizer has {tokenizer.vocabulary_size} ids, the model {decoder.config.vocabulary_size}: "
@@ -130,7 +131,7 @@ class Generator:
             )
         self.decoder, self.tokenizer = decoder, tokenizer
         self.context = decoder.config.max_sequence_length
-        self.stop_tokens = (tokenizer.end_of_text_id, tokenizer.end_of_turn_id)
+        self.stop_tokens = tuple(dict.fromkeys([*tokenizer.stop_ids, *stop_ids]))
         # A model may have more rows of logits than its tokenizer has ids; such ids have no bytes.
         unused = decoder.config.vocabulary_size - tokenizer.vocabulary_size
         self.token_bytes = [*tokenizer.token_bytes(), *[b""] * unused]
@@ -138,7 +139,7 @@ class Generator:
 
     @classmethod
     def load(cls, directory: str | os.PathLike, dtype: str | None = None) -> Generator:
-        """Reads a model directory (`config.json`, `model.safetensors`, `tokenizer.json`).
+        """Reads a model directory (`config.json`, `model.safetensors`, `tokenizer.json`, `generation_config.json`).
 
         Args:
             directory: the model directory.
@@ -147,9 +148,9 @@ class Generator:
         Raises:
             UserError: something is missing or damaged; the line names it.
         """
-        from tfgpt.model.checkpoints.huggingface import load_decoder
+        from tfgpt.model.checkpoints.huggingface import load_decoder, load_stop_ids
 
-        return cls(load_decoder(directory, dtype=dtype), Tokenizer.load(directory))
+        return cls(load_decoder(directory, dtype=dtype), Tokenizer.load(directory), load_stop_ids(directory))
 
     def generate(
         self,

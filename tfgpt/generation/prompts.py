@@ -114,13 +114,14 @@ def model_directory(model: str) -> Path:
 def encode_prompt(tokenizer: Tokenizer, prompt: str | np.ndarray, add_end_of_text: bool = True) -> np.ndarray:
     """A prompt's ids as the model reads them.
 
-    Text is put behind an end-of-text token, as documents are in the training data; special tokens' names in it are
-    plain letters. Ids are taken as they are. What would be empty is the end-of-text token.
+    Text is put behind what texts begin with in the training data (`Tokenizer.start_ids`, the end-of-text token of our
+    own models); special tokens' names in it are plain letters. Ids are taken as they are. What would be empty is the
+    end-of-text token.
 
     Args:
         tokenizer: the model's.
         prompt: text, or ids [n] of any integer type.
-        add_end_of_text: False leaves the end-of-text token out.
+        add_end_of_text: False leaves what texts begin with out.
 
     Returns:
         [n] int32, n ≥ 1.
@@ -131,7 +132,7 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str | np.ndarray, add_end_of_tex
     if isinstance(prompt, str):
         ids = tokenizer.encode(prompt)
         if add_end_of_text:
-            ids = np.concatenate([[tokenizer.end_of_text_id], ids])
+            ids = np.concatenate([np.asarray(tokenizer.start_ids, np.int32), ids])
     else:
         ids = np.asarray(prompt).reshape(-1)
         if len(ids) and not (ids.min() >= 0 and ids.max() < tokenizer.vocabulary_size):
@@ -145,13 +146,13 @@ def encode_chat(tokenizer: Tokenizer, messages: Sequence[dict[str, Any]], add_en
     Args:
         tokenizer: the model's.
         messages: `{"role": "system"|"user"|"assistant", "content": text}` in order.
-        add_end_of_text: False leaves the end-of-text token out.
+        add_end_of_text: False leaves what texts begin with (`Tokenizer.start_ids`) out.
 
     Returns:
         [n] int32.
     """
     ids, _ = encode_messages(tokenizer, messages, add_generation_prompt=True)
-    start = [tokenizer.end_of_text_id] if add_end_of_text else []
+    start = tokenizer.start_ids if add_end_of_text else ()
     return np.concatenate([np.asarray(start, np.int32), ids])
 
 

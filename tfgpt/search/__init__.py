@@ -1,1 +1,1 @@
-"""Search for settings: trials and their judging, learning rates that carry over to wider models, scaling laws."""
+"""Better settings: searches with KerasTuner and their judging, learning rates for wider models, scaling laws."""

@@ -19,7 +19,7 @@ from tfgpt.generation.sampling import SamplingParameters
 from tfgpt.generation.writing import Written, write
 from tfgpt.model.decoder import Decoder
 from tfgpt.serving.precision import ServedWeights
-from tfgpt.serving.signatures import SAMPLING, SIGNATURES, Signature
+from tfgpt.serving.signatures import SAMPLING, SIGNATURES, Signature, default_of
 from tfgpt.tokenization.in_graph import InGraphTokenizer
 from tfgpt.tokenization.in_graph_chat import encode_conversations
 from tfgpt.tokenization.tokenizer import Tokenizer
@@ -231,8 +231,3 @@ def traced(entry: Signature, function: Callable) -> Callable:
     """A signature's function with its input types; traced when it is saved."""
     specs = [tf.TensorSpec([None, None] if item.columns else [None], item.dtype, item.name) for item in entry.inputs]
     return tf.function(function, input_signature=specs, autograph=False)
-
-
-def default_of(sampling: SamplingConfig, name: str) -> Any:
-    """A sampling input's value when it is not given."""
-    return 0 if name == "sample" else getattr(sampling, name)

@@ -6,6 +6,9 @@ Imports neither TensorFlow nor anything that does: clients read it too.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
+
+from tfgpt.generation.config import SamplingConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,21 +150,29 @@ def signature(name: str) -> Signature:
     return found
 
 
+def default_of(sampling: SamplingConfig, name: str) -> Any:
+    """A sampling input's value when it is not given, in an export with these settings."""
+    return 0 if name == "sample" else getattr(sampling, name)
+
+
 def table() -> str:
-    """The signatures as a Markdown table."""
+    """The signatures as Markdown tables, as they stand in the README."""
     lines = ["| signature | for | inputs | outputs |", "| --- | --- | --- | --- |"]
     for entry in SIGNATURES:
         own = [item for item in entry.inputs if item not in SAMPLING]
         inputs = ", ".join(map(str, own)) + (", sampling inputs" if len(own) < len(entry.inputs) else "")
         outputs = ", ".join(map(str, entry.outputs))
         lines.append(f"| `{entry.name}` | {entry.purpose} | {inputs} | {outputs} |")
-    lines += ["", "| sampling input | meaning |", "| --- | --- |"]
-    lines += [f"| {item} | {item.meaning} |" for item in SAMPLING]
-    notes: dict[str, str] = {}
+    lines += ["", "| sampling input | default | meaning |", "| --- | --- | --- |"]
+    lines += [f"| {item} | {default_of(SamplingConfig(), item.name)} | {item.meaning} |" for item in SAMPLING]
+    owners: dict[tuple[str, str, str], list[str]] = {}
     for entry in SIGNATURES:
-        for item in (*entry.inputs, *entry.outputs):
-            if item not in SAMPLING:
-                notes[item.name] = notes.get(item.name, item.meaning)
-    lines += ["", "| other tensor | meaning |", "| --- | --- |"]
-    lines += [f"| `{name}` | {meaning.replace('|', chr(92) + '|')} |" for name, meaning in notes.items()]
+        for kind, items in (("into", entry.inputs), ("out of", entry.outputs)):
+            for item in items:
+                if item not in SAMPLING:
+                    owners.setdefault((item.name, kind, item.meaning.replace("|", r"\|")), []).append(entry.name)
+    lines += ["", "| other tensor | of | meaning |", "| --- | --- | --- |"]
+    lines += [
+        f"| `{name}` | {kind} {', '.join(found)} | {meaning} |" for (name, kind, meaning), found in owners.items()
+    ]
     return "\n".join(lines) + "\n"

@@ -35,6 +35,12 @@ class TextEncoder(Protocol):
         """An equal encoder for another thread; the same one where threads do not hinder each other."""
 
 
+def ids_of_bytes(content: bytes, id_of_byte: np.ndarray) -> np.ndarray:
+    """[n] int32, the id of each byte; bytes without one (-1 in the table) are dropped."""
+    ids = id_of_byte[np.frombuffer(content, np.uint8)]
+    return ids[ids >= 0]
+
+
 class BytesEncoder:
     """A vocabulary without merges: a table look-up a byte.
 
@@ -47,7 +53,7 @@ class BytesEncoder:
 
     def encode(self, text: str) -> np.ndarray:
         """[n] int32 ids; raises UnicodeEncodeError for lone surrogates."""
-        return self.id_of_byte[np.frombuffer(text.encode(), np.uint8)]
+        return ids_of_bytes(text.encode(), self.id_of_byte)
 
     def encode_many(self, texts: Sequence[str]) -> list[np.ndarray]:
         """The ids of each text."""
@@ -113,15 +119,16 @@ class TiktokenEncoder:
 
 
 class ReferenceEncoder:
-    """`tokenizers` itself, without the special tokens of the file (they would be found in the text).
+    """`tokenizers` itself, told not to look for the special tokens of the file in the text.
 
     Args:
         document: the content of `tokenizer.json`.
     """
 
     def __init__(self, document: dict[str, Any]):
-        added = [token for token in document["added_tokens"] if not token["special"]]
-        self.tokenizer = tokenizers.Tokenizer.from_str(json.dumps({**document, "added_tokens": added}))
+        whole = {**document, "truncation": None, "padding": None, "post_processor": None}
+        self.tokenizer = tokenizers.Tokenizer.from_str(json.dumps(whole))
+        self.tokenizer.encode_special_tokens = True
 
     def encode(self, text: str) -> np.ndarray:
         """[n] int32 ids; raises UnicodeEncodeError for lone surrogates."""

@@ -12,18 +12,21 @@ from typing import Any
 
 import numpy as np
 
-from tfgpt.common.files import sha256_of_json, write_json, write_text
+from tfgpt.common.errors import UserError
+from tfgpt.common.files import read_json, sha256_of_json, write_json, write_text
 from tfgpt.tokenization.bulk import (
     BytesEncoder,
     ReferenceEncoder,
     TextEncoder,
     TiktokenEncoder,
     Workers,
+    ids_of_bytes,
     tiktoken_ranks,
 )
 from tfgpt.tokenization.chat_template import CHAT_TEMPLATE
 from tfgpt.tokenization.config import SPECIAL_TOKENS
 from tfgpt.tokenization.pattern import BYTE_OF_CHARACTER, PRE_TOKENIZER, byte_alphabet
+from tfgpt.tokenization.roles import KEY, LAST_BYTE, Roles
 from tfgpt.tokenization.tokenizer_file import merges_of, pre_tokenizers, read_document, special_token_names
 
 INVALID_BYTES = re.compile("[\udc80-\udcff]+")
@@ -47,21 +50,51 @@ class Tokenizer:
     the text between them is encoded as if it stood alone. A `str` with lone surrogates stands for its bytes in
     "surrogatepass" UTF-8. Special tokens never come out of `encode`, whatever the text says.
 
+    A pretrained model's tokenizer may be less careful, and is left as it is: `missing_bytes` are dropped, and a
+    normalizer (Qwen's NFC) may write text in another way before it is encoded.
+
     Args:
         document: the content of a `tokenizer.json`, as `tokenizer_file.new_document` or `read_document` give it.
         origin: what messages call it, such as its path.
+        roles: the parts that its tokens play; None: it has the four special tokens of ours, under some name.
+        config: the content of `tokenizer_config.json` that goes with it, chat template and all; None: as ours.
+
+    Attributes:
+        special_tokens: name → id.
+        end_of_text_id, padding_id, start_of_turn_id, end_of_turn_id: see `roles`. Two of them may be the same.
+        start_ids: the ids that every text begins with: the end-of-text token in front of it (ours), what a pretrained
+            model expects, or nothing.
+        stop_ids: the ids that end a generated text.
+        chat_template: Jinja text.
+        missing_bytes: bytes that have no token.
     """
 
-    def __init__(self, document: dict[str, Any], origin: str = "the tokenizer"):
-        self.document, self.origin = document, origin
+    def __init__(
+        self,
+        document: dict[str, Any],
+        origin: str = "the tokenizer",
+        roles: Roles | None = None,
+        config: dict[str, Any] | None = None,
+    ):
+        self.document, self.origin, self.roles = document, origin, roles
         vocabulary: dict[str, int] = document["model"]["vocab"]
         added = {token["content"]: token["id"] for token in document["added_tokens"]}
-        names = special_token_names(document)
         self.special_tokens = {token["content"]: token["id"] for token in document["added_tokens"] if token["special"]}
+        if roles is None:
+            names = special_token_names(document)
+            end, padding, start_of_turn, end_of_turn = (names[name] for name in SPECIAL_TOKENS)
+            roles = Roles(end, padding, start_of_turn, end_of_turn, start_of_text=end)
+        self.end_of_text, self.padding = roles.end_of_text, roles.padding
+        self.start_of_turn, self.end_of_turn = roles.start_of_turn, roles.end_of_turn
         self.end_of_text_id, self.padding_id, self.start_of_turn_id, self.end_of_turn_id = (
-            self.special_tokens[names[name]] for name in SPECIAL_TOKENS
+            self.special_tokens[name] if name in self.special_tokens else vocabulary[name]
+            for name in (roles.end_of_text, roles.padding, roles.start_of_turn, roles.end_of_turn)
         )
-        self.end_of_text, self.padding, self.start_of_turn, self.end_of_turn = (names[name] for name in SPECIAL_TOKENS)
+        self.start_ids = () if roles.start_of_text is None else (self.special_tokens[roles.start_of_text],)
+        ends = dict.fromkeys([self.end_of_turn_id, self.end_of_text_id])
+        self.stop_ids = (*ends, *(self.special_tokens[name] for name in roles.more_ends))
+        self.config = config if config is not None else self.own_config()
+        self.chat_template: str = self.config.get("chat_template") or CHAT_TEMPLATE
         self.vocabulary_size = 1 + max(max(vocabulary.values()), max(added.values()))
         self._token_bytes = [b""] * self.vocabulary_size
         for token, identifier in vocabulary.items():
@@ -70,7 +103,11 @@ class Tokenizer:
         for name, identifier in added.items():
             if name not in self.special_tokens:
                 self._token_bytes[identifier] = name.encode()
-        self.id_of_byte = np.array([vocabulary[character] for character in byte_alphabet()], np.int32)
+        self.id_of_byte = np.array([vocabulary.get(character, -1) for character in byte_alphabet()], np.int32)
+        if self.padding not in self.special_tokens:  # The byte FF gives its token up.
+            self._token_bytes[self.padding_id] = b""
+            self.id_of_byte[BYTE_OF_CHARACTER[LAST_BYTE]] = -1
+        self.missing_bytes = [byte for byte, identifier in enumerate(self.id_of_byte) if identifier < 0]
         self._workers_of: dict[tuple[int, int], Workers] = {}
         self.merges: list[tuple[int, int, int]] = [
             (vocabulary[left], vocabulary[right], vocabulary[left + right]) for left, right in merges_of(document)
@@ -80,11 +117,33 @@ class Tokenizer:
     def load(cls, path: str | os.PathLike) -> Tokenizer:
         """Reads a `tokenizer.json`, or the one in a directory.
 
+        Where a `tokenizer_config.json` that `convert` wrote stands beside it, nothing is added to its vocabulary.
+
         Raises:
             UserError: the file is missing, damaged or not a lossless byte-level BPE tokenizer.
         """
         path = Path(path).expanduser()
-        return cls(read_document(path), str(path))
+        beside = (path if path.is_dir() else path.parent) / "tokenizer_config.json"
+        config = read_json(beside) if beside.is_file() else {}
+        if not isinstance(config, dict) or KEY not in config:
+            return cls(read_document(path), str(path))
+        document = read_document(path, complete=False)
+        try:
+            return cls(document, str(path), Roles.from_dict(config.pop(KEY)), config)
+        except (TypeError, KeyError) as error:
+            raise UserError(f"{beside}: {KEY}: does not fit {path} ({error})") from error
+
+    def own_config(self) -> dict[str, Any]:
+        """What `tokenizer_config.json` says of a tokenizer of ours."""
+        return {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": self.end_of_text,
+            "eos_token": self.end_of_text,
+            "pad_token": self.padding,
+            "additional_special_tokens": [self.start_of_turn, self.end_of_turn],
+            "clean_up_tokenization_spaces": False,
+            "chat_template": CHAT_TEMPLATE,
+        }
 
     def save(self, directory: str | os.PathLike, model_max_length: int | None = None) -> None:
         """Writes `tokenizer.json` and `tokenizer_config.json`, which `transformers.AutoTokenizer` opens.
@@ -97,15 +156,9 @@ class Tokenizer:
             directory: made when missing; other files in it stay.
             model_max_length: the longest sequence of the model that it goes with, in tokens.
         """
-        config: dict[str, Any] = {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "bos_token": self.end_of_text,
-            "eos_token": self.end_of_text,
-            "pad_token": self.padding,
-            "additional_special_tokens": [self.start_of_turn, self.end_of_turn],
-            "clean_up_tokenization_spaces": False,
-            "chat_template": CHAT_TEMPLATE,
-        }
+        config = dict(self.config)
+        if self.roles is not None:
+            config[KEY] = self.roles.to_dict()
         if model_max_length is not None:
             config["model_max_length"] = model_max_length
         write_text(Path(directory) / "tokenizer.json", self.to_json())
@@ -117,8 +170,8 @@ class Tokenizer:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of the content of `tokenizer.json`, independent of its layout."""
-        return sha256_of_json(self.document)
+        """SHA-256 of the content of `tokenizer.json` (and of what parts its tokens play), independent of its layout."""
+        return sha256_of_json(self.document if self.roles is None else [self.document, self.roles.to_dict()])
 
     @functools.cached_property
     def _tiktoken_ranks(self) -> tuple[dict[bytes, int], np.ndarray] | None:
@@ -129,8 +182,12 @@ class Tokenizer:
         """Why only `tokenizers` itself gives this tokenizer's ids; None when tiktoken and the graph do as well."""
         if any(not token["special"] for token in self.document["added_tokens"]):
             return "it looks for added tokens in the text"
+        if self.document.get("normalizer"):
+            return "it writes text in another way before encoding it"
         if not self.merges:
             return None
+        if self.missing_bytes:
+            return "some bytes have no token"
         if pre_tokenizers(self.document) != PRE_TOKENIZER["pretokenizers"]:
             return "its pre-tokenizer is not the one of tokenizers that tfgpt trains"
         if self._tiktoken_ranks is None:
@@ -168,8 +225,8 @@ class Tokenizer:
         for match in INVALID_BYTES.finditer(escaped):
             if match.start() > position:
                 parts.append(encoder.encode(escaped[position : match.start()]))
-            invalid = np.frombuffer(match.group().encode("utf-8", "surrogateescape"), np.uint8)
-            parts.append(self.id_of_byte[invalid])
+            invalid = ids_of_bytes(match.group().encode("utf-8", "surrogateescape"), self.id_of_byte)
+            parts.append(invalid)
             position = match.end()
         if position < len(escaped):
             parts.append(encoder.encode(escaped[position:]))

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
@@ -13,14 +12,12 @@ import tensorflow as tf
 
 from tfgpt.model.checkpoints.huggingface import load_weights
 from tfgpt.model.decoder import Decoder
-from tfgpt.pipeline.batches import training_batches, validation_batches, validation_steps
-from tfgpt.pipeline.prepare import PreparedData
-from tfgpt.training.objectives import CausalLanguageModeling
+from tfgpt.training.kinds import HeldOut, Kind
 from tfgpt.training.optimizers import build_optimizer
 from tfgpt.training.recipe import Recipe
 from tfgpt.training.schedules import build_schedule
 from tfgpt.training.step import Trainer
-from tfgpt.training.strategy import check_batch, distributed
+from tfgpt.training.strategy import check_batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,21 +29,24 @@ class Assembly:
         batches: first step → iterator of training batches from that step on.
         validation: the held-out set, a finite dataset, distributed when the strategy has several replicas.
         validation_steps: its global batches.
+        by_source: the held-out sets of single sources, where there are several.
     """
 
     trainer: Trainer
     batches: Callable[[int], Any]
     validation: Any
     validation_steps: int
+    by_source: Mapping[str, HeldOut] = dataclasses.field(default_factory=dict)
 
 
-def assemble(recipe: Recipe, data: PreparedData, strategy: tf.distribute.Strategy) -> Assembly:
+def assemble(recipe: Recipe, data: Any, strategy: tf.distribute.Strategy, kind: Kind | None = None) -> Assembly:
     """Builds the decoder, the optimizer and the step inside the strategy's scope, and the data feeds.
 
     Args:
         recipe: the run's settings.
-        data: tokenizer and shards.
+        data: what the objective prepared.
         strategy: where the variables live.
+        kind: the objective that prepared the data; None: a new one.
 
     Raises:
         UserError: the settings do not fit the data, the devices or the model to start from.
@@ -54,49 +54,36 @@ def assemble(recipe: Recipe, data: PreparedData, strategy: tf.distribute.Strateg
     batch = recipe.batch
     check_batch(batch.batch_size, recipe.step.accumulation_steps, strategy)
     keras.utils.set_random_seed(recipe.run.seed)
+    kind = kind or recipe.objective.kind()
     with strategy.scope():
-        trainer = build_trainer(recipe, data.tokenizer.vocabulary_size, data.tokenizer.byte_lengths())
-
-    shape: dict[str, Any] = {
-        "sequence_length": batch.sequence_length,
-        "batch_size": batch.batch_size,
-        "document_masking": batch.document_masking,
-    }
-
-    def batches(first_step: int) -> Any:
-        make = functools.partial(training_batches, data.train, **shape, seed=recipe.run.seed, start_step=first_step)
-        return iter(distributed(strategy, make))
-
-    validation = distributed(strategy, functools.partial(validation_batches, data.validation, **shape))
-    steps = validation_steps(data.validation, batch.sequence_length, batch.batch_size)
-    return Assembly(trainer, batches, validation, steps)
+        trainer = build_trainer(recipe, data.tokenizer.vocabulary_size, data.tokenizer.byte_lengths(), kind)
+    feeds = kind.feeds(recipe, data, strategy)
+    return Assembly(trainer, feeds.batches, feeds.validation.dataset, feeds.validation.steps, feeds.by_source)
 
 
-def build_trainer(recipe: Recipe, vocabulary_size: int, token_byte_lengths: np.ndarray | None = None) -> Trainer:
+def build_trainer(
+    recipe: Recipe, vocabulary_size: int, token_byte_lengths: np.ndarray | None = None, kind: Kind | None = None
+) -> Trainer:
     """The decoder, its objective, the optimizer and the step, all variables made; call it in the strategy's scope.
 
     Args:
         recipe: the run's settings.
         vocabulary_size: the tokenizer's.
         token_byte_lengths: as `Trainer`'s.
+        kind: the objective; None: the recipe's.
 
     Raises:
         UserError: the settings do not fit the vocabulary or the model to start from.
     """
-    batch = recipe.batch
+    batch, kind = recipe.batch, kind or recipe.objective.kind()
     config = recipe.decoder_config(vocabulary_size)
-    decoder = Decoder(config, packed=batch.document_masking, dtype=recipe.step.dtype)
+    decoder = Decoder(config, packed=kind.packed(recipe), dtype=recipe.step.dtype)
     if recipe.run.init_from is not None:
         load_weights(decoder, recipe.run.init_from)
     schedule = build_schedule(recipe.schedule, recipe.optimizer.learning_rate, recipe.run.max_steps)
-    objective = CausalLanguageModeling(
-        label_smoothing=recipe.step.label_smoothing,
-        z_loss=recipe.step.z_loss,
-        chunk_tokens=recipe.step.cross_entropy_chunk_tokens,
-    )
     trainer = Trainer(
         decoder,
-        objective,
+        kind.loss(recipe),
         recipe.step,
         recipe.optimizer,
         seed=recipe.run.seed,

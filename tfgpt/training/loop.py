@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -20,6 +20,7 @@ from tfgpt.common.errors import RunError
 from tfgpt.common.progress import Progress
 from tfgpt.training.checkpoints import Checkpoint, Checkpoints, check_fits
 from tfgpt.training.hosts import Hosts
+from tfgpt.training.kinds import HeldOut
 from tfgpt.training.recipe import Recipe
 from tfgpt.training.run_config import steps_or_minutes
 from tfgpt.training.step import Trainer
@@ -75,6 +76,7 @@ class LoopParts:
         flops_per_token: of a training step, for the utilization.
         peak_flops: per second, measured.
         callbacks: Keras callbacks of the caller; an epoch is the time between two validations.
+        by_source: held-out sets of single sources; their losses are written down.
     """
 
     trainer: Trainer
@@ -90,6 +92,7 @@ class LoopParts:
     flops_per_token: float
     peak_flops: float
     callbacks: Sequence[keras.callbacks.Callback] = ()
+    by_source: Mapping[str, HeldOut] = dataclasses.field(default_factory=dict)
 
 
 class TrainingLoop:
@@ -225,7 +228,7 @@ class TrainingLoop:
                 f"{numbers['validation_bits_per_byte']:.4f} bits per byte{' (best)' if improved else ''}"
             )
             self.show_samples(progress)
-            self.callbacks.on_epoch_end(state.step, {"val_loss": numbers["validation_loss"]})
+            self.callbacks.on_epoch_end(state.step, {"val_loss": numbers["validation_loss"], **numbers})
         if len(row) > 1:
             self.record(row)
         if "train_loss" in row:
@@ -269,11 +272,14 @@ class TrainingLoop:
     def validate(self) -> dict[str, float]:
         """The whole held-out set, once, with the averaged weights where there are any."""
         with self.parts.trainer.averaged_weights():
-            numbers = self.parts.trainer.evaluate_dataset(self.parts.validation, self.parts.validation_steps)
+            evaluate = self.parts.trainer.evaluate_dataset
+            numbers = evaluate(self.parts.validation, self.parts.validation_steps)
+            by_source = {name: evaluate(part.dataset, part.steps) for name, part in self.parts.by_source.items()}
         row = {
             "validation_loss": float(numbers["loss"]),
             "validation_bits_per_byte": float(numbers["bits_per_byte"]),
             "validation_accuracy": float(numbers["accuracy"]),
+            **{f"validation_loss/{name}": float(part["loss"]) for name, part in by_source.items()},
         }
         if self.state.first_validation is None:
             self.state.first_validation = row

@@ -16,6 +16,7 @@ from tfgpt.model.parametrization import ParametrizationConfig, with_initial_weig
 from tfgpt.pipeline.config import BatchConfig
 from tfgpt.tokenization.config import TokenizerConfig
 from tfgpt.training.config import OptimizerConfig, ScheduleConfig, StepConfig, StrategyConfig
+from tfgpt.training.objective_config import ObjectiveConfig
 from tfgpt.training.run_config import RunConfig, WatchingConfig, default_run_dir
 
 
@@ -34,6 +35,7 @@ class PresetConfig(Settings):
 GROUPS: tuple[Group, ...] = (
     CorpusConfig,
     TokenizerConfig,
+    ObjectiveConfig,
     PresetConfig,
     Overrides(DecoderConfig, "model", exclude=("vocabulary_size",)),
     ParametrizationConfig,
@@ -48,6 +50,7 @@ GROUPS: tuple[Group, ...] = (
 
 # What makes a checkpoint another run's: with one of these changed, its weights or its data position mean nothing.
 FIXED_FOR_A_RUN = (
+    "objective",
     "sequence_length",
     "batch_size",
     "document_masking",
@@ -76,6 +79,7 @@ class Recipe:
 
     corpus: CorpusConfig = dataclasses.field(default_factory=CorpusConfig)
     tokenizer: TokenizerConfig = dataclasses.field(default_factory=TokenizerConfig)
+    objective: ObjectiveConfig = dataclasses.field(default_factory=ObjectiveConfig)
     preset: PresetConfig = dataclasses.field(default_factory=PresetConfig)
     model: dict[str, Any] = dataclasses.field(default_factory=dict)
     parametrization: ParametrizationConfig = dataclasses.field(default_factory=ParametrizationConfig)

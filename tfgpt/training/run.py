@@ -22,11 +22,11 @@ from tfgpt.generation.config import SamplingConfig
 from tfgpt.generation.engine import Generator
 from tfgpt.model import presets
 from tfgpt.model.checkpoints.huggingface import save_decoder
-from tfgpt.pipeline.prepare import PreparedData, prepare
 from tfgpt.training.assembly import Assembly, assemble
 from tfgpt.training.checkpoints import Checkpoint, Checkpoints, assign
 from tfgpt.training.compilation import choose_compilation
 from tfgpt.training.hosts import Hosts
+from tfgpt.training.kinds import Kind
 from tfgpt.training.loop import LoopParts, State, TrainingLoop, restored
 from tfgpt.training.peak import measured_peak_flops
 from tfgpt.training.recipe import Recipe
@@ -74,15 +74,17 @@ def train_together(
     """What every host does: the chief writes, reads checkpoints and speaks, all of them train; how it ended."""
     directory, say = recipe.run_dir, hosts.say
     hosts.chief_does(lambda: begin_directory(recipe, checkpoints))
-    data = prepared(recipe, hosts)
-    assembly = assemble(recipe, data, strategy)
+    objective = recipe.objective.kind()
+    data = prepared(recipe, objective, hosts)
+    assembly = assemble(recipe, data, strategy, objective)
     trainer = assembly.trainer
     facts = restored(
         checkpoints, trainer, hosts, check=lambda checkpoint: check_same_run(recipe, data, checkpoint), report=say
     )
     state = State() if facts is None else State(**facts["state"])
     if hosts.is_chief:
-        describe(recipe, data, trainer.decoder, strategy)
+        say(f"Data: {objective.in_words(recipe, data)}")
+        describe(recipe, trainer.decoder, strategy)
         write_text(directory / "flags.cfg", flag_file)
     if facts is not None:
         say(f"Resuming from {checkpoints.path_of(state.step)} (step {state.step})")
@@ -103,6 +105,7 @@ def train_together(
         batches=assembly.batches,
         validation=assembly.validation,
         validation_steps=assembly.validation_steps,
+        by_source=assembly.by_source,
         checkpoints=checkpoints,
         metrics=metrics,
         tensorboard=tensorboard,
@@ -130,15 +133,15 @@ def train_together(
         tensorboard.close()
 
 
-def prepared(recipe: Recipe, hosts: Hosts) -> PreparedData:
-    """Tokenizer and shards; the chief makes what is missing, the others find it, or make it where they cannot see it.
+def prepared(recipe: Recipe, objective: Kind, hosts: Hosts) -> Any:
+    """What the objective reads; the chief makes what is missing, the others find it, or make it themselves.
 
     Raises:
         UserError: the data are at fault, or are not the same on every host.
     """
 
-    def make() -> PreparedData:
-        return prepare(recipe.corpus, recipe.tokenizer_config())
+    def make() -> Any:
+        return objective.prepare(recipe)
 
     data = hosts.chief_does(make) or make()
     theirs = hosts.share(data.fingerprint)
@@ -182,7 +185,7 @@ def begin_directory(recipe: Recipe, checkpoints: Checkpoints) -> None:
         )
 
 
-def check_same_run(recipe: Recipe, data: PreparedData, checkpoint: Checkpoint) -> None:
+def check_same_run(recipe: Recipe, data: Any, checkpoint: Checkpoint) -> None:
     """Compares flags and data with those the checkpoint was written under; says what changed.
 
     Raises:
@@ -197,14 +200,9 @@ def check_same_run(recipe: Recipe, data: PreparedData, checkpoint: Checkpoint) -
         )
 
 
-def describe(recipe: Recipe, data: PreparedData, decoder: Any, strategy: tf.distribute.Strategy) -> None:
-    """Two or three lines on what is about to be trained on what."""
+def describe(recipe: Recipe, decoder: Any, strategy: tf.distribute.Strategy) -> None:
+    """A line or two on what is about to be trained where."""
     tokens = recipe.batch.batch_size * recipe.batch.sequence_length
-    total = tokens * recipe.run.max_steps
-    say(
-        f"Data: {data.train.num_tokens:,} training tokens, {data.validation.num_tokens:,} held out; "
-        f"the run reads {total:,} tokens, {total / max(data.train.num_tokens, 1):.2g} times the text"
-    )
     say(
         f"Model: {presets.count_parameters(decoder.config):,} parameters, vocabulary {decoder.config.vocabulary_size}; "
         f"{recipe.run.max_steps:,} updates of {tokens:,} tokens; run directory {recipe.run_dir}"
@@ -230,7 +228,7 @@ class Samples:
         data: the tokenizer.
     """
 
-    def __init__(self, recipe: Recipe, assembly: Assembly, data: PreparedData):
+    def __init__(self, recipe: Recipe, assembly: Assembly, data: Any):
         self.watching, self.seed, self.trainer = recipe.watching, recipe.run.seed, assembly.trainer
         self.generator = Generator(assembly.trainer.decoder, data.tokenizer)
 
@@ -248,7 +246,7 @@ class Samples:
 
 
 def finish(
-    recipe: Recipe, data: PreparedData, assembly: Assembly, state: State, checkpoints: Checkpoints, samples: Samples
+    recipe: Recipe, data: Any, assembly: Assembly, state: State, checkpoints: Checkpoints, samples: Samples
 ) -> None:
     """Writes model/ and curves.png and says what came of the run and what to do next."""
     directory, trainer = recipe.run_dir, assembly.trainer
@@ -287,7 +285,7 @@ def finish(
     say(f"Next:        {python} -m tfgpt.generate --model={shlex.quote(str(directory))} --prompt='Once upon a time'")
 
 
-def write_model(recipe: Recipe, data: PreparedData, trainer: Any, state: State, step: int) -> None:
+def write_model(recipe: Recipe, data: Any, trainer: Any, state: State, step: int) -> None:
     """The model directory: weights, configuration, tokenizer, and where it all came from."""
     tokenizer = data.tokenizer
     with directory_written_beside(recipe.run_dir / "model") as temporary, trainer.averaged_weights():

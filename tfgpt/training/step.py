@@ -241,6 +241,9 @@ class Trainer(keras.Model):
 
     def test_step(self, batch: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """The objective's sums over the global batch, nothing updated."""
+        if on_tpu():
+            # Its compiler must know all shapes.
+            batch = self.with_static_shape(batch)
         sums = self.part("evaluation", self.evaluation_sums, compiled=self.mode == "xla")(batch)
         return summed_over_replicas([], sums)[1]
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from tfgpt.common.errors import UserError
 from tfgpt.common.files import read_json, write_json
+from tfgpt.model.checkpoints.checkpoint import Checkpoint, Reader, variable_shapes
 from tfgpt.model.checkpoints.huggingface_config import from_hugging_face, to_hugging_face, transformers_model_type
 from tfgpt.model.checkpoints.huggingface_tensors import Recipe, recipes
 from tfgpt.model.checkpoints.safetensors_file import open_checkpoint, write_safetensors
@@ -24,7 +25,16 @@ from tfgpt.model.config import DecoderConfig
 if TYPE_CHECKING:
     from tfgpt.model.decoder import Decoder
 
-__all__ = ["load_config", "load_decoder", "load_weights", "save_decoder", "transformers_model_type"]
+__all__ = [
+    "load_config",
+    "load_decoder",
+    "load_stop_ids",
+    "load_weights",
+    "open_model",
+    "save_decoder",
+    "transformers_model_type",
+    "write_checkpoint",
+]
 
 BUFFERS = re.compile(r"(\.attn\.(bias|masked_bias)|\.rotary_emb\.inv_freq)$")
 """Constants that older checkpoints hold beside their weights."""
@@ -53,28 +63,45 @@ def save_decoder(
         RunError: the disk is full.
         UserError: the directory cannot be written.
     """
-    directory, config = Path(directory), decoder.config
-    variables = variables_by_path(decoder)
+    readers: dict[str, Reader] = {path: variable.numpy for path, variable in variables_by_path(decoder).items()}
     dtype = np.dtype(decoder.token_embedding.embeddings.dtype)
-    model_type, _ = transformers_model_type(config)
-
-    def reader(recipe: Recipe) -> Any:
-        present = {part.path: variables[part.path] for part in recipe.parts if part.path in variables}
-        return lambda: recipe.join({path: variable.numpy() for path, variable in present.items()}, dtype)
-
-    made = recipes(config, model_type, {path: tuple(variable.shape) for path, variable in variables.items()})
-    weights = directory / "model.safetensors"
-    write_safetensors(weights, [(recipe.name, recipe.shape, dtype, reader(recipe)) for recipe in made])
     stops = [identity for identity in (end_of_turn_id, end_of_text_id) if identity is not None]
     tokens = {"bos_token_id": end_of_text_id, "eos_token_id": stops or None, "pad_token_id": padding_id}
-    write_json(
-        directory / "generation_config.json", {name: value for name, value in tokens.items() if value is not None}
-    )
+    write_checkpoint(Checkpoint(decoder.config, readers, dtype), directory, dtype, tokens)
+
+
+def write_checkpoint(
+    checkpoint: Checkpoint, directory: str | os.PathLike, dtype: np.dtype, tokens: Mapping[str, Any]
+) -> None:
+    """Writes a model directory's config.json, model.safetensors and generation_config.json, tensor by tensor.
+
+    Args:
+        checkpoint: the model.
+        directory: as `save_decoder`'s.
+        dtype: of the written weights.
+        tokens: of generation_config.json: bos_token_id, eos_token_id (a list, the first one ends a turn, the last one a
+            text), pad_token_id; None is left out.
+
+    Raises:
+        RunError, UserError: as `save_decoder`.
+    """
+    directory, config, readers = Path(directory), checkpoint.config, checkpoint.readers
+    model_type, _ = transformers_model_type(config)
+
+    def reader(recipe: Recipe) -> Reader:
+        paths = [part.path for part in recipe.parts if part.path in readers]
+        return lambda: recipe.join({path: readers[path]() for path in paths}, dtype)
+
+    made = recipes(config, model_type, variable_shapes(config))
+    weights = directory / "model.safetensors"
+    write_safetensors(weights, [(recipe.name, recipe.shape, dtype, reader(recipe)) for recipe in made])
+    tokens = {name: value for name, value in tokens.items() if value is not None}
+    write_json(directory / "generation_config.json", tokens)
     # transformers asks for one end in config.json; the generation config above has all.
-    tokens["eos_token_id"] = end_of_text_id if end_of_text_id is not None else end_of_turn_id
-    write_json(
-        directory / "config.json", to_hugging_face(config) | tokens | {"dtype": dtype.name, "torch_dtype": dtype.name}
-    )
+    ends = {"eos_token_id": tokens["eos_token_id"][-1]} if "eos_token_id" in tokens else {}
+    names = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+    written = to_hugging_face(config) | names | tokens | ends | {"dtype": dtype.name, "torch_dtype": dtype.name}
+    write_json(directory / "config.json", written)
 
 
 def load_config(directory: str | os.PathLike) -> DecoderConfig:
@@ -90,6 +117,23 @@ def load_config(directory: str | os.PathLike) -> DecoderConfig:
     if not isinstance(json, dict):
         raise UserError(f"{path}: should hold a JSON object")
     return from_hugging_face(json, path)
+
+
+def load_stop_ids(directory: str | os.PathLike) -> list[int]:
+    """The token ids that end a generated text, as a model directory's generation_config.json says; none without one.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = Path(directory) / "generation_config.json"
+    if not path.is_file():
+        return []
+    json = read_json(path)
+    ends = json.get("eos_token_id") if isinstance(json, dict) else None
+    ends = [] if ends is None else ends if isinstance(ends, list) else [ends]
+    if not all(isinstance(end, int) and end >= 0 for end in ends):
+        raise UserError(f"{path}: eos_token_id should be a token id or a list of them")
+    return ends
 
 
 def load_decoder(directory: str | os.PathLike, packed: bool = False, dtype: Any = None) -> Decoder:
@@ -113,27 +157,48 @@ def load_weights(decoder: Decoder, directory: str | os.PathLike) -> None:
     """Assigns the weights of a model directory to a decoder of the same shape.
 
     Raises:
-        UserError: a tensor is missing, is one too many or has another shape; the line names the file and the tensor.
-            Nothing is assigned then, except where a tensor holds what the decoder has no place for.
+        UserError: as `open_model`. Nothing is assigned then.
     """
-    directory, config = Path(directory), decoder.config
+    checkpoint = open_model(directory, decoder.config)
+    for path, variable in variables_by_path(decoder).items():
+        value = np.ascontiguousarray(checkpoint.readers[path]())
+        variable.assign(value.astype(np.dtype(variable.dtype), copy=False))
+
+
+def open_model(directory: str | os.PathLike, config: DecoderConfig | None = None) -> Checkpoint:
+    """A model directory's weights, memory-mapped.
+
+    Args:
+        directory: as `save_decoder` or transformers' `save_pretrained` writes.
+        config: of the decoder that they are for; None: as config.json says.
+
+    Raises:
+        UserError: as `load_config`; or a tensor is missing, is one too many, has another shape, or holds what the
+            decoder has no place for; the line names the file and the tensor.
+    """
+    directory = Path(directory)
+    config = config or load_config(directory)
     tensors, file = open_checkpoint(directory)
-    variables = variables_by_path(decoder)
-    json = read_json(directory / "config.json")
-    model_type = json.get("model_type")
-    model_type = None if model_type == "tfgpt" else model_type
-    shapes = {path: tuple(variable.shape) for path, variable in variables.items()}
-    wanted = recipes(config, model_type, shapes)
+    model_type = read_json(directory / "config.json").get("model_type")
+    shapes = variable_shapes(config)
+    wanted = recipes(config, None if model_type == "tfgpt" else model_type, shapes)
     tensors = with_prefix(tensors, wanted)
     check_tensors(tensors, wanted, config, file)
+    readers: dict[str, Reader] = {}
     for recipe in wanted:
-        for part, value in recipe.divide(tensors[recipe.name]):
-            if part.path in variables:
-                variable = variables[part.path]
-                variable.assign(np.ascontiguousarray(value).astype(np.dtype(variable.dtype), copy=False))
-            elif np.any(value.astype(np.float32) != part.fill):
+        for number, part in enumerate(recipe.parts):
+            if part.path in shapes:
+                readers[part.path] = part_reader(recipe, number, tensors[recipe.name])
+            elif np.any(recipe.divide(tensors[recipe.name])[number][1].astype(np.float32) != part.fill):
                 problem = f"is not all {part.fill:g}, and the decoder has no {part.path}"
                 raise UserError(f"{file}: tensor {recipe.name} {problem}")
+    widest = max({tensors[recipe.name].dtype for recipe in wanted}, key=lambda dtype: dtype.itemsize)
+    return Checkpoint(config, readers, widest)
+
+
+def part_reader(recipe: Recipe, number: int, tensor: np.ndarray) -> Reader:
+    """Gives one part of a tensor, a view where that is possible."""
+    return lambda: recipe.divide(tensor)[number][1]
 
 
 def check_tensors(tensors: Mapping[str, np.ndarray], wanted: list[Recipe], config: DecoderConfig, file: Path) -> None:

@@ -1,0 +1,105 @@
+"""What a conversation keeps, what of it is read, and its line in a file."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tfgpt.chatting.conversation import Conversation, readable
+from tfgpt.common.errors import UserError
+from tfgpt.corpus.sources.files import json_lines
+
+SYSTEM = {"role": "system", "content": "Be kind."}
+
+
+def turns(count: int) -> list[dict[str, str]]:
+    return [
+        message
+        for number in range(count)
+        for message in ({"role": "user", "content": f"u{number}"}, {"role": "assistant", "content": f"a{number}"})
+    ]
+
+
+def in_characters(messages) -> int:
+    return sum(len(message["content"]) for message in messages)
+
+
+@pytest.mark.parametrize("system", [[], [SYSTEM]])
+def test_the_oldest_whole_turns_are_left_out_and_the_system_message_stays(system):
+    messages = [*system, *turns(5), {"role": "user", "content": "u5"}]
+    for room in range(60):
+        part, left_out = readable(messages, in_characters, room)
+        assert part == [*system, *messages[len(system) + left_out :]]
+        assert part[len(system)]["role"] == "user" and part[-1] == messages[-1]
+        # It fits, or is the last turn alone; and one turn more would not fit.
+        assert in_characters(part) <= room or part == [*system, messages[-1]]
+        if left_out:
+            assert in_characters([*system, *messages[len(system) + left_out - 2 :]]) > room
+
+
+def test_an_assistant_who_speaks_first_goes_with_the_first_turn():
+    messages = [{"role": "assistant", "content": "hello"}, *turns(2)]
+    assert readable(messages, in_characters, 100) == (messages, 0)
+    assert readable(messages, in_characters, 5) == (messages[3:], 3)
+
+
+def test_a_saved_conversation_is_a_line_of_its_own_until_it_is_saved_again(tmp_path):
+    path = tmp_path / "chats.jsonl"
+    path.write_text('{"messages": [{"role": "user", "content": "older"}], "source": "x"}\n\n', encoding="utf-8")
+    chat = Conversation([SYSTEM, *turns(1)])
+    assert chat.save(path) == 2
+    chat.messages += [{"role": "user", "content": "汉字\nline"}, {"role": "assistant", "content": "😀"}]
+    assert chat.save(path) == 2
+    chat.reset()
+    chat.messages += turns(1)
+    assert chat.save(path) == 3
+    first, second, third = path.read_text(encoding="utf-8").splitlines()
+    assert json.loads(first)["source"] == "x"
+    assert json.loads(second)["messages"][-2:] == [
+        {"role": "user", "content": "汉字\nline"},
+        {"role": "assistant", "content": "😀"},
+    ]
+    assert "汉字" in second
+    assert json.loads(third)["messages"] == [SYSTEM, *turns(1)]
+    assert Conversation.load(path, 2).messages == json.loads(second)["messages"]
+    assert Conversation.load(path).messages == [SYSTEM, *turns(1)]
+    assert Conversation.load(path, 1).save(path) == 1
+
+
+def test_train_reads_a_saved_conversation(tmp_path):
+    path = tmp_path / "chats.jsonl"
+    Conversation([SYSTEM, *turns(2)]).save(path)
+    with open(path, "rb") as file:
+        [document] = json_lines(file, str(path))
+    assert document["messages"] == [SYSTEM, *turns(2)]
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("nonsense", "line 1 is not JSON"),
+        ('["a"]', 'line 1 is no object with "messages"'),
+        ('{"messages": [3]}', "line 1: message 1 is a number"),
+        ('{"messages": [{"role": "robot", "content": "x"}]}', "line 1: message 1 has the role 'robot'"),
+        ('{"messages": [{"role": "user"}]}', "line 1: message 1 has no 'content'"),
+        ("", "has 0 lines"),
+    ],
+)
+def test_what_is_no_conversation_is_named(tmp_path, line, words):
+    path = tmp_path / "chats.jsonl"
+    path.write_text(line, encoding="utf-8")
+    with pytest.raises(UserError, match=words):
+        Conversation.load(path)
+
+
+def test_places_that_cannot_be_used_are_named(tmp_path):
+    with pytest.raises(UserError, match=r"ends in \.jsonl"):
+        Conversation(turns(1)).save(tmp_path / "chat.txt")
+    with pytest.raises(UserError, match="cannot be read"):
+        Conversation.load(Path("/nowhere/chats.jsonl"))
+    Conversation(turns(1)).save(tmp_path / "chats.jsonl")
+    with pytest.raises(UserError, match="has 1 lines, no line 3"):
+        Conversation.load(tmp_path / "chats.jsonl", 3)
+    (tmp_path / "latin.jsonl").write_bytes(b"caf\xe9")
+    with pytest.raises(UserError, match=r"is not UTF-8 \(byte 3\)"):
+        Conversation.load(tmp_path / "latin.jsonl")

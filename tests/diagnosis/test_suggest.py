@@ -1,0 +1,141 @@
+"""Which model to start from: the figures are right, and the ranking follows from them."""
+
+import pytest
+
+from tfgpt.common.errors import SettingError, UserError
+from tfgpt.diagnosis.families import FAMILIES, OPEN_LICENCES
+from tfgpt.diagnosis.suggest import (
+    SuggestConfig,
+    adapter_parameters,
+    days_of_a_pass,
+    expected_loss,
+    ranked,
+    serving_memory,
+    size_of,
+    suggestion,
+    tuning_memory,
+)
+from tfgpt.model.presets import count_parameters
+
+BY_NAME = {model.base.split("/")[1]: model for model in FAMILIES}
+SMOLLM2 = BY_NAME["SmolLM2-135M"].config
+LLAMA2 = BY_NAME["Llama-2-7b-hf"].config
+GIB = 2**30
+
+# Numbers in the files on the hub, as it shows them for each model's safetensors (tied heads once).
+PUBLISHED = {
+    "gpt2": 124_439_808,
+    "gpt2-xl": 1_557_611_200,
+    "SmolLM2-135M": 134_515_008,
+    "SmolLM2-360M": 361_821_120,
+    "SmolLM2-1.7B": 1_711_376_384,
+    "Qwen2.5-0.5B": 494_032_768,
+    "Qwen2.5-1.5B": 1_543_714_304,
+    "Qwen2.5-7B": 7_615_616_512,
+    "Qwen3-0.6B-Base": 596_049_920,
+    "Qwen3-4B-Base": 4_022_468_096,
+    "Qwen3-8B-Base": 8_190_735_360,
+    "Llama-2-7b-hf": 6_738_415_616,
+    "Meta-Llama-3-8B": 8_030_261_248,
+    "Mistral-7B-v0.1": 7_241_732_096,
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_shapes_have_the_published_number_of_parameters(name):
+    assert count_parameters(BY_NAME[name].config) == PUBLISHED[name]
+
+
+def test_memory_of_tuning_adapters_is_the_sum_by_hand():
+    # SmolLM2-135M: 30 layers of 576, 9 query heads and 3 of keys of 64, 1536 inside, 49,152 entries; one row of 512.
+    adapters = 16 * 30 * (2 * (576 + 576) + 2 * (576 + 192) + 3 * (576 + 1536))
+    assert adapter_parameters(SMOLLM2) == adapters == 4_884_480
+    weights, runtime = 4 * 134_515_008, 1 << 30
+    kept = 4 * 576 + 4 * 1536 + 3 * 576 + 4 * 192 + 0.625 * 9 * 512  # numbers that a token leaves in a block
+    activations = 30 * 512 * 576 * 4 + 512 * kept * 4 + 0.625 * 512 * 9 * 512 * 8
+    logits = 256 * 49_152 * 12  # 256 tokens are the most whose logits take 64 MiB
+    assert tuning_memory(SMOLLM2, "lora", "cpu") == weights + 32 * adapters + activations + logits + runtime
+    assert tuning_memory(SMOLLM2, "lora", "cpu") == 1_994_597_632
+
+
+def test_all_weights_cost_28_bytes_more_a_parameter_and_eight_bits_three_fewer():
+    # AdamW: gradient 4, slots 8, clipped gradient and new weight 8, new slots 8; adapters the same and their own 4.
+    more = tuning_memory(SMOLLM2, "full", "cpu") - tuning_memory(SMOLLM2, "lora", "cpu")
+    assert more == 28 * 134_515_008 - 32 * 4_884_480
+    block = 4 * 4096**2 + 3 * 4096 * 11_008
+    fewer = tuning_memory(LLAMA2, "lora", "cpu") - tuning_memory(LLAMA2, "int8", "cpu")
+    assert fewer == 3 * 32 * block - 4 * block  # One block is whole at a time.
+
+
+def test_memory_of_serving_is_weights_and_cache_in_bfloat16():
+    cache = 2 * 30 * 192 * 4096 * 2
+    assert serving_memory(SMOLLM2, 8192, "cpu") == 2 * 134_515_008 + cache + (1 << 30)
+    assert serving_memory(SMOLLM2, 1024, "cpu") == 2 * 134_515_008 + cache // 4 + (1 << 30)
+
+
+def test_a_pass_takes_as_long_as_its_operations():
+    # 2.5 million tokens, 6 operations a parameter, 2 cores of 50 GFLOP/s.
+    days = days_of_a_pass(SMOLLM2, 2.5e6, False, "cpu", 2)
+    assert days * 86_400 == pytest.approx(6 * 134_515_008 * 2.5e6 / 100e9)
+
+
+def test_the_scaling_law_is_hoffmanns():
+    # By logarithms: 134,515,008^0.34 = 10^(0.34 x 8.12877) = 580.5; 2e12^0.28 = 10^(0.28 x 12.30103) = 2781.6.
+    expected = 1.69 + 406.4 / 580.5 + 410.7 / 2781.6
+    assert expected_loss(BY_NAME["SmolLM2-135M"]) == pytest.approx(expected, abs=2e-4)
+
+
+def test_what_does_not_fit_or_suit_is_no_choice_and_says_why():
+    found = {one.model.base.split("/")[1]: one for one in ranked(SuggestConfig(device="gpu", licence="open"), 16 * GIB)}
+    assert found["Meta-Llama-3-8B"].problem == "its licence is Llama 3 Community"
+    assert found["Qwen3-8B-Base"].problem.startswith("tuning needs about")
+    assert not found["Qwen3-4B-Base"].problem and found["Qwen3-4B-Base"].method.flags.endswith("--base_weights=int8")
+    for one in found.values():
+        if not one.problem:
+            assert one.model.licence in OPEN_LICENCES
+            assert max(one.method.memory, one.serving) <= 0.85 * 16 * GIB
+    long = ranked(SuggestConfig(context=9000), 64 * GIB)
+    assert {one.model.context for one in long if not one.problem} == {32768}
+    english = ranked(SuggestConfig(task="languages"), 64 * GIB)
+    assert all(one.name.startswith("Qwen/") for one in english if not one.problem and one.model.many_languages)
+    assert {one.problem for one in english if "SmolLM2" in one.name} == {"it was made for English"}
+
+
+def test_talkers_come_first_for_chat_and_pretrained_ones_for_text():
+    chat = [one for one in ranked(SuggestConfig(), 64 * GIB) if not one.problem]
+    assert [one.suited for one in chat] == sorted((one.suited for one in chat), reverse=True)
+    assert "gpt2" in chat[-1].name and chat[0].name == chat[0].model.chat
+    text = [one for one in ranked(SuggestConfig(task="text"), 64 * GIB) if not one.problem]
+    assert all(one.name == one.model.base for one in text)
+    assert [one.loss for one in text] == sorted(one.loss for one in text)
+
+
+def test_much_text_is_worth_all_weights_and_little_is_not():
+    def flags(size: str) -> str:
+        found = ranked(SuggestConfig(data_size=size, device="gpu"), 80 * GIB)
+        return next(one.method.name for one in found if one.model.base.endswith("SmolLM2-135M"))
+
+    # 134.5 million parameters are as many tokens as 538 MB have.
+    assert flags("530MB").startswith("LoRA") and flags("540MB") == "all weights"
+
+
+def test_the_lines_rank_say_why_and_end_with_commands():
+    lines = suggestion(SuggestConfig(memory="2.5GiB", data_size="1MB"))
+    assert lines[0] == "For chat, 250,000 tokens of text (1MB), 2 CPU cores with 2.5 GiB:"
+    assert lines[1].startswith(" 1. HuggingFaceTB/SmolLM2-")
+    assert "Apache-2.0" in lines[1] and "a pass, serving" in lines[1]
+    assert lines[-2].startswith("Next:    python -m tfgpt.convert --source=HuggingFaceTB/SmolLM2-")
+    assert "--init_from=models/smollm2-" in lines[-1] and "--objective=chat" in lines[-1]
+    with pytest.raises(UserError, match="no model fits"):
+        suggestion(SuggestConfig(memory="500MB"))
+
+
+def test_sizes_are_read_and_nonsense_is_named():
+    assert [size_of("memory", text) for text in ("20MB", "1.5 GiB", "800kb", "7")] == [
+        20_000_000, 1_610_612_736, 800_000, 7,
+    ]  # fmt: skip
+    for text in ("", "much", "-3GB", "3 GX", "0MB"):
+        with pytest.raises(SettingError, match="--data_size: .* is no size"):
+            SuggestConfig(data_size=text)
+    with pytest.raises(UserError, match="--memory: is missing"):
+        suggestion(SuggestConfig(device="gpu"))

@@ -1,0 +1,183 @@
+"""`python -m tfgpt.evaluate`: its figures are those of `transformers` and of the run itself, on one and two devices."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from tests.conftest import ROOT, TEXT
+from tfgpt import evaluate, train
+from tfgpt.model.checkpoints.huggingface import save_decoder
+from tfgpt.model.config import DecoderConfig
+from tfgpt.model.decoder import Decoder
+from tfgpt.tokenization.train import train_bpe
+from tfgpt.training.recipe import Recipe
+from tfgpt.training.run import train as train_run
+
+CONTEXT = 32
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    """A model with random weights that `transformers` opens, and its tokenizer."""
+    keras.utils.set_random_seed(3)
+    directory = tmp_path_factory.mktemp("model")
+    tokenizer = train_bpe([TEXT], 300)
+    shape = {"num_layers": 1, "hidden_dim": 32, "num_query_heads": 2, "max_sequence_length": CONTEXT}
+    config = DecoderConfig(
+        **shape, vocabulary_size=tokenizer.vocabulary_size, query_key_norm=False, embedding_initializer_range=0.3
+    )
+    save_decoder(Decoder(config, dtype="float32"), directory, end_of_text_id=tokenizer.end_of_text_id)
+    tokenizer.save(directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory) -> list[Path]:
+    """Two texts whose tokens fill neither rows nor batches."""
+    folder = tmp_path_factory.mktemp("texts")
+    one, other = folder / "one.txt", folder / "other.txt"
+    one.write_text(TEXT * 4 + "Ünïcode stays text: 漢字, too.\n", encoding="utf-8")
+    other.write_text("Chapter 2.\n" + TEXT)
+    return [one, other]
+
+
+@pytest.fixture(scope="module")
+def run_dir(texts, tmp_path_factory) -> Path:
+    """A run of four updates."""
+    directory = tmp_path_factory.mktemp("run") / "run"
+    flags = (
+        "--tokenizer=bytes --preset=tiny --num_layers=1 --num_query_heads=2 --num_key_value_heads=1 --hidden_dim=16 "
+        "--head_dim=8 --intermediate_dim=32 --sequence_length=16 --batch_size=4 --compile=graph --max_steps=4 "
+        "--validate_every=4 --sample_tokens=0 --tensorboard=false --document_masking --validation_fraction=0.3 "
+        f"--train_text={texts[0]} --run_dir={directory} --cache_dir={directory.parent / 'cache'}"
+    ).split()
+    recipe = Recipe(**train.COMMAND.parse(flags))
+    assert train_run(recipe, train.COMMAND.flag_file(recipe.settings())) == 0
+    return directory
+
+
+def figures(capsys, *flags: str) -> dict:
+    """What the command prints with --json."""
+    capsys.readouterr()
+    assert evaluate.COMMAND.run([*flags, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def refused(capsys, *flags: str) -> str:
+    """The one line that the command ends with."""
+    capsys.readouterr()
+    assert evaluate.COMMAND.run(list(flags)) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("tfgpt.evaluate: ")]
+    return line
+
+
+def sums_of_transformers(model: Path, text: Path, length: int) -> tuple[float, float, int, int, float]:
+    """Nats, nats of what is text, tokens, bytes and right first guesses, row by row with PyTorch."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(model)
+    end = tokenizer.convert_tokens_to_ids("<|endoftext|>")
+    ids = torch.tensor([end, *tokenizer(text.read_text())["input_ids"], end])
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(model).eval()
+    nats, right = [], []
+    for start in range(0, len(ids) - 1, length):
+        row, targets = ids[start : start + length], ids[start + 1 : start + length + 1]
+        with torch.no_grad():
+            logits = theirs(row[None, : len(targets)]).logits[0]
+        nats.append(torch.nn.functional.cross_entropy(logits, targets, reduction="none").double())
+        right.append(logits.argmax(-1) == targets)
+    every = torch.cat(nats)
+    # The last target is the end of the text: it stands for no byte.
+    size = len(text.read_bytes())
+    return float(every.sum()), float(every[:-1].sum()), len(every), size, float(torch.cat(right).sum())
+
+
+@pytest.mark.parametrize("length", [CONTEXT, 20])
+def test_the_figures_are_those_of_transformers_on_the_same_rows(model, texts, capsys, length):
+    found = figures(capsys, f"--model={model}", *(f"--text={text}" for text in texts), f"--sequence_length={length}")
+    expected = np.array([sums_of_transformers(model, text, length) for text in texts])
+    assert found["sequence_length"] == length
+    assert [row["name"] for row in found["texts"]] == [*map(str, texts), "all"]
+    for row, (nats, text_nats, tokens, size, right) in zip(found["texts"], [*expected, expected.sum(0)]):
+        assert (row["tokens"], row["bytes"]) == (tokens, size)
+        assert row["loss"] == pytest.approx(nats / tokens, abs=1e-5)
+        assert row["perplexity"] == pytest.approx(math.exp(nats / tokens), rel=1e-4)
+        assert row["bits_per_byte"] == pytest.approx(text_nats / size / math.log(2), abs=1e-5)
+        assert row["accuracy"] == pytest.approx(right / tokens)
+
+
+def test_a_batchs_size_changes_no_figure(model, texts, capsys):
+    flags = [f"--model={model}", f"--text={texts[0]}"]
+    [one] = figures(capsys, *flags, "--batch_size=1")["texts"]
+    [other] = figures(capsys, *flags, "--batch_size=5")["texts"]
+    assert one.pop("name") == other.pop("name")
+    assert one == pytest.approx(other, rel=1e-6)
+
+
+def test_a_run_is_judged_on_its_own_held_out_text_as_it_judged_itself(run_dir, capsys):
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    found = figures(capsys, f"--model={run_dir}")
+    [row] = found["texts"]
+    assert found["sequence_length"] == 16
+    assert row["loss"] == pytest.approx(rows[-1]["validation_loss"], rel=1e-6)
+    assert row["bits_per_byte"] == pytest.approx(rows[-1]["validation_bits_per_byte"], rel=1e-6)
+
+
+def test_logical_cpus_and_a_cluster_give_the_same_table(run_dir, tmp_path, capsys):
+    evaluate.COMMAND.run([f"--model={run_dir}"])
+    expected = capsys.readouterr().out.splitlines()[1]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHON": sys.executable, "LOG_DIR": str(tmp_path)}
+    commands = [
+        [sys.executable, "-m", "tfgpt.evaluate", f"--model={run_dir}", "--strategy=mirrored", "--logical_cpus=2"],
+        ["bash", ROOT / "scripts/launch_local.sh", "2", "evaluate", f"--model={run_dir}"],
+    ]
+    running = [
+        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for command in commands
+    ]
+    for process in running:
+        output, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
+        assert output.splitlines()[-2:] == [expected, "rows of 16 tokens, float32, devices: 2"]
+
+
+def test_held_out_text_is_made_again_where_the_cache_is_gone_and_refused_where_it_changed(
+    run_dir, texts, tmp_path, capsys
+):
+    [before] = figures(capsys, f"--model={run_dir}")["texts"]
+    moved = tmp_path / "model"
+    shutil.copytree(run_dir / "model", moved)
+    said = json.loads((moved / "training.json").read_text())
+    said["data"]["validation"]["directory"] = str(tmp_path / "gone")
+    (moved / "training.json").write_text(json.dumps(said))
+    cache = f"--cache_dir={tmp_path / 'cache'}"
+    [again] = figures(capsys, f"--model={moved}", cache)["texts"]
+    assert again == before
+    changed = tmp_path / "changed.txt"
+    changed.write_text(texts[0].read_text() + TEXT)
+    said["data"]["corpus"]["train_text"] = [str(changed)]
+    (moved / "training.json").write_text(json.dumps(said))
+    assert "--text: is needed, the text of the run has changed since" in refused(capsys, f"--model={moved}", cache)
+    said["data"]["corpus"]["train_text"] = [str(tmp_path / "missing.txt")]
+    (moved / "training.json").write_text(json.dumps(said))
+    line = refused(capsys, f"--model={moved}", cache)
+    assert "held out cannot be made again" in line and "missing.txt" in line
+
+
+def test_mistakes_are_one_line_that_names_the_flag(model, texts, tmp_path, capsys):
+    text = f"--text={texts[0]}"
+    assert "--model: is missing" in refused(capsys, text)
+    assert f"--text: is needed, {model} does not say" in refused(capsys, f"--model={model}")
+    assert "missing.txt" in refused(capsys, f"--model={model}", f"--text={tmp_path / 'missing.txt'}")
+    line = refused(capsys, f"--model={model}", text, "--sequence_length=33")
+    assert line.endswith("--sequence_length: 33 is longer than the model's 32 positions")

@@ -1,0 +1,1 @@
+"""A chat in the terminal: the conversation, what is typed into it, and how it looks."""

@@ -1,0 +1,125 @@
+"""A conversation: its messages, the part of it that a model can read, and its line in a JSON Lines file."""
+
+from __future__ import annotations
+
+import bisect
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from tfgpt.common.errors import UserError
+from tfgpt.common.files import write_text
+from tfgpt.corpus.sources.base import checked_messages
+
+Message = dict[str, str]
+
+
+class Conversation:
+    """What was said.
+
+    A file of conversations has one a line, `{"messages": [{"role": …, "content": …}, …]}`, as `train` reads them.
+
+    Args:
+        messages: in order; a system message, if there is one, comes first.
+        place: the file that the conversation was read from or written to last, and its line there, from 0.
+    """
+
+    def __init__(self, messages: Sequence[Message] = (), place: tuple[Path, int] | None = None):
+        self.messages = list(messages)
+        self.place = place
+
+    @property
+    def system(self) -> str | None:
+        """What the system message says; None without one."""
+        return self.messages[0]["content"] if self.messages and self.messages[0]["role"] == "system" else None
+
+    def set_system(self, text: str | None) -> None:
+        """Puts a system message before everything, in place of an earlier one; None leaves it out."""
+        rest = self.messages[1:] if self.system is not None else self.messages
+        self.messages = rest if text is None else [{"role": "system", "content": text}, *rest]
+
+    def reset(self) -> None:
+        """Forgets everything but the system message."""
+        self.messages = self.messages[:1] if self.system is not None else []
+        self.place = None
+
+    def save(self, path: Path) -> int:
+        """Writes the conversation as the last line of a file, or in place of the line that it was before.
+
+        Returns:
+            The line's number, from 1.
+
+        Raises:
+            UserError: the file's name is not one that `train` reads, or what is there cannot be added to.
+        """
+        lines = read_lines(path) if path.exists() else []
+        if path.suffix != ".jsonl":
+            raise UserError(f"{path}: give a name that ends in .jsonl, so that train reads it")
+        number = self.place[1] if self.place and self.place[0] == path and self.place[1] < len(lines) else len(lines)
+        lines[number : number + 1] = [json.dumps({"messages": self.messages}, ensure_ascii=False)]
+        write_text(path, "".join(f"{line}\n" for line in lines))
+        self.place = (path, number)
+        return number + 1
+
+    @classmethod
+    def load(cls, path: Path, number: int | None = None) -> Conversation:
+        """Reads a conversation.
+
+        Args:
+            path: a file of conversations.
+            number: its line, from 1; None for the last one.
+
+        Raises:
+            UserError: there is no such line, or it holds no conversation.
+        """
+        lines = read_lines(path)
+        place = len(lines) if number is None else number
+        if not 1 <= place <= len(lines):
+            raise UserError(f"{path} has {len(lines)} lines" + ("" if number is None else f", no line {number}"))
+        where = f"{path}, line {place}"
+        try:
+            found = json.loads(lines[place - 1])
+        except ValueError as error:
+            raise UserError(f"{where} is not JSON ({error})") from error
+        if not isinstance(found, dict) or "messages" not in found:
+            raise UserError(f'{where} is no object with "messages"')
+        return cls(checked_messages(found["messages"], where), (path, place - 1))
+
+
+def read_lines(path: Path) -> list[str]:
+    """A UTF-8 file's lines that are not empty.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        return [line for line in path.read_bytes().decode().split("\n") if line.strip()]
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 (byte {error.start})") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror})") from error
+
+
+def readable(
+    messages: Sequence[Message], length: Callable[[Sequence[Message]], int], room: int
+) -> tuple[list[Message], int]:
+    """The part of a conversation that fits: the system message, and as many of the last turns as there is room for.
+
+    A turn is what the user says and everything up to what they say next; the last turn is always there.
+
+    Args:
+        messages: the conversation.
+        length: how many tokens messages have.
+        room: the most tokens wanted.
+
+    Returns:
+        The messages, and how many were left out.
+    """
+    system = list(messages[:1]) if messages and messages[0]["role"] == "system" else []
+    rest = messages[len(system) :]
+    starts = [place for place, message in enumerate(rest) if message["role"] == "user"] or [0]
+    starts[0] = 0  # An assistant who speaks first goes with the first turn.
+    # The later it starts, the shorter it is.
+    first = bisect.bisect_left(starts, True, key=lambda start: length([*system, *rest[start:]]) <= room)
+    start = starts[min(first, len(starts) - 1)]
+    return [*system, *rest[start:]], start

@@ -1,0 +1,1 @@
+"""Pretrained models and tokenizers of other programs to our model directory."""

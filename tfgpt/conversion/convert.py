@@ -1,0 +1,155 @@
+"""Finds out what a source is, opens it without reading it in full, and writes it as a model directory of ours."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+import tfgpt
+from tfgpt.common.errors import UserError
+from tfgpt.common.files import directory_written_beside, sha256_of_json, write_json
+from tfgpt.conversion.config import ConvertConfig
+from tfgpt.model.checkpoints.checkpoint import Checkpoint
+from tfgpt.model.checkpoints.gguf import GGUFFile, open_gguf_model
+from tfgpt.model.checkpoints.huggingface import transformers_model_type, write_checkpoint
+from tfgpt.tokenization import gguf_vocabulary
+from tfgpt.tokenization.roles import choose_roles
+from tfgpt.tokenization.tokenizer import Tokenizer
+
+DTYPES = {
+    "float32": np.dtype(np.float32),
+    "float16": np.dtype(np.float16),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """An opened source, checked, its weights not read yet.
+
+    Attributes:
+        kind: what it is, for people.
+        checkpoint: its model.
+        tokenizer: its tokenizer.
+        stop_ids: what ends a generated text, beside the tokenizer's own ends.
+        provenance: what training.json says of it.
+    """
+
+    kind: str
+    checkpoint: Checkpoint
+    tokenizer: Tokenizer
+    stop_ids: list[int]
+    provenance: dict[str, Any]
+
+
+def convert(config: ConvertConfig, say: Callable[[str], None]) -> Path:
+    """Converts.
+
+    Args:
+        config: where from, where to.
+        say: gets lines on what happens.
+
+    Returns:
+        The written directory.
+
+    Raises:
+        UserError: the source cannot be read, or has something that we cannot compute; nothing is written then.
+        RunError: the disk is full.
+    """
+    source, output = open_source(config.source), Path(config.output).expanduser()
+    checkpoint, tokenizer = source.checkpoint, source.tokenizer
+    if tokenizer.vocabulary_size > checkpoint.config.vocabulary_size:
+        raise UserError(
+            f"{config.source}: the tokenizer has {tokenizer.vocabulary_size} ids, the model "
+            f"{checkpoint.config.vocabulary_size}: they do not belong together"
+        )
+    dtype = checkpoint.dtype if config.weights == "as_stored" else DTYPES[config.weights]
+    say(f"Source:  {source.kind}")
+    say(f"Model:   {in_words(checkpoint)}")
+    with directory_written_beside(output) as temporary:
+        ends = [*source.stop_ids, *tokenizer.stop_ids]
+        start = tokenizer.start_ids[0] if tokenizer.start_ids else None
+        # The last one is what config.json says ends a text.
+        stops = [*dict.fromkeys(end for end in ends if end != tokenizer.end_of_text_id), tokenizer.end_of_text_id]
+        tokens = {"bos_token_id": start, "eos_token_id": stops, "pad_token_id": tokenizer.padding_id}
+        write_checkpoint(checkpoint, temporary, dtype, tokens)
+        tokenizer.save(temporary, checkpoint.config.max_sequence_length)
+        write_json(temporary / "training.json", provenance(config, source, dtype))
+    size = sum(path.stat().st_size for path in output.iterdir())
+    say(f"Written: {output} ({size / 1e6:.1f} MB, {dtype.name})")
+    return output
+
+
+def open_source(source: str) -> Source:
+    """Opens whatever --source names.
+
+    Raises:
+        UserError: it is nothing that we can read.
+    """
+    path = Path(source).expanduser()
+    if path.suffix == ".gguf":
+        return open_gguf(path)
+    raise UserError(f"--source: {path} is neither a directory with a model nor a .gguf file")
+
+
+def open_gguf(path: Path) -> Source:
+    """A GGUF file with model and tokenizer."""
+    file = GGUFFile(path)
+    checkpoint = open_gguf_model(file)
+    kind = file.needed("tokenizer.ggml.model")
+    if kind != "gpt2":
+        raise UserError(f"{path}: tokenizer.ggml.model={kind!r} is not supported, only 'gpt2' (byte-level BPE)")
+    document = gguf_vocabulary.byte_level_document(file.metadata, file.long_field, str(path))
+    tokens = file.long_field("tokenizer.ggml.tokens")
+    names = gguf_vocabulary.token_names(file.metadata, tokens)
+    try:
+        roles = choose_roles(
+            [token["content"] for token in document["added_tokens"] if token["special"]],
+            end=names.get("eos_token"),
+            padding=names.get("pad_token"),
+            start_of_text=names.get("bos_token") if gguf_vocabulary.begins_with_start(file.metadata) else None,
+            chat_template=names.get("chat_template", ""),
+        )
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from error
+    tokenizer = Tokenizer(document, str(path), roles, names)
+    general = {name: value for name, value in file.metadata.items() if name.startswith("general.")}
+    types = sorted({tensor.tensor_type.name for tensor in file.tensors.values()})
+    title = general.get("general.name", path.name)
+    return Source(
+        f"{title} (GGUF: {', '.join(types)}; licence {general.get('general.license', 'not said')})",
+        checkpoint,
+        tokenizer,
+        gguf_vocabulary.stop_ids(file.metadata),
+        {"format": "GGUF", "types": types, **general},
+    )
+
+
+def in_words(checkpoint: Checkpoint) -> str:
+    """The model in a line."""
+    config = checkpoint.config
+    model_type, _ = transformers_model_type(config)
+    return (
+        f"{model_type or 'tfgpt'}, {config.num_layers} layers x {config.hidden_dim}, {config.num_query_heads} heads / "
+        f"{config.num_key_value_heads} of keys and values, vocabulary {config.vocabulary_size:,}, "
+        f"context {config.max_sequence_length:,}"
+    )
+
+
+def provenance(config: ConvertConfig, source: Source, dtype: np.dtype) -> dict[str, Any]:
+    """What training.json says of a converted model."""
+    return {
+        "converted": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "source": config.source,
+        "source_fingerprint": sha256_of_json(source.provenance),
+        "source_description": source.provenance,
+        "weights": dtype.name,
+        "decoder": source.checkpoint.config.to_dict(),
+        "versions": {"tfgpt": tfgpt.__version__},
+    }

@@ -1,0 +1,28 @@
+"""Converts a pretrained model of another program to a model directory, which every other command begins with.
+
+The shortest form is `python -m tfgpt.convert --source=HuggingFaceTB/SmolLM2-135M-Instruct --output=models/smollm2`.
+What we cannot compute is refused before any weight is read. The weights are read and written one by one; no second
+copy of the model is made in memory. `transformers` opens what is written.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from tfgpt.common.command import Command
+from tfgpt.conversion.config import ConvertConfig
+
+
+def run(convert: ConvertConfig) -> None:
+    """Converts; no TensorFlow is needed but for KerasHub presets."""
+    from tfgpt.conversion.convert import convert as write
+
+    output = write(convert, lambda line: print(line, flush=True))
+    print(f'Next:    python -m tfgpt.generate --model={output} --prompt="The capital of France is"')
+
+
+COMMAND = Command("convert", __doc__, [ConvertConfig], run)
+main = COMMAND.run
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""How well a model predicts: loss, bits per byte and accuracy on text."""

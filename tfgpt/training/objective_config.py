@@ -1,0 +1,35 @@
+"""What a run learns: the flag, and where the code of each objective is. No TensorFlow."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from typing import TYPE_CHECKING, ClassVar
+
+from tfgpt.common.settings import Settings, setting
+
+if TYPE_CHECKING:
+    from tfgpt.training.kinds import Kind
+
+# Objective → module and class: a `tfgpt.training.kinds.Kind`, imported (with TensorFlow) when a run needs it.
+KINDS = {
+    "pretrain": ("tfgpt.training.pretraining", "Pretraining"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class ObjectiveConfig(Settings):
+    """What is learned from the text."""
+
+    title: ClassVar[str] = "Objective"
+
+    objective: str = setting(
+        "pretrain",
+        "pretrain: predict every token of the text. chat: predict what the assistant says in conversations.",
+        choices=tuple(KINDS),
+    )
+
+    def kind(self) -> Kind:
+        """The objective's code; imports TensorFlow."""
+        module, name = KINDS[self.objective]
+        return getattr(importlib.import_module(module), name)()

@@ -1,0 +1,33 @@
+"""Searches for better settings: trains many short runs and leaves a flag file that `train` takes as it is.
+
+The shortest form is `python -m tfgpt.tune --train_text='my/*.txt' --search_space=configs/search/learning_rate.toml`.
+Every flag of `train` is a flag here, the setting of whatever is not searched. The search directory receives trials.csv,
+best.cfg, search.json and a run directory for each trial. Ctrl-C and SIGTERM save and stop; the same command goes on
+where it stopped, also after a kill or a power cut.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from tfgpt.common.command import Command
+from tfgpt.search.config import SearchConfig
+from tfgpt.search.plan import make_plan
+from tfgpt.training.recipe import GROUPS
+
+
+def run(search: SearchConfig, **settings: Any) -> int:
+    """Checks space and flags together, then searches."""
+    plan = make_plan(search, settings)
+    plan.claim()
+    from tfgpt.search.launch import launch
+
+    return launch(plan)
+
+
+COMMAND = Command("tune", __doc__, (SearchConfig, *GROUPS), run)
+main = COMMAND.run
+
+if __name__ == "__main__":
+    sys.exit(main())
