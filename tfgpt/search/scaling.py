@@ -10,7 +10,6 @@ Imports no TensorFlow before the first run.
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import dataclasses
 import io
@@ -19,19 +18,15 @@ import re
 from pathlib import Path
 from typing import Any, ClassVar
 
-from tfgpt.common.command import Command
-from tfgpt.common.errors import RunError, SettingError, UserError
-from tfgpt.common.files import read_json, write_json, write_text, written_beside
+from tfgpt.common.errors import SettingError
+from tfgpt.common.files import write_json, write_text, written_beside
 from tfgpt.common.settings import Settings, setting
 from tfgpt.model.presets import count_parameters
 from tfgpt.search.at_width import at_width
+from tfgpt.search.finished_run import check_same_flags, finished_run
 from tfgpt.search.scaling_law import FLOPS_PER_PARAMETER_AND_TOKEN, Run, ScalingLaw, fit
-from tfgpt.training.recipe import GROUPS, Recipe
+from tfgpt.training.recipe import Recipe
 from tfgpt.training.run_config import default_run_dir
-
-STOPPED = 76
-# Writes flag files that `train` reads.
-TRAIN = Command("train", "", GROUPS, lambda **_: 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,15 +113,17 @@ def scale(scaling: ScalingConfig, settings: dict[str, Any]) -> int:
     wanted = [*scaling.runs(), scaling.held_out()]
     recipes = [recipe_of(whole, directory, width, tokens) for width, tokens in wanted]
     for recipe in recipes:
-        check_same_flags(recipe)
+        check_same_flags("scaling_dir", recipe)
     measured = []
     for number, (recipe, (width, _)) in enumerate(zip(recipes, wanted), 1):
         if not (recipe.run_dir / "result.json").is_file():
             print(f"Run {number} of {len(recipes)}: {recipe.run_dir}", flush=True)
-            if not trained(recipe):
-                print("Stopped; the same command goes on where it stopped.", flush=True)
-                return 0
-        measured.append(result_of(recipe, width))
+        result = finished_run(recipe)
+        if result is None:
+            print("Stopped; the same command goes on where it stopped.", flush=True)
+            return 0
+        run = Run(result["parameters"], result["tokens"], result["validation_loss"])
+        measured.append(Measured(width, run, result["validation_bits_per_byte"]))
         say(measured[-1])
     law = fit([each.run for each in measured[:-1]])
     tell(scaling, whole, directory, measured, law)
@@ -137,74 +134,9 @@ def recipe_of(whole: Recipe, directory: Path, width: int, tokens: int) -> Recipe
     """The recipe of one run: its width, its updates, its directory; one validation, at the end."""
     recipe = at_width(whole, width)
     steps = max(1, round(tokens / (recipe.batch.batch_size * recipe.batch.sequence_length)))
-    changes = {"run_dir": str(directory / "runs" / f"w{width}-t{tokens}"), "max_steps": steps}
-    run = dataclasses.replace(recipe.run, **changes, stopped_exit_code=STOPPED)
-    watching = dataclasses.replace(recipe.watching, validate_every=steps, sample_tokens=0)
-    return dataclasses.replace(recipe, run=run, watching=watching)
-
-
-def flag_file(recipe: Recipe) -> str:
-    """The run's flags.cfg."""
-    return TRAIN.flag_file(recipe.settings())
-
-
-def check_same_flags(recipe: Recipe) -> None:
-    """Refuses a run that was begun with other flags.
-
-    Raises:
-        UserError: names the first flag that differs.
-    """
-    path = recipe.run_dir / "flags.cfg"
-    if not path.is_file():
-        return
-    then, now = path.read_text(encoding="utf-8").splitlines(), flag_file(recipe).splitlines()
-    differing = [line for line in [*now, *then] if (line in now) != (line in then) and line.startswith("--")]
-    if differing:
-        problem = f"{recipe.run_dir} was begun with other flags ({differing[0].split('=')[0]} differs)"
-        raise UserError(f"--scaling_dir: {problem}; choose another directory")
-
-
-def trained(recipe: Recipe) -> bool:
-    """Trains, or goes on training; false when a signal stopped it. What `train` prints goes to log.txt.
-
-    Raises:
-        RunError: the run diverged.
-    """
-    from tfgpt.common.quiet import import_tensorflow
-
-    import_tensorflow()
-    import keras
-
-    from tfgpt.training.run import train
-    from tfgpt.training.watching import read_metrics
-
-    keras.backend.clear_session()
-    recipe.run_dir.mkdir(parents=True, exist_ok=True)
-    with open(recipe.run_dir / "log.txt", "a", encoding="utf-8") as log, contextlib.redirect_stdout(log):
-        if train(recipe, flag_file(recipe)) == STOPPED:
-            return False
-    row = next(row for row in reversed(read_metrics(recipe.run_dir / "metrics.jsonl")) if "validation_loss" in row)
-    if row["step"] != recipe.run.max_steps or not math.isfinite(row["validation_loss"] or math.nan):
-        raise RunError(f"{recipe.run_dir}: diverged; lower --learning_rate")
-    parameters = count_parameters(recipe.decoder_config(vocabulary_size_of(recipe)))
-    tokens = recipe.run.max_steps * recipe.batch.batch_size * recipe.batch.sequence_length
-    numbers = {name: row[name] for name in ("validation_loss", "validation_bits_per_byte")}
-    write_json(recipe.run_dir / "result.json", {"parameters": parameters, "tokens": tokens, **numbers})
-    return True
-
-
-def vocabulary_size_of(recipe: Recipe) -> int:
-    """The vocabulary of the model that the run left."""
-    from tfgpt.model.checkpoints.huggingface import load_config
-
-    return load_config(recipe.run_dir / "model").vocabulary_size
-
-
-def result_of(recipe: Recipe, width: int) -> Measured:
-    """What a finished run left in result.json."""
-    found = read_json(recipe.run_dir / "result.json")
-    run = Run(found["parameters"], found["tokens"], found["validation_loss"])
-    return Measured(width, run, found["validation_bits_per_byte"])
+    changes: dict[str, Any] = {"run_dir": str(directory / "runs" / f"w{width}-t{tokens}"), "max_steps": steps}
+    watching = dataclasses.replace(recipe.watching, validate_every=steps)
+    return dataclasses.replace(recipe, run=dataclasses.replace(recipe.run, **changes), watching=watching)
 
 
 def say(measured: Measured) -> None:
