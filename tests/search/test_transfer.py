@@ -13,7 +13,6 @@ from tfgpt.common.errors import SettingError
 from tfgpt.pipeline.prepare import PreparedData, prepare
 from tfgpt.search.at_width import at_width
 from tfgpt.search.coordinate_check import coordinate_check, draw, slope
-from tfgpt.search.learning_rate_transfer import best_learning_rate, mean_losses, sweep
 from tfgpt.training.recipe import Recipe
 
 FLAGS = """--num_layers=1 --hidden_dim=64 --num_query_heads=4 --num_key_value_heads=4 --head_dim=16
@@ -62,19 +61,6 @@ def test_activations_move_alike_at_all_widths_and_do_not_in_the_standard_paramet
     assert slope(changes, "standard", "logits", 3) > 0.25
     draw(changes, tmp_path / "coordinate_check.png")
     assert (tmp_path / "coordinate_check.png").stat().st_size > 10_000
-
-
-def test_the_best_learning_rate_at_width_64_is_the_best_at_width_256(recipe, data):
-    rates = [0.004, 0.016, 0.064]
-    points = sweep(recipe, data, [64, 256], rates, ["maximal_update"])
-    assert (
-        best_learning_rate(points, "maximal_update", 64) == best_learning_rate(points, "maximal_update", 256) == 0.016
-    )
-    # Wider is better at the same settings.
-    narrow, wide = (mean_losses(points, "maximal_update", width)[0.016] for width in (64, 256))
-    assert wide < narrow
-    standard = sweep(recipe, data, [256], rates, ["standard"])
-    assert best_learning_rate(standard, "standard", 256) == 0.004
 
 
 def test_heads_become_more_or_wider_and_uneven_widths_are_refused(recipe):
