@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from tfgpt.common.adapters import base_directory, is_adapter
 from tfgpt.common.errors import UserError
 from tfgpt.generation.config import GenerateConfig
 from tfgpt.tokenization.chat_template import encode_messages
@@ -97,7 +98,7 @@ def checked_utf8(text: str, name: str) -> str:
 
 
 def model_directory(model: str) -> Path:
-    """The model directory that --model names: itself, or the one in a run directory.
+    """The directory that --model names: a model, an adapter (merged when it is read), or the model of a run.
 
     Raises:
         UserError: there is none; the line says what is missing.
@@ -107,6 +108,9 @@ def model_directory(model: str) -> Path:
         raise UserError(f"--model: {path} is not a directory")
     for directory in (path, path / "model"):
         if (directory / "config.json").is_file():
+            return directory
+        if is_adapter(directory):
+            base_directory(directory)  # It is there, or a line says what is wrong.
             return directory
     raise UserError(f"--model: no config.json in {path}, nor in {path / 'model'}; give a model or a finished run")
 

@@ -91,14 +91,16 @@ class Block(DecoderLayer):
             return self.forward(inputs, mask, rotation, training)
         # The backward pass runs the block again, outside any scope: the seed is kept from now, and the weights go in as
         # arguments, so that their gradients are found the same way under every strategy.
-        seed, variables = current_dropout_seed(), self.trainable_variables
+        seed, trained, frozen = current_dropout_seed(), self.trainable_variables, self.non_trainable_variables
 
         def again(inputs: tf.Tensor, *weights: tf.Tensor) -> tf.Tensor:
-            with keras.StatelessScope(list(zip(variables, weights))), dropout_seed(seed):
+            with keras.StatelessScope(list(zip([*trained, *frozen], weights))), dropout_seed(seed):
                 return self.forward(inputs, mask, rotation, training)
 
-        weights = [tf.convert_to_tensor(variable.value) for variable in variables]
-        return rematerialized(again)(inputs, *weights)
+        weights, constants = (
+            [tf.convert_to_tensor(variable.value) for variable in variables] for variables in (trained, frozen)
+        )
+        return rematerialized(again, constants)(inputs, *weights)
 
     def forward(
         self, inputs: tf.Tensor, mask: tf.Tensor, rotation: Sequence[tf.Tensor] | None, training: bool | None
@@ -128,8 +130,10 @@ class Block(DecoderLayer):
         return {**super().get_config(), "config": self.decoder_config.to_dict(), "number": self.number}
 
 
-def rematerialized(function: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:
+def rematerialized(function: Callable[..., tf.Tensor], constants: Sequence[tf.Tensor] = ()) -> Callable[..., tf.Tensor]:
     """`function` of tensors, which keeps its arguments for the backward pass and nothing else: that runs it again.
+
+    `constants` are its last arguments, and get no gradient.
 
     `tf.recompute_grad` does the same, but the TPU's compiler sees through the dependency that it makes, finds the
     second run equal to the first and keeps the first one's tensors (libtpu 0.0.52: 166 MiB of temporaries with and
@@ -140,15 +144,16 @@ def rematerialized(function: Callable[..., tf.Tensor]) -> Callable[..., tf.Tenso
     @tf.custom_gradient
     def run(*arguments: tf.Tensor) -> tuple[tf.Tensor, Any]:
         def gradient(upstream: tf.Tensor) -> list[tf.Tensor]:
-            first, *others, upstream = optimization_barrier([*arguments, upstream])
+            first, *others, upstream = optimization_barrier([*arguments, *constants, upstream])
             zero = 0.0 * tf.reshape(upstream, [-1])[0]
+            others, unchanged = others[: len(arguments) - 1], others[len(arguments) - 1 :]
             held = [first + tf.cast(zero, first.dtype), *others]
             with tf.GradientTape() as tape:
                 tape.watch(held)
-                output = function(*held)
+                output = function(*held, *unchanged)
             return tape.gradient(output, held, upstream, unconnected_gradients=tf.UnconnectedGradients.ZERO)
 
-        return function(*arguments), gradient
+        return function(*arguments, *constants), gradient
 
     return run
 
@@ -267,6 +272,7 @@ class Decoder(keras.Model):
         # Config
         self.config = config
         self.packed = packed
+        self.lora_dropout = 0.0  # As `lora.enable_lora` sets it.
         self.dtype_policy = policy
         self.backbone = keras.Model(inputs, hidden, name=f"{name}_backbone")
         self.token_embedding, self.position_embedding, self.head = token_embedding, position_embedding, head
@@ -293,11 +299,14 @@ class Decoder(keras.Model):
         logits = self.token_embedding(hidden, reverse=True) if self.head is None else self.head(hidden)
         return soft_cap(logits, self.config.logit_soft_cap)
 
+    @property
+    def output_variable(self) -> keras.Variable:
+        """The head's rows, [vocabulary, hidden_dim], tied or not."""
+        return self.token_embedding.embeddings if self.head is None else self.head.kernel
+
     def output_weights(self) -> tf.Tensor:
-        """The head's rows, [vocabulary, hidden_dim], in the variable's dtype; tied or not."""
-        return tf.convert_to_tensor(
-            self.token_embedding.embeddings.value if self.head is None else self.head.kernel.value
-        )
+        """`output_variable`'s value, in its own dtype."""
+        return tf.convert_to_tensor(self.output_variable.value)
 
     def empty_cache(self, batch_size: Any, length: Any) -> Cache:
         """A (key, value) pair a block, each [batch_size, key-value heads, length, head_dim] zeros, compute dtype."""

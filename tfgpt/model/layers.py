@@ -1,4 +1,4 @@
-"""The decoder's small layers: projection, normalization, embeddings, MLP. They cast explicitly, never by Keras's scope.
+"""The decoder's small layers: normalization, embeddings, MLP. They cast explicitly, never by Keras's scope.
 
 Keras's autocast is off everywhere: a layer casts its own weights to its compute dtype, so that it computes the same
 when it is called again in the backward pass (rematerialization), where Keras's scopes are gone.
@@ -13,9 +13,11 @@ import keras
 import tensorflow as tf
 
 from tfgpt.model.dropout import Dropout, current_dropout_seed, dropout_seed
+from tfgpt.model.projection import DecoderLayer, Projection, initializer, leading_shape, project
 
 __all__ = [
     "MLP",
+    "DecoderLayer",
     "Dropout",
     "Embedding",
     "Normalization",
@@ -25,91 +27,9 @@ __all__ = [
     "current_dropout_seed",
     "dropout_seed",
     "initializer",
+    "leading_shape",
     "project",
 ]
-
-
-def initializer(standard_deviation: float) -> keras.initializers.Initializer:
-    """A normal initializer whose seed follows `keras.utils.set_random_seed`; zeros for 0."""
-    if standard_deviation == 0.0:
-        return keras.initializers.Zeros()
-    return keras.initializers.RandomNormal(stddev=standard_deviation)
-
-
-def project(inputs: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor | None = None) -> tf.Tensor:
-    """inputs [..., in] · kernel [in, out] + bias [out] → [..., out], as one matrix product of rank 2."""
-    output = tf.matmul(tf.reshape(inputs, [-1, kernel.shape[0]]), kernel)  # (all tokens, out)
-    if bias is not None:
-        output = tf.nn.bias_add(output, bias)
-    return tf.reshape(output, [*leading_shape(inputs), kernel.shape[1]])
-
-
-def leading_shape(inputs: tf.Tensor) -> list[Any]:
-    """The shape but the last axis: -1 for one unknown size, tensors only where more are unknown."""
-    static = inputs.shape[:-1].as_list()
-    if static.count(None) == 1:
-        return [-1 if size is None else size for size in static]
-    return [tf.shape(inputs)[axis] if size is None else size for axis, size in enumerate(static)]
-
-
-class DecoderLayer(keras.layers.Layer):
-    """Base of the decoder's layers: no autocast, and a cast of its own."""
-
-    def __init__(self, **options: Any):
-        super().__init__(autocast=False, **options)
-
-    def compute(self, variable: Any) -> tf.Tensor:
-        """A variable's value in the compute dtype."""
-        value = tf.convert_to_tensor(variable.value)
-        return value if value.dtype.name == self.compute_dtype else tf.cast(value, self.compute_dtype)
-
-
-@keras.saving.register_keras_serializable(package="tfgpt")
-class Projection(DecoderLayer):
-    """A matrix and perhaps a bias: [..., in] → [..., units]. The kernel is stored as [in, units].
-
-    Args:
-        units: width of the output.
-        use_bias: add a bias, initially zero.
-        initializer_range: standard deviation of the initial kernel; None: 1 / sqrt(in).
-        initializer_factor: multiplies that deviation; 0 starts the kernel at zero.
-    """
-
-    def __init__(
-        self,
-        units: int,
-        use_bias: bool = False,
-        initializer_range: float | None = 0.02,
-        initializer_factor: float = 1.0,
-        **options: Any,
-    ):
-        super().__init__(**options)
-        self.units, self.use_bias = units, use_bias
-        self.initializer_range, self.initializer_factor = initializer_range, initializer_factor
-        self.bias = None
-
-    def build(self, input_shape: tuple[Any, ...]) -> None:
-        """Makes `kernel` [in, units] and `bias` [units]."""
-        width = input_shape[-1]
-        deviation = (
-            width**-0.5 if self.initializer_range is None else self.initializer_range
-        ) * self.initializer_factor
-        self.kernel = self.add_weight(shape=(width, self.units), initializer=initializer(deviation), name="kernel")
-        if self.use_bias:
-            self.bias = self.add_weight(shape=(self.units,), initializer="zeros", name="bias")
-
-    def call(self, inputs: tf.Tensor) -> tf.Tensor:
-        """[..., in] → [..., units], in the compute dtype."""
-        return project(inputs, self.compute(self.kernel), None if self.bias is None else self.compute(self.bias))
-
-    def get_config(self) -> dict[str, Any]:
-        return {
-            **super().get_config(),
-            "units": self.units,
-            "use_bias": self.use_bias,
-            "initializer_range": self.initializer_range,
-            "initializer_factor": self.initializer_factor,
-        }
 
 
 @keras.saving.register_keras_serializable(package="tfgpt")

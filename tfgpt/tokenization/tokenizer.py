@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from tfgpt.common.adapters import base_directory, is_adapter
 from tfgpt.common.errors import UserError
 from tfgpt.common.files import read_json, sha256_of_json, write_json, write_text
 from tfgpt.tokenization.bulk import (
@@ -115,7 +116,7 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> Tokenizer:
-        """Reads a `tokenizer.json`, or the one in a directory.
+        """Reads a `tokenizer.json`, or the one in a directory; an adapter without one has its base's.
 
         Where a `tokenizer_config.json` that `convert` wrote stands beside it, nothing is added to its vocabulary.
 
@@ -123,6 +124,8 @@ class Tokenizer:
             UserError: the file is missing, damaged or not a lossless byte-level BPE tokenizer.
         """
         path = Path(path).expanduser()
+        if is_adapter(path) and not (path / "tokenizer.json").is_file():
+            path = base_directory(path)
         beside = (path if path.is_dir() else path.parent) / "tokenizer_config.json"
         config = read_json(beside) if beside.is_file() else {}
         if not isinstance(config, dict) or KEY not in config:

@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from tfgpt.model.checkpoints.huggingface import load_weights
 from tfgpt.model.decoder import Decoder
+from tfgpt.model.lora import enable_lora
 from tfgpt.training.kinds import HeldOut, Kind
 from tfgpt.training.optimizers import build_optimizer
 from tfgpt.training.recipe import Recipe
@@ -80,6 +81,8 @@ def build_trainer(
     decoder = Decoder(config, packed=kind.packed(recipe), dtype=recipe.step.dtype)
     if recipe.run.init_from is not None:
         load_weights(decoder, recipe.run.init_from)
+    if recipe.lora.lora_rank:
+        enable_lora(decoder, recipe.lora)
     schedule = build_schedule(recipe.schedule, recipe.optimizer.learning_rate, recipe.run.max_steps)
     trainer = Trainer(
         decoder,

@@ -67,6 +67,7 @@ class CausalLanguageModeling:
             self.z_loss,
             decoder.config.logit_soft_cap,
             self.chunk_tokens or automatic_chunk_tokens(hidden.shape[0], vocabulary_size),
+            frozen_head=not decoder.output_variable.trainable,
         )
         weight_sum = tf.reduce_sum(weights)
         if training:
@@ -106,13 +107,22 @@ class LinearCrossEntropy:
         z_loss: ζ.
         soft_cap: logits are `cap * tanh(logits / cap)`; None: as they are.
         chunk_tokens: rows of a chunk.
+        frozen_head: the head is not trained, and its gradient is not computed.
     """
 
-    def __init__(self, label_smoothing: float, z_loss: float, soft_cap: float | None, chunk_tokens: int):
+    def __init__(
+        self,
+        label_smoothing: float,
+        z_loss: float,
+        soft_cap: float | None,
+        chunk_tokens: int,
+        frozen_head: bool = False,
+    ):
         self.label_smoothing = label_smoothing
         self.z_loss = z_loss
         self.soft_cap = soft_cap
         self.chunk_tokens = chunk_tokens
+        self.frozen_head = frozen_head
 
     def differentiable(
         self, hidden: tf.Tensor, head: tf.Tensor, targets: tf.Tensor, weights: tf.Tensor
@@ -133,15 +143,36 @@ class LinearCrossEntropy:
             def gradient(upstream: tf.Tensor, _: tf.Tensor):
                 return (
                     hidden_gradient * tf.cast(upstream, hidden.dtype),
-                    tf.cast(head_gradient * tf.cast(upstream, head_gradient.dtype), head.dtype),
+                    None
+                    if head_gradient is None
+                    else tf.cast(head_gradient * tf.cast(upstream, head_gradient.dtype), head.dtype),
                 )
 
             return (loss_sum, nats_sum), gradient
 
         return sums(hidden, head)
 
+    def differentiable_by_token(self, hidden: tf.Tensor, head: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
+        """Each token's plain cross-entropy, [N] float32, for losses that are no weighted sum of it.
+
+        How much a token counts is known in the backward pass only, which computes the logits once more.
+
+        Args:
+            hidden, head, targets: as `differentiable`'s.
+        """
+
+        @tf.custom_gradient
+        def nats(hidden: tf.Tensor, head: tf.Tensor):
+            def gradient(upstream: tf.Tensor):
+                _, _, hidden_gradient, head_gradient = self.sums_and_gradients(hidden, head, targets, upstream)
+                return hidden_gradient, None if head_gradient is None else tf.cast(head_gradient, head.dtype)
+
+            return self.by_token(hidden, head, targets)[1], gradient
+
+        return nats(hidden, head)
+
     def sums_and_gradients(self, hidden, head, targets, weights):
-        """The two sums, d loss_sum / d hidden [N, D] and d loss_sum / d head [V, D]."""
+        """The two sums, d loss_sum / d hidden [N, D] and d loss_sum / d head [V, D] (None when the head is frozen)."""
         matrix = tf.cast(head, hidden.dtype)
         chunks = self.chunked(hidden, targets, weights)
         if chunks is None:
@@ -153,19 +184,22 @@ class LinearCrossEntropy:
                 hidden_chunks[index], matrix, target_chunks[index], weight_chunks[index]
             )
             hidden_gradients = hidden_gradients.write(index, chunk_gradient)
-            return index + 1, loss_sum + loss, nats_sum + nats, hidden_gradients, head_gradient + addend
+            if addend is not None:
+                head_gradient += addend
+            return index + 1, loss_sum + loss, nats_sum + nats, hidden_gradients, head_gradient
 
         start = (
             tf.zeros((), tf.int32),
             tf.zeros(()),
             tf.zeros(()),
             tf.TensorArray(hidden.dtype, count, element_shape=[self.chunk_tokens, hidden.shape[1]]),
-            tf.zeros(head.shape, tf.float32),
+            tf.zeros([] if self.frozen_head else head.shape, tf.float32),
         )
         _, loss_sum, nats_sum, hidden_gradients, head_gradient = tf.while_loop(
             lambda index, *_: index < count, body, start, parallel_iterations=1, maximum_iterations=count
         )
         hidden_gradient = tf.reshape(hidden_gradients.stack(), [-1, hidden.shape[1]])[: tf.shape(hidden)[0]]
+        head_gradient = None if self.frozen_head else head_gradient
         return loss_sum, nats_sum, tf.ensure_shape(hidden_gradient, hidden.shape), head_gradient
 
     def chunk_sums_and_gradients(self, hidden, matrix, targets, weights):
@@ -193,7 +227,7 @@ class LinearCrossEntropy:
             tf.reduce_sum(losses * weights),
             tf.reduce_sum(nats * weights),
             tf.matmul(gradient, matrix),
-            tf.cast(tf.matmul(gradient, hidden, transpose_a=True), tf.float32),
+            None if self.frozen_head else tf.cast(tf.matmul(gradient, hidden, transpose_a=True), tf.float32),
         )
 
     def by_token(self, hidden: tf.Tensor, head: tf.Tensor, targets: tf.Tensor) -> tuple[tf.Tensor, ...]:

@@ -12,6 +12,7 @@ from tfgpt.common.settings import Settings, setting
 from tfgpt.corpus.config import CorpusConfig
 from tfgpt.model import presets
 from tfgpt.model.config import DecoderConfig
+from tfgpt.model.lora_config import LoraConfig
 from tfgpt.model.parametrization import ParametrizationConfig, with_initial_weights
 from tfgpt.pipeline.config import BatchConfig
 from tfgpt.tokenization.config import TokenizerConfig
@@ -39,6 +40,7 @@ GROUPS: tuple[Group, ...] = (
     PresetConfig,
     Overrides(DecoderConfig, "model", exclude=("vocabulary_size",)),
     ParametrizationConfig,
+    LoraConfig,
     BatchConfig,
     OptimizerConfig,
     ScheduleConfig,
@@ -61,6 +63,10 @@ FIXED_FOR_A_RUN = (
     "preset",
     "parametrization",
     "base_hidden_dim",
+    "lora_rank",
+    "lora_alpha",
+    "lora_layers",
+    "base_weights",
 )
 # What only says where to write or what to print: changing it needs no word.
 NEVER_MENTIONED = {
@@ -83,6 +89,7 @@ class Recipe:
     preset: PresetConfig = dataclasses.field(default_factory=PresetConfig)
     model: dict[str, Any] = dataclasses.field(default_factory=dict)
     parametrization: ParametrizationConfig = dataclasses.field(default_factory=ParametrizationConfig)
+    lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
     batch: BatchConfig = dataclasses.field(default_factory=BatchConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = dataclasses.field(default_factory=ScheduleConfig)
@@ -114,6 +121,8 @@ class Recipe:
             )
         if self.optimizer.optimizer == "adafactor" and self.parametrization.parametrization == "maximal_update":
             raise SettingError("parametrization", "maximal_update is for --optimizer=adamw, muon or lion")
+        if self.lora.lora_rank and self.run.init_from is None:
+            raise SettingError("lora_rank", "adapts a trained model: name it with --init_from")
         if self.run.init_from is None:
             # Any vocabulary size shows whether the shapes fit; the real one comes with the tokenizer.
             config = self.decoder_config(vocabulary_size=1024)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import shlex
 import sys
@@ -15,13 +16,16 @@ import numpy as np
 import tensorflow as tf
 
 import tfgpt
+from tfgpt.common.adapters import is_adapter
 from tfgpt.common.errors import UserError
 from tfgpt.common.files import clear_write_errors, directory_written_beside, write_json, write_text
 from tfgpt.common.progress import Progress, duration
 from tfgpt.generation.config import SamplingConfig
 from tfgpt.generation.engine import Generator
 from tfgpt.model import presets
+from tfgpt.model.checkpoints.adapters import save_adapter
 from tfgpt.model.checkpoints.huggingface import save_decoder
+from tfgpt.model.checkpoints.safetensors_file import weights_fingerprint
 from tfgpt.training.assembly import Assembly, assemble
 from tfgpt.training.checkpoints import Checkpoint, Checkpoints, assign
 from tfgpt.training.compilation import choose_compilation
@@ -51,6 +55,7 @@ def train(recipe: Recipe, flag_file: str, callbacks: tuple[keras.callbacks.Callb
         UserError: settings, data or the run directory are at fault.
         RunError: the run failed.
     """
+    check_base(recipe)
     strategy = resolve(recipe.strategy)
     check_batch(recipe.batch.batch_size, recipe.step.accumulation_steps, strategy)
     hosts = Hosts(strategy)
@@ -110,7 +115,12 @@ def train_together(
         metrics=metrics,
         tensorboard=tensorboard,
         samples=samples,
-        facts={"flags": recipe.flags(), "data_fingerprint": data.fingerprint, "compile": compilation},
+        facts={
+            "flags": recipe.flags(),
+            "data_fingerprint": data.fingerprint,
+            "compile": compilation,
+            "base_fingerprint": base_fingerprint(recipe),
+        },
         flops_per_token=presets.training_flops_per_token(trainer.decoder.config, recipe.batch.sequence_length),
         peak_flops=measured_peak_flops(recipe.step.dtype),
         callbacks=callbacks,
@@ -198,6 +208,29 @@ def check_same_run(recipe: Recipe, data: Any, checkpoint: Checkpoint) -> None:
             f"--train_text: the data or the tokenizer changed since {checkpoint.path} was written; "
             "choose another --run_dir (--init_from takes over the model), or put the data back as it was"
         )
+    if checkpoint.facts.get("base_fingerprint") != base_fingerprint(recipe):
+        raise UserError(
+            f"--init_from: {checkpoint.path} holds adapters of other weights than {recipe.run.init_from} has now; "
+            "put the model back as it was, or choose another --run_dir"
+        )
+
+
+def check_base(recipe: Recipe) -> None:
+    """Refuses an adapter as the base of an adapter.
+
+    Raises:
+        UserError: so it is.
+    """
+    base = recipe.run.init_from
+    if recipe.lora.lora_rank and base is not None and is_adapter(base):
+        raise UserError(
+            f"--init_from: {base} is an adapter itself; give the model that is already merged, the run's model/"
+        )
+
+
+def base_fingerprint(recipe: Recipe) -> str | None:
+    """Of the weights below the adapters, which a checkpoint does not hold; None without adapters."""
+    return weights_fingerprint(Path(str(recipe.run.init_from))) if recipe.lora.lora_rank else None
 
 
 def describe(recipe: Recipe, decoder: Any, strategy: tf.distribute.Strategy) -> None:
@@ -207,6 +240,9 @@ def describe(recipe: Recipe, decoder: Any, strategy: tf.distribute.Strategy) -> 
         f"Model: {presets.count_parameters(decoder.config):,} parameters, vocabulary {decoder.config.vocabulary_size}; "
         f"{recipe.run.max_steps:,} updates of {tokens:,} tokens; run directory {recipe.run_dir}"
     )
+    if recipe.lora.lora_rank:
+        adapters = sum(math.prod(variable.shape) for variable in decoder.trainable_variables)
+        say(f"LoRA:  {adapters:,} parameters are trained; the model's own are frozen ({recipe.lora.base_weights})")
     replicas = strategy.num_replicas_in_sync
     if replicas > 1:
         say(f"Devices: {replicas} share each batch, {recipe.batch.batch_size // replicas} rows each ({kind(strategy)})")
@@ -278,6 +314,8 @@ def finish(
             text = " ".join(next(iter(samples(number).values()), "").split())
             say(f"  {number + 1}. {text or '(it ended at once)'}")
     say(f"Model:       {directory / 'model'}  (config.json, model.safetensors, tokenizer.json, …)")
+    if recipe.lora.lora_rank:
+        say(f"Adapter:     {directory / 'adapter'}  (merged in model/; alone it opens with peft)")
     say(f"Curves:      {directory / 'curves.png'}, numbers in {directory / 'metrics.jsonl'}")
     python = os.path.relpath(sys.executable) if Path(sys.executable).is_relative_to(Path.cwd()) else "python"
     if recipe.watching.tensorboard:
@@ -316,6 +354,11 @@ def write_model(recipe: Recipe, data: Any, trainer: Any, state: State, step: int
                 },
             },
         )
+
+    if recipe.lora.lora_rank:
+        with directory_written_beside(recipe.run_dir / "adapter") as temporary, trainer.averaged_weights():
+            save_adapter(trainer.decoder, recipe.lora, temporary, str(recipe.run.init_from))
+            tokenizer.save(temporary)
 
 
 def resume_command(directory: Path) -> str:

@@ -194,7 +194,7 @@ class Trainer(keras.Model):
 
     def dropout(self, index: tf.Tensor | int) -> contextlib.AbstractContextManager:
         """The context that seeds dropout for this step, micro-batch and replica."""
-        if not self.decoder.config.dropout:
+        if not (self.decoder.config.dropout or self.decoder.lora_dropout):
             return contextlib.nullcontext()
         seed = tf.constant([self.seed & 0x7FFFFFFF, (self.seed >> 31) & 0x7FFFFFFF])
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group
@@ -274,7 +274,8 @@ class Trainer(keras.Model):
         replicas = self.distribute_strategy.num_replicas_in_sync
         if rows % replicas:
             raise UserError(f"--batch_size: {rows} rows cannot be shared by {replicas} replicas; use a multiple")
-        return {name: tf.ensure_shape(value, [rows // replicas, length]) for name, value in batch.items()}
+        shape = [rows // replicas, length]
+        return {name: tf.ensure_shape(value, shape[: len(value.shape)]) for name, value in batch.items()}
 
     # Many updates, as the host sees them.
 

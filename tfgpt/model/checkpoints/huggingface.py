@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 import ml_dtypes
 import numpy as np
 
+from tfgpt.common.adapters import base_directory
 from tfgpt.common.errors import UserError
 from tfgpt.common.files import read_json, write_json
+from tfgpt.model.checkpoints.adapters import with_adapter
 from tfgpt.model.checkpoints.checkpoint import Checkpoint, Reader, variable_shapes
 from tfgpt.model.checkpoints.huggingface_config import from_hugging_face, to_hugging_face, transformers_model_type
 from tfgpt.model.checkpoints.huggingface_tensors import Recipe, recipes
@@ -105,12 +107,12 @@ def write_checkpoint(
 
 
 def load_config(directory: str | os.PathLike) -> DecoderConfig:
-    """The decoder's config from a model directory's config.json; transformers' own are read as well.
+    """The decoder's config from a model directory's config.json, or the one of an adapter's base.
 
     Raises:
         UserError: the file is missing, or describes a model that the decoder cannot compute.
     """
-    path = Path(directory) / "config.json"
+    path = base_directory(directory) / "config.json"
     if not path.is_file():
         raise UserError(f"{directory}: is no model directory (config.json is missing)")
     json = read_json(path)
@@ -140,7 +142,7 @@ def load_decoder(directory: str | os.PathLike, packed: bool = False, dtype: Any 
     """A decoder with the weights of a model directory.
 
     Args:
-        directory: as `save_decoder` or transformers' `save_pretrained` writes.
+        directory: as `save_decoder` or transformers' `save_pretrained` writes, or an adapter's, which is merged.
         packed, dtype: as `Decoder`'s. The weights are converted to its variables' dtype.
 
     Raises:
@@ -154,7 +156,7 @@ def load_decoder(directory: str | os.PathLike, packed: bool = False, dtype: Any 
 
 
 def load_weights(decoder: Decoder, directory: str | os.PathLike) -> None:
-    """Assigns the weights of a model directory to a decoder of the same shape.
+    """Assigns the weights of a model directory (or of an adapter with its base) to a decoder of the same shape.
 
     Raises:
         UserError: as `open_model`. Nothing is assigned then.
@@ -169,14 +171,14 @@ def open_model(directory: str | os.PathLike, config: DecoderConfig | None = None
     """A model directory's weights, memory-mapped.
 
     Args:
-        directory: as `save_decoder` or transformers' `save_pretrained` writes.
+        directory: as `save_decoder` or transformers' `save_pretrained` writes, or an adapter's, which is merged.
         config: of the decoder that they are for; None: as config.json says.
 
     Raises:
         UserError: as `load_config`; or a tensor is missing, is one too many, has another shape, or holds what the
             decoder has no place for; the line names the file and the tensor.
     """
-    directory = Path(directory)
+    adapter, directory = Path(directory), base_directory(directory)
     config = config or load_config(directory)
     tensors, file = open_checkpoint(directory)
     model_type = read_json(directory / "config.json").get("model_type")
@@ -192,6 +194,8 @@ def open_model(directory: str | os.PathLike, config: DecoderConfig | None = None
             elif np.any(recipe.divide(tensors[recipe.name])[number][1].astype(np.float32) != part.fill):
                 problem = f"is not all {part.fill:g}, and the decoder has no {part.path}"
                 raise UserError(f"{file}: tensor {recipe.name} {problem}")
+    if adapter != directory:
+        readers = with_adapter(readers, config, adapter, directory)
     widest = max({tensors[recipe.name].dtype for recipe in wanted}, key=lambda dtype: dtype.itemsize)
     return Checkpoint(config, readers, widest)
 
@@ -228,5 +232,33 @@ def with_prefix(tensors: Mapping[str, np.ndarray], wanted: list[Recipe]) -> Mapp
 
 
 def variables_by_path(decoder: Decoder) -> dict[str, Any]:
-    """The decoder's variables by their paths without the model's name."""
-    return {variable.path.split("/", 1)[1]: variable for variable in decoder.trainable_variables}
+    """The decoder's variables by their paths without the model's name.
+
+    Kernels that have an adapter or eight bits come as `MergedKernel`s, which can be read and not assigned.
+    """
+    from tfgpt.model.lora import projections
+
+    found = {
+        variable.path.split("/", 1)[1]: variable
+        for variable in decoder.variables
+        if not re.search(r"/(lora_kernel_[ab]|kernel_scale)$", variable.path)
+    }
+    for _, path, layer in projections(decoder):
+        if layer.lora_enabled or layer.kernel_scale is not None:
+            found[f"{path}/kernel"] = MergedKernel(layer)
+    return found
+
+
+class MergedKernel:
+    """A projection's kernel as plain numbers, made when they are asked for.
+
+    Args:
+        layer: a `tfgpt.model.projection.Projection`.
+    """
+
+    def __init__(self, layer: Any):
+        self.layer, self.shape = layer, layer.kernel.shape
+
+    def numpy(self) -> np.ndarray:
+        """[in, out]."""
+        return self.layer.merged_kernel()

@@ -15,7 +15,7 @@ import ml_dtypes
 import numpy as np
 
 from tfgpt.common.errors import UserError
-from tfgpt.common.files import read_json, written_beside
+from tfgpt.common.files import read_json, sha256_of_file, sha256_of_json, written_beside
 
 DTYPES: dict[str, np.dtype] = {
     "F64": np.dtype("<f8"),
@@ -93,6 +93,12 @@ def open_safetensors(path: Path) -> dict[str, np.ndarray]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise UserError(f"{path}: cannot be read as safetensors ({reason})") from error
+
+
+def weights_fingerprint(directory: Path) -> str:
+    """Hexadecimal SHA-256 of a model directory's configuration and weights."""
+    files = [directory / "config.json", *sorted(directory.glob("model*.safetensors"))]
+    return sha256_of_json([[file.name, sha256_of_file(file)] for file in files])
 
 
 def open_checkpoint(directory: Path) -> tuple[Mapping[str, np.ndarray], Path]:

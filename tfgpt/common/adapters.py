@@ -1,0 +1,37 @@
+"""Adapter directories in PEFT's layout (adapter_config.json beside adapter_model.safetensors) and the model below."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from tfgpt.common.errors import UserError
+from tfgpt.common.files import read_json
+
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+
+def is_adapter(directory: str | os.PathLike) -> bool:
+    """Whether a directory holds an adapter and no model of its own."""
+    directory = Path(directory)
+    return (directory / ADAPTER_CONFIG).is_file() and not (directory / "config.json").is_file()
+
+
+def base_directory(directory: str | os.PathLike) -> Path:
+    """The model directory that an adapter belongs to (`base_model_name_or_path`); any other directory is its own.
+
+    Raises:
+        UserError: the adapter names none, or one that is not there.
+    """
+    directory = Path(directory)
+    if not is_adapter(directory):
+        return directory
+    path = directory / ADAPTER_CONFIG
+    content = read_json(path)
+    name = content.get("base_model_name_or_path") if isinstance(content, dict) else None
+    if not isinstance(name, str) or not name:
+        raise UserError(f"{path}: has no base_model_name_or_path; write the directory of the model below there")
+    for candidate in (Path(name).expanduser(), directory / name):
+        if (candidate / "config.json").is_file():
+            return candidate
+    raise UserError(f"{path}: base_model_name_or_path is {name}, where there is no model; write its directory there")
