@@ -32,6 +32,7 @@ BEHIND = {
     "python -m tfgpt.doctor": [*SHORT, "--overfit_steps=60"],
     "python -m tfgpt.prepare": ["--vocabulary_size=320"],
     "python -m tfgpt.evaluate": [],
+    "python -m tfgpt.convert --suggest": [],
     "python -m tfgpt.generate": ["--max_new_tokens=4"],
     # Talks until its input ends: tests/test_chat.py.
     "python -m tfgpt.chat": None,

@@ -25,6 +25,7 @@ from tfgpt.serving.serving_files import FOLDER, stable_version, write_serving_fi
 from tfgpt.serving.signatures import SIGNATURES
 from tfgpt.serving.verification import verify
 from tfgpt.serving.warmup import write_warmup
+from tfgpt.tokenization.chat_template import template_of
 from tfgpt.tokenization.tokenizer import Tokenizer
 
 METADATA_FILE = Path("assets.extra", "tfgpt.json")
@@ -64,7 +65,7 @@ def export(
     with directory_written_beside(version) as temporary:
         # SavedModels are written through TensorFlow's own file system, into the folder that is renamed at the end.
         tf.saved_model.save(model, str(temporary), signatures=model.signature_functions())
-        write_warmup(temporary, tokenizer.end_of_text_id, sampling)
+        write_warmup(temporary, tokenizer.end_of_text_id, sampling, template_of(tokenizer))
         write_json(temporary / METADATA_FILE, metadata(config, sampling, decoder, tokenizer, measured))
         weights.assign_to_decoder()
         verify(temporary, Generator(decoder, tokenizer), sampling)
@@ -148,6 +149,7 @@ def metadata(
             "start_of_turn_id": tokenizer.start_of_turn_id,
             "end_of_turn_id": tokenizer.end_of_turn_id,
         },
+        "chat_template": template_of(tokenizer).to_dict(),
         "decoder": decoder.config.to_dict(),
         "defaults": defaults,
         "max_new_tokens_limit": config.max_new_tokens_limit,

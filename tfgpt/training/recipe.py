@@ -14,7 +14,7 @@ from tfgpt.model import presets
 from tfgpt.model.config import DecoderConfig
 from tfgpt.model.lora_config import LoraConfig
 from tfgpt.model.parametrization import ParametrizationConfig, with_initial_weights
-from tfgpt.pipeline.config import BatchConfig
+from tfgpt.pipeline.config import AugmentationConfig, BatchConfig, MixtureConfig
 from tfgpt.tokenization.config import TokenizerConfig
 from tfgpt.training.config import OptimizerConfig, ScheduleConfig, StepConfig, StrategyConfig
 from tfgpt.training.objective_config import ObjectiveConfig
@@ -42,6 +42,8 @@ GROUPS: tuple[Group, ...] = (
     ParametrizationConfig,
     LoraConfig,
     BatchConfig,
+    MixtureConfig,
+    AugmentationConfig,
     OptimizerConfig,
     ScheduleConfig,
     StepConfig,
@@ -63,6 +65,9 @@ FIXED_FOR_A_RUN = (
     "preset",
     "parametrization",
     "base_hidden_dim",
+    "mixture",
+    "mixture_temperature",
+    *(field.name for field in dataclasses.fields(AugmentationConfig)),
     "lora_rank",
     "lora_alpha",
     "lora_layers",
@@ -91,6 +96,8 @@ class Recipe:
     parametrization: ParametrizationConfig = dataclasses.field(default_factory=ParametrizationConfig)
     lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
     batch: BatchConfig = dataclasses.field(default_factory=BatchConfig)
+    mixture: MixtureConfig = dataclasses.field(default_factory=MixtureConfig)
+    augmentation: AugmentationConfig = dataclasses.field(default_factory=AugmentationConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = dataclasses.field(default_factory=ScheduleConfig)
     step: StepConfig = dataclasses.field(default_factory=StepConfig)
@@ -114,6 +121,13 @@ class Recipe:
             raise SettingError("train_text", "is needed: a file, a folder, a glob, tfds:… or sample:…")
         if not self.corpus.validation_text and self.corpus.validation_fraction == 0:
             raise SettingError("validation_fraction", "must not be 0 without --validation_text: a run is judged by it")
+        given = len(self.mixture.mixture)
+        if given and given != len(self.corpus.train_text):
+            raise SettingError("mixture", f"has {given} weights for {len(self.corpus.train_text)} --train_text")
+        if self.mixture.active and self.objective.objective == "pretrain":
+            raise SettingError(
+                "mixture" if given else "mixture_temperature", "needs --objective=chat; pretraining reads by size"
+            )
         if self.batch.batch_size % self.step.accumulation_steps:
             raise SettingError(
                 "accumulation_steps",
