@@ -30,7 +30,8 @@ def child(order: dict) -> int:
 
 def main() -> None:
     import_everything()
-    importlib.import_module("tfgpt.tune")
+    for module in ("tfgpt.tune", "tfgpt.search.report", "tfgpt.search.judging", "plotly.graph_objects"):
+        importlib.import_module(module)
     for line in sys.stdin:
         order = json.loads(line)
         if os.fork():

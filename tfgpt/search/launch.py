@@ -82,10 +82,11 @@ def launch(plan: Plan) -> int:
     """Runs the search, or this machine's part of it.
 
     Returns:
-        The exit code: 0 when the search is finished or was stopped by a signal, resumably.
+        The exit code: 0 when the search is finished.
 
     Raises:
-        UserError, RunError: as the roles report.
+        KeyboardInterrupt: a signal stopped the search, resumably.
+        UserError: KerasTuner's environment variables are at fault.
     """
     import_everything()
     return Launcher(plan, roles_of(plan)).run()
@@ -116,6 +117,11 @@ def roles_of(plan: Plan) -> list[Role]:
         Role(name, {**cluster, "KERASTUNER_TUNER_ID": name}, devices(max(number - 1, 0), parallel))
         for number, name in enumerate(names)
     ]
+
+
+def has_the_results() -> bool:
+    """Whether the search's end is to be seen to here: on a cluster that is the chief's."""
+    return "chief" in os.environ.get("KERASTUNER_TUNER_ID", "chief")
 
 
 def devices(number: int, workers: int, gpus: list[str] | None = None, cores: int | None = None) -> dict[str, str]:
@@ -173,15 +179,13 @@ class Launcher:
         self.worst = 0
 
     def run(self) -> int:
-        """Until every role has ended; the exit code of the first that failed."""
+        """Until every role has ended; the exit code of the first that failed. Raises KeyboardInterrupt when stopped."""
         before = {number: signal.signal(number, self.stop) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             self.prepare_data()
-            if self.stopping or self.worst:
-                return self.worst
-            for role in self.roles:
+            for role in [] if self.stopping or self.worst else self.roles:
                 self.start(role)
-            while any(not role.ended for role in self.roles):
+            while any(role.process is not None and not role.ended for role in self.roles):
                 self.attend()
                 if self.stop_by is not None and time.monotonic() > self.stop_by:
                     break
@@ -194,7 +198,7 @@ class Launcher:
             for number, handler in before.items():
                 signal.signal(number, handler)
         if self.stopping and not self.worst:
-            print("Stopped; the same command goes on where it stopped.", flush=True)
+            raise KeyboardInterrupt
         return self.worst
 
     def prepare_data(self) -> None:
