@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 # Objective → module and class: a `tfgpt.training.kinds.Kind`, imported (with TensorFlow) when a run needs it.
 KINDS = {
     "pretrain": ("tfgpt.training.pretraining", "Pretraining"),
+    "chat": ("tfgpt.training.chat_tuning", "ChatTuning"),
 }
 
 
