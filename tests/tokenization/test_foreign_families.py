@@ -1,5 +1,6 @@
 """Pretrained families' tokenizers: the operations inside the graph cut and merge as `tokenizers` does."""
 
+import itertools
 import json
 import random
 
@@ -8,10 +9,13 @@ import pytest
 import tensorflow as tf
 import tokenizers
 
+from tfgpt.common.errors import UserError
 from tfgpt.tokenization.foreign_cuts import RULES
 from tfgpt.tokenization.foreign_patterns import FAMILIES
 from tfgpt.tokenization.in_graph import CharacterSplitter, InGraphTokenizer
+from tfgpt.tokenization.in_graph_nfc import NFC, utf8_bytes
 from tfgpt.tokenization.tokenizer import Tokenizer
+from tfgpt.tokenization.tokenizer_file import added_token
 from tfgpt.tokenization.vectors import flags_at
 
 PIECES = "' 's 'S 'ſ 'll 'LL 'lL 'l 're 'RE 'r 've 'd 'm 't s l r e d ! !! - _ . a abc é 人 1 12 1234 ½ \u0301".split()
@@ -64,12 +68,13 @@ def test_contractions_without_regard_to_case_are_those_of_tokenizers(letters, ev
 
 
 def of_family(uncut: Tokenizer, family: str, **model) -> Tokenizer:
-    """The tokenizer whose merges reach across cuts, cutting as a family does."""
+    """The tokenizer whose merges reach across cuts, cutting (and, Qwen2, normalizing) as a family does."""
     document = {**uncut.document, "pre_tokenizer": FAMILIES[family]}
+    document["normalizer"] = {"type": "NFC"} if family == "qwen2" else None
     return Tokenizer({**document, "model": {**uncut.document["model"], **model}})
 
 
-@pytest.mark.parametrize("family", ["gpt2", "smollm", "llama3"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_ids_equal_those_of_tokenizers(family, uncut, mixtures, broken_texts, reference_encoder):
     tokenizer = of_family(uncut, family)
     graph, reference = InGraphTokenizer(tokenizer), reference_encoder(tokenizer)
@@ -109,3 +114,54 @@ def test_a_pre_token_that_is_a_token_needs_no_merges(uncut, reference_encoder):
     assert found[-1] == [first + 1] and first in found[1] and first + 2 in found[0]
     merging = of_family(uncut, "llama3", vocab={**model["vocab"], **added})
     assert len(merging.encode("straw")) > 1
+
+
+def normalized_in_graph(texts: list[str]) -> list[str]:
+    normalize = NFC()
+    points = [ord(character) for text in texts for character in text]
+    pieces = [number for number, text in enumerate(texts) for _ in text]
+    contents, owners = utf8_bytes(*normalize(tf.constant(points), tf.constant(pieces)))
+    owners = owners.numpy()
+    whole = contents.numpy().astype(np.uint8).tobytes()
+    borders = np.searchsorted(owners, range(len(texts) + 1))
+    return [whole[start:end].decode() for start, end in itertools.pairwise(borders)]
+
+
+def test_normal_form_c_is_that_of_tokenizers(every_character):
+    generator = random.Random(7)
+    normalize = tokenizers.normalizers.NFC().normalize_str
+    marks = [chr(point) for point in range(0x300, 0x370)] + [*"\u0f71\u0f72\u0f74\u093c\u09be\u09d7\u0dca\u0dcf"]
+    bases = [*"aAeEoOuUsSyYqd", *"\u1100\u1161\u11a8\uac00\u09c7\u0dd9\u1e63\u01d5\u212b\u1fc1 1人"]
+    stacks = [
+        "".join(generator.choice(bases) + "".join(generator.choices(marks, k=generator.randrange(5))) for _ in range(6))
+        for _ in range(3000)
+    ]
+    leading = ["".join(generator.choices(marks + bases, k=8)) for _ in range(1000)]
+    hangul = ["".join(chr(generator.randrange(0x1100, 0x1200)) for _ in range(20)) for _ in range(300)]
+    every = [every_character[start : start + 5000] for start in range(0, len(every_character), 5000)]
+    for texts in (stacks, leading, hangul, every):
+        for text, found in zip(texts, normalized_in_graph(texts)):
+            assert found == normalize(text), text[:100]
+
+
+def test_added_tokens_are_found_in_the_text_as_tokenizers_finds_them(uncut, mixtures, reference_encoder):
+    first, generator = uncut.vocabulary_size, random.Random(9)
+    names = ["<tool_call>", "</tool_call>", "<think>", "<think>>", "人间", "<|fim|>"]
+    added = [{**added_token(first + number, name), "special": False} for number, name in enumerate(names)]
+    base = of_family(uncut, "qwen2").document
+    tokenizer = Tokenizer({**base, "added_tokens": [*base["added_tokens"], *added]})
+    parts = [*names, *names, "<think", "<", "tool_call>", " ", "e\u0301", "\u0301", "a", "\n", "人", "<|im_end|>"]
+    texts = ["", *mixtures[:500], *("".join(generator.choices(parts, k=generator.randrange(9))) for _ in range(2000))]
+    graph, reference = InGraphTokenizer(tokenizer), reference_encoder(tokenizer)
+    for text, ids in zip(texts, graph.encode(texts).to_list()):
+        assert ids == reference(text) == tokenizer.encode(text).tolist(), text
+    assert graph.encode(tf.constant([], tf.string)).to_list() == []
+    assert graph.encode([b"<think>\xff<think>>"]).to_list()[0][0] == first + 2
+
+
+def test_added_tokens_that_may_overlap_are_refused_in_graph(uncut):
+    base = of_family(uncut, "llama3").document
+    added = {**added_token(uncut.vocabulary_size, "    "), "special": False}
+    tokenizer = Tokenizer({**base, "added_tokens": [*base["added_tokens"], added]})
+    with pytest.raises(UserError, match="it looks for added tokens in the text that may overlap"):
+        InGraphTokenizer(tokenizer)

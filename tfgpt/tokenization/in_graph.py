@@ -27,6 +27,8 @@ import tokenizers
 from tfgpt.common.errors import UserError
 from tfgpt.tokenization.foreign_cuts import INVALID, LETTER, NOTHING, NUMBER, OTHER, SPACE, CutRules, cut_rules
 from tfgpt.tokenization.foreign_cuts import pre_token_starts as foreign_starts
+from tfgpt.tokenization.in_graph_added import AddedTokens
+from tfgpt.tokenization.in_graph_nfc import NFC, RAW, utf8_bytes
 from tfgpt.tokenization.pattern import MAXIMUM_RUN
 from tfgpt.tokenization.tokenizer import Tokenizer
 from tfgpt.tokenization.vectors import flags_at, following, position_in_run, preceding
@@ -59,6 +61,9 @@ class InGraphTokenizer(tf.Module):
         with tf.device("CPU:0"):
             self._id_of_byte = tf.constant(tokenizer.id_of_byte)
             self._token_bytes = tf.constant(tokenizer.token_bytes(), tf.string)
+        added = [token for token in tokenizer.document["added_tokens"] if not token["special"]]
+        self._added = AddedTokens([(token["content"].encode(), token["id"]) for token in added]) if added else None
+        self._normalizer = NFC() if tokenizer.document.get("normalizer") else None
         self._splitter: CharacterSplitter | None = None
         self._merger: BytePairMerger | None = None
         self._whole_tokens: WholeTokens | None = None
@@ -80,21 +85,53 @@ class InGraphTokenizer(tf.Module):
         """
         with tf.device("CPU:0"):
             lengths = tf.strings.length(texts)
-            splits = tf.concat([[0], tf.cumsum(lengths)], 0)  # (B + 1): where each text starts among all bytes
             contents = tf.cast(tf.io.decode_raw(tf.strings.reduce_join(texts), tf.uint8), tf.int32)  # (T)
-            ids = tf.gather(self._id_of_byte, contents)  # (T)
-            if self._splitter is not None and self._merger is not None:
-                count = tf.size(contents)
-                first = flags_at(tf.boolean_mask(splits[:-1], lengths > 0), count)
-                ids = self._merged(contents, ids, self._splitter(contents, first))
+            if self._added is not None or self._normalizer is not None:
+                return self._pieces_encoded(contents, lengths)
+            splits = tf.concat([[0], tf.cumsum(lengths)], 0)  # (B + 1): where each text starts among all bytes
+            first = flags_at(tf.boolean_mask(splits[:-1], lengths > 0), tf.size(contents))
+            ids = self._ids(contents, first)
             if self._lossy or self._merger is not None:
                 kept = ids >= 0
                 ids = tf.boolean_mask(ids, kept)
                 splits = tf.gather(tf.concat([[0], tf.cumsum(tf.cast(kept, tf.int32))], 0), splits)
             return tf.RaggedTensor.from_row_splits(ids, tf.cast(splits, tf.int64), validate=False)
 
-    def _merged(self, contents: tf.Tensor, ids: tf.Tensor, starts: tf.Tensor) -> tf.Tensor:
+    def _pieces_encoded(self, contents: tf.Tensor, lengths: tf.Tensor) -> tf.RaggedTensor:
+        """As `encode`, for tokenizers that look for tokens in the text, or that normalize it.
+
+        Args:
+            contents: [T] int32, the bytes of all texts.
+            lengths: [B] int32, how many each has.
+        """
+        texts = tf.repeat(tf.range(tf.size(lengths)), lengths)  # (T)
+        pieces, text_of_piece = texts, tf.range(tf.size(lengths))
+        token_pieces, token_ids = tf.zeros([0], tf.int32), tf.zeros([0], tf.int32)
+        if self._added is not None:
+            pieces, rest, token_pieces, token_ids = self._added(contents, texts)
+            text_of_piece = tf.math.segment_max(texts, pieces)
+            contents, pieces = tf.boolean_mask(contents, rest), tf.boolean_mask(pieces, rest)
+        if self._normalizer is not None:
+            code_points, valid, where = characters(contents, pieces != preceding(pieces, 1, filler=-1))
+            raw = RAW + tf.gather(contents, where)
+            normalized = self._normalizer(tf.where(valid, code_points, raw), tf.gather(pieces, where))
+            contents, pieces = utf8_bytes(*normalized)
+        ids = self._ids(contents, pieces != preceding(pieces, 1, filler=-1))
+        ids, pieces = tf.boolean_mask(ids, ids >= 0), tf.boolean_mask(pieces, ids >= 0)
+        order = tf.argsort(tf.concat([pieces, token_pieces], 0), stable=True)
+        ids = tf.gather(tf.concat([ids, token_ids], 0), order)
+        owner = tf.gather(text_of_piece, tf.gather(tf.concat([pieces, token_pieces], 0), order))
+        return tf.RaggedTensor.from_value_rowids(ids, owner, tf.size(lengths), validate=False)
+
+    def _ids(self, contents: tf.Tensor, first: tf.Tensor) -> tf.Tensor:
         """[T] int32: each token's id at its first byte, -1 at its others and at bytes without a token."""
+        ids = tf.gather(self._id_of_byte, contents)
+        if self._splitter is None:
+            return ids
+        return self._merged(contents, ids, self._splitter(contents, first))
+
+    def _merged(self, contents: tf.Tensor, ids: tf.Tensor, starts: tf.Tensor) -> tf.Tensor:
+        """As `_ids`, from the ids of single bytes and where pre-tokens start."""
         assert self._merger is not None
         words = tf.cumsum(tf.cast(starts, tf.int32)) - 1
         known, left = tf.fill([tf.size(ids)], -1), ids >= 0
@@ -147,11 +184,8 @@ class CharacterSplitter(tf.Module):
         Returns:
             [T] bool.
         """
-        code_points, lengths = utf8_sequences(contents, first)
-        covered = preceding(lengths > 1, 1) | preceding(lengths > 2, 2) | preceding(lengths > 3, 3)
-        # Characters: well-formed sequences, and each byte that is in none. From here (C): one entry a character.
-        where = tf.cast(tf.where(~covered)[:, 0], tf.int32)
-        code_points, valid, first = (tf.gather(value, where) for value in (code_points, lengths > 0, first))
+        code_points, valid, where = characters(contents, first)  # from here (C): one entry a character
+        first = tf.gather(first, where)
         page = tf.gather(self._page_of, code_points // 256)
         kinds = tf.cast(tf.gather(self._pages, page * 256 + code_points % 256), tf.int32)
         kinds = tf.where(valid, kinds, INVALID)
@@ -270,6 +304,21 @@ def utf8_sequences(contents: tf.Tensor, first: tf.Tensor) -> tuple[tf.Tensor, tf
         code_points = tf.where(found, value, code_points)
         lengths = tf.where(found, length, lengths)
     return code_points, lengths
+
+
+def characters(contents: tf.Tensor, first: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """The characters in bytes: well-formed sequences, and each byte that is in none.
+
+    Args:
+        contents, first: as `utf8_sequences`'.
+
+    Returns:
+        [C] int32 code points, [C] bool whether they are well-formed, [C] int32 where each begins.
+    """
+    code_points, lengths = utf8_sequences(contents, first)
+    covered = preceding(lengths > 1, 1) | preceding(lengths > 2, 2) | preceding(lengths > 3, 3)
+    where = tf.cast(tf.where(~covered)[:, 0], tf.int32)
+    return tf.gather(code_points, where), tf.gather(lengths > 0, where), where
 
 
 def is_continuation(contents: tf.Tensor) -> tf.Tensor:

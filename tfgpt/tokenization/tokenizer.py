@@ -35,6 +35,7 @@ from tfgpt.tokenization.tokenizer_file import (
     pre_tokenizers,
     read_document,
     special_token_names,
+    why_not_found,
 )
 
 INVALID_BYTES = re.compile("[\udc80-\udcff]+")
@@ -221,9 +222,10 @@ class Tokenizer:
     @functools.cached_property
     def why_not_in_graph(self) -> str | None:
         """Why `in_graph` cannot give this tokenizer's ids; None when it can."""
-        if any(not token["special"] for token in self.document["added_tokens"]):
-            return "it looks for added tokens in the text"
-        if self.document.get("normalizer"):
+        reason = why_not_found(self.document)
+        if reason:
+            return reason
+        if self.document.get("normalizer") not in (None, {"type": "NFC"}):
             return "it writes text in another way before encoding it"
         if not self.merges:
             return None

@@ -239,6 +239,22 @@ def in_order(merges: Sequence[tuple[int, int, int]]) -> bool:
     return all(made.get(token, -1) < rank for rank, pair in enumerate(merges) for token in pair[:2])
 
 
+def why_not_found(document: Mapping[str, Any]) -> str | None:
+    """Why `in_graph_added` cannot look for the tokens that a `tokenizer.json` says are in texts; None when it can."""
+    tokens = [token for token in document["added_tokens"] if not token["special"]]
+    for token in tokens:
+        name = token["content"]
+        if token.get("lstrip") or token.get("rstrip") or token.get("single_word") or not name:
+            return f"it looks for the added token {name!r} together with what is around it"
+        if document.get("normalizer") and token.get("normalized"):
+            return f"it looks for the added token {name!r} in normalized text"
+        for other in tokens:
+            second = other["content"]
+            if any(second.startswith(name[place : place + len(second)]) for place in range(1, len(name))):
+                return f"it looks for added tokens in the text that may overlap, as {name!r} and {second!r}"
+    return None
+
+
 def merges_of(document: dict[str, Any]) -> list[tuple[str, str]]:
     """The merges, in the byte alphabet, in order of rank; both spellings of the format are read."""
     return [
