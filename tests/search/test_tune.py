@@ -40,7 +40,8 @@ def test_a_search_killed_again_and_again_ends_with_the_same_trials(start: Start,
         one, other = (tmp_path / name / "trials" / trial for name in ("alone", "killed"))
         assert metrics(one) == metrics(other)
         assert (one / "model/model.safetensors").read_bytes() == (other / "model/model.safetensors").read_bytes()
-    # A finished search is finished.
+    # What nothing goes on from is not kept. A finished search is finished.
+    assert not list((tmp_path / "alone").glob("trials/*/checkpoints"))
     again = start("tune", *arguments("killed", *more))
     assert again.ended() == 0 and "Best of 3 trials" in again.said and "begins" not in again.said
 
@@ -100,7 +101,7 @@ def test_a_cluster_by_kerastuners_environment_variables(start: Start, arguments,
     roles = {
         name: start(
             "tune",
-            *arguments("cluster", "--tuner=random", "--max_trials=1"),
+            *arguments("cluster", "--tuner=random", "--max_trials=1", "--strategy=mirrored", "--logical_cpus=2"),
             environment={**cluster, "KERASTUNER_TUNER_ID": name},
         )
         for name in ("chief", "tuner0")
@@ -109,6 +110,8 @@ def test_a_cluster_by_kerastuners_environment_variables(start: Start, arguments,
         assert running.ended() == 0, running.said
     assert "Best of 1 trials" in roles["chief"].said
     assert table(tmp_path / "cluster")[0]["status"] == "completed"
+    # Each trial is on a strategy.
+    assert "2 share each batch" in (tmp_path / "cluster/trials/0000/log.txt").read_text()
 
 
 DIVERGING = """

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import shutil
 import statistics
 import time
 from pathlib import Path
@@ -87,6 +88,7 @@ class _Surviving(keras_tuner.Oracle):
                 self.tuner_ids.add(tuner_id)
                 return self.empty(IDLE)
             self.tuner_ids.discard(tuner_id)
+            self.drop_checkpoints(self.end_order)
         return trial
 
     @keras_tuner.synchronized
@@ -121,6 +123,8 @@ class _Surviving(keras_tuner.Oracle):
         self.save()
         self.write_files()
         self.announce_end(self.trials[trial.trial_id])
+        if self.plan.search.tuner != "hyperband" and trial.trial_id in self.end_order:
+            self.drop_checkpoints([trial.trial_id])
 
     def get_trial(self, trial_id: str) -> Any:
         """The trial; asking for it is a worker's sign of life."""
@@ -178,6 +182,11 @@ class _Surviving(keras_tuner.Oracle):
             self.heard[tuner_id] = time.monotonic()
             self.tuner_ids.add(tuner_id)
         self.write_files()
+
+    def drop_checkpoints(self, trial_ids: list[str]) -> None:
+        """Deletes what nothing will go on from: a checkpoint is three times a model, and there are many trials."""
+        for trial_id in trial_ids:
+            shutil.rmtree(self.plan.trial_dir(trial_id) / "checkpoints", ignore_errors=True)
 
     # Workers.
 
