@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import shutil
 import statistics
 import time
@@ -337,8 +338,9 @@ class GridOracle(_Surviving, GridSearchOracle):
         self._populate_next = list(state["start_order"])
 
     def trials_in_all(self) -> int | None:
-        """The combinations, or --max_trials if that is less."""
-        return self.plan.search.max_trials
+        """The combinations (those of conditions that exclude each other too), or --max_trials if that is less."""
+        combinations = math.prod(len(set(each.values)) for each in self.hyperparameters.space)
+        return min(combinations, self.plan.search.max_trials)
 
 
 class BayesianOracle(_Surviving, BayesianOptimizationOracle):

@@ -17,7 +17,7 @@ from typing import Any
 import grpc
 import keras_tuner
 from keras_tuner.engine.base_tuner import BaseTuner
-from keras_tuner.src import protos
+from keras_tuner.src import config, protos
 from keras_tuner.src.distribute import oracle_client
 from keras_tuner.src.distribute.oracle_chief import OracleServicer
 from keras_tuner.src.distribute.oracle_client import OracleClient
@@ -93,7 +93,10 @@ class TrainingTuner(BaseTuner):
                 raise SearchStopped
             if result["status"] in ("killed", "failed"):
                 write_json(self.plan.trial_dir(trial.trial_id) / "result.json", {"request": vars(request), **result})
-        except (TfgptError, grpc.RpcError) as error:
+        except SearchStopped:
+            raise
+        except Exception as error:
+            # Whatever it is, it is not the trial's failure.
             raise SearchStopped from error
         if result["status"] == "interrupted":
             raise SearchStopped
@@ -195,6 +198,8 @@ def play(plan: Plan, name: str, control: Connection) -> int:
         The exit code.
     """
     os.environ["KERASTUNER_TUNER_ID"] = name
+    # KerasTuner would print the traceback of every failed trial; the table has the reason.
+    config.DEBUG = False
     parallel = "KERASTUNER_ORACLE_IP" in os.environ
     chief = parallel and "chief" in name
     try:
