@@ -19,6 +19,7 @@ import math
 import shutil
 import statistics
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ import numpy as np
 import threadpoolctl
 from keras_tuner.engine import trial as trials
 from keras_tuner.oracles import BayesianOptimizationOracle, GridSearchOracle, HyperbandOracle, RandomSearchOracle
+from sklearn.exceptions import ConvergenceWarning
 
 from tfgpt.common.files import read_json, write_json
 from tfgpt.common.progress import duration
@@ -350,7 +352,9 @@ class BayesianOracle(_Surviving, BayesianOptimizationOracle):
         # A function of the trial, not of how often the search was interrupted.
         self._random_state = np.random.RandomState([self.seed, int(trial_id)])
         # The matrices are tiny, and threads that wait for processors busy with training make them a minute's work.
-        with threadpoolctl.threadpool_limits(1):
+        with threadpoolctl.threadpool_limits(1), warnings.catch_warnings():
+            # That a length scale is at its bound: with so few trials it often is.
+            warnings.simplefilter("ignore", ConvergenceWarning)
             return super().populate_space(trial_id)
 
 
