@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import ROOT
+from tfgpt import scale, tune
 from tfgpt import train as command
+from tfgpt.common.command import Command
 from tfgpt.training.recipe import Recipe
 from tfgpt.training.run import train
 
@@ -17,21 +20,29 @@ SHRUNK = """--num_layers=1 --num_query_heads=2 --num_key_value_heads=1 --hidden_
 --sequence_length=16 --batch_size=4 --max_steps=3 --log_every=1 --validate_every=3 --sample_tokens=2 --compile=graph
 --vocabulary_size=320 --strategy=one""".split()
 
-
+# Configs of other commands than `train`, by how their names begin; all of them take the flags of `train` as well.
+COMMANDS = {"tune_": tune.COMMAND, "scaling_": scale.COMMAND}
 CONFIGS = sorted(path.name for path in (ROOT / "configs").glob("*.cfg"))
 # The files for one model on several TPUs differ in sizes only: one of them trains for all.
 TRAINED = [name for name in CONFIGS if not name.startswith("tpu_") or name.endswith("_v5e.cfg")]
 SIZES = {"batch_size", "accumulation_steps", "cross_entropy_chunk_tokens", "optimizer", "run_dir"}
 
 
+def parsed(config: str, flags: list[str]) -> dict:
+    """The settings of `train` in a config."""
+    reader: Command = next((each for start, each in COMMANDS.items() if config.startswith(start)), command.COMMAND)
+    own = {field.name for field in dataclasses.fields(Recipe)}
+    return {name: value for name, value in reader.parse(flags).items() if name in own}
+
+
 @pytest.mark.parametrize("config", TRAINED)
 def test_the_config_trains(config: str, text_file: Path, tmp_path: Path):
     flags = [f"--flagfile={ROOT / 'configs' / config}", f"--train_text={text_file}", f"--run_dir={tmp_path / 'run'}"]
-    whole = command.COMMAND.parse(flags)
+    whole = parsed(config, flags)
     # The config as it is passes every check that is made before TensorFlow is imported.
     Recipe(**whole)
     accumulated = ["--accumulation_steps=2"] if whole["step"].accumulation_steps > 1 else []
-    recipe = Recipe(**command.COMMAND.parse([*flags, *SHRUNK, *accumulated]))
+    recipe = Recipe(**parsed(config, [*flags, *SHRUNK, *accumulated]))
     assert train(recipe, command.COMMAND.flag_file(recipe.settings())) == 0
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["step"] == 3 and rows[-1]["validation_loss"] > 0
