@@ -11,8 +11,8 @@ from tfgpt.training.recipe import Recipe
 def at_width(recipe: Recipe, width: int) -> Recipe:
     """The recipe with another `hidden_dim`; heads and the inside of the MLP grow in proportion.
 
-    The heads become more, and stay as wide as they are; a single key-value head stays single. With --base_head_dim their
-    number stays and they become wider.
+    The heads become more, and stay as wide as they are; a single key-value head stays single. With --base_head_dim
+    their number stays and they become wider.
 
     Raises:
         SettingError: the width does not come out even.
