@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import pytest
 from tests.conftest import ROOT
 from tfgpt import scale, tune
 from tfgpt import train as command
-from tfgpt.common.command import Command
+from tfgpt.search.plan import make_plan
 from tfgpt.training.recipe import Recipe
 from tfgpt.training.run import train
 
@@ -20,19 +19,19 @@ SHRUNK = """--num_layers=1 --num_query_heads=2 --num_key_value_heads=1 --hidden_
 --sequence_length=16 --batch_size=4 --max_steps=3 --log_every=1 --validate_every=3 --sample_tokens=2 --compile=graph
 --vocabulary_size=320 --strategy=one""".split()
 
-# Configs of other commands than `train`, by how their names begin; all of them take the flags of `train` as well.
-COMMANDS = {"tune_": tune.COMMAND, "scaling_": scale.COMMAND}
-CONFIGS = sorted(path.name for path in (ROOT / "configs").glob("*.cfg"))
+
+CONFIGS = sorted(path.name for path in (ROOT / "configs").glob("*.cfg") if not path.name.startswith("tune_"))
+SEARCHES = sorted(path.name for path in (ROOT / "configs").glob("tune_*.cfg"))
 # The files for one model on several TPUs differ in sizes only: one of them trains for all.
 TRAINED = [name for name in CONFIGS if not name.startswith("tpu_") or name.endswith("_v5e.cfg")]
 SIZES = {"batch_size", "accumulation_steps", "cross_entropy_chunk_tokens", "optimizer", "run_dir"}
 
 
 def parsed(config: str, flags: list[str]) -> dict:
-    """The settings of `train` in a config."""
-    reader: Command = next((each for start, each in COMMANDS.items() if config.startswith(start)), command.COMMAND)
-    own = {field.name for field in dataclasses.fields(Recipe)}
-    return {name: value for name, value in reader.parse(flags).items() if name in own}
+    """The settings of `train` in a config; those of a scaling law are for `scale`, which has flags of its own."""
+    settings = (scale if config.startswith("scaling_") else command).COMMAND.parse(flags)
+    settings.pop("scaling", None)
+    return settings
 
 
 @pytest.mark.parametrize("config", TRAINED)
@@ -55,3 +54,10 @@ def test_the_config_differs_from_the_one_that_trains_in_sizes_only(config: str):
 
     mine, trained = flags(config), flags(f"{config.rsplit('_', 1)[0]}_v5e.cfg")
     assert {name for name in mine if mine[name] != trained.get(name)} <= SIZES
+
+
+@pytest.mark.parametrize("config", SEARCHES)
+def test_the_config_of_a_search_passes_every_check_that_is_made_before_tensorflow_is_imported(config: str, tmp_path):
+    flags = tune.COMMAND.parse([f"--flagfile=configs/{config}", f"--search_dir={tmp_path}"])
+    plan = make_plan(flags.pop("search"), flags)
+    assert plan.recipe({}, "0000").run.max_steps < flags["run"].max_steps

@@ -29,6 +29,7 @@ BEHIND = {
     "python scripts/kill_resume.py": None,
     "python -m tfgpt": [],
     "python -m tfgpt.train": SHORT,
+    "python -m tfgpt.tune": [*SHORT, "--max_trials=1", "--trial_tokens=512"],
     "python -m tfgpt.doctor": [*SHORT, "--overfit_steps=60"],
     "python -m tfgpt.prepare": ["--vocabulary_size=320"],
     "python -m tfgpt.evaluate": [],

@@ -26,10 +26,10 @@ def run(search: SearchConfig, judging: JudgingConfig, **settings: Any) -> int:
         check_begun(plan)
     plan.claim()
     if not judging.report_only:
-        from tfgpt.search.launch import launch
+        from tfgpt.search.launch import has_the_results, launch
 
         exit_code = launch(plan)
-        if exit_code:
+        if exit_code or not has_the_results():
             return exit_code
     return conclude(plan, judging)
 
