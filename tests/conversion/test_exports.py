@@ -26,35 +26,31 @@ from tfgpt.tokenization.tokenizer import Tokenizer
 def converted(tmp_path_factory, documents, sentencepiece_model):
     """A tiny model of a family, converted."""
 
-    def make(family: str) -> Path:
+    def make(family: str, **changes) -> Path:
         source = tmp_path_factory.mktemp("source")
         save_tiny(source, family, documents, sentencepiece_model)
+        settings = json.loads((source / "tokenizer_config.json").read_text())
+        (source / "tokenizer_config.json").write_text(json.dumps({**settings, **changes}))
         output = tmp_path_factory.mktemp("output") / "model"
         return convert(ConvertConfig(source=str(source), output=str(output)), lambda line: None)
 
     return make
 
 
-@pytest.mark.parametrize(
-    ("family", "operations", "kind"),
-    [
-        ("SmolLM2", "core TensorFlow only", "byte-level BPE"),
-        ("Llama 2", "core TensorFlow and tensorflow_text", "SentencePiece"),
-    ],
-)
-def test_a_converted_model_is_exported_and_answers_as_the_model_does(family, operations, kind, converted, tmp_path):
-    directory = converted(family)
+def test_a_converted_model_is_exported_and_answers_as_the_model_does(converted, tmp_path):
+    directory = converted("Llama 2", add_bos_token=False)
     config = ExportConfig(model=str(directory), output=str(tmp_path / "served"), max_new_tokens_limit=32)
     sampling = SamplingConfig(max_new_tokens=4)
     tokenizer = Tokenizer.load(directory)
     version = export(config, sampling, directory, tokenizer, lambda line: None)
     metadata = json.loads((version / "assets.extra" / "tfgpt.json").read_text())
-    assert (metadata["operations"], metadata["tokenizer"]["kind"]) == (operations, kind)
+    assert metadata["operations"] == "core TensorFlow and tensorflow_text"
+    assert metadata["tokenizer"]["kind"] == "SentencePiece"
     with SessionModel(version) as model:
         found = model("tokenize", {"text": np.array(["The fox", ""], object)})
         assert found["ids"][0][: found["num_tokens"][0]].tolist() == tokenizer.encode("The fox").tolist()
-        # What stands before a text: <s> for Llama 2, nothing for SmolLM2.
-        assert found["end_of_text_id"].tolist() == [next(iter(tokenizer.start_ids), -1)] * 2
+        # Nothing stands before a text, as for SmolLM2 and Qwen; our own models have an end-of-text token there.
+        assert tokenizer.start_ids == () and found["end_of_text_id"].tolist() == [-1, -1]
         assert model("score", {"text": np.array(["The fox", ""], object)})["num_bytes"].tolist() == [7, 0]
 
 
@@ -72,8 +68,10 @@ def test_sentencepiece_ids_in_graph_equal_those_outside_and_those_of_transformer
     found = graph.encode(texts).to_list()
     assert found == [ids.tolist() for ids in tokenizer.encode_batch(texts)]
     for text, ids in zip(texts, found):
-        assert ids == tokenizer.encode(text).tolist() == reference.encode(text, add_special_tokens=False), text
+        assert ids == tokenizer.encode(text).tolist(), text
         assert tokenizer.decode(ids) == text
+        # transformers 5 puts no space before a text that begins with one, unlike SentencePiece and Llama's own code.
+        assert text.startswith(" ") or ids == reference.encode(text, add_special_tokens=False), text
     assert graph.decode(graph.encode(["The fox"])).numpy()[0] == b" The fox"
     assert graph.encode([b"a\xff\xc3b"]).to_list() == [tokenizer.encode(b"a\xff\xc3b").tolist()]
     assert tokenizer.byte_lengths()[tokenizer.encode("The fox")].sum() == len(" The fox")

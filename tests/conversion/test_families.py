@@ -6,7 +6,7 @@ The largest differences are printed as the README's table: python -m pytest -s t
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +95,7 @@ def test_in_from_transformers_and_out_again(family, theirs, tmp_path):
     for text in TEXTS:
         ids = encode_prompt(tokenizer, text).tolist()
         assert ids == original(text)["input_ids"] == written(text)["input_ids"], text
-    assert written.chat_template == tokenizer.chat_template == TEMPLATE
+    assert written.chat_template == tokenizer.config["chat_template"] == TEMPLATE
     ends = [tokenizer.end_of_turn_id, tokenizer.end_of_text_id]
     assert json.loads((out / "generation_config.json").read_text())["eos_token_id"] == list(dict.fromkeys(ends))
     assert tokenizer.vocabulary_size <= VOCABULARY
@@ -107,7 +107,7 @@ TYPES = {"F32": 2e-6, "F16": 2e-3, "BF16": 2e-2, "Q8_0": 5e-2, "Q4_0": None, "Q4
 """How a GGUF file stores weights → what the logits may differ from those before; None: whatever."""
 
 
-def write_gguf(path: Path, source: Path, model: Any, kind: str) -> None:
+def write_gguf(path: Path, source: Path, model: Any, kind: str, more: Mapping[str, np.ndarray] | None = None) -> None:
     """A Llama of transformers as llama.cpp's convert_hf_to_gguf.py writes it."""
     config, document = model.config, json.loads((source / "tokenizer.json").read_text())
     writer = gguf.GGUFWriter(path, "llama")
@@ -149,10 +149,28 @@ def write_gguf(path: Path, source: Path, model: Any, kind: str) -> None:
         written = outside.get(name) or f"blk.{number}.{parts[part]}.weight"
         stored = gguf.GGMLQuantizationType[kind if value.ndim > 1 else "F32"]
         writer.add_tensor(written, gguf.quants.quantize(value, stored), raw_dtype=stored)
+    for name, value in (more or {}).items():
+        writer.add_tensor(name, value)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def test_in_from_gguf_with_the_scaling_of_llama_31(theirs, tmp_path):
+    source, _ = theirs("SmolLM2")
+    scaling = {"rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    config = transformers.AutoConfig.from_pretrained(source)
+    config.rope_parameters = {**scaling, "original_max_position_embeddings": 8192, "rope_theta": 500_000.0}
+    torch.manual_seed(1)
+    model = transformers.LlamaForCausalLM(config)
+    # What convert_hf_to_gguf.py writes: how many times slower each pair of channels turns.
+    plain = 500_000.0 ** (-np.arange(0, config.head_dim, 2) / config.head_dim)
+    divisors = (plain / model.model.rotary_emb.inv_freq.numpy()).astype(np.float32)
+    assert divisors.min() == 1 and divisors.max() > 31
+    write_gguf(tmp_path / "model.gguf", source, model, "F32", {"rope_freqs.weight": divisors})
+    found = our_logits(converted(tmp_path / "model.gguf", tmp_path / "ours"))
+    note("Llama 3.2, GGUF F32", "transformers → tfgpt", found, logits_of(model))
 
 
 @pytest.mark.parametrize("kind", TYPES)
@@ -169,4 +187,4 @@ def test_in_from_gguf(kind, theirs, tmp_path):
     tokenizer, original = Tokenizer.load(directory), transformers.AutoTokenizer.from_pretrained(source)
     for text in TEXTS:
         assert tokenizer.encode(text).tolist() == original(text)["input_ids"], text
-    assert tokenizer.chat_template == TEMPLATE
+    assert tokenizer.config["chat_template"] == TEMPLATE

@@ -31,7 +31,7 @@ BACKBONES = {
     ),
     "Llama": lambda: keras_hub.models.Llama3Backbone(**LLAMA, rope_max_wavelength=500),
     "Llama 3.1": lambda: keras_hub.models.Llama3Backbone(
-        **LLAMA, tie_word_embeddings=True, rope_max_wavelength=500, rope_frequency_adjustment_factor=8.0,
+        **LLAMA, rope_max_wavelength=500, rope_frequency_adjustment_factor=8.0,
         rope_low_freq_factor=1.0, rope_high_freq_factor=4.0, rope_pretraining_sequence_length=32,
     ),
 }  # fmt: skip

@@ -46,7 +46,7 @@ def line_of(source: Path | str, output: Path) -> str:
         ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "rope type 'yarn' is not supported"),
         ({"hidden_act": "gelu"}, "hidden_act='gelu' is not supported"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config: gptq quantized weights"),
-        ({"model_type": "smollm3", "no_rope_layers": [0, 0, 1, 0]}, "no_rope_layers is not supported where"),
+        ({"model_type": "smollm3", "no_rope_layers": [0, 1]}, "no_rope_layers is not supported where"),
     ],
 )
 def test_what_we_cannot_compute_is_refused_by_name_before_weights_are_looked_at(change, reason, model, tmp_path):
