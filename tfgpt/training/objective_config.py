@@ -14,7 +14,15 @@ if TYPE_CHECKING:
 # Objective → module and class: a `tfgpt.training.kinds.Kind`, imported (with TensorFlow) when a run needs it.
 KINDS = {
     "pretrain": ("tfgpt.training.pretraining", "Pretraining"),
+    "dpo": ("tfgpt.training.preferences", "Preferences"),
+    "ipo": ("tfgpt.training.preferences", "Preferences"),
+    "orpo": ("tfgpt.training.preferences", "Preferences"),
+    "simpo": ("tfgpt.training.preferences", "Preferences"),
+    "grpo": ("tfgpt.training.group_rewards", "GroupRewards"),
 }
+
+# They need a model to start from.
+FROM_A_MODEL = ("dpo", "ipo", "orpo", "simpo", "grpo")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +33,9 @@ class ObjectiveConfig(Settings):
 
     objective: str = setting(
         "pretrain",
-        "pretrain: predict every token of the text. chat: predict what the assistant says in conversations.",
+        "pretrain: predict every token of the text. chat: predict what the assistant says in conversations. dpo, ipo, "
+        "orpo, simpo: prefer the better of two answers (JSON Lines with prompt, chosen, rejected). grpo: sample answers "
+        "to prompts and make the better rewarded ones more likely (JSON Lines with prompt and what --reward asks for).",
         choices=tuple(KINDS),
     )
 
