@@ -1,11 +1,13 @@
 """Tokens a second of decoding, beside `transformers` generate on PyTorch eager and llama.cpp, with the same weights.
 
-    python scripts/bench_decode.py [--json] [--rows=float32-1x70,…] [--rounds=3] [--tokens=32] [--peers=llama.cpp]
+    python scripts/bench_decode.py --model=models/smollm2 --json
+    python scripts/bench_decode.py [--rows=float32-1x70,…] [--rounds=3] [--tokens=32] [--peers=llama.cpp]
 
-A GPT-2 of 124 million parameters with random weights writes `--tokens` tokens greedily behind each prompt; the time of
-the whole call counts, the pass over the prompt included. Ours is `Generator.generate`, theirs `model.generate` (eager)
-and the server inside the `xllamacpp` wheel (its cache in float16; 8 rows as 8 requests at once). Each runs in a process
-of its own. The processes of a row stay alive and take turns, so that other work on the machine hits all alike: a ratio
+A model directory of ours in Llama's shape (`python -m tfgpt.convert` makes one), or else a GPT-2 of 124 million
+parameters with random weights, writes `--tokens` tokens greedily behind each prompt; the time of the whole call
+counts, the pass over the prompt included. Ours is `Generator.generate`, theirs `model.generate` (eager) and the
+server inside the `xllamacpp` wheel (its cache in float16; 8 rows as 8 requests at once). Each runs in a process of
+its own. The processes of a row stay alive and take turns, so that other work on the machine hits all alike: a ratio
 is the median over the turns. On a busy machine threads that wait for each other by spinning (PyTorch's, llama.cpp's)
 lose far more than ours: compare with --threads=1, and by CPU time, there. CPU seconds are those of the whole process.
 
@@ -50,6 +52,7 @@ def main() -> None:
     parser.add_argument("--rows", default=",".join(ROWS), help=f"dtype-BATCHxPROMPT (default: {','.join(ROWS)})")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each process (default: 3)")
     parser.add_argument("--tokens", type=int, default=32, help="new tokens a row (default: 32)")
+    parser.add_argument("--model", help="a model directory in Llama's shape; none: a random GPT-2")
     parser.add_argument("--layers", type=int, default=12, help="layers of the model (default: 12)")
     parser.add_argument("--width", type=int, default=768, help="its width (default: 768)")
     parser.add_argument("--threads", type=int, default=0, help="threads of each process; 0: its default (default: 0)")
@@ -73,7 +76,11 @@ def main() -> None:
     figures: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
-        save_model(directory, arguments.layers, arguments.width)
+        if arguments.model:
+            for path in Path(arguments.model).glob("*.*"):
+                (directory / path.name).symlink_to(path.resolve())
+        else:
+            save_model(directory, arguments.layers, arguments.width)
         for dtype in dict.fromkeys(row.split("-")[0] for row in arguments.rows.split(",")):
             contestants = [Contestant(worker, directory, dtype, arguments.threads) for worker in ("ours", *peers)]
             for row in arguments.rows.split(","):
@@ -191,10 +198,11 @@ def ours(directory: Path, dtype: str) -> Write:
     from tfgpt.generation.config import SamplingConfig
     from tfgpt.generation.decoding import CachedDecoding
     from tfgpt.generation.engine import Generator
+    from tfgpt.generation.layout import lay_out_for_decoding
     from tfgpt.model.checkpoints.huggingface import load_decoder
     from tfgpt.tokenization.train import byte_tokenizer
 
-    generator: Any = Generator(load_decoder(directory, dtype=dtype), byte_tokenizer())
+    generator: Any = Generator(lay_out_for_decoding(load_decoder(directory, dtype=dtype)), byte_tokenizer())
     # No text may end early.
     generator.stop_tokens, generator.decoding = (), CachedDecoding(generator.decoder, ())
 
@@ -210,7 +218,7 @@ def theirs(directory: Path, dtype: str) -> Write:
     import torch
     import transformers
 
-    model = transformers.GPT2LMHeadModel.from_pretrained(directory, dtype=getattr(torch, dtype)).eval()
+    model = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=getattr(torch, dtype)).eval()
 
     def write(ids: np.ndarray, tokens: int) -> list[list[int]]:
         prompt = torch.tensor(ids.astype(np.int64))
@@ -242,7 +250,6 @@ def llama(directory: Path, dtype: str) -> Write:
         }  # fmt: skip
         answer = server.handle_completions(request)
         assert answer["timings"]["prompt_n"] == len(ids) and answer["timings"]["predicted_n"] == tokens, answer
-        # Tokens are named after their ids, but for the first ones, which random weights hardly ever choose.
         named = [int(name) for name in re.findall(r"\[(\d+)\]", answer["choices"][0]["text"])]
         return named if len(named) == tokens else [-1] * tokens
 
@@ -252,49 +259,97 @@ def llama(directory: Path, dtype: str) -> Write:
 def write_gguf(directory: Path, path: Path, dtype: str) -> None:
     """The model as llama.cpp reads it, with a made-up tokenizer."""
     import gguf
-    from safetensors.numpy import load_file
 
     config = json.loads((directory / "config.json").read_text())
-    tensors = load_file(directory / "model.safetensors")
-    writer = gguf.GGUFWriter(path, "gpt2")
+    architecture = config["model_type"]
+    writer = gguf.GGUFWriter(path, architecture)
     writer.add_context_length(CONTEXT)
-    writer.add_embedding_length(config["n_embd"])
-    writer.add_feed_forward_length(4 * config["n_embd"])
-    writer.add_block_count(config["n_layer"])
-    writer.add_head_count(config["n_head"])
-    writer.add_layer_norm_eps(config["layer_norm_epsilon"])
+    if architecture == "gpt2":
+        vocabulary, tensors = VOCABULARY, gpt2_tensors(directory, config["n_layer"])
+        writer.add_embedding_length(config["n_embd"])
+        writer.add_feed_forward_length(4 * config["n_embd"])
+        writer.add_block_count(config["n_layer"])
+        writer.add_head_count(config["n_head"])
+        writer.add_layer_norm_eps(config["layer_norm_epsilon"])
+    else:
+        vocabulary, tensors = config["vocab_size"], llama_tensors(directory, config)
+        writer.add_embedding_length(config["hidden_size"])
+        writer.add_feed_forward_length(config["intermediate_size"])
+        writer.add_block_count(config["num_hidden_layers"])
+        writer.add_head_count(config["num_attention_heads"])
+        writer.add_head_count_kv(config["num_key_value_heads"])
+        writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+        writer.add_rope_freq_base(config["rope_theta"])
+        writer.add_rope_dimension_count(config["head_dim"])
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
+    # Tokens are named after their ids, but for the last ones, which the reader of the vocabulary wants to see.
     characters = [chr(code) for code in [*range(33, 127), *range(161, 173), *range(174, 256)]]
     characters += [chr(256 + number) for number in range(256 - len(characters))]
-    writer.add_token_list([*characters, "ab", *[f"[{number}]" for number in range(257, VOCABULARY)]])
-    writer.add_token_types([gguf.TokenType.NORMAL] * VOCABULARY)
+    characters += ["ab", "[end]"]
+    names = [f"[{number}]" for number in range(vocabulary - len(characters))]
+    writer.add_token_list([*names, *characters])
+    writer.add_token_types([gguf.TokenType.NORMAL] * vocabulary)
     writer.add_token_merges(["a b"])
-    writer.add_eos_token_id(VOCABULARY - 1)
+    writer.add_eos_token_id(vocabulary - 1)
     kind = gguf.GGMLQuantizationType.F32 if dtype == "float32" else gguf.GGMLQuantizationType.BF16
 
-    def add(name: str, tensor: np.ndarray) -> None:
+    for name, tensor in tensors.items():
         wide = tensor.ndim == 2 and name != "position_embd.weight"
         stored = kind if wide else gguf.GGMLQuantizationType.F32
         content = gguf.quants.quantize(np.ascontiguousarray(tensor, np.float32), stored)
         writer.add_tensor(name, content, raw_dtype=stored)
-
-    names = {
-        "ln_1": "attn_norm", "attn.c_attn": "attn_qkv", "attn.c_proj": "attn_output", "ln_2": "ffn_norm",
-        "mlp.c_fc": "ffn_up", "mlp.c_proj": "ffn_down",
-    }  # fmt: skip
-    add("token_embd.weight", tensors["transformer.wte.weight"])
-    add("position_embd.weight", tensors["transformer.wpe.weight"])
-    for part in ("weight", "bias"):
-        add(f"output_norm.{part}", tensors[f"transformer.ln_f.{part}"])
-        for layer in range(config["n_layer"]):
-            for theirs_name, name in names.items():
-                tensor = tensors[f"transformer.h.{layer}.{theirs_name}.{part}"]
-                add(f"blk.{layer}.{name}.{part}", tensor.T if tensor.ndim == 2 else tensor)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def gpt2_tensors(directory: Path, layers: int) -> dict[str, np.ndarray]:
+    """GPT-2's tensors under llama.cpp's names."""
+    from safetensors.numpy import load_file
+
+    found = load_file(directory / "model.safetensors")
+    names = {
+        "ln_1": "attn_norm", "attn.c_attn": "attn_qkv", "attn.c_proj": "attn_output", "ln_2": "ffn_norm",
+        "mlp.c_fc": "ffn_up", "mlp.c_proj": "ffn_down",
+    }  # fmt: skip
+    tensors = {
+        "token_embd.weight": found["transformer.wte.weight"],
+        "position_embd.weight": found["transformer.wpe.weight"],
+    }
+    for part in ("weight", "bias"):
+        tensors[f"output_norm.{part}"] = found[f"transformer.ln_f.{part}"]
+        for layer in range(layers):
+            for theirs_name, name in names.items():
+                tensor = found[f"transformer.h.{layer}.{theirs_name}.{part}"]
+                tensors[f"blk.{layer}.{name}.{part}"] = tensor.T if tensor.ndim == 2 else tensor
+    return tensors
+
+
+def llama_tensors(directory: Path, config: dict[str, Any]) -> dict[str, np.ndarray]:
+    """A Llama's tensors, head tied, under llama.cpp's names; it pairs RoPE's numbers otherwise (neighbours)."""
+    from safetensors.numpy import load_file
+
+    found = load_file(directory / "model.safetensors")
+    names = {
+        "input_layernorm": "attn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k",
+        "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output", "post_attention_layernorm": "ffn_norm",
+        "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
+    }  # fmt: skip
+    heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}
+    tensors = {
+        "token_embd.weight": found["model.embed_tokens.weight"],
+        "output_norm.weight": found["model.norm.weight"],
+    }
+    for layer in range(config["num_hidden_layers"]):
+        for theirs_name, name in names.items():
+            tensor = found[f"model.layers.{layer}.{theirs_name}.weight"]
+            if name in heads:
+                halves = tensor.reshape(heads[name], 2, -1, tensor.shape[1])
+                tensor = halves.swapaxes(1, 2).reshape(tensor.shape)
+            tensors[f"blk.{layer}.{name}.weight"] = tensor
+    return tensors
 
 
 if __name__ == "__main__":

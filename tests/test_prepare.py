@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tfgpt.prepare import main
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -77,3 +79,17 @@ def test_a_flipped_byte_in_the_cache_is_said_and_mended(tfgpt, text_file, tmp_pa
     assert result.returncode == 0
     assert f"{shard}: this token shard is damaged" in result.stdout
     assert shard.read_bytes() == content
+
+
+def test_conversations_are_prepared_and_shown_with_what_is_learned(tmp_path, capsys):
+    turns = [("user", "Hello <|im_end|> there"), ("assistant", "Hi!"), ("user", "Bye"), ("assistant", "Good bye.")]
+    line = json.dumps({"messages": [{"role": role, "content": content} for role, content in turns]})
+    others = [line.replace("Hello", f"Hello {number}") for number in range(40)]
+    (tmp_path / "chats.jsonl").write_text("\n".join(others) + "\n")
+    flags = [f"--train_text={tmp_path / 'chats.jsonl'}", "--tokenizer=bytes", "--validation_fraction=0.2"]
+    assert main([*flags, "--objective=chat", "--sequence_length=200", "--preview=1"]) == 0
+    shown = capsys.readouterr().out
+    assert "<|im_end|> there⟦<|im_end|>⟧⏎⟦<|im_start|>⟧assistant⏎«Hi!⟦<|im_end|>⟧»⏎⟦<|im_start|>⟧user⏎Bye" in shown
+    assert "row 0: 200 tokens, " in shown and "of which is not padding" in shown
+    assert main([*flags, "--preview=1"]) == 2
+    assert "--preview: shows conversations, with --objective=chat" in capsys.readouterr().err

@@ -29,9 +29,11 @@ BEHIND = {
     "python scripts/kill_resume.py": None,
     "python -m tfgpt": [],
     "python -m tfgpt.train": SHORT,
+    "python -m tfgpt.tune": [*SHORT, "--max_trials=1", "--trial_tokens=512"],
     "python -m tfgpt.doctor": [*SHORT, "--overfit_steps=60"],
     "python -m tfgpt.prepare": ["--vocabulary_size=320"],
     "python -m tfgpt.evaluate": [],
+    "python -m tfgpt.convert --suggest": [],
     "python -m tfgpt.generate": ["--max_new_tokens=4"],
     # Talks until its input ends: tests/test_chat.py.
     "python -m tfgpt.chat": None,
@@ -133,8 +135,8 @@ def test_the_tests_are_run_by_the_readmes_command_and_so_is_ci():
 def test_killed_runs_end_as_if_nothing_had_happened():
     # The README's line with fewer kills: twenty take some minutes.
     done = subprocess.run(
-        [sys.executable, "scripts/kill_resume.py", "--kills=4", "--steps=600", "--seed=1"],
+        [sys.executable, "scripts/kill_resume.py", "--kills=2", "--steps=400", "--seed=1"],
         cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=1200,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "DIFFERENT" not in done.stdout and "4 kills" in done.stdout
+    assert "DIFFERENT" not in done.stdout and "2 kills" in done.stdout

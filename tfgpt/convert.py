@@ -2,7 +2,8 @@
 
 The shortest form is `python -m tfgpt.convert --source=HuggingFaceTB/SmolLM2-135M-Instruct --output=models/smollm2`.
 What we cannot compute is refused before any weight is read. The weights are read and written one by one; no second
-copy of the model is made in memory. `transformers` opens what is written.
+copy of the model is made in memory. `transformers` opens what is written. Which model to start from?
+`python -m tfgpt.convert --suggest --task=chat --data_size=20MB --memory=16GiB` ranks them.
 """
 
 from __future__ import annotations
@@ -11,17 +12,23 @@ import sys
 
 from tfgpt.common.command import Command
 from tfgpt.conversion.config import ConvertConfig
+from tfgpt.diagnosis.suggest_config import SuggestConfig
 
 
-def run(convert: ConvertConfig) -> None:
-    """Converts; no TensorFlow is needed but for KerasHub presets."""
+def run(convert: ConvertConfig, suggest: SuggestConfig) -> None:
+    """Converts, or suggests; no TensorFlow is needed but for KerasHub presets."""
+    if convert.suggest:
+        from tfgpt.diagnosis.suggest import suggestion
+
+        print("\n".join(suggestion(suggest)))
+        return
     from tfgpt.conversion.convert import convert as write
 
     output = write(convert, lambda line: print(line, flush=True))
     print(f'Next:    python -m tfgpt.generate --model={output} --prompt="The capital of France is"')
 
 
-COMMAND = Command("convert", __doc__, [ConvertConfig], run)
+COMMAND = Command("convert", __doc__, [ConvertConfig, SuggestConfig], run)
 main = COMMAND.run
 
 if __name__ == "__main__":

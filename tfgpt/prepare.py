@@ -1,5 +1,8 @@
 """Prepares text for training on its own: documents, a tokenizer, token shards; `train` does the same when it must.
 
+With --objective=chat, conversations are prepared instead of token shards (their long ones are cut to the rows of
+--sequence_length), and --preview=2 shows two rows as the model will see them.
+
 Everything is kept in the cache by the hash of what it is made from, so that a second run, and `train` with the same
 flags, find it there.
 """
@@ -10,14 +13,31 @@ import shlex
 import sys
 
 from tfgpt.common.command import Command, flag_items
+from tfgpt.common.errors import SettingError
+from tfgpt.common.quiet import import_tensorflow
 from tfgpt.common.settings import Settings
 from tfgpt.corpus.config import CorpusConfig
-from tfgpt.pipeline.config import PrepareConfig
+from tfgpt.pipeline.config import AugmentationConfig, BatchConfig, MixtureConfig, PrepareConfig
 from tfgpt.tokenization.config import TokenizerConfig
+from tfgpt.training.objective_config import ObjectiveConfig
+from tfgpt.training.recipe import Recipe
 
 
-def run(corpus: CorpusConfig, tokenizer: TokenizerConfig, prepare: PrepareConfig) -> None:
+def run(
+    corpus: CorpusConfig,
+    tokenizer: TokenizerConfig,
+    objective: ObjectiveConfig,
+    batch: BatchConfig,
+    mixture: MixtureConfig,
+    augmentation: AugmentationConfig,
+    prepare: PrepareConfig,
+) -> None:
     """Prepares and says what came of it."""
+    if objective.objective != "pretrain":
+        prepare_conversations(corpus, tokenizer, objective, batch, mixture, augmentation, prepare)
+        return
+    if prepare.preview:
+        raise SettingError("preview", "shows conversations, with --objective=chat; tfgpt.doctor shows rows of text")
     from tfgpt.pipeline.prepare import prepare as prepare_data
     from tfgpt.pipeline.prepare import put_results
     from tfgpt.pipeline.report import report_of
@@ -28,6 +48,32 @@ def run(corpus: CorpusConfig, tokenizer: TokenizerConfig, prepare: PrepareConfig
         print(f"Results: {put_results(data, prepare.output_dir)}")
     print(f"Data card: {data.documents.card}")
     print(f"Next: python -m tfgpt.train {flags_of(corpus, tokenizer)}")
+
+
+def prepare_conversations(
+    corpus: CorpusConfig,
+    tokenizer: TokenizerConfig,
+    objective: ObjectiveConfig,
+    batch: BatchConfig,
+    mixture: MixtureConfig,
+    augmentation: AugmentationConfig,
+    prepare: PrepareConfig,
+) -> None:
+    """The same for chat tuning."""
+    if objective.objective != "chat":
+        raise SettingError("objective", "prepares for pretrain or chat; train prepares for the others by itself")
+    if prepare.output_dir:
+        raise SettingError("output_dir", "is for token shards; conversations stay in the cache")
+    recipe = Recipe(
+        corpus=corpus, tokenizer=tokenizer, objective=objective, batch=batch, mixture=mixture, augmentation=augmentation
+    )
+    import_tensorflow()
+    from tfgpt.diagnosis.chat_preview import show
+
+    for line in show(recipe, prepare.preview, dimmed=sys.stdout.isatty()):
+        print(line)
+    given = flags_of(corpus, tokenizer, objective, batch, mixture, augmentation)
+    print(f"Next: python -m tfgpt.train {given} --init_from=MODEL")
 
 
 def flags_of(*settings: Settings) -> str:
@@ -41,7 +87,16 @@ def flags_of(*settings: Settings) -> str:
     )
 
 
-COMMAND = Command("prepare", __doc__, (CorpusConfig, TokenizerConfig, PrepareConfig), run)
+GROUPS = (
+    CorpusConfig,
+    TokenizerConfig,
+    ObjectiveConfig,
+    BatchConfig,
+    MixtureConfig,
+    AugmentationConfig,
+    PrepareConfig,
+)
+COMMAND = Command("prepare", __doc__, GROUPS, run)
 main = COMMAND.run
 
 if __name__ == "__main__":

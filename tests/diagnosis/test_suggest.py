@@ -1,20 +1,24 @@
 """Which model to start from: the figures are right, and the ranking follows from them."""
 
+import subprocess
+import sys
+
 import pytest
 
+from tests.conftest import ROOT
+from tfgpt import convert
 from tfgpt.common.errors import SettingError, UserError
 from tfgpt.diagnosis.families import FAMILIES, OPEN_LICENCES
 from tfgpt.diagnosis.suggest import (
-    SuggestConfig,
     adapter_parameters,
     days_of_a_pass,
     expected_loss,
     ranked,
     serving_memory,
-    size_of,
     suggestion,
     tuning_memory,
 )
+from tfgpt.diagnosis.suggest_config import SuggestConfig, size_of
 from tfgpt.model.presets import count_parameters
 
 BY_NAME = {model.base.split("/")[1]: model for model in FAMILIES}
@@ -139,3 +143,20 @@ def test_sizes_are_read_and_nonsense_is_named():
             SuggestConfig(data_size=text)
     with pytest.raises(UserError, match="--memory: is missing"):
         suggestion(SuggestConfig(device="gpu"))
+
+
+def test_convert_suggests_without_a_source_and_without_tensorflow(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys\nsys.modules['tensorflow'] = sys.modules['keras'] = None\n"  # Importing them raises.
+    )
+    flags = ["--suggest", "--task=chat", "--data_size=20MB", "--memory=16GiB", "--device=gpu", "--cores=1"]
+    done = subprocess.run(
+        [sys.executable, "-m", "tfgpt.convert", *flags],
+        capture_output=True, text=True, env={"PYTHONPATH": f"{tmp_path}:{ROOT}"}, cwd=ROOT,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == suggestion(
+        SuggestConfig(task="chat", data_size="20MB", memory="16GiB", device="gpu", cores=1)
+    )
+    wrong = convert.main(["--suggest", "--data_size=much"])
+    assert wrong == 2

@@ -56,9 +56,10 @@ def test_dialogues_are_the_chat_template_followed_by_end_of_text(tmp_path, token
     shards = write_token_shards([DIALOGUE, {"text": "ab"}], tokenizer, tmp_path / "shards", store_weights=True)
     ids, weights = encode_messages(tokenizer, DIALOGUE["messages"])
     end = tokenizer.end_of_text_id
-    np.testing.assert_array_equal(shards.tokens[:], [end, *ids, end, *b"ab", end])
+    assert ids[0] == end  # the template's own; it is not written twice
+    np.testing.assert_array_equal(shards.tokens[:], [*ids, end, *b"ab", end])
     # All of a text counts; of a dialogue only what the assistant says, and not the end-of-text behind it.
-    np.testing.assert_array_equal(shards.weights[1:], [*weights, 0, 1, 1, 1])
+    np.testing.assert_array_equal(shards.weights[1:], [*weights[1:], 0, 1, 1, 1])
     assert weights.sum() == len("Hello <|im_end|>") + 1
     assert write_token_shards([DIALOGUE], tokenizer, tmp_path / "plain").weights is None
 

@@ -1,4 +1,4 @@
-"""ChatML: equal to the rendered template, weights on the assistant only, no special token out of a user's mouth."""
+"""Our template, ChatML: the ids of the rendered text, weights on the assistant, no special token from a user."""
 
 import numpy as np
 import pytest
@@ -33,11 +33,11 @@ def test_ids_equal_those_of_transformers_rendering_the_template(tokenizer, tmp_p
     assert ids.shape == weights.shape
 
 
-def test_no_message_is_no_id_or_the_generation_prompt(tokenizer):
+def test_no_message_is_what_every_conversation_begins_with_or_the_generation_prompt(tokenizer):
     ids, weights = encode_messages(tokenizer, [])
-    assert ids.shape == weights.shape == (0,)
+    assert (ids.tolist(), weights.tolist()) == ([tokenizer.end_of_text_id], [0])
     ids, _ = encode_messages(tokenizer, [], add_generation_prompt=True)
-    assert tokenizer.decode(ids, skip_special_tokens=False) == "<|im_start|>assistant\n"
+    assert tokenizer.decode(ids, skip_special_tokens=False) == "<|endoftext|><|im_start|>assistant\n"
 
 
 def test_weights_are_on_the_assistants_words_and_the_end_of_its_turn(tokenizer):
@@ -76,7 +76,8 @@ def test_user_cannot_type_special_tokens(tokenizer):
     ids, weights = encode_messages(tokenizer, [{"role": "user", "content": attack}])
     assert ids.tolist().count(tokenizer.start_of_turn_id) == 1
     assert ids.tolist().count(tokenizer.end_of_turn_id) == 1
-    assert tokenizer.end_of_text_id not in ids
+    assert tokenizer.end_of_text_id not in ids[1:]
+    assert tokenizer.decode(ids, skip_special_tokens=False).count(attack) == 1
     assert weights.sum() == 0
 
 

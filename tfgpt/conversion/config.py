@@ -27,7 +27,13 @@ class ConvertConfig(Settings):
         choices=("as_stored", "float32", "bfloat16", "float16"),
     )
 
+    suggest: bool = setting(
+        False, "Convert nothing; rank the models that can be converted for a task, a text and a machine, and say why."
+    )
+
     def check(self) -> None:
+        if self.suggest:
+            return
         if not self.source:
             raise SettingError("source", "is missing; give a directory, a .gguf file or a hub name")
         if not self.output:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 
 import numpy as np
@@ -45,6 +46,40 @@ def preview(batch: Mapping[str, np.ndarray], tokenizer: Tokenizer, rows: int) ->
         )
         shown = excerpt(text, marks)
         lines += [f"    {shown[start : start + COLUMNS]}" for start in range(0, len(shown), COLUMNS)]
+    return lines
+
+
+def preview_learned(batch: Mapping[str, np.ndarray], tokenizer: Tokenizer, rows: int, dimmed: bool) -> list[str]:
+    """Whole rows of packed conversations, what is not learned dimmed; padding is only counted.
+
+    Args:
+        batch: `token_ids`, `targets`, `weights` and `segment_ids` [B, T].
+        tokenizer: decodes.
+        rows: how many, from the first.
+        dimmed: use the terminal's faint letters; otherwise what is learned stands in « ».
+
+    Returns:
+        A few lines a row: its figures, then the text, a line for each conversation.
+    """
+    lines = []
+    for row in range(min(rows, len(batch["token_ids"]))):
+        segments = batch["segment_ids"][row]
+        learned, used = int((batch["weights"][row] > 0).sum()), int((segments > 0).sum())
+        lines.append(
+            f"row {row}: {len(segments)} tokens, {used} of {counted(int(segments.max()), 'conversation')} or parts of "
+            f"them, {learned} are learned, {len(segments) - used} are padding"
+        )
+        for segment in range(1, int(segments.max()) + 1):
+            here = segments == segment
+            # A target stands for its token; the first token of a conversation is nobody's target.
+            ids = [*batch["token_ids"][row][here][:1], *batch["targets"][row][here]]
+            counts = [False, *(batch["weights"][row][here] > 0)]
+            pieces = []
+            for learned_here, group in itertools.groupby(zip(counts, ids), key=lambda pair: pair[0]):
+                text = readable(np.array([identifier for _, identifier in group]), None, tokenizer)[0]
+                marked = text if learned_here else f"\x1b[2m{text}\x1b[0m"
+                pieces.append(marked if dimmed else f"«{text}»" if learned_here else text)
+            lines.append("    " + "".join(pieces))
     return lines
 
 

@@ -145,19 +145,20 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str | np.ndarray, add_end_of_tex
 
 
 def encode_chat(tokenizer: Tokenizer, messages: Sequence[dict[str, Any]], add_end_of_text: bool = True) -> np.ndarray:
-    """The ids of a dialogue up to where the assistant speaks next (ChatML), as dialogues stand in the training data.
+    """The ids of a dialogue up to where the assistant speaks next as the model's template has it.
 
     Args:
         tokenizer: the model's.
         messages: `{"role": "system"|"user"|"assistant", "content": text}` in order.
-        add_end_of_text: False leaves what texts begin with (`Tokenizer.start_ids`) out.
+        add_end_of_text: False leaves out what texts begin with (`Tokenizer.start_ids`), where the template begins so.
 
     Returns:
         [n] int32.
     """
     ids, _ = encode_messages(tokenizer, messages, add_generation_prompt=True)
-    start = tokenizer.start_ids if add_end_of_text else ()
-    return np.concatenate([np.asarray(start, np.int32), ids])
+    start = list(tokenizer.start_ids)
+    begins = bool(start) and ids[: len(start)].tolist() == start
+    return ids[len(start) :] if begins and not add_end_of_text else ids
 
 
 def encode(tokenizer: Tokenizer, prompt: Prompt, add_end_of_text: bool = True) -> np.ndarray:

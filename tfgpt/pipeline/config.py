@@ -1,10 +1,11 @@
-"""The settings of a batch: how many windows of how many tokens. No TensorFlow."""
+"""The settings of batches: their shape, what conversations become, how sources are mixed. No TensorFlow."""
 
 from __future__ import annotations
 
 import dataclasses
 from typing import ClassVar
 
+from tfgpt.common.errors import SettingError
 from tfgpt.common.settings import Settings, setting
 
 
@@ -24,6 +25,72 @@ class BatchConfig(Settings):
 
 
 @dataclasses.dataclass(frozen=True)
+class MixtureConfig(Settings):
+    """How often each source is read."""
+
+    title: ClassVar[str] = "Mixture of sources"
+
+    mixture: tuple[str, ...] = setting(
+        (),
+        "Weight of each --train_text, in the same order: with 3 and 1, three rows of the first to one of the second. "
+        "Not given: by size. With --objective=chat.",
+    )
+    mixture_temperature: float = setting(
+        1.0,
+        "Without weights: shares are size^(1/temperature). 1 is by size; higher gives small sources more; 1000 gives "
+        "all the same. With --objective=chat.",
+        minimum=0.01,
+    )
+
+    def check(self) -> None:
+        for weight in self.mixture:
+            try:
+                fine = 0 < float(weight) < float("inf")
+            except ValueError:
+                fine = False
+            if not fine:
+                raise SettingError("mixture", f"{weight!r} is not a number above 0")
+        if self.mixture and self.mixture_temperature != 1:
+            raise SettingError("mixture_temperature", "is for sources without --mixture, which says the shares itself")
+
+    @property
+    def active(self) -> bool:
+        """Whether rows are dealt out by source."""
+        return bool(self.mixture) or self.mixture_temperature != 1
+
+
+@dataclasses.dataclass(frozen=True)
+class AugmentationConfig(Settings):
+    """How what users say is varied, in every epoch in another way; what the assistant says never is."""
+
+    title: ClassVar[str] = "Conversations (with --objective=chat)"
+
+    repeat_system: bool = setting(
+        True, "A conversation longer than a row is cut before a user's turn; each part begins with the system message."
+    )
+    paraphrases: str | None = setting(
+        None,
+        "File of pairs of phrasings, JSON Lines with text and paraphrase or two columns separated by a tab: other ways "
+        "to say what users say.",
+    )
+    augment_paraphrase: float = setting(
+        0.5, "Probability that a user's words that have paraphrases are said in another way.", minimum=0.0, maximum=1.0
+    )
+    augment_word_dropout: float = setting(
+        0.0, "Probability that a word of a user is left out (a character, in Chinese).", minimum=0.0, maximum=0.9
+    )
+    augment_casing: float = setting(
+        0.0,
+        "Probability that a user's message is put into other case: all small, all capitals, …",
+        minimum=0.0,
+        maximum=1.0,
+    )
+    augment_spacing: float = setting(
+        0.0, "Probability that a space of a user becomes none or two.", minimum=0.0, maximum=1.0
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class PrepareConfig(Settings):
     """What the `prepare` command does besides filling the cache."""
 
@@ -31,4 +98,7 @@ class PrepareConfig(Settings):
 
     output_dir: str | None = setting(
         None, "Also put tokenizer, token shards and data card here: hard links to the cache, copies on another disk."
+    )
+    preview: int = setting(
+        0, "With --objective=chat: rows to show as the model sees them, what it does not learn dimmed.", minimum=0
     )

@@ -276,6 +276,9 @@ def encoded(batch: list[Mapping[str, Any]], tokenizer: Tokenizer) -> tuple[np.nd
             document_weights = np.ones(len(document_ids) + 1, np.float32)
         else:
             document_ids, document_weights = encode_messages(tokenizer, document["messages"])
+            if len(document_ids) and document_ids[0] == tokenizer.end_of_text_id:
+                # The template writes it, and it is there already: it ends the document before.
+                document_ids, document_weights = document_ids[1:], document_weights[1:]
             # What ends an answer is end-of-turn; end-of-text behind a dialogue is nobody's words.
             document_weights = np.append(document_weights, np.float32(0))
         if len(document_ids):

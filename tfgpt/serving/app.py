@@ -15,6 +15,7 @@ from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Res
 from fastapi.staticfiles import StaticFiles
 
 import tfgpt
+from tfgpt.common.errors import UserError
 from tfgpt.serving.answers import Answer, EventResponse, as_base64, unless_gone
 from tfgpt.serving.api_errors import ApiError, add_error_handlers
 from tfgpt.serving.api_models import ChatRequest, CompletionRequest, EmbeddingRequest, ErrorAnswer, WritingRequest
@@ -104,7 +105,10 @@ class Server:
 
     async def conversation(self, body: ChatRequest) -> list[int]:
         """The ids of a conversation."""
-        text = render_messages([message.plain() for message in body.messages])
+        try:
+            text = render_messages([message.plain() for message in body.messages], template=self.client.template)
+        except UserError as error:
+            raise ApiError(400, str(error), "messages", "invalid_conversation") from None
         found = await self.call("tokenize_chat", {"conversation": [text]})
         ids = found["ids"][0][: found["num_tokens"][0]]
         self.check_length(len(ids), "messages")

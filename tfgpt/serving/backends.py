@@ -13,6 +13,7 @@ from tfgpt.common.errors import UserError
 from tfgpt.serving.client import DEFAULTS, Answer, Client, Transport, connect, failed, input_types
 from tfgpt.serving.serve_config import ServeConfig
 from tfgpt.serving.transports import as_bytes, with_text
+from tfgpt.tokenization.chat_template import OURS, ChatTemplate
 
 METADATA_FILE = Path("assets.extra", "tfgpt.json")
 
@@ -26,12 +27,14 @@ class ServedInfo:
         created: when the version was made, in seconds since 1970; 0 where that is not known.
         context_length: tokens that a prompt may have; 0 where that is not known.
         defaults: the sampling inputs of a request that does not say otherwise.
+        template: how conversations are written.
     """
 
     name: str
     created: int
     context_length: int
     defaults: Mapping[str, Any]
+    template: ChatTemplate = OURS
 
 
 class SavedModelTransport:
@@ -109,17 +112,20 @@ def served_info(config: ServeConfig, version: Path | None) -> ServedInfo:
         UserError: the export's own description cannot be read.
     """
     name, created, context, defaults = config.model_name, 0, config.context_length, dict(DEFAULTS)
+    template = OURS
     if version is not None:
         try:
             described = json.loads((version / METADATA_FILE).read_text(encoding="utf-8"))
             context = context or int(described["decoder"]["max_sequence_length"])
             defaults.update({key: value for key, value in described["defaults"].items() if key in DEFAULTS})
+            # Exports of before 2026-11-25 have ours, and say nothing of it.
+            template = ChatTemplate.from_dict(described["chat_template"]) if "chat_template" in described else OURS
             created = int((version / METADATA_FILE).stat().st_mtime)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"--model: {version / METADATA_FILE} is no description of an export: {error!r}") from error
         folder = Path(os.path.abspath(version))
         name = name or (folder.parent.name if folder.name.isdigit() else folder.name)
-    return ServedInfo(name, created, context, defaults)
+    return ServedInfo(name, created, context, defaults, template)
 
 
 def open_backend(config: ServeConfig) -> tuple[Client, ServedInfo]:
@@ -132,7 +138,10 @@ def open_backend(config: ServeConfig) -> tuple[Client, ServedInfo]:
     info = served_info(config, version)
     if config.backend:
         address = config.backend.removeprefix("grpc://")
-        return connect(address, model=info.name, label=config.label, seconds=config.backend_seconds), info
+        client = connect(
+            address, model=info.name, label=config.label, seconds=config.backend_seconds, template=info.template
+        )
+        return client, info
     assert version is not None  # The settings see to it.
     transport: Transport = SavedModelTransport(version, info.name)
-    return Client(transport, config.backend_seconds), info
+    return Client(transport, config.backend_seconds, info.template), info

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 from tfgpt.common.errors import RunError, UserError
 from tfgpt.generation.text import TextStream
 from tfgpt.serving.signatures import signature
-from tfgpt.tokenization.chat_template import render_messages
+from tfgpt.tokenization.chat_template import OURS, ChatTemplate, render_messages
 
 # What a request gets that does not say otherwise: REST has no defaults, and over gRPC a batch would not match them.
 DEFAULTS: dict[str, Any] = {
@@ -83,10 +83,12 @@ class Client:
     Attributes:
         transport: gRPC or REST.
         seconds: the deadline of a call, all tries together.
+        template: the model's chat template, which its export tells in `assets.extra/tfgpt.json`.
     """
 
     transport: Transport
     seconds: float = 60.0
+    template: ChatTemplate = OURS
 
     def predict(self, name: str, inputs: Mapping[str, list[Any]]) -> Answer:
         """Calls a signature, again while that makes sense.
@@ -120,7 +122,7 @@ class Client:
 
     def chat(self, messages: Sequence[Mapping[str, Any]], **sampling: Any) -> str:
         """The assistant's answer to one dialogue."""
-        inputs = {"conversation": [render_messages(messages)], **sampling_inputs(sampling, 1)}
+        inputs = {"conversation": [render_messages(messages, template=self.template)], **sampling_inputs(sampling, 1)}
         return self.predict("chat", inputs)["text"][0]
 
     def stream(self, text: str, *, stop: Sequence[str] = (), **sampling: Any) -> Iterator[str]:
@@ -133,7 +135,7 @@ class Client:
         self, messages: Sequence[Mapping[str, Any]], *, stop: Sequence[str] = (), **sampling: Any
     ) -> Iterator[str]:
         """The assistant's answer to one dialogue as it is written."""
-        encoded = self.predict("tokenize_chat", {"conversation": [render_messages(messages)]})
+        encoded = self.predict("tokenize_chat", {"conversation": [render_messages(messages, template=self.template)]})
         return self._streamed(encoded["ids"][0][: encoded["num_tokens"][0]], stop, sampling)
 
     def _streamed(self, ids: list[int], stop: Sequence[str], sampling: Mapping[str, Any]) -> Iterator[str]:
@@ -178,7 +180,9 @@ class Client:
         self.transport.close()
 
 
-def connect(address: str, *, model: str, label: str = "", seconds: float = 60.0) -> Client:
+def connect(
+    address: str, *, model: str, label: str = "", seconds: float = 60.0, template: ChatTemplate = OURS
+) -> Client:
     """A client for "HOST:PORT" (gRPC) or "http://HOST:PORT" (REST).
 
     Args:
@@ -186,11 +190,12 @@ def connect(address: str, *, model: str, label: str = "", seconds: float = 60.0)
         model: the model's name.
         label: a version's label, such as "stable" or "canary"; "" for the newest version.
         seconds: the deadline of a call.
+        template: the model's chat template.
     """
     from tfgpt.serving.transports import GrpcTransport, RestTransport
 
     make: Callable[..., Transport] = RestTransport if address.startswith(("http://", "https://")) else GrpcTransport
-    return Client(make(address, model, label), seconds)
+    return Client(make(address, model, label), seconds, template)
 
 
 def sampling_inputs(sampling: Mapping[str, Any], rows: int) -> dict[str, list[Any]]:

@@ -15,6 +15,7 @@ from tfgpt.common.errors import UserError
 from tfgpt.common.files import directory_written_beside, write_json
 from tfgpt.generation.config import SamplingConfig
 from tfgpt.generation.engine import Generator
+from tfgpt.generation.layout import lay_out_for_decoding
 from tfgpt.model.checkpoints.huggingface import load_decoder
 from tfgpt.model.decoder import Decoder
 from tfgpt.serving.config import NOT_IN_EXPORTS, ExportConfig
@@ -25,6 +26,7 @@ from tfgpt.serving.serving_files import FOLDER, stable_version, write_serving_fi
 from tfgpt.serving.signatures import SIGNATURES
 from tfgpt.serving.verification import verify
 from tfgpt.serving.warmup import write_warmup
+from tfgpt.tokenization.chat_template import template_of
 from tfgpt.tokenization.tokenizer import Tokenizer
 
 METADATA_FILE = Path("assets.extra", "tfgpt.json")
@@ -57,6 +59,7 @@ def export(
     if config.precision != "float32":
         measured.add("float32", load_decoder(directory, dtype="float32"), "float32")
     decoder = load_decoder(directory, dtype="bfloat16" if config.precision == "bfloat16" else "float32")
+    lay_out_for_decoding(decoder)
     weights = ServedWeights(decoder, config.precision)
     model = ServedModel(decoder, weights, tokenizer, sampling, config.max_new_tokens_limit)
     measured.add_model(config.precision, model)
@@ -64,7 +67,7 @@ def export(
     with directory_written_beside(version) as temporary:
         # SavedModels are written through TensorFlow's own file system, into the folder that is renamed at the end.
         tf.saved_model.save(model, str(temporary), signatures=model.signature_functions())
-        write_warmup(temporary, tokenizer.end_of_text_id, sampling)
+        write_warmup(temporary, tokenizer.end_of_text_id, sampling, template_of(tokenizer))
         write_json(temporary / METADATA_FILE, metadata(config, sampling, decoder, tokenizer, measured))
         weights.assign_to_decoder()
         verify(temporary, Generator(decoder, tokenizer), sampling)
@@ -148,6 +151,7 @@ def metadata(
             "start_of_turn_id": tokenizer.start_of_turn_id,
             "end_of_turn_id": tokenizer.end_of_turn_id,
         },
+        "chat_template": template_of(tokenizer).to_dict(),
         "decoder": decoder.config.to_dict(),
         "defaults": defaults,
         "max_new_tokens_limit": config.max_new_tokens_limit,

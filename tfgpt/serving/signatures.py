@@ -93,7 +93,7 @@ SIGNATURES = (
             Tensor(
                 "conversation",
                 "string",
-                "ChatML up to where the assistant speaks; `<|` in what people say is written `<\\|`",
+                "what the chat template writes, special tokens by name (`render_messages`)",
             ),
             *SAMPLING,
         ),

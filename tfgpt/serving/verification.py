@@ -18,7 +18,7 @@ from tfgpt.generation.reading import log_likelihood
 from tfgpt.serving.session import SessionModel
 from tfgpt.serving.signatures import SAMPLING, SIGNATURES, signature
 from tfgpt.serving.warmup import TEXTS, read_warmup
-from tfgpt.tokenization.chat_template import render_messages
+from tfgpt.tokenization.chat_template import render_messages, template_of
 
 NEW_TOKENS = 24
 CHUNKS = (4, 8, 12)
@@ -97,7 +97,10 @@ class Comparison:
         tokenizer = self.generator.tokenizer
         dialogues = [[{"role": "user", "content": text}] for text in TEXTS]
         texts = [(encode_prompt(tokenizer, text), text) for text in TEXTS]
-        chats = [(encode_chat(tokenizer, dialogue), render_messages(dialogue)) for dialogue in dialogues]
+        template = template_of(tokenizer)
+        chats = [
+            (encode_chat(tokenizer, dialogue), render_messages(dialogue, template=template)) for dialogue in dialogues
+        ]
         for name, column, prompts in (("generate", "text", texts), ("chat", "conversation", chats)):
             # A small model's context may be too short for them.
             prompts = [(ids, text) for ids, text in prompts if len(ids) <= self.generator.context]

@@ -17,23 +17,26 @@ from tensorflow_serving.apis import model_pb2, predict_pb2, prediction_log_pb2
 
 from tfgpt.generation.config import SamplingConfig
 from tfgpt.serving.signatures import SAMPLING, SIGNATURES, Tensor
-from tfgpt.tokenization.chat_template import render_messages
+from tfgpt.tokenization.chat_template import OURS, ChatTemplate, render_messages
 
 WARMUP_FILE = Path("assets.extra", "tf_serving_warmup_requests")
 NEW_TOKENS = 4
 TEXTS = ["Hello", "What is the weather like today?"]
 
 
-def example_inputs(rows: int, end_of_text_id: int, sampling: SamplingConfig) -> dict[str, dict[str, np.ndarray]]:
+def example_inputs(
+    rows: int, end_of_text_id: int, sampling: SamplingConfig, template: ChatTemplate = OURS
+) -> dict[str, dict[str, np.ndarray]]:
     """Inputs of every signature, by its name.
 
     Args:
         rows: 1 or 2.
         end_of_text_id: what ids begin with.
         sampling: what the sampling inputs are, but few tokens.
+        template: what conversations are written with.
     """
     texts = TEXTS[:rows]
-    conversations = [render_messages([{"role": "user", "content": text}]) for text in texts]
+    conversations = [render_messages([{"role": "user", "content": text}], template=template) for text in texts]
     columns = {
         "text": np.array([text.encode() for text in texts], object),
         "conversation": np.array([text.encode() for text in conversations], object),
@@ -52,13 +55,13 @@ def example_inputs(rows: int, end_of_text_id: int, sampling: SamplingConfig) -> 
     return {entry.name: {item.name: column(item) for item in entry.inputs} for entry in SIGNATURES}
 
 
-def write_warmup(directory: Path, end_of_text_id: int, sampling: SamplingConfig) -> None:
+def write_warmup(directory: Path, end_of_text_id: int, sampling: SamplingConfig, template: ChatTemplate = OURS) -> None:
     """Writes the records into a version's directory."""
     path = directory / WARMUP_FILE
     path.parent.mkdir(exist_ok=True)
     with tf.io.TFRecordWriter(str(path)) as writer:
         for rows in (1, 2):
-            for name, inputs in example_inputs(rows, end_of_text_id, sampling).items():
+            for name, inputs in example_inputs(rows, end_of_text_id, sampling, template).items():
                 request = predict_pb2.PredictRequest(model_spec=model_pb2.ModelSpec(signature_name=name))
                 for key, value in inputs.items():
                     request.inputs[key].CopyFrom(tf.make_tensor_proto(value))

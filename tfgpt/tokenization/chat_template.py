@@ -1,24 +1,26 @@
-"""ChatML: how a dialogue becomes ids, as Jinja text for other programs and as code that cannot be talked into specials.
+"""How a dialogue becomes ids: by the model's own chat template, which no content can talk into special tokens.
 
-`<|im_start|>role\\ncontent<|im_end|>\\n` a message (OpenAI's ChatML, as Qwen and SmolLM2 use it). A user who types
-`<|im_end|>` gets its letters, not the special token; rendering the template to a string and parsing that cannot tell
-them apart, so training and generation use `encode_messages`.
+A model directory's `tokenizer_config.json` holds its template; ours is ChatML (OpenAI's, as Qwen and SmolLM2 use it)
+behind the token that begins every text: `<|im_start|>role\\ncontent<|im_end|>\\n` a message. Training, generation and
+serving all read it through `encode_messages` and `render_messages`; `tfgpt.tokenization.jinja_template` says how.
 """
 
 from __future__ import annotations
 
-import re
+import functools
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tfgpt.common.errors import UserError
+from tfgpt.tokenization.jinja_template import ROLES, ChatTemplate, Span, checked_message, inside, unshielded
 
 if TYPE_CHECKING:
     from tfgpt.tokenization.tokenizer import Tokenizer
 
 CHAT_TEMPLATE = (
+    "{{ bos_token }}"
     "{% for message in messages %}"
     "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}"
     "{% endfor %}"
@@ -26,17 +28,10 @@ CHAT_TEMPLATE = (
 )
 """The template of `tokenizer_config.json`."""
 
-START_OF_TURN, END_OF_TURN = "<|im_start|>", "<|im_end|>"
-"""ChatML's marks, as a conversation rendered by `render_messages` spells them whatever the tokenizer calls them."""
-
-MARK = re.compile(r"<(\\*)\|")
-"""What a mark begins with, perhaps with backslashes between."""
-
-ESCAPED = r"<\1\\|"
-"""What stands for it in a rendered message."""
-
-ROLES = ("system", "user", "assistant")
-"""Who may speak."""
+OURS = ChatTemplate(
+    CHAT_TEMPLATE, ("<|endoftext|>", "<|padding|>", "<|im_start|>", "<|im_end|>"), (("bos_token", "<|endoftext|>"),)
+)
+"""The template of models that we train ourselves."""
 
 
 def encode_messages(
@@ -47,7 +42,7 @@ def encode_messages(
     The ids are those of the rendered template, as long as no content spells a special token.
 
     Args:
-        tokenizer: the tokenizer.
+        tokenizer: the tokenizer, whose template it is.
         messages: `{"role": "system"|"user"|"assistant", "content": text}` in order.
         add_generation_prompt: end with the start of an assistant's turn.
 
@@ -57,58 +52,102 @@ def encode_messages(
         starts with white space) has weight 0: generation starts behind that line end and can never emit it.
 
     Raises:
-        UserError: a message without a known role or without text.
+        UserError: a message without a known role or without text, or the template refuses the conversation.
     """
-    byte_lengths = tokenizer.byte_lengths()
-    line_end = tokenizer.encode("\n")
-    ids: list[np.ndarray] = []
-    weights: list[np.ndarray] = []
+    template = template_of(tokenizer)
+    text, spans = template.written(messages, add_generation_prompt)
+    return encoded_text(tokenizer, template, text, spans)
 
-    def append(part: np.ndarray | Sequence[int], part_weights: np.ndarray | float) -> None:
+
+def encode_rendered(tokenizer: Tokenizer, text: str) -> np.ndarray:
+    """The ids [n] int32 of a conversation as `render_messages` writes it."""
+    return encoded_text(tokenizer, template_of(tokenizer), text, [])[0]
+
+
+def encoded_text(
+    tokenizer: Tokenizer, template: ChatTemplate, text: str, spans: Sequence[Span]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Ids [n] int32 of a rendered text, and weights [n] float32, 1 for what begins within a span."""
+    ids: list[np.ndarray] = [np.zeros(0, np.int32)]
+    weights: list[np.ndarray] = [np.zeros(0, np.float32)]
+    for special, start, end in template.parts(text):
+        if special:
+            ids.append(np.array([tokenizer.special_tokens[text[start:end]]], np.int32))
+            weights.append(np.array([inside(spans, start)], np.float32))
+            continue
+        borders = sorted({start, end, *(edge for span in spans for edge in span if start < edge < end)})
+        pieces = [unshielded(text[first:last]) for first, last in itertools.pairwise(borders)]
+        learned = np.array([inside(spans, border) for border in borders[:-1]])
+        lengths = np.array([len(piece.encode("utf-8", "surrogatepass")) for piece in pieces])
+        part = tokenizer.encode("".join(pieces))
+        token_lengths = tokenizer.byte_lengths()[part]
+        if token_lengths.sum() == lengths.sum():
+            starts = np.cumsum(token_lengths) - token_lengths
+            chosen = learned[np.searchsorted(np.cumsum(lengths), starts, side="right")]
+        else:
+            # A tokenizer that writes text in another way: its tokens cannot be laid over the text, so cut it.
+            parts = [tokenizer.encode(piece) for piece in pieces]
+            part = np.concatenate(parts)
+            chosen = np.repeat(learned, [len(piece) for piece in parts])
         ids.append(np.asarray(part, np.int32))
-        weights.append(np.broadcast_to(np.asarray(part_weights, np.float32), ids[-1].shape))
-
-    for message in messages:
-        role, content = checked_message(message)
-        learned = role == "assistant"
-        said = tokenizer.encode(f"{role}\n{content}")
-        starts = np.cumsum(byte_lengths[said]) - byte_lengths[said]
-        append([tokenizer.start_of_turn_id], 0)
-        append(said, (starts > len(role)) & learned)
-        append([tokenizer.end_of_turn_id], float(learned))
-        append(line_end, 0)
-    if add_generation_prompt:
-        append([tokenizer.start_of_turn_id], 0)
-        append(tokenizer.encode("assistant\n"), 0)
-    if not ids:
-        return np.zeros(0, np.int32), np.zeros(0, np.float32)
+        weights.append(chosen.astype(np.float32))
     return np.concatenate(ids), np.concatenate(weights)
 
 
-def render_messages(messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True) -> str:
-    """A dialogue as one ChatML text that a SavedModel's `chat` reads as `encode_messages` reads the messages.
+def render_messages(
+    messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True, template: ChatTemplate = OURS
+) -> str:
+    """A dialogue as one text that a SavedModel's `chat` reads as `encode_messages` reads the messages.
 
-    In what somebody says, `<|` is written `<\\|` (and `<\\|` with one backslash more, and so on), which the reader
-    takes back: so nobody can end a turn by typing its mark, and nothing is lost.
+    Special tokens stand in it by their names. Where somebody says such a name, it is broken up by an escape that the
+    reader takes out: so nobody can end a turn by typing its mark, and nothing is lost.
 
     Args:
         messages, add_generation_prompt: as `encode_messages`'.
+        template: the model's; an export tells it in `assets.extra/tfgpt.json`.
 
     Raises:
-        UserError: a message without a known role or without text.
+        UserError: a message without a known role or without text, or the template refuses the conversation.
     """
-    turns = []
-    for message in messages:
-        role, content = checked_message(message)
-        turns.append(f"{START_OF_TURN}{role}\n{MARK.sub(ESCAPED, content)}{END_OF_TURN}\n")
-    return "".join(turns) + (f"{START_OF_TURN}assistant\n" if add_generation_prompt else "")
+    return template.render(messages, add_generation_prompt)
 
 
-def checked_message(message: Mapping[str, Any]) -> tuple[str, str]:
-    """The role and the content of a message, or a UserError."""
-    role, content = message.get("role"), message.get("content")
-    if role not in ROLES:
-        raise UserError(f"a message has the role {role!r}; known are {', '.join(ROLES)}")
-    if not isinstance(content, str):
-        raise UserError(f"a message of the {role} has no text as its content")
-    return role, content
+def template_of(tokenizer: Tokenizer) -> ChatTemplate:
+    """The template of a tokenizer, with the names of its special tokens; ChatML for one that comes without."""
+    config = tokenizer.config
+    source = config.get("chat_template")
+    if not source:
+        turns = {"<|im_start|>": tokenizer.start_of_turn, "<|im_end|>": tokenizer.end_of_turn}
+        source = CHAT_TEMPLATE
+        for mark, name in turns.items():
+            source = source.replace(mark, name.replace("\\", "\\\\").replace("'", "\\'"))
+    if isinstance(source, list):
+        # Several by name, as older files have them; "default" is the one without tools.
+        by_name = {entry["name"]: entry["template"] for entry in source}
+        source = by_name.get("default") or next(iter(by_name.values()))
+    variables = {}
+    for name in ("bos_token", "eos_token", "pad_token", "unk_token"):
+        value = config.get(name)
+        value = value.get("content") if isinstance(value, Mapping) else value
+        if isinstance(value, str):
+            variables[name] = value
+    return known_template(source, tuple(tokenizer.special_tokens), tuple(sorted(variables.items())))
+
+
+@functools.lru_cache(maxsize=64)
+def known_template(source: str, specials: tuple[str, ...], variables: tuple[tuple[str, str], ...]) -> ChatTemplate:
+    """One object a template, so that what it has worked out is kept."""
+    return ChatTemplate(source, specials, variables)
+
+
+__all__ = [
+    "CHAT_TEMPLATE",
+    "OURS",
+    "ROLES",
+    "ChatTemplate",
+    "checked_message",
+    "encode_messages",
+    "encode_rendered",
+    "render_messages",
+    "template_of",
+]

@@ -2,39 +2,73 @@
 
 from __future__ import annotations
 
+import re
+
 import tensorflow as tf
 
-from tfgpt.tokenization.chat_template import END_OF_TURN, START_OF_TURN
+from tfgpt.tokenization.chat_template import encode_messages, template_of
 from tfgpt.tokenization.in_graph import InGraphTokenizer
+from tfgpt.tokenization.jinja_template import BREAK, ESCAPE, ITSELF
 from tfgpt.tokenization.tokenizer import Tokenizer
 
-# `chat_template.MARK` with at least one backslash, and what it stood for.
-ESCAPED, ORIGINAL = r"<\\(\\*)\|", r"<\1|"
+# Put around special tokens to cut at them: in a content, ESCAPE is always followed by 0 or 1.
+CUT = f"{ESCAPE}2"
 
 
 def encode_conversations(tokenizer: Tokenizer, in_graph: InGraphTokenizer, conversations: tf.Tensor) -> tf.RaggedTensor:
-    """The ids of conversations as `chat_template.render_messages` writes them.
+    """The ids of conversations as `chat_template.render_messages` writes them with the tokenizer's template.
+
+    A conversation that somebody wrote by hand may leave out the special token that every conversation of the template
+    begins with (such as our end-of-text): it is put there.
 
     Args:
-        tokenizer: whose special tokens the marks become.
+        tokenizer: whose special tokens the names become.
         in_graph: the same tokenizer's operations.
         conversations: [B] strings.
 
     Returns:
-        RaggedTensor [B, (ids)] int32, the end-of-text token first.
+        RaggedTensor [B, (ids)] int32.
     """
-    # [B, (turns), (parts)]: each part stands behind a start mark, an end mark or (the first one) the end of a text.
-    parts = tf.strings.split(tf.strings.split(conversations, START_OF_TURN), END_OF_TURN)
-    turn_splits, row_splits = parts.values.row_splits, parts.row_splits
-    count = tf.size(parts.flat_values, tf.int64)
-    marks = tf.fill([count], tokenizer.end_of_turn_id)
-    marks = _filled_at(marks, turn_splits[:-1], tokenizer.start_of_turn_id)
-    marks = _filled_at(marks, tf.gather(turn_splits, row_splits[:-1]), tokenizer.end_of_text_id)
-    texts = tf.strings.regex_replace(parts.flat_values, ESCAPED, ORIGINAL)
-    ids = tf.concat([marks[:, None], in_graph.encode(texts)], 1)  # [all parts, (ids)]
-    splits = tf.gather(tf.cast(ids.row_splits, tf.int64), tf.gather(turn_splits, row_splits))
-    return tf.RaggedTensor.from_row_splits(ids.values, splits, validate=False)
+    names = sorted(tokenizer.special_tokens, key=len, reverse=True)
+    ids = [tokenizer.special_tokens[name] for name in names]
+    if names:
+        pattern = "|".join(re.escape(name) for name in names)
+        conversations = tf.strings.regex_replace(conversations, f"({pattern})", rf"{CUT}\1{CUT}")
+    parts = tf.strings.split(conversations, CUT)  # [B, (text, name, text, name, …, text)]
+    place = tf.ragged.range(tf.cast(parts.row_lengths(), tf.int32)).flat_values
+    special = place % 2 == 1
+    which = tf.argmax(parts.flat_values[:, None] == tf.constant(names or [""])[None, :], 1)
+    special_ids = tf.gather(tf.constant(ids or [0], tf.int32), which)
+    texts = tf.where(special, "", parts.flat_values)
+    texts = tf.strings.regex_replace(tf.strings.regex_replace(texts, BREAK, ""), ITSELF, ESCAPE)
+    # What stands before each part's text: the special token that it is, or the one that all begin with, or nothing.
+    before = tf.cast(special, tf.int64)
+    first = first_special_id(tokenizer)
+    if first is not None:
+        row_starts = parts.row_splits[:-1]
+        rows = tf.cast(parts.row_lengths(), tf.int32)
+        # A row of one part has no special token; of three or more, the second is one.
+        seconds = tf.gather(special_ids, tf.minimum(row_starts + 1, tf.size(special_ids, tf.int64) - 1))
+        begins = (rows > 1) & (seconds == first) & (tf.gather(texts, row_starts) == "")
+        before = tf.tensor_scatter_nd_update(before, row_starts[:, None], tf.cast(~begins, tf.int64))
+        special_ids = tf.tensor_scatter_nd_update(special_ids, row_starts[:, None], tf.fill([tf.size(rows)], first))
+    marks = tf.RaggedTensor.from_row_lengths(tf.boolean_mask(special_ids, before > 0), before, validate=False)
+    encoded = tf.concat([marks, in_graph.encode(texts)], 1)  # [all parts, (ids)]
+    splits = tf.gather(tf.cast(encoded.row_splits, tf.int64), parts.row_splits)
+    return tf.RaggedTensor.from_row_splits(encoded.values, splits, validate=False)
 
 
-def _filled_at(values: tf.Tensor, places: tf.Tensor, value: int) -> tf.Tensor:
-    return tf.tensor_scatter_nd_update(values, places[:, None], tf.fill([tf.size(places)], value))
+def first_special_id(tokenizer: Tokenizer) -> int | None:
+    """The special token that the template's conversations begin with whoever speaks first, if there is such a one."""
+    firsts = set()
+    for role in ("system", "user"):
+        messages = [{"role": "user", "content": "a"}]
+        if role == "system":
+            messages.insert(0, {"role": "system", "content": "b"})
+        text = template_of(tokenizer).render(messages)
+        special, start, end = template_of(tokenizer).parts(text)[0]
+        firsts.add(tokenizer.special_tokens[text[start:end]] if special and start == 0 else None)
+    return firsts.pop() if len(firsts) == 1 else None
+
+
+__all__ = ["encode_conversations", "encode_messages"]

@@ -66,7 +66,6 @@ class Tokenizer:
         start_ids: the ids that every text begins with: the end-of-text token in front of it (ours), what a pretrained
             model expects, or nothing.
         stop_ids: the ids that end a generated text.
-        chat_template: Jinja text.
         missing_bytes: bytes that have no token.
     """
 
@@ -95,7 +94,6 @@ class Tokenizer:
         ends = dict.fromkeys([self.end_of_turn_id, self.end_of_text_id])
         self.stop_ids = (*ends, *(self.special_tokens[name] for name in roles.more_ends))
         self.config = config if config is not None else self.own_config()
-        self.chat_template: str = self.config.get("chat_template") or CHAT_TEMPLATE
         self.vocabulary_size = 1 + max(max(vocabulary.values()), max(added.values()))
         self._token_bytes = [b""] * self.vocabulary_size
         for token, identifier in vocabulary.items():
@@ -118,7 +116,8 @@ class Tokenizer:
     def load(cls, path: str | os.PathLike) -> Tokenizer:
         """Reads a `tokenizer.json`, or the one in a directory; an adapter without one has its base's.
 
-        Where a `tokenizer_config.json` that `convert` wrote stands beside it, nothing is added to its vocabulary.
+        Where a `tokenizer_config.json` that `convert` wrote stands beside it, nothing is added to its vocabulary. The
+        chat template of the directory (`chat_template.jinja`, or the one in `tokenizer_config.json`) is its template.
 
         Raises:
             UserError: the file is missing, damaged or not a lossless byte-level BPE tokenizer.
@@ -128,8 +127,16 @@ class Tokenizer:
             path = base_directory(path)
         beside = (path if path.is_dir() else path.parent) / "tokenizer_config.json"
         config = read_json(beside) if beside.is_file() else {}
-        if not isinstance(config, dict) or KEY not in config:
-            return cls(read_document(path), str(path))
+        config = config if isinstance(config, dict) else {}
+        template_file = beside.with_name("chat_template.jinja")
+        if template_file.is_file():
+            config["chat_template"] = template_file.read_text(encoding="utf-8")
+        if KEY not in config:
+            made = cls(read_document(path), str(path))
+            for name in ("chat_template", "bos_token", "eos_token"):
+                if config.get("chat_template") and config.get(name):
+                    made.config[name] = config[name]
+            return made
         document = read_document(path, complete=False)
         try:
             return cls(document, str(path), Roles.from_dict(config.pop(KEY)), config)

@@ -113,6 +113,8 @@ class TrainingLoop:
         self.recipe, self.parts, self.state = recipe, parts, state
         self.max_steps = recipe.run.max_steps
         self.validate_every = recipe.watching.validate_every or max(1, self.max_steps // 10)
+        if parts.updates_per_round:
+            self.validate_every = -(-self.validate_every // parts.updates_per_round) * parts.updates_per_round
         self.checkpoint_steps, self.checkpoint_seconds = steps_or_minutes(recipe.run.checkpoint_every)
         self.saved_at, self.saved_step = time.monotonic(), state.step
         self.seconds_per_step: float | None = None

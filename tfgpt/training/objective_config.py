@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 # Objective → module and class: a `tfgpt.training.kinds.Kind`, imported (with TensorFlow) when a run needs it.
 KINDS = {
     "pretrain": ("tfgpt.training.pretraining", "Pretraining"),
+    "chat": ("tfgpt.training.chat_tuning", "ChatTuning"),
     "dpo": ("tfgpt.training.preferences", "Preferences"),
     "ipo": ("tfgpt.training.preferences", "Preferences"),
     "orpo": ("tfgpt.training.preferences", "Preferences"),
@@ -34,8 +35,8 @@ class ObjectiveConfig(Settings):
     objective: str = setting(
         "pretrain",
         "pretrain: predict every token of the text. chat: predict what the assistant says in conversations. dpo, ipo, "
-        "orpo, simpo: prefer the better of two answers (JSON Lines with prompt, chosen, rejected). grpo: sample answers "
-        "to prompts and make the better rewarded ones more likely (JSON Lines with prompt and what --reward asks for).",
+        "orpo, simpo: prefer the better of two answers (JSON Lines with prompt, chosen, rejected). grpo: sample "
+        "answers to prompts, make the better rewarded more likely (JSON Lines with prompt and what --reward needs).",
         choices=tuple(KINDS),
     )
 

@@ -250,7 +250,12 @@ class PreferenceLoss:
 
     def __init__(self, objective: str, config: PreferenceConfig, chunk_tokens: int = 0):
         self.objective, self.config, self.chunk_tokens = objective, config, chunk_tokens
-        self.means = ("accuracy", "reward_margin", "chosen_log_probability", "rejected_log_probability")
+        self.means: tuple[str, ...] = (
+            "accuracy",
+            "reward_margin",
+            "chosen_log_probability",
+            "rejected_log_probability",
+        )
         if objective in WITH_REFERENCE:
             self.means += ("kl",)
 

@@ -13,7 +13,8 @@ from tfgpt.corpus.config import CorpusConfig
 from tfgpt.model import presets
 from tfgpt.model.config import DecoderConfig
 from tfgpt.model.lora_config import LoraConfig
-from tfgpt.pipeline.config import BatchConfig
+from tfgpt.model.parametrization import ParametrizationConfig, with_initial_weights
+from tfgpt.pipeline.config import AugmentationConfig, BatchConfig, MixtureConfig
 from tfgpt.tokenization.config import TokenizerConfig
 from tfgpt.training.config import OptimizerConfig, ScheduleConfig, StepConfig, StrategyConfig
 from tfgpt.training.objective_config import FROM_A_MODEL, ObjectiveConfig
@@ -39,10 +40,13 @@ GROUPS: tuple[Group, ...] = (
     ObjectiveConfig,
     PresetConfig,
     Overrides(DecoderConfig, "model", exclude=("vocabulary_size",)),
+    ParametrizationConfig,
     LoraConfig,
     PreferenceConfig,
     RewardConfig,
     BatchConfig,
+    MixtureConfig,
+    AugmentationConfig,
     OptimizerConfig,
     ScheduleConfig,
     StepConfig,
@@ -62,6 +66,11 @@ FIXED_FOR_A_RUN = (
     "validation_fraction",
     "split",
     "preset",
+    "parametrization",
+    "base_hidden_dim",
+    "mixture",
+    "mixture_temperature",
+    *(field.name for field in dataclasses.fields(AugmentationConfig)),
     "lora_rank",
     "lora_alpha",
     "lora_layers",
@@ -87,10 +96,13 @@ class Recipe:
     objective: ObjectiveConfig = dataclasses.field(default_factory=ObjectiveConfig)
     preset: PresetConfig = dataclasses.field(default_factory=PresetConfig)
     model: dict[str, Any] = dataclasses.field(default_factory=dict)
+    parametrization: ParametrizationConfig = dataclasses.field(default_factory=ParametrizationConfig)
     lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
     preference: PreferenceConfig = dataclasses.field(default_factory=PreferenceConfig)
     reward: RewardConfig = dataclasses.field(default_factory=RewardConfig)
     batch: BatchConfig = dataclasses.field(default_factory=BatchConfig)
+    mixture: MixtureConfig = dataclasses.field(default_factory=MixtureConfig)
+    augmentation: AugmentationConfig = dataclasses.field(default_factory=AugmentationConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = dataclasses.field(default_factory=ScheduleConfig)
     step: StepConfig = dataclasses.field(default_factory=StepConfig)
@@ -114,11 +126,20 @@ class Recipe:
             raise SettingError("train_text", "is needed: a file, a folder, a glob, tfds:… or sample:…")
         if not self.corpus.validation_text and self.corpus.validation_fraction == 0:
             raise SettingError("validation_fraction", "must not be 0 without --validation_text: a run is judged by it")
+        given = len(self.mixture.mixture)
+        if given and given != len(self.corpus.train_text):
+            raise SettingError("mixture", f"has {given} weights for {len(self.corpus.train_text)} --train_text")
+        if self.mixture.active and self.objective.objective == "pretrain":
+            raise SettingError(
+                "mixture" if given else "mixture_temperature", "needs --objective=chat; pretraining reads by size"
+            )
         if self.batch.batch_size % self.step.accumulation_steps:
             raise SettingError(
                 "accumulation_steps",
                 f"{self.step.accumulation_steps} does not divide --batch_size={self.batch.batch_size}",
             )
+        if self.optimizer.optimizer == "adafactor" and self.parametrization.parametrization == "maximal_update":
+            raise SettingError("parametrization", "maximal_update is for --optimizer=adamw, muon or lion")
         objective = self.objective.objective
         if objective in FROM_A_MODEL and self.run.init_from is None:
             raise SettingError("objective", f"{objective} goes on from a trained model: name it with --init_from")
@@ -175,7 +196,8 @@ class Recipe:
                 )
             return config
         overrides = {"max_sequence_length": self.batch.sequence_length, **self.model}
-        return presets.resolve(self.preset.preset, vocabulary_size, overrides)
+        config = presets.resolve(self.preset.preset, vocabulary_size, overrides)
+        return with_initial_weights(config, self.parametrization)
 
     def initial_config(self) -> DecoderConfig:
         """The configuration of the model that --init_from names, with the overrides that leave its weights alone."""

@@ -25,6 +25,7 @@ def example(number: int) -> dict:
             {"role": "user", "content": f"Question {number}?"},
             {"role": "assistant", "content": f"Answer {number}."},
         ],
+        "turns": [{"from": "human", "value": f"Question {number}?"}, {"from": "gpt", "value": f"Answer {number}."}],
     }
 
 
@@ -40,6 +41,7 @@ def data_dir(tmp_path_factory):
         "article": {"title": kinds.Text(), "body": kinds.Text()},
         "sentences": kinds.Sequence(kinds.Text()),
         "messages": kinds.Sequence({"role": kinds.Text(), "content": kinds.Text()}),
+        "turns": kinds.Sequence({"from": kinds.Text(), "value": kinds.Text()}),
     }
     folder = tmp_path_factory.mktemp("tfds")
     store = tensorflow_datasets.dataset_builders.store_as_tfds_dataset
@@ -113,6 +115,12 @@ def test_features_in_features_sequences_and_dialogues(data_dir):
     dialogues = [document["messages"] for document in opened("tfds:letters/plain:train#messages", data_dir).documents()]
     assert len(dialogues) == 50
     assert example(7)["messages"] in dialogues
+    sharegpt = [document["messages"] for document in opened("tfds:letters/plain:train#turns", data_dir).documents()]
+    assert sharegpt == dialogues
+    exchanges = opened("tfds:letters/plain:train#article/title,article/body", data_dir).documents()
+    title, body = example(0)["article"]["title"], example(0)["article"]["body"]
+    expected = [{"role": "user", "content": title}, {"role": "assistant", "content": body}]
+    assert expected in [document["messages"] for document in exchanges]
 
 
 def test_the_default_configuration_is_taken_when_none_is_named(data_dir, tmp_path):
@@ -160,7 +168,10 @@ def test_reading_leaves_the_choice_of_logical_devices_open(data_dir):
     assert result.stdout.split() == ["50", "2"], result.stderr
 
 
-LISTED = "article/body, article/title, label (ClassLabel), messages, messages/content, messages/role, sentences, text"
+LISTED = (
+    "article/body, article/title, label (ClassLabel), messages, messages/content, messages/role, sentences, text, "
+    "turns, turns/from, turns/value"
+)
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,9 @@
   lines that are exactly `<|endoftext|>` (the TinyStories convention): those lines are taken out and the file is cut
   there. Everything else is kept byte for byte, line ends too; only a UTF-8 byte-order mark at the very start, which
   is no text, is left out.
-- JSON Lines (`.jsonl`, `.ndjson`): an object a line, with `text` or `messages`, and an `id` if it has one; other
-  fields are not used. UTF-8; a byte-order mark at the start is skipped; blank lines are skipped.
+- JSON Lines (`.jsonl`, `.ndjson`): an object a line, with `text` or a dialogue in one of the usual shapes (see
+  `dialogue_shapes`), and an `id` if it has one; other fields are not used. UTF-8; a byte-order mark at the start is
+  skipped; blank lines are skipped.
 - Blank documents are left out and counted. A file in which nothing is left is refused.
 - A document of more than 64 MiB is cut, at empty lines where there are any, into parts that belong together.
 """
@@ -22,6 +23,7 @@ from typing import BinaryIO
 from tfgpt.common.errors import SettingError, UserError
 from tfgpt.common.files import sha256_of_json
 from tfgpt.corpus.sources import base, compressed
+from tfgpt.corpus.sources.dialogue_shapes import messages_in
 from tfgpt.corpus.sources.fingerprints import FileHashes
 
 SEPARATOR = b"<|endoftext|>"
@@ -271,11 +273,15 @@ def json_documents(line: str, name: str, place: str) -> Iterator[base.Document]:
         if isinstance(identity, bool) or not isinstance(identity, (str, int)):
             raise UserError(f"{place}: 'id' is {base.kind_of(identity)}, not a string or a whole number")
         identity = base.checked_text(str(identity), place, "id")
-    if value.get("messages") is not None:
-        document: base.Document = {"messages": base.checked_messages(value["messages"], place), "source": name}
+    messages = messages_in(value, place)
+    if messages is not None:
+        document: base.Document = {"messages": messages, "source": name}
         yield {**document, "id": identity if identity is not None else base.content_id(document)}
     elif "text" in value:
         yield from base.text_documents(base.checked_text(value["text"], place), name, identity)
     else:
         fields = ", ".join(list(value)[:10]) or "none"
-        raise UserError(f"{place}: neither 'text' nor 'messages' in this object (its fields: {fields})")
+        raise UserError(
+            f"{place}: neither 'text' nor 'messages' in this object (its fields: {fields}); dialogues may also have "
+            "'conversations' (ShareGPT) or 'instruction' and 'output' (Alpaca)"
+        )

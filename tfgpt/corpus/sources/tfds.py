@@ -7,8 +7,10 @@
 
 A dataset that is prepared in the data folder is found there without TensorFlow Datasets' own code for it, and is read
 without a network. SPLIT may be anything that TensorFlow Datasets reads (`train[:10%]`, `train+test`). FEATURE may be
-a text, a sequence of texts (joined by line ends), or a sequence of `role` and `content` (a dialogue); `a/b` is a
-feature in a feature. Without #FEATURE it is `text` or `messages`, or the only text there is.
+a text, a sequence of texts (joined by line ends), or a sequence of `role` and `content` (a dialogue; `from` and
+`value`, or `speaker` and `utterance`, are the same); `a/b` is a feature in a feature. Several texts separated by commas
+are one exchange, the last one the answer: `#instruction,input,output`. Without #FEATURE it is `text` or `messages`, or
+the only text there is.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ from tfgpt.common.errors import SettingError, UserError
 from tfgpt.common.files import sha256_of_json
 from tfgpt.common.quiet import import_tensorflow
 from tfgpt.corpus.sources import base
+from tfgpt.corpus.sources.dialogue_shapes import CONTENT_FIELDS, SPEAKER_FIELDS, as_openai, first_field
 from tfgpt.corpus.sources.fingerprints import FileHashes
 
 PATTERN = re.compile(r"(?P<dataset>.+?)(:(?P<version>\d+\.\d+\.\d+))?:(?P<split>[^:/\[\]]+(\[[^\]]*\].*)?)")
@@ -153,11 +156,12 @@ class TensorFlowDatasetsSource(base.Source):
             raise UserError(
                 f"{self.directory}: cannot be opened as a TensorFlow Dataset ({one_line(error)})"
             ) from error
-        path = self.feature_path(builder.info.features)
+        wanted = self.parts.feature.split(",")
+        paths = [self.feature_path(builder.info.features, name, len(wanted) > 1) for name in wanted]
         number = 0
-        for number, example in enumerate(self.examples(tfds, builder, path[0]), start=1):
+        for number, example in enumerate(self.examples(tfds, builder, [path[0] for path in paths]), start=1):
             place = f"{self.spec}: example {number}"
-            for document in self.example_documents(value_at(example, path), place):
+            for document in self.example_documents([value_at(example, path) for path in paths], place):
                 reason = base.reason_to_drop(document)
                 if reason:
                     self.dropped[reason] += 1
@@ -166,8 +170,8 @@ class TensorFlowDatasetsSource(base.Source):
         if not number:
             raise UserError(f"{self.spec}: the split has no example")
 
-    def examples(self, tfds: Any, builder: Any, feature: str) -> Iterator[Mapping[str, Any]]:
-        """The examples in the order of the files, of each only `feature`; keeps `position`.
+    def examples(self, tfds: Any, builder: Any, names: list[str]) -> Iterator[Mapping[str, Any]]:
+        """The examples in the order of the files, of each only the features `names`; keeps `position`.
 
         Records are parsed as NumPy arrays. `builder.as_dataset` would do too, but it starts TensorFlow's runtime,
         after which a training run in the same process can no longer choose its logical devices.
@@ -175,7 +179,7 @@ class TensorFlowDatasetsSource(base.Source):
         file = str(self.directory)
         try:
             with fewer_log_lines():
-                only = tfds.decode.PartialDecoding({feature: True})
+                only = tfds.decode.PartialDecoding(dict.fromkeys(names, True))
                 if builder.info.file_format.value not in RECORD_READERS:
                     yield from builder.as_dataset(
                         split=self.parts.split, shuffle_files=False, decoders=only
@@ -198,8 +202,8 @@ class TensorFlowDatasetsSource(base.Source):
         except Exception as error:  # a wrong slice, a damaged record: TFDS and TensorFlow have a class for each
             raise UserError(f"{self.spec}: cannot be read from {file} ({one_line(error)})") from error
 
-    def feature_path(self, features: Any) -> list[str]:
-        """FEATURE as the names on the way to it.
+    def feature_path(self, features: Any, feature: str, plain: bool) -> list[str]:
+        """A feature as the names on the way to it; with `plain` it must be one text.
 
         Raises:
             SettingError: it is not there, or none is named and it is not clear which one is meant.
@@ -207,7 +211,7 @@ class TensorFlowDatasetsSource(base.Source):
         there = dict(sorted(flat_features(features).items()))
         texts = [name for name, kind in there.items() if kind in ("text", "messages")]
         listed = ", ".join(name if kind in ("text", "messages") else f"{name} ({kind})" for name, kind in there.items())
-        wanted = self.parts.feature.strip("/")
+        wanted = feature.strip().strip("/")
         if not wanted:
             usual = [name for name in ("text", "messages") if name in texts]
             if not usual and len(texts) != 1:
@@ -215,24 +219,38 @@ class TensorFlowDatasetsSource(base.Source):
             wanted = (usual or texts)[0]
         if wanted not in there:
             raise SettingError(self.flag, f"{self.spec}: no feature {wanted!r}; there are {listed}")
-        if wanted not in texts:
+        if wanted not in texts or (plain and there[wanted] != "text"):
             raise SettingError(
                 self.flag, f"{self.spec}: the feature {wanted!r} is {there[wanted]}, no text; there are {listed}"
             )
         return wanted.split("/")
 
-    def example_documents(self, value: Any, place: str) -> Iterator[base.Document]:
-        """The document (or the parts of a very long one) in a feature's value."""
-        if isinstance(value, Mapping):
-            contents = [text_of(content, place) for content in value["content"]]
-            roles = [text_of(role, place) for role in value["role"]]
-            messages = [{"role": role, "content": content} for role, content in zip(roles, contents)]
-            document = {"messages": base.checked_messages(messages, place), "source": self.spec}
-            yield {**document, "id": base.content_id(document)}
+    def example_documents(self, values: list[Any], place: str) -> Iterator[base.Document]:
+        """The document (or the parts of a very long one) in the features' values."""
+        value = values[0]
+        if len(values) > 1:
+            *asked, answer = (text_of(text, place) for text in values)
+            yield self.dialogue(
+                [
+                    {"role": "user", "content": "\n\n".join(text for text in asked if text)},
+                    {"role": "assistant", "content": answer},
+                ],
+                place,
+            )
+        elif isinstance(value, Mapping):
+            speaker, content = first_field(value, SPEAKER_FIELDS), first_field(value, CONTENT_FIELDS)
+            pairs = zip(value[speaker], value[content])
+            turns = [{speaker: text_of(one, place), content: text_of(other, place)} for one, other in pairs]
+            yield self.dialogue(as_openai(turns, self.parts.feature or "messages", place), place)
         elif isinstance(value, (bytes, str)):
             yield from base.text_documents(text_of(value, place), self.spec)
         else:
             yield from base.text_documents("\n".join(text_of(line, place) for line in value), self.spec)
+
+    def dialogue(self, messages: Any, place: str) -> base.Document:
+        """The document of a dialogue."""
+        document = {"messages": base.checked_messages(messages, place), "source": self.spec}
+        return {**document, "id": base.content_id(document)}
 
 
 def imported(spec: str) -> Any:
@@ -373,7 +391,8 @@ def flat_features(features: Any, prefix: str = "") -> dict[str, str]:
     flat: dict[str, str] = {}
     inner = features.feature if isinstance(features, tfds.features.Sequence) else features
     if isinstance(inner, tfds.features.FeaturesDict):
-        if inner is not features and prefix and {"role", "content"} <= set(inner.keys()):
+        names = set(inner.keys())
+        if inner is not features and prefix and names & set(SPEAKER_FIELDS) and names & set(CONTENT_FIELDS):
             flat[prefix] = "messages"
         for name, feature in inner.items():
             flat.update(flat_features(feature, f"{prefix}/{name}" if prefix else name))

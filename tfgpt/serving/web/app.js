@@ -30,6 +30,8 @@ function drawTexts() {
     if (element.tagName === "BUTTON") element.title = say(element.dataset.label);
   }
   for (const element of document.querySelectorAll("[data-placeholder]")) element.placeholder = say(element.dataset.placeholder);
+  // There are no such keys on a phone, and little room.
+  if (matchMedia("(pointer: coarse)").matches) document.querySelector("#entry").placeholder = say("placeholderTouch");
   $("theme").setAttribute("aria-pressed", String(settings.theme === "dark"));
   draw();
 }

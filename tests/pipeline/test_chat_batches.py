@@ -1,0 +1,206 @@
+"""Packed conversations: the right targets, no attention across, the same batch for a step however it is read."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+
+from tfgpt.common.errors import UserError
+from tfgpt.corpus.config import CorpusConfig
+from tfgpt.pipeline.augmentation import Augmentation
+from tfgpt.pipeline.chat_batches import ChatRows, chat_training_batches, chat_validation_batches, packings
+from tfgpt.pipeline.chat_prepare import prepare_chat
+from tfgpt.pipeline.config import AugmentationConfig
+from tfgpt.pipeline.mixture import BLOCK, Mixture, mixture_weights
+from tfgpt.pipeline.packing import Packing
+from tfgpt.tokenization.chat_template import encode_messages
+from tfgpt.tokenization.config import TokenizerConfig
+
+LENGTH = 96
+SYSTEM = {"role": "system", "content": "Be kind."}
+
+
+def chat(*turns, system=False):
+    roles = ("user", "assistant")
+    said = [{"role": roles[number % 2], "content": turn} for number, turn in enumerate(turns)]
+    return {"messages": [SYSTEM, *said] if system else said}
+
+
+def prepared(tmp_path, *, augmentation=None, files=None, say=lambda line: None, **options):
+    if files is None:
+        files = {
+            "a.jsonl": [chat(f"Hello number {n} " + "x" * (n % 17), f"Answer {n}.") for n in range(60)]
+            + [chat(*(f"turn {n} of it" for n in range(12)), system=True)],
+            "b.jsonl": [chat(f"Question {n}", "y" * (n % 23), "More?", "No.") for n in range(30)],
+        }
+    paths = []
+    for name, documents in files.items():
+        paths.append(str(tmp_path / name))
+        (tmp_path / name).write_text("".join(json.dumps(document) + "\n" for document in documents))
+    corpus = CorpusConfig(train_text=tuple(paths), validation_fraction=0.2, cache_dir=str(tmp_path / "cache"))
+    return prepare_chat(
+        corpus, TokenizerConfig(tokenizer="bytes"), augmentation or AugmentationConfig(**options),
+        length=LENGTH, seed=3, say=say,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return prepared(tmp_path_factory.mktemp("chats"))
+
+
+def batches(data, *, by_source=True, weights=None, seed=5, **options):
+    packed = packings(data.train, LENGTH, by_source, data.augmentation)
+    sizes = [len(packing) for packing in packed]
+    mixture = Mixture(sizes, mixture_weights(sizes, weights or ()), seed)
+    rows = ChatRows(data.train, LENGTH, data.tokenizer.padding_id, data.augmentation, data.tokenizer)
+    return chat_training_batches(rows, packed, mixture, batch_size=8, **options).as_numpy_iterator()
+
+
+def segments(batch):
+    """Every segment of a batch as (ids and last target, which targets count)."""
+    for row in range(len(batch["token_ids"])):
+        for segment in range(1, batch["segment_ids"][row].max() + 1):
+            here = batch["segment_ids"][row] == segment
+            targets = batch["targets"][row][here]
+            yield [batch["token_ids"][row][here][0], *targets], batch["weights"][row][here]
+            np.testing.assert_array_equal(batch["token_ids"][row][here][1:], targets[:-1])
+            np.testing.assert_array_equal(batch["positions"][row][here], np.arange(here.sum()))
+
+
+def test_a_pass_over_the_rows_is_every_conversation_once_with_the_assistants_tokens_as_targets(data):
+    [packed] = packings(data.train, LENGTH, by_source=False)
+    rows = ChatRows(data.train, LENGTH, data.tokenizer.padding_id)
+    found = []
+    for batch in chat_validation_batches(rows, packed, batch_size=8).as_numpy_iterator():
+        padding = batch["segment_ids"] == 0
+        assert (batch["token_ids"][padding] == data.tokenizer.padding_id).all()
+        assert batch["weights"][padding].sum() == 0
+        found += [(ids, weights.tolist()) for ids, weights in segments(batch)]
+    expected = []
+    for document in data.documents.documents("train"):
+        ids, weights = encode_messages(data.tokenizer, document["messages"])
+        end = np.flatnonzero(weights)[-1] + 1
+        if end <= LENGTH + 1:
+            expected.append((ids[:end].tolist(), weights[1:end].tolist()))
+    short = sorted(item for item in found if item in expected)
+    assert short == sorted(expected) and len(expected) > 60
+    # What is left are the parts of the one long conversation.
+    cut = [data.tokenizer.decode(ids) for ids, _ in found if (ids, _) not in expected]
+    assert len(cut) == data.train.manifest["counts"]["cut"] + len(cut) - 1 == len(found) - len(expected)
+    assert packed.efficiency == pytest.approx(sum(len(ids) - 1 for ids, _ in found) / (len(packed) * LENGTH))
+
+
+def test_long_conversations_are_cut_before_what_a_user_says_and_keep_the_system_message(tmp_path):
+    long = chat(*(f"turn {n} of it" for n in range(12)), system=True)
+    files = {"a.jsonl": [long, *(chat("a", "b" * n) for n in range(40))]}
+    for repeat_system in (True, False):
+        data = prepared(tmp_path, files=files, repeat_system=repeat_system)
+        side = data.train if data.train.manifest["counts"].get("cut") else data.validation
+        parts = [side.messages(number) for number in range(len(side))]
+        parts = [part for part in parts if "turn" in part[-1]["content"]]
+        begins = [part[0] == SYSTEM for part in parts]
+        assert len(parts) > 1 and begins == [True] + [repeat_system] * (len(parts) - 1)
+        said = [[message for message in part if message != SYSTEM] for part in parts]
+        assert all(messages[0]["role"] == "user" for messages in said)
+        assert [message for messages in said for message in messages] == long["messages"][1:]
+        assert max(side.lengths) <= LENGTH
+
+
+def test_an_exchange_longer_than_a_row_loses_its_end_and_a_useless_one_is_dropped(tmp_path):
+    files = {
+        "a.jsonl": [chat("short", "x" * 200)]
+        + [chat("y" * 200, "never seen")] * 1
+        + [chat("a", str(n)) for n in range(50)]
+    }
+    data = prepared(tmp_path, files=files)
+    counts = {**data.train.manifest["counts"]}
+    for name, count in data.validation.manifest["counts"].items():
+        counts[name] = counts.get(name, 0) + count
+    assert counts == {"cut": 2, "shortened": 1, "dropped: nothing of the assistant's": 1}
+
+
+@pytest.mark.parametrize("options", [{}, {"augment_casing": 0.5, "augment_word_dropout": 0.2, "augment_spacing": 0.3}])
+def test_a_step_is_the_same_after_a_restart_on_hosts_and_on_replicas(tmp_path, options):
+    data = prepared(tmp_path, **options)
+    whole = [next_ for next_, _ in zip(batches(data), range(40))]
+    again = [next_ for next_, _ in zip(batches(data, start_step=33), range(7))]
+    halves = [batches(data, num_shards=2, shard_index=index, parts=2) for index in range(2)]
+    for step in range(40):
+        parts = [next(half) for half in halves for _ in range(2)]
+        for name, array in whole[step].items():
+            np.testing.assert_array_equal(np.concatenate([part[name] for part in parts]), array)
+            if step >= 33:
+                np.testing.assert_array_equal(again[step - 33][name], array)
+    assert any((one["token_ids"] != other["token_ids"]).any() for one, other in itertools.pairwise(whole))
+
+
+def test_augmentation_changes_what_users_say_in_every_epoch_and_never_the_assistant(tmp_path):
+    pairs = tmp_path / "pairs.tsv"
+    pairs.write_text("Question 1\tHow about 1\nMore?\tAny more?\n")
+    data = prepared(tmp_path, paraphrases=str(pairs), augment_paraphrase=1.0, augment_casing=0.5, augment_spacing=0.5)
+    plain = prepared(tmp_path)
+
+    def said(data, weight):
+        texts = set()
+        for batch, _ in zip(batches(data, by_source=False), range(30)):
+            for ids, weights in segments(batch):
+                chosen = [identifier for identifier, counts in zip(ids[1:], weights) if (counts > 0) == weight]
+                texts.add(data.tokenizer.decode(chosen))
+        return texts
+
+    assert said(data, True) == said(plain, True)
+    changed = " ".join(said(data, False))
+    assert "Any more?" in changed and "Any more?" not in " ".join(said(plain, False))
+    assert "HELLO" in changed and "hello" in changed and "Hello" in changed
+
+
+def test_augmentation_is_a_pure_function_of_seed_epoch_and_conversation():
+    config = AugmentationConfig(augment_casing=0.5, augment_word_dropout=0.3, augment_spacing=0.3)
+    messages = [{"role": "user", "content": f"one two three {n} 你好吗"} for n in range(5)] + [
+        {"role": "assistant", "content": "Leave me alone."}
+    ]
+    one, same, other = (Augmentation(config, {}, seed) for seed in (1, 1, 2))
+    assert one.changed(messages, 0, 7) == same.changed(messages, 0, 7)
+    assert one.changed(messages, 0, 7) != other.changed(messages, 0, 7)
+    assert one.changed(messages, 0, 7) != one.changed(messages, 1, 7)
+    assert one.changed(messages, 0, 7) != one.changed(messages, 0, 8)
+    assert one.changed(messages, 0, 7)[-1] == messages[-1]
+    assert all(message["content"].strip() for message in one.changed(messages, 0, 7))
+
+
+def test_mixture_weights_and_temperature_are_the_shares_of_rows():
+    np.testing.assert_allclose(mixture_weights([900, 100], ("1", "3")), [0.25, 0.75])
+    np.testing.assert_allclose(mixture_weights([900, 100]), [0.9, 0.1])
+    # mT5's alpha is 1 / temperature: 900^0.5 / (900^0.5 + 100^0.5) = 30 / 40.
+    np.testing.assert_allclose(mixture_weights([900, 100], temperature=2), [0.75, 0.25])
+    mixture = Mixture([90, 10], np.array([0.25, 0.75]), seed=1)
+    drawn = [mixture.row(number) for number in range(2 * BLOCK)]
+    assert sum(source == 0 for source, _, _ in drawn) == BLOCK // 2
+    for source, size in enumerate((90, 10)):
+        of_source = [(epoch, row) for number, epoch, row in drawn if number == source]
+        for epoch in range(len(of_source) // size):
+            rows = [row for _, row in of_source[epoch * size : (epoch + 1) * size]]
+            assert sorted(rows) == list(range(size)) and rows != list(range(size))
+    tiny = Mixture([5, 5], np.array([0.9999, 0.0001]), seed=1)
+    assert {source for source, _, _ in map(tiny.row, range(BLOCK))} == {0, 1}
+
+
+def test_packing_fills_rows_and_never_overfills_them():
+    lengths = np.random.default_rng(0).integers(1, 65, 5000)
+    packed = Packing(lengths, 64)
+    assert sorted(part for row in packed.rows for part in row) == list(range(5000))
+    assert max(sum(lengths[row]) for row in packed.rows) <= 64
+    assert packed.efficiency == lengths.sum() / (64 * len(packed.rows)) > 0.99
+
+
+def test_plain_text_and_wrong_paraphrases_are_refused(tmp_path):
+    with pytest.raises(UserError, match=r"a.jsonl holds plain text; --objective=chat learns from conversations"):
+        prepared(tmp_path, files={"a.jsonl": [{"text": f"plain {n}"} for n in range(50)]})
+    (tmp_path / "pairs.tsv").write_text("a\tb\nc\n")
+    with pytest.raises(UserError, match=r"pairs.tsv:2: 1 columns, not two"):
+        prepared(tmp_path, paraphrases=str(tmp_path / "pairs.tsv"))
+    (tmp_path / "pairs.jsonl").write_text('{"text": "a", "paraphrase": 3}\n')
+    with pytest.raises(UserError, match=r"pairs.jsonl:1: needs 'text' and 'paraphrase'"):
+        prepared(tmp_path, paraphrases=str(tmp_path / "pairs.jsonl"))

@@ -1,0 +1,29 @@
+"""What chat tuning would read, for people: how it was packed, and some rows with what is not learned dimmed."""
+
+from __future__ import annotations
+
+from tfgpt.diagnosis.preview import preview_learned
+from tfgpt.pipeline.chat_batches import ChatRows, chat_training_batches
+from tfgpt.training.chat_tuning import ChatTuning, training_rows
+from tfgpt.training.recipe import Recipe
+
+
+def show(recipe: Recipe, rows: int, dimmed: bool) -> list[str]:
+    """Prepares the conversations of a recipe; the lines that say what came of it.
+
+    Args:
+        recipe: the settings.
+        rows: how many rows of the first steps to show.
+        dimmed: use the terminal's faint letters.
+    """
+    objective = ChatTuning()
+    data = objective.prepare(recipe)
+    lines = ["", f"Packed: {objective.in_words(recipe, data)}", ""]
+    if rows:
+        packed, mixture = training_rows(recipe, data)
+        chat_rows = ChatRows(
+            data.train, recipe.batch.sequence_length, data.tokenizer.padding_id, data.augmentation, data.tokenizer
+        )
+        batch = next(iter(chat_training_batches(chat_rows, packed, mixture, batch_size=rows).as_numpy_iterator()))
+        lines += [*preview_learned(batch, data.tokenizer, rows, dimmed), ""]
+    return lines

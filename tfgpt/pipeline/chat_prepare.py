@@ -1,0 +1,182 @@
+"""From dialogues to what chat tuning reads: documents, a tokenizer, conversations as ids, each kept in the cache.
+
+The same stages as `tfgpt.pipeline.prepare`, with conversations in the place of token shards. They depend on the length
+of a row (that is where long ones are cut) and on the chat template.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from tfgpt.common.errors import UserError
+from tfgpt.common.files import sha256_of_json
+from tfgpt.corpus.config import CorpusConfig
+from tfgpt.corpus.document_set import DocumentSet
+from tfgpt.corpus.sources import open_sources
+from tfgpt.corpus.sources.files import FileSource
+from tfgpt.pipeline.augmentation import Augmentation, read_paraphrases
+from tfgpt.pipeline.config import AugmentationConfig
+from tfgpt.pipeline.conversations import FORMAT_VERSION, Conversations, write_conversations
+from tfgpt.pipeline.prepare import made_or_reused, making, prepared_documents, prepared_tokenizer
+from tfgpt.pipeline.shards import DamagedShards
+from tfgpt.tokenization.chat_template import template_of
+from tfgpt.tokenization.config import TokenizerConfig
+from tfgpt.tokenization.tokenizer import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class PreparedChat:
+    """What chat tuning reads.
+
+    Attributes:
+        train: the conversations to learn from.
+        validation: those held out.
+        tokenizer: made the ids.
+        documents: what they were made from.
+        augmentation: changes of what users say in training.
+        fingerprint: hexadecimal SHA-256 of all ids, the tokenizer and the paraphrases.
+        manifest: how it was made.
+    """
+
+    train: Conversations
+    validation: Conversations
+    tokenizer: Tokenizer
+    documents: DocumentSet
+    augmentation: Augmentation
+    fingerprint: str
+    manifest: dict[str, Any]
+
+
+def prepare_chat(
+    corpus: CorpusConfig,
+    tokenizer: TokenizerConfig,
+    augmentation: AugmentationConfig,
+    *,
+    length: int,
+    seed: int,
+    say: Callable[[str], None] = print,
+) -> PreparedChat:
+    """Makes, or finds in the cache, the documents, the tokenizer and the conversations of both sides.
+
+    Args:
+        corpus: which dialogues, how split, and the cache directory.
+        tokenizer: which tokenizer, with its chat template.
+        augmentation: how long conversations are cut, and what is changed in training.
+        length: T, tokens of a row.
+        seed: of the changes.
+        say: told one line a stage.
+
+    Raises:
+        UserError: the text or a flag is at fault; the line names it.
+        RunError: the disk is full, or documents in the cache are damaged.
+    """
+    cache = corpus.cache_directory
+    paraphrases = read_paraphrases(augmentation.paraphrases) if augmentation.paraphrases else {}
+    documents = prepared_documents(corpus, cache, say)
+    made_tokenizer = prepared_tokenizer(tokenizer, documents, cache, say)
+    options = {"length": length, "repeat_system": augmentation.repeat_system}
+    sides = {
+        "train": spec_of_source(corpus, corpus.train_text),
+        "validation": spec_of_source(corpus, corpus.validation_text or corpus.train_text),
+    }
+    train, validation = (
+        prepared_side(documents, side, made_tokenizer, cache, sources, options, say) for side, sources in sides.items()
+    )
+    if not len(train):
+        raise UserError(f"--train_text: no conversation is left to learn from ({in_words(train.manifest['counts'])})")
+    if paraphrases:
+        said = {message["content"].strip() for part in range(len(train)) for message in train.messages(part)}
+        found = len(said & paraphrases.keys())
+        say(f"paraphrases: {len(paraphrases):,} phrasings, {found:,} of them are said in the training conversations")
+    fingerprint = sha256_of_json([train.fingerprint, validation.fingerprint, paraphrases])
+    manifest = {
+        "fingerprint": fingerprint,
+        "documents": {"fingerprint": documents.fingerprint, "directory": str(documents.directory)},
+        "tokenizer": {"fingerprint": made_tokenizer.fingerprint, "settings": tokenizer.to_dict()},
+        "corpus": corpus.to_dict(),
+        "train": summary(train),
+        "validation": summary(validation),
+    }
+    changes = Augmentation(augmentation, paraphrases, seed)
+    return PreparedChat(train, validation, made_tokenizer, documents, changes, fingerprint, manifest)
+
+
+def spec_of_source(corpus: CorpusConfig, specs: tuple[str, ...]) -> dict[str, str]:
+    """A document's `source` → what the user wrote."""
+    known: dict[str, str] = {}
+    for source in open_sources(specs, cache_dir=corpus.cache_directory, tfds_data_dir=corpus.tfds_data_dir):
+        names = [str(path) for path in source.paths] if isinstance(source, FileSource) else [source.spec]
+        for name in names:
+            known.setdefault(name, source.spec)
+    return known
+
+
+def prepared_side(
+    documents: DocumentSet,
+    side: str,
+    tokenizer: Tokenizer,
+    cache: Path,
+    sources: Mapping[str, str],
+    options: Mapping[str, Any],
+    say: Callable[[str], None],
+) -> Conversations:
+    """The conversations of one side, with their line."""
+    started = time.monotonic()
+    key = {
+        "format": FORMAT_VERSION,
+        "documents": documents.fingerprint,
+        "side": side,
+        "tokenizer": tokenizer.fingerprint,
+        "template": template_of(tokenizer).to_dict(),
+        "sources": sources,
+        **options,
+    }
+    directory = cache / "conversations" / sha256_of_json(key)[:32]
+    with making(directory):
+        found = None
+        if directory.exists():
+            try:
+                found = Conversations.open(directory)
+            except DamagedShards as error:
+                say(f"{side} conversations: {str(error).split(';')[0]}; making them again")
+        made = found or write_conversations(
+            documents.documents(side),
+            tokenizer,
+            directory,
+            **options,
+            sources=sources,
+            num_documents=documents.num_documents(side),
+            title=f"encoding {side}",
+        )
+    counts = made.manifest
+    say(
+        f"{side} conversations: {counts['conversations']:,} in {len(made):,} parts, {counts['tokens']:,} tokens, "
+        f"{counts['learned']:,} of them the assistant's{in_words(counts['counts'], '; ')}; "
+        f"{made_or_reused(found is None, started)} {directory}"
+    )
+    return made
+
+
+def in_words(counts: Mapping[str, int], before: str = "") -> str:
+    """What happened to conversations that did not fit or were of no use."""
+    words = []
+    if counts.get("cut"):
+        words.append(f"{counts['cut']:,} longer than a row were cut at turns")
+    if counts.get("shortened"):
+        words.append(f"{counts['shortened']:,} single exchanges lost their end")
+    words += [f"{count:,} {reason}" for reason, count in counts.items() if reason.startswith("dropped: ")]
+    return before + ", ".join(words) if words else ""
+
+
+def summary(conversations: Conversations) -> dict[str, Any]:
+    """What a run's provenance says of one side."""
+    names = ("conversations", "parts", "tokens", "learned", "counts")
+    return {
+        "fingerprint": conversations.fingerprint,
+        "directory": str(conversations.directory),
+        **{name: conversations.manifest[name] for name in names},
+    }
