@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,37 @@ TRAINED = [name for name in CONFIGS if not name.startswith("tpu_") or name.endsw
 SIZES = {"batch_size", "accumulation_steps", "cross_entropy_chunk_tokens", "optimizer", "run_dir"}
 
 
-@pytest.mark.parametrize("config", TRAINED)
+SHAPE = ("num_", "hidden_dim", "head_dim", "intermediate_dim", "vocabulary_size", "sequence_length")
+
+
+def begins_with_a_model(config: str) -> bool:
+    """Whether the file has --init_from."""
+    return "--init_from" in (ROOT / "configs" / config).read_text()
+
+
+@pytest.fixture(scope="module")
+def small_model(text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model to go on from."""
+    directory = tmp_path_factory.mktemp("model") / "run"
+    flags = [f"--train_text={text_file}", f"--run_dir={directory}", "--max_sequence_length=64"]
+    recipe = Recipe(**command.COMMAND.parse([*SHRUNK, *flags]))
+    assert train(recipe, command.COMMAND.flag_file(recipe.settings())) == 0
+    return directory / "model"
+
+
+def lines_for(objective: str, number: int) -> str:
+    """What the objective learns from, as JSON Lines."""
+    said = [[{"role": "user", "content": f"{number} {line}?"}] for line in range(40)]
+    if objective == "chat":
+        lines = [{"messages": [*asked, {"role": "assistant", "content": "yes"}]} for asked in said]
+    elif objective == "grpo":
+        lines = [{"prompt": f"{line}+1=", "answer": str(line + 1)} for line in range(40)]
+    else:
+        lines = [{"prompt": asked, "chosen": "yes", "rejected": "no"} for asked in said]
+    return "".join(json.dumps(line) + "\n" for line in lines)
+
+
+@pytest.mark.parametrize("config", [name for name in TRAINED if not begins_with_a_model(name)])
 def test_the_config_trains(config: str, text_file: Path, tmp_path: Path):
     flags = [f"--flagfile={ROOT / 'configs' / config}", f"--train_text={text_file}", f"--run_dir={tmp_path / 'run'}"]
     whole = command.COMMAND.parse(flags)
@@ -38,6 +69,24 @@ def test_the_config_trains(config: str, text_file: Path, tmp_path: Path):
     assert train(recipe, command.COMMAND.flag_file(recipe.settings())) == 0
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["step"] == 3 and rows[-1]["validation_loss"] > 0
+
+
+@pytest.mark.parametrize("config", [name for name in TRAINED if begins_with_a_model(name)])
+def test_the_config_goes_on_from_a_model(config: str, small_model: Path, tmp_path: Path):
+    flags = [f"--flagfile={ROOT / 'configs' / config}", f"--init_from={small_model}", f"--run_dir={tmp_path / 'run'}"]
+    config_as_it_is = command.COMMAND.parse(flags)
+    objective, corpus = config_as_it_is["objective"].objective, config_as_it_is["corpus"]
+    for number in range(len(corpus.train_text)):
+        (tmp_path / f"{number}.jsonl").write_text(lines_for(objective, number))
+        flags.append(f"--train_text={tmp_path / f'{number}.jsonl'}")
+    if corpus.validation_text:
+        flags.append(f"--validation_text={tmp_path / '0.jsonl'}")
+    sizes = ["--sequence_length=64", "--validation_fraction=0.3", "--checkpoint_every=3", "--group_size=2"]
+    flags += sizes + [flag for flag in SHRUNK if not flag[2:].startswith(SHAPE)]
+    recipe = Recipe(**command.COMMAND.parse(flags))
+    assert train(recipe, command.COMMAND.flag_file(recipe.settings())) == 0
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["step"] == 3 and math.isfinite(rows[-1]["validation_loss"])
 
 
 @pytest.mark.parametrize("config", sorted(set(CONFIGS) - set(TRAINED)))
