@@ -225,7 +225,7 @@ def test_only_the_answer_counts(byte_tokenizer: Tokenizer):
     assert byte_tokenizer.decode(ids[weights > 0][:-1]) == "Gone."
     assert ids[weights > 0][-1] == byte_tokenizer.end_of_turn_id
     whole, _ = encode_messages(byte_tokenizer, [*turns, {"role": "assistant", "content": "Gone."}])
-    np.testing.assert_array_equal(ids[1:], whole)
+    np.testing.assert_array_equal(ids, whole)
 
 
 def test_lines_that_are_no_pairs_are_named():

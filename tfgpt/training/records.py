@@ -123,13 +123,9 @@ def encoded(tokenizer: Tokenizer, prompt: Prompt, answer: str) -> tuple[np.ndarr
         start, said = encode(tokenizer, prompt), tokenizer.encode(answer)
         ids = np.concatenate([start, said, [tokenizer.end_of_text_id]]).astype(np.int32)
         return ids, (np.arange(len(ids)) >= len(start)).astype(np.float32)
-    before = encode(tokenizer, prompt)
-    whole, weights = encode_messages(tokenizer, [*prompt, {"role": "assistant", "content": answer}])
-    beginning, _ = encode_messages(tokenizer, prompt, add_generation_prompt=True)
-    start = before[: len(before) - len(beginning)]  # What stands before a conversation: end-of-text.
-    weights = weights * (np.arange(len(weights)) >= len(beginning))
-    ids = np.concatenate([start, whole]).astype(np.int32)
-    return ids, np.concatenate([np.zeros(len(start)), weights]).astype(np.float32)
+    ids, weights = encode_messages(tokenizer, [*prompt, {"role": "assistant", "content": answer}])
+    # Earlier turns of the assistant are the prompt's.
+    return ids, weights * (np.arange(len(ids)) >= len(encode(tokenizer, prompt)))
 
 
 def as_row(ids: np.ndarray, weights: np.ndarray, length: int, padding_id: int) -> dict[str, np.ndarray] | None:
