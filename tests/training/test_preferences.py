@@ -78,7 +78,7 @@ def dpo_loss(trainer, kind: str, config: PreferenceConfig, number: int) -> float
 
     def model(**_):
         nothing = torch.zeros_like(by_token)
-        return types.SimpleNamespace(log_probs=by_token, entropy=nothing, loss=None, accuracy=None, logits=None)
+        return types.SimpleNamespace(log_probs=by_token, entropy=nothing, mean_logits=nothing, is_top1=nothing > 0)
 
     class Quiet(dict):
         def __missing__(self, key):
@@ -104,6 +104,7 @@ def dpo_loss(trainer, kind: str, config: PreferenceConfig, number: int) -> float
         use_weighting=False,
         _metrics=Quiet(),
         _total_train_tokens=0,
+        _tp_size=1,
     )
     inputs = {
         "input_ids": torch.zeros(mask.shape, dtype=torch.long),
