@@ -65,7 +65,7 @@ def test_tuned_on_the_sample_dialogues_it_ends_its_replies(tmp_path):
         "--train_text=sample:chatterbot", "--tokenizer=bpe", "--vocabulary_size=768", "--max_steps=150",
         "--batch_size=16", "--learning_rate=0.01", "--validate_every=150", f"--run_dir={tmp_path / 'run'}",
     )  # fmt: skip
-    before, after = [row for row in rows(directory) if "validation_loss" in row][:: len(rows(directory)) - 1]
+    before, after = [row for row in rows(directory) if "validation_loss" in row]
     assert after["validation_loss"] < 0.75 * before["validation_loss"]
     generator = Generator.load(directory)
     questions = ["Hello!", "What is AI?", "Tell me a joke", "How are you?", "Do you like music?"]
