@@ -28,10 +28,14 @@ python=${PYTHON:-$here/.venv/bin/python}
 logs=${LOG_DIR:-$(mktemp -d -t tfgpt-workers-XXXXXX)}
 mkdir -p "$logs"
 
-# Free ports, all held at once so that they differ.
+# Free ports, all held at once so that they differ; below those that Linux gives to connections going out, which would
+# take one of them before the workers do.
 addresses=$("$python" -c '
-import json, socket, sys
-held = [socket.create_server(("localhost", 0)) for _ in range(int(sys.argv[1]))]
+import contextlib, json, random, socket, sys
+held = []
+while len(held) < int(sys.argv[1]):
+    with contextlib.suppress(OSError):
+        held.append(socket.create_server(("localhost", random.randint(20000, 32000))))
 print(json.dumps([f"localhost:{one.getsockname()[1]}" for one in held]))' "$count")
 threads=$((($(nproc) + count - 1) / count))
 export TF_NUM_INTRAOP_THREADS=${TF_NUM_INTRAOP_THREADS:-$threads} OMP_NUM_THREADS=${OMP_NUM_THREADS:-$threads}

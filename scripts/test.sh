@@ -1,6 +1,11 @@
 #!/usr/bin/env bash
 # Everything that must hold: style, types, import directions, tests. Makes .venv and installs tfgpt [dev] first.
-# More arguments go to pytest: scripts/test.sh tests/model -k cache
+# More arguments go to pytest, in one process: scripts/test.sh tests/model -k cache
+#
+# Without arguments, two processes share the tests (pytest-xdist; tests/conftest.py says what stays together): most tests
+# trace graphs or import TensorFlow, on one core. They do so in two parts, because a process that has compiled hundreds
+# of programs has grown by gigabytes: XLA keeps each of them, about 25 MB a training step and 2 MB a graph, until the
+# process ends; neither gc, keras.backend.clear_session nor malloc_trim gives anything back (measured 2026-11-25).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/environment.sh
@@ -10,4 +15,12 @@ ruff check .
 ruff format --check .
 mypy
 lint-imports
-exec python -m pytest "$@"
+if (($#)); then
+  exec python -m pytest "$@"
+fi
+side_by_side=(-n 2 --dist loadgroup --no-loadscope-reorder)
+in_memory=(tests/model tests/generation tests/diagnosis tests/tokenization)
+code=0
+python -m pytest "${side_by_side[@]}" tests "${in_memory[@]/#/--ignore=}" || code=$?
+python -m pytest "${side_by_side[@]}" "${in_memory[@]}" || code=$?
+exit "$code"

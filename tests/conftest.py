@@ -20,6 +20,28 @@ TEXT = (
     "How vexingly quick daft zebras jump! Sphinx of black quartz, judge my vow.\n\n"
 )
 
+# Tests that stay in one process of several (`-n 2`, see scripts/test.sh): those of a folder that share what takes long
+# to make, and those that start clusters, which would take the cores and ports from each other. The longest come first.
+TOGETHER = {
+    "clusters": ("training/test_exactness.py", "training/test_faults.py", "scripts/test_launch.py"),
+    "readme": ("test_readme.py",),
+    "serving": ("serving/",),
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Groups the tests, each other file being a group of its own, and puts the long groups first."""
+    names = list(TOGETHER)
+
+    def group(item: pytest.Item) -> str:
+        path = item.path.relative_to(ROOT / "tests").as_posix()
+        return next((name for name in names if path.startswith(TOGETHER[name])), path)
+
+    groups = {item: group(item) for item in items}
+    for item, name in groups.items():
+        item.add_marker(pytest.mark.xdist_group(name))
+    items.sort(key=lambda item: names.index(groups[item]) if groups[item] in names else len(names))
+
 
 @pytest.fixture(scope="session", autouse=True)
 def cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> None:

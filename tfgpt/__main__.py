@@ -8,7 +8,7 @@ import importlib.util
 import sys
 from pathlib import Path
 
-COMMANDS = ("prepare", "train", "tune", "evaluate", "generate", "chat", "convert", "export", "serve", "doctor")
+COMMANDS = ("prepare", "train", "tune", "scale", "evaluate", "generate", "chat", "convert", "export", "serve", "doctor")
 
 
 def first_line(name: str) -> str:

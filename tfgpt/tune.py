@@ -2,8 +2,8 @@
 
 The shortest form is `python -m tfgpt.tune --train_text='my/*.txt' --search_space=configs/search/learning_rate.toml`.
 Every flag of `train` is a flag here, the setting of whatever is not searched. The search directory receives trials.csv,
-best.cfg, search.json and a run directory for each trial. Ctrl-C and SIGTERM save and stop; the same command goes on
-where it stopped, also after a kill or a power cut.
+best.cfg, search.json, report.html, tensorboard/ (HParams) and a run directory for each trial. Ctrl-C and SIGTERM save
+and stop; the same command goes on where it stopped, also after a kill or a power cut.
 """
 
 from __future__ import annotations
@@ -12,21 +12,27 @@ import sys
 from typing import Any
 
 from tfgpt.common.command import Command
+from tfgpt.search.conclusion import conclude
 from tfgpt.search.config import SearchConfig
+from tfgpt.search.judging_config import JudgingConfig
 from tfgpt.search.plan import make_plan
 from tfgpt.training.recipe import GROUPS
 
 
-def run(search: SearchConfig, **settings: Any) -> int:
-    """Checks space and flags together, then searches."""
+def run(search: SearchConfig, judging: JudgingConfig, **settings: Any) -> int:
+    """Checks space and flags together, then searches, judges and reports."""
     plan = make_plan(search, settings)
     plan.claim()
-    from tfgpt.search.launch import launch
+    if not judging.report_only:
+        from tfgpt.search.launch import launch
 
-    return launch(plan)
+        exit_code = launch(plan)
+        if exit_code:
+            return exit_code
+    return conclude(plan, judging)
 
 
-COMMAND = Command("tune", __doc__, (SearchConfig, *GROUPS), run)
+COMMAND = Command("tune", __doc__, (SearchConfig, JudgingConfig, *GROUPS), run)
 main = COMMAND.run
 
 if __name__ == "__main__":

@@ -8,8 +8,10 @@ worker of that cluster.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -134,8 +136,14 @@ def tf_config(addresses: list[str], index: int) -> str:
 
 
 def free_addresses(count: int) -> list[str]:
-    """Addresses on this machine that nobody listens at."""
-    held = [socket.create_server(("localhost", 0)) for _ in range(count)]
+    """Addresses on this machine that nobody listens at.
+
+    Below the ports that Linux gives to connections going out: those of a process beside would soon have one of them.
+    """
+    held: list[socket.socket] = []
+    while len(held) < count:
+        with contextlib.suppress(OSError):
+            held.append(socket.create_server(("localhost", random.randint(20000, 32000))))
     addresses = [f"localhost:{one.getsockname()[1]}" for one in held]
     for one in held:
         one.close()

@@ -27,6 +27,7 @@ class SelfAttention(DecoderLayer):
         normalization_epsilon, normalization_scale: that norm's.
         use_query_key_value_bias, use_bias: biases of the first three projections, and of the last.
         initializer_range, output_factor: as `MLP`'s.
+        query_factor: multiplies the initial queries: the scale of their norm, or their kernel where they have none.
         dropout: fraction of attention weights dropped.
         dropout_number: as `Dropout`'s.
         sliding_window: the window that the mask given to `call` has; keys outside of it are not computed.
@@ -45,6 +46,7 @@ class SelfAttention(DecoderLayer):
         use_bias: bool = False,
         initializer_range: float | None = 0.02,
         output_factor: float = 1.0,
+        query_factor: float = 1.0,
         dropout: float = 0.0,
         dropout_number: int = 0,
         sliding_window: int | None = None,
@@ -56,6 +58,7 @@ class SelfAttention(DecoderLayer):
         self.normalization_epsilon, self.normalization_scale = normalization_epsilon, normalization_scale
         self.use_query_key_value_bias, self.use_bias = use_query_key_value_bias, use_bias
         self.initializer_range, self.output_factor = initializer_range, output_factor
+        self.query_factor = query_factor
         self.dropout, self.dropout_number, self.sliding_window = dropout, dropout_number, sliding_window
         self.query_norm: Any = None
         self.key_norm: Any = None
@@ -65,7 +68,7 @@ class SelfAttention(DecoderLayer):
         query_width, key_value_width = (
             count * self.head_dim for count in (self.num_query_heads, self.num_key_value_heads)
         )
-        self.query = self.projection(query_width, "query")
+        self.query = self.projection(query_width, "query", 1.0 if self.query_key_norm else self.query_factor)
         self.key = self.projection(key_value_width, "key")
         self.value = self.projection(key_value_width, "value")
         self.output_projection = Projection(
@@ -81,17 +84,19 @@ class SelfAttention(DecoderLayer):
         self.output_projection.build((*input_shape[:-1], query_width))
         if self.query_key_norm and self.normalization_scale:
             self.query_norm, self.key_norm = (
-                Normalization(epsilon=self.normalization_epsilon, name=name, dtype=self.dtype_policy)
-                for name in ("query_norm", "key_norm")
+                Normalization(
+                    epsilon=self.normalization_epsilon, initial_scale=factor, name=name, dtype=self.dtype_policy
+                )
+                for name, factor in (("query_norm", self.query_factor), ("key_norm", 1.0))
             )
             self.query_norm.build((None, self.head_dim))
             self.key_norm.build((None, self.head_dim))
         self.drop = Dropout(self.dropout, self.dropout_number, name="dropout", dtype=self.dtype_policy)
 
-    def projection(self, units: int, name: str) -> Projection:
+    def projection(self, units: int, name: str, factor: float = 1.0) -> Projection:
         """One of the first three projections, not built."""
         bias = self.use_query_key_value_bias
-        return Projection(units, bias, self.initializer_range, name=name, dtype=self.dtype_policy)
+        return Projection(units, bias, self.initializer_range, factor, name=name, dtype=self.dtype_policy)
 
     def heads(self, inputs: tf.Tensor, rotation: Sequence[tf.Tensor] | None) -> tuple[tf.Tensor, ...]:
         """inputs [batch, length, width] → query, key and value, each [batch, length, its heads, head_dim].
@@ -152,8 +157,8 @@ class SelfAttention(DecoderLayer):
     def get_config(self) -> dict[str, Any]:
         names = (
             "num_query_heads num_key_value_heads head_dim scale query_key_norm normalization_epsilon "
-            "normalization_scale use_query_key_value_bias use_bias initializer_range output_factor dropout "
-            "dropout_number sliding_window"
+            "normalization_scale use_query_key_value_bias use_bias initializer_range output_factor query_factor "
+            "dropout dropout_number sliding_window"
         )
         return {**super().get_config(), **{name: getattr(self, name) for name in names.split()}}
 

@@ -84,6 +84,12 @@ class DecoderConfig(Settings):
     head_initializer_range: DerivedFloat = setting(
         None, "Standard deviation of an untied head; none: as embedding_initializer_range.", minimum=0.0
     )
+    query_initializer_factor: float = setting(
+        1.0,
+        "Multiplies the initial queries: their norm's scale with query_key_norm, else their kernel.",
+        minimum=0.0,
+    )
+    final_norm_initial_scale: float = setting(1.0, "Initial scale of the last normalization.", minimum=0.0)
     zero_initialized_outputs: bool = setting(
         False,
         "The last projections of attention and MLP start at zero; else smaller by sqrt(2 x num_layers), as GPT-2's.",
@@ -101,6 +107,11 @@ class DecoderConfig(Settings):
             raise SettingError("head_dim", f"{self.head_dim} is odd, but RoPE rotates pairs; make it even")
         if self.logit_soft_cap == 0.0:
             raise SettingError("logit_soft_cap", "0 would make every logit 0; leave it out for no cap")
+        if not self.normalization_scale:
+            if self.final_norm_initial_scale != 1.0:
+                raise SettingError("final_norm_initial_scale", "needs --normalization_scale=true")
+            if self.query_key_norm and self.query_initializer_factor != 1.0:
+                raise SettingError("query_initializer_factor", "needs --normalization_scale=true with query_key_norm")
 
     def _derive(self) -> None:
         """Fills the fields that are None; the dataclass is frozen for everybody else."""

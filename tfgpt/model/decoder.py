@@ -52,6 +52,7 @@ class Block(DecoderLayer):
             use_bias=config.use_bias,
             initializer_range=config.initializer_range,
             output_factor=output_factor,
+            query_factor=config.query_initializer_factor,
             dropout=config.dropout,
             dropout_number=dropout_number,
             sliding_window=config.sliding_window,
@@ -157,13 +158,14 @@ def rematerialized(function: Callable[..., tf.Tensor], constants: Sequence[tf.Te
     return run
 
 
-def normalization(config: DecoderConfig, name: str, policy: Any) -> Normalization:
+def normalization(config: DecoderConfig, name: str, policy: Any, initial_scale: float = 1.0) -> Normalization:
     """The config's normalization."""
     return Normalization(
         config.normalization,
         config.normalization_epsilon,
         config.normalization_scale,
         config.normalization_bias,
+        initial_scale,
         name=name,
         dtype=policy,
     )
@@ -235,7 +237,7 @@ class Decoder(keras.Model):
             embedding_norm = normalization(config, "embedding_norm", policy)
         embedding_dropout = Dropout(config.dropout, 0, name="embedding_dropout", dtype=policy)
         blocks = [Block(config, number, name=f"block_{number}", dtype=policy) for number in range(config.num_layers)]
-        final_norm = normalization(config, "final_norm", policy)
+        final_norm = normalization(config, "final_norm", policy, config.final_norm_initial_scale)
         if not config.tie_embeddings:
             head = OutputHead(config.vocabulary_size, config.head_initializer_range, name="head", dtype=policy)
         cap = None if config.logit_soft_cap is None else SoftCap(config.logit_soft_cap, name="soft_cap", dtype=policy)

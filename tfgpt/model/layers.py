@@ -43,6 +43,7 @@ class Normalization(DecoderLayer):
         epsilon: added to the variance.
         use_scale: a learned factor for each channel, initially one.
         use_bias: a learned addend for each channel, initially zero.
+        initial_scale: what the factors start at.
     """
 
     def __init__(
@@ -51,16 +52,19 @@ class Normalization(DecoderLayer):
         epsilon: float = 1e-6,
         use_scale: bool = True,
         use_bias: bool = False,
+        initial_scale: float = 1.0,
         **options: Any,
     ):
         super().__init__(**options)
         self.kind, self.epsilon, self.use_scale, self.use_bias = kind, epsilon, use_scale, use_bias
+        self.initial_scale = initial_scale
         self.scale = self.bias = None
 
     def build(self, input_shape: tuple[Any, ...]) -> None:
         """Makes `scale` and `bias`, each [width]."""
         if self.use_scale:
-            self.scale = self.add_weight(shape=(input_shape[-1],), initializer="ones", name="scale")
+            ones = keras.initializers.Constant(self.initial_scale)
+            self.scale = self.add_weight(shape=(input_shape[-1],), initializer=ones, name="scale")
         if self.use_bias:
             self.bias = self.add_weight(shape=(input_shape[-1],), initializer="zeros", name="bias")
 
@@ -80,6 +84,7 @@ class Normalization(DecoderLayer):
             "epsilon": self.epsilon,
             "use_scale": self.use_scale,
             "use_bias": self.use_bias,
+            "initial_scale": self.initial_scale,
         }
 
 

@@ -1,1 +1,1 @@
-"""Finding better settings: search spaces, KerasTuner's tuners over our own training runs, and what they found."""
+"""Better settings: searches with KerasTuner and their judging, learning rates for wider models, scaling laws."""

@@ -93,5 +93,7 @@ def build_trainer(
         token_byte_lengths=token_byte_lengths,
         batch_shape=(batch.batch_size, batch.sequence_length),
     )
-    trainer.compile(optimizer=build_optimizer(recipe.optimizer, schedule, decoder))
+    trainer.compile(
+        optimizer=build_optimizer(recipe.optimizer, schedule, decoder, parametrization=recipe.parametrization)
+    )
     return trainer

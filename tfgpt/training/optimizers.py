@@ -17,6 +17,7 @@ import keras
 import tensorflow as tf
 from keras.src.optimizers.base_optimizer import BaseOptimizer
 
+from tfgpt.model.parametrization import ParametrizationConfig, learning_rate_factor
 from tfgpt.training.config import OptimizerConfig
 
 
@@ -26,7 +27,11 @@ class PureUpdate(BaseOptimizer):
     Attributes:
         learning_rate_scale: float32 scalar variable that multiplies the schedule, 1 at first. Lowering it lowers the
             rest of the run's learning rate without touching the schedule; it is saved with the optimizer's state.
+        learning_rate_factors: variable's path → factor on its learning rate; 1 for those not in it. Weight decay, which
+            is multiplied by the learning rate, is not changed by it.
     """
+
+    learning_rate_factors: dict[str, float] = {}
 
     stateless_apply = BaseOptimizer.stateless_apply
     assign = BaseOptimizer.assign
@@ -48,6 +53,11 @@ class PureUpdate(BaseOptimizer):
                 aggregation="only_first_replica",
                 name="learning_rate_scale",
             )
+
+    def update_step(self, gradient: tf.Tensor, variable: keras.Variable, learning_rate: tf.Tensor) -> None:
+        """Keras's own update of one variable, with the variable's factor on the learning rate."""
+        factor = self.learning_rate_factors.get(variable.path, 1.0)
+        super().update_step(gradient, variable, learning_rate if factor == 1.0 else learning_rate * factor)
 
     def _get_current_learning_rate(self) -> tf.Tensor:
         return super()._get_current_learning_rate() * self.learning_rate_scale
@@ -98,6 +108,7 @@ def build_optimizer(
     schedule: keras.optimizers.schedules.LearningRateSchedule | float,
     decoder: keras.Model,
     mixed: bool = False,
+    parametrization: ParametrizationConfig | None = None,
 ) -> keras.optimizers.Optimizer:
     """The optimizer that the settings describe, built on the decoder's trainable variables.
 
@@ -108,6 +119,7 @@ def build_optimizer(
         schedule: learning rate by update.
         decoder: the model whose variables it updates.
         mixed: compute Muon's Newton–Schulz products in bfloat16.
+        parametrization: gives weights learning rates of their own; None: the same for all.
     """
     common: dict[str, Any] = {
         "learning_rate": schedule,
@@ -138,6 +150,11 @@ def build_optimizer(
         var_list=[variable for variable in decoder.trainable_variables if not decayed(variable, config)]
     )
     optimizer.build(decoder.trainable_variables)
+    if parametrization is not None and parametrization.parametrization != "standard":
+        optimizer.learning_rate_factors = {
+            variable.path: learning_rate_factor(variable.path, decoder.config, parametrization, config.optimizer)
+            for variable in decoder.trainable_variables
+        }
     return optimizer
 
 

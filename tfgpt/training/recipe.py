@@ -13,6 +13,7 @@ from tfgpt.corpus.config import CorpusConfig
 from tfgpt.model import presets
 from tfgpt.model.config import DecoderConfig
 from tfgpt.model.lora_config import LoraConfig
+from tfgpt.model.parametrization import ParametrizationConfig, with_initial_weights
 from tfgpt.pipeline.config import AugmentationConfig, BatchConfig, MixtureConfig
 from tfgpt.tokenization.config import TokenizerConfig
 from tfgpt.training.config import OptimizerConfig, ScheduleConfig, StepConfig, StrategyConfig
@@ -38,6 +39,7 @@ GROUPS: tuple[Group, ...] = (
     ObjectiveConfig,
     PresetConfig,
     Overrides(DecoderConfig, "model", exclude=("vocabulary_size",)),
+    ParametrizationConfig,
     LoraConfig,
     BatchConfig,
     MixtureConfig,
@@ -61,6 +63,8 @@ FIXED_FOR_A_RUN = (
     "validation_fraction",
     "split",
     "preset",
+    "parametrization",
+    "base_hidden_dim",
     "mixture",
     "mixture_temperature",
     *(field.name for field in dataclasses.fields(AugmentationConfig)),
@@ -89,6 +93,7 @@ class Recipe:
     objective: ObjectiveConfig = dataclasses.field(default_factory=ObjectiveConfig)
     preset: PresetConfig = dataclasses.field(default_factory=PresetConfig)
     model: dict[str, Any] = dataclasses.field(default_factory=dict)
+    parametrization: ParametrizationConfig = dataclasses.field(default_factory=ParametrizationConfig)
     lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
     batch: BatchConfig = dataclasses.field(default_factory=BatchConfig)
     mixture: MixtureConfig = dataclasses.field(default_factory=MixtureConfig)
@@ -128,6 +133,8 @@ class Recipe:
                 "accumulation_steps",
                 f"{self.step.accumulation_steps} does not divide --batch_size={self.batch.batch_size}",
             )
+        if self.optimizer.optimizer == "adafactor" and self.parametrization.parametrization == "maximal_update":
+            raise SettingError("parametrization", "maximal_update is for --optimizer=adamw, muon or lion")
         if self.lora.lora_rank and self.run.init_from is None:
             raise SettingError("lora_rank", "adapts a trained model: name it with --init_from")
         if self.run.init_from is None:
@@ -153,7 +160,8 @@ class Recipe:
                 )
             return config
         overrides = {"max_sequence_length": self.batch.sequence_length, **self.model}
-        return presets.resolve(self.preset.preset, vocabulary_size, overrides)
+        config = presets.resolve(self.preset.preset, vocabulary_size, overrides)
+        return with_initial_weights(config, self.parametrization)
 
     def initial_config(self) -> DecoderConfig:
         """The configuration of the model that --init_from names, with the overrides that leave its weights alone."""

@@ -1,0 +1,108 @@
+"""The scaling law L(N, D) = E + A / N^a + B / D^b: fitted, evaluated, and solved for the best size of a budget.
+
+Hoffmann et al. 2022 ("Chinchilla", arXiv:2203.15556), approach 3. N counts parameters, D training tokens; L is the
+held-out loss in nats a token; a training costs C = 6 N D floating-point operations. No TensorFlow.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.optimize import minimize
+
+HUBER_DELTA = 1e-3  # Hoffmann et al., section 3.3
+FLOPS_PER_PARAMETER_AND_TOKEN = 6.0
+
+
+@dataclasses.dataclass(frozen=True)
+class ScalingLaw:
+    """A fitted law.
+
+    Attributes:
+        irreducible: E, nats a token.
+        parameter_factor, parameter_exponent: A and a (the paper's alpha).
+        token_factor, token_exponent: B and b (the paper's beta).
+    """
+
+    irreducible: float
+    parameter_factor: float
+    parameter_exponent: float
+    token_factor: float
+    token_exponent: float
+
+    def loss(self, parameters: float, tokens: float) -> float:
+        """The loss that the law expects, nats a token."""
+        by_size = self.parameter_factor * parameters**-self.parameter_exponent
+        return self.irreducible + by_size + self.token_factor * tokens**-self.token_exponent
+
+    def compute_optimal(self, flops: float) -> tuple[float, float]:
+        """(parameters, tokens) of the lowest loss for a budget of floating-point operations (the paper's equation 4).
+
+        With G = (a A / (b B))^(1 / (a + b)): N = G (C / 6)^(b / (a + b)), D = (C / 6)^(a / (a + b)) / G.
+        """
+        a, b = self.parameter_exponent, self.token_exponent
+        ratio = (a * self.parameter_factor / (b * self.token_factor)) ** (1.0 / (a + b))
+        product = flops / FLOPS_PER_PARAMETER_AND_TOKEN
+        return ratio * product ** (b / (a + b)), product ** (a / (a + b)) / ratio
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A finished training.
+
+    Attributes:
+        parameters: all trainable numbers, embeddings included.
+        tokens: read in the whole training.
+        loss: held out, nats a token.
+    """
+
+    parameters: int
+    tokens: int
+    loss: float
+
+
+def fit(runs: Sequence[Run], starts: int = 20) -> ScalingLaw:
+    """The law of the least Huber loss between its logarithm and the logarithms of the losses.
+
+    L-BFGS from the best `starts` points of the paper's grid. Loss sums instead of means, and small tolerances: with
+    the paper's own the search ends early (Besiroglu et al. 2024, arXiv:2404.10102).
+
+    Args:
+        runs: at least five, with at least two sizes and two token counts.
+        starts: how many points of the grid are followed.
+
+    Raises:
+        ValueError: too few runs, or all of one size or one length.
+    """
+    if len(runs) < 5 or len({run.parameters for run in runs}) < 2 or len({run.tokens for run in runs}) < 2:
+        raise ValueError("five coefficients need at least five runs, of two sizes and two token counts or more")
+    sizes, tokens, losses = (
+        np.log([float(getattr(run, name)) for run in runs]) for name in ("parameters", "tokens", "loss")
+    )
+
+    def objective(point: np.ndarray) -> tuple[float, np.ndarray]:
+        log_a, log_b, log_e, alpha, beta = point
+        terms = np.stack([log_a - alpha * sizes, log_b - beta * tokens, np.full_like(sizes, log_e)])  # (3, runs)
+        expected = np.logaddexp.reduce(terms)
+        error = expected - losses
+        inside = np.abs(error) <= HUBER_DELTA
+        value = np.where(inside, 0.5 * error**2, HUBER_DELTA * (np.abs(error) - 0.5 * HUBER_DELTA))
+        slope = np.clip(error, -HUBER_DELTA, HUBER_DELTA)
+        shares = np.exp(terms - expected) * slope
+        gradient = [*shares.sum(1), -(shares[0] * sizes).sum(), -(shares[1] * tokens).sum()]
+        # In units of delta squared, so that tolerances mean what they say.
+        return value.sum() / HUBER_DELTA**2, np.array(gradient) / HUBER_DELTA**2
+
+    log_factors, exponents = (0.0, 5.0, 10.0, 15.0, 20.0, 25.0), (0.0, 0.5, 1.0, 1.5, 2.0)
+    grid = np.array([*itertools.product(log_factors, log_factors, (-1.0, -0.5, 0.0, 0.5, 1.0), exponents, exponents)])
+    promising = grid[np.argsort([objective(point)[0] for point in grid])[:starts]]
+    options = {"maxiter": 5000, "maxfun": 20000, "ftol": 1e-13, "gtol": 1e-9}
+    # An exponent below 0 would say that larger is worse, in the end without bound.
+    bounds = [(None, None)] * 3 + [(0.0, None)] * 2
+    found = [minimize(objective, point, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
+             for point in promising]  # fmt: skip
+    log_a, log_b, log_e, alpha, beta = min(found, key=lambda result: result.fun).x
+    return ScalingLaw(float(np.exp(log_e)), float(np.exp(log_a)), float(alpha), float(np.exp(log_b)), float(beta))
