@@ -115,7 +115,6 @@ def test_two_replicas_give_the_weights_of_one(tmp_path, chats):
     [
         (["--mixture=1"], "--mixture: has 1 weights for 2 --train_text"),
         (["--mixture=1", "--mixture=no"], "--mixture: 'no' is not a number above 0"),
-        (["--objective=pretrain", "--mixture=1", "--mixture=2"], "--mixture: needs --objective=chat"),
         (["--mixture=1", "--mixture=2", "--mixture_temperature=2"], "--mixture_temperature: is for sources without"),
     ],
 )
