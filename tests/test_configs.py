@@ -9,6 +9,8 @@ import pytest
 
 from tests.conftest import ROOT
 from tfgpt import train as command
+from tfgpt import tune
+from tfgpt.search.plan import make_plan
 from tfgpt.training.recipe import Recipe
 from tfgpt.training.run import train
 
@@ -18,7 +20,8 @@ SHRUNK = """--num_layers=1 --num_query_heads=2 --num_key_value_heads=1 --hidden_
 --vocabulary_size=320 --strategy=one""".split()
 
 
-CONFIGS = sorted(path.name for path in (ROOT / "configs").glob("*.cfg"))
+CONFIGS = sorted(path.name for path in (ROOT / "configs").glob("*.cfg") if not path.name.startswith("tune_"))
+SEARCHES = sorted(path.name for path in (ROOT / "configs").glob("tune_*.cfg"))
 # The files for one model on several TPUs differ in sizes only: one of them trains for all.
 CHAT_CONFIGS = [name for name in CONFIGS if name.startswith("chat_")]
 TRAINED = [
@@ -85,3 +88,10 @@ def test_the_config_differs_from_the_one_that_trains_in_sizes_only(config: str):
 
     mine, trained = flags(config), flags(f"{config.rsplit('_', 1)[0]}_v5e.cfg")
     assert {name for name in mine if mine[name] != trained.get(name)} <= SIZES
+
+
+@pytest.mark.parametrize("config", SEARCHES)
+def test_the_config_of_a_search_passes_every_check_that_is_made_before_tensorflow_is_imported(config: str, tmp_path):
+    flags = tune.COMMAND.parse([f"--flagfile=configs/{config}", f"--search_dir={tmp_path}"])
+    plan = make_plan(flags.pop("search"), flags)
+    assert plan.recipe({}, "0000").run.max_steps < flags["run"].max_steps

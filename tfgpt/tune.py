@@ -24,10 +24,10 @@ def run(search: SearchConfig, judging: JudgingConfig, **settings: Any) -> int:
     plan = make_plan(search, settings)
     plan.claim()
     if not judging.report_only:
-        from tfgpt.search.launch import launch
+        from tfgpt.search.launch import has_the_results, launch
 
         exit_code = launch(plan)
-        if exit_code:
+        if exit_code or not has_the_results():
             return exit_code
     return conclude(plan, judging)
 

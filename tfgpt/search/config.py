@@ -54,6 +54,11 @@ class SearchConfig(Settings):
         "Tokens that every trial trains on, whatever its batch: --max_steps follows. 0: as many as --max_steps says.",
         minimum=0,
     )
+    trial_validations: int = setting(
+        4,
+        "Validations of every trial, spread evenly over its tokens whatever its batch. 0: as --validate_every says.",
+        minimum=0,
+    )
     median_stopping_after: int = setting(
         5,
         "Once so many trials are finished, a trial stops early at a validation where its best value so far is worse "

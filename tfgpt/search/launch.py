@@ -29,12 +29,13 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from tfgpt.common.errors import RunError, UserError
+from tfgpt.common.errors import RunError, TfgptError, UserError
 from tfgpt.common.quiet import captured_standard_error
-from tfgpt.search.plan import Plan, TrialRequest
+from tfgpt.search.plan import Plan, TrialRequest, first_values
 from tfgpt.training.restarts import die_with_parent
 
 KERASTUNER_VARIABLES = ("KERASTUNER_TUNER_ID", "KERASTUNER_ORACLE_IP", "KERASTUNER_ORACLE_PORT")
+LAUNCHER_GONE = "the launcher of the search is gone; the same command goes on"
 LONGEST_SAVE = 120.0  # seconds
 MOST_DEATHS = 20  # of one worker or chief, before the search gives up
 
@@ -81,10 +82,11 @@ def launch(plan: Plan) -> int:
     """Runs the search, or this machine's part of it.
 
     Returns:
-        The exit code: 0 when the search is finished or was stopped by a signal, resumably.
+        The exit code: 0 when the search is finished.
 
     Raises:
-        UserError, RunError: as the roles report.
+        KeyboardInterrupt: a signal stopped the search, resumably.
+        UserError: KerasTuner's environment variables are at fault.
     """
     import_everything()
     return Launcher(plan, roles_of(plan)).run()
@@ -115,6 +117,11 @@ def roles_of(plan: Plan) -> list[Role]:
         Role(name, {**cluster, "KERASTUNER_TUNER_ID": name}, devices(max(number - 1, 0), parallel))
         for number, name in enumerate(names)
     ]
+
+
+def has_the_results() -> bool:
+    """Whether the search's end is to be seen to here: on a cluster that is the chief's."""
+    return "chief" in os.environ.get("KERASTUNER_TUNER_ID", "chief")
 
 
 def devices(number: int, workers: int, gpus: list[str] | None = None, cores: int | None = None) -> dict[str, str]:
@@ -172,12 +179,13 @@ class Launcher:
         self.worst = 0
 
     def run(self) -> int:
-        """Until every role has ended; the exit code of the first that failed."""
+        """Until every role has ended; the exit code of the first that failed. Raises KeyboardInterrupt when stopped."""
         before = {number: signal.signal(number, self.stop) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
-            for role in self.roles:
+            self.prepare_data()
+            for role in [] if self.stopping or self.worst else self.roles:
                 self.start(role)
-            while any(not role.ended for role in self.roles):
+            while any(role.process is not None and not role.ended for role in self.roles):
                 self.attend()
                 if self.stop_by is not None and time.monotonic() > self.stop_by:
                     break
@@ -190,8 +198,18 @@ class Launcher:
             for number, handler in before.items():
                 signal.signal(number, handler)
         if self.stopping and not self.worst:
-            print("Stopped; the same command goes on where it stopped.", flush=True)
+            raise KeyboardInterrupt
         return self.worst
+
+    def prepare_data(self) -> None:
+        """Reads the text before the first trial does: what is wrong with it is wrong for all of them."""
+        process = self.context.Process(target=in_preparation, args=(self.plan,))
+        process.start()
+        while process.is_alive():
+            process.join(0.5)
+            if self.stopping:
+                process.terminate()
+        self.worst = max(process.exitcode or 0, 0) if not self.stopping else 0
 
     def start(self, role: Role) -> None:
         """Begins a life of a role."""
@@ -214,8 +232,10 @@ class Launcher:
                 waiting[role.trial.sentinel] = functools.partial(self.trial_ended, role)
             elif role.control is not None:
                 waiting[role.control] = functools.partial(self.asked, role)
-        for ready in connections.wait(list(waiting), timeout=1.0):
-            waiting[ready]()
+        ready = connections.wait(list(waiting), timeout=1.0)
+        if ready:
+            # One at a time: what it changes may be what the next one is about.
+            waiting[ready[0]]()
 
     def asked(self, role: Role) -> None:
         """A worker wants a trial's process."""
@@ -296,6 +316,19 @@ def in_role(plan: Plan, name: str, environment: dict[str, str], control: Connect
     sys.exit(play(plan, name, control))
 
 
+def in_preparation(plan: Plan) -> None:
+    """The life of the process that prepares the data of the first values; the trials find them in the cache."""
+    begin_life()
+    try:
+        recipe = plan.recipe(plan.space.flags(first_values(plan.space)), "0000")
+        recipe.objective.kind().prepare(recipe)
+    except TfgptError as error:
+        print(f"tfgpt.tune: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(0)
+
+
 def in_trial(plan: Plan, request: TrialRequest, connection: Connection, devices: dict[str, str]) -> None:
     """The life of a trial."""
     begin_life()
@@ -325,6 +358,7 @@ class TrialProcess:
 
     def __init__(self, control: Connection, memory_limit: int):
         self.control, self.memory_limit = control, memory_limit
+        self.launcher = os.getppid()
         self.pid: int | None = None
 
     def run(
@@ -349,7 +383,7 @@ class TrialProcess:
         """
         mine, theirs = connections.Pipe()
         self.control.send(request)
-        reduction.send_handle(self.control, theirs.fileno(), os.getppid())
+        reduction.send_handle(self.control, theirs.fileno(), self.launcher)
         theirs.close()
         self.pid = None
         heard: dict[str, Any] = {}
@@ -361,6 +395,8 @@ class TrialProcess:
                 else:
                     self.hear(mine, heard, report)
             self.pid = heard.get("pid")
+            if os.getppid() != self.launcher:
+                raise RunError(LAUNCHER_GONE)
             tick()
             if self.memory_limit and self.pid and not too_much:
                 held = resident(self.pid)
@@ -380,7 +416,7 @@ class TrialProcess:
             kind, *rest = sender.recv()
         except (EOFError, OSError):
             if sender is self.control:
-                raise RunError("the launcher of the search is gone; the same command goes on") from None
+                raise RunError(LAUNCHER_GONE) from None
             heard["end"] = True
             return
         if kind == "report":

@@ -22,6 +22,7 @@ from typing import Any
 
 import keras_tuner
 import numpy as np
+import threadpoolctl
 from keras_tuner.engine import trial as trials
 from keras_tuner.oracles import BayesianOptimizationOracle, GridSearchOracle, HyperbandOracle, RandomSearchOracle
 
@@ -337,7 +338,9 @@ class BayesianOracle(_Surviving, BayesianOptimizationOracle):
     def populate_space(self, trial_id: str) -> dict[str, Any]:
         # A function of the trial, not of how often the search was interrupted.
         self._random_state = np.random.RandomState([self.seed, int(trial_id)])
-        return super().populate_space(trial_id)
+        # The matrices are tiny, and threads that wait for processors busy with training make them a minute's work.
+        with threadpoolctl.threadpool_limits(1):
+            return super().populate_space(trial_id)
 
 
 class HyperbandTrials(_Surviving, HyperbandOracle):

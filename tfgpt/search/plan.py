@@ -37,8 +37,8 @@ NOT_SEARCHED = {
 }  # fmt: skip
 # What makes a search what it is, besides flags and space.
 FIXED_FOR_A_SEARCH = (
-    "tuner", "search_objective", "search_seed", "trial_tokens", "median_stopping_after", "hyperband_epochs",
-    "hyperband_factor", "hyperband_iterations",
+    "tuner", "search_objective", "search_seed", "trial_tokens", "trial_validations", "median_stopping_after",
+    "hyperband_epochs", "hyperband_factor", "hyperband_iterations",
 )  # fmt: skip
 FORMAT = 1
 
@@ -97,9 +97,11 @@ class Plan:
             run_dir=str(self.trial_dir(trial_id)), resume="auto", restarts=0, stopped_exit_code=0, max_steps=steps,
         )  # fmt: skip
         watching = dataclasses.replace(settings["watching"], sample_tokens=0, profile_steps=None)
-        if self.search.tuner == "hyperband":
-            # A rung ends at a validation.
-            watching = dataclasses.replace(watching, validate_every=steps // self.search.hyperband_epochs)
+        # With Hyperband a rung ends at a validation.
+        hyperband = self.search.tuner == "hyperband"
+        validations = self.search.hyperband_epochs if hyperband else self.search.trial_validations
+        if validations:
+            watching = dataclasses.replace(watching, validate_every=max(1, steps // validations))
         return Recipe(**{**settings, "run": run, "watching": watching})
 
     def steps(self, settings: Mapping[str, Any]) -> int:
@@ -222,11 +224,7 @@ def check_corners(plan: Plan) -> None:
     Raises:
         UserError: a value that the flags refuse even then.
     """
-    first: dict[str, Any] = {}
-    for parameter in plan.space.parameters:
-        labels = parameter.labels() if parameter.kind == "choice" else parameter.examples()
-        if all(first.get(name) in values for name, values in parameter.when):
-            first[parameter.name] = labels[0]
+    first = first_values(plan.space)
     plan.recipe(plan.space.flags(first), "check")
     for parameter in plan.space.parameters:
         if parameter.name not in first or any(
@@ -238,3 +236,13 @@ def check_corners(plan: Plan) -> None:
                 plan.recipe(plan.space.flags({**first, parameter.name: label}), "check")
             except UserError as error:
                 raise UserError(f"{plan.space.path}: search.{parameter.name} = {label}: {error}") from error
+
+
+def first_values(space: Space) -> dict[str, Any]:
+    """The first value of each parameter that counts then, as a tuner would choose them."""
+    first: dict[str, Any] = {}
+    for parameter in space.parameters:
+        labels = parameter.labels() if parameter.kind == "choice" else parameter.examples()
+        if all(first.get(name) in values for name, values in parameter.when):
+            first[parameter.name] = labels[0]
+    return first

@@ -98,7 +98,7 @@ class Parameter:
         if self.kind != "choice":
             return label
         chosen = self.choices[self.labels().index(label)]
-        return tuple(chosen) if isinstance(chosen, list) else chosen
+        return tuple(str(item) for item in chosen) if isinstance(chosen, list) else chosen
 
 
 @dataclasses.dataclass(frozen=True)
