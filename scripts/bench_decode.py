@@ -198,10 +198,11 @@ def ours(directory: Path, dtype: str) -> Write:
     from tfgpt.generation.config import SamplingConfig
     from tfgpt.generation.decoding import CachedDecoding
     from tfgpt.generation.engine import Generator
+    from tfgpt.generation.layout import lay_out_for_decoding
     from tfgpt.model.checkpoints.huggingface import load_decoder
     from tfgpt.tokenization.train import byte_tokenizer
 
-    generator: Any = Generator(load_decoder(directory, dtype=dtype), byte_tokenizer())
+    generator: Any = Generator(lay_out_for_decoding(load_decoder(directory, dtype=dtype)), byte_tokenizer())
     # No text may end early.
     generator.stop_tokens, generator.decoding = (), CachedDecoding(generator.decoder, ())
 

@@ -18,6 +18,7 @@ from tfgpt.common.errors import UserError
 from tfgpt.generation.beam_search import BeamSearch, Finished
 from tfgpt.generation.config import SamplingConfig
 from tfgpt.generation.decoding import CachedDecoding, choose, padded_left, window_start
+from tfgpt.generation.layout import lay_out_for_decoding
 from tfgpt.generation.prompts import check_lengths, encode_prompt
 from tfgpt.generation.sampling import SamplingParameters
 from tfgpt.generation.text import TextStream, text_of
@@ -150,7 +151,8 @@ class Generator:
         """
         from tfgpt.model.checkpoints.huggingface import load_decoder, load_stop_ids
 
-        return cls(load_decoder(directory, dtype=dtype), Tokenizer.load(directory), load_stop_ids(directory))
+        decoder = lay_out_for_decoding(load_decoder(directory, dtype=dtype))
+        return cls(decoder, Tokenizer.load(directory), load_stop_ids(directory))
 
     def generate(
         self,

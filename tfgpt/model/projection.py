@@ -29,6 +29,22 @@ def project(inputs: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor | None = None)
     return tf.reshape(output, [*leading_shape(inputs), kernel.shape[1]])
 
 
+def project_transposed(inputs: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor | None = None) -> tf.Tensor:
+    """As `project` with a kernel [out, in]; for one token a row (length 1) in the order that few rows want.
+
+    A row of an [out, in] kernel is read from end to end for each output. In bfloat16, on one core, 576 x 1536 took 192
+    instead of 359 microseconds with one row and 186 instead of 379 with eight; in float32 it is no quicker (TF 2.21).
+    """
+    flat = tf.reshape(inputs, [-1, kernel.shape[1]])  # (all tokens, in)
+    if inputs.shape.rank == 3 and inputs.shape[1] == 1:
+        output = tf.transpose(tf.matmul(kernel, flat, transpose_b=True))
+    else:
+        output = tf.matmul(flat, kernel, transpose_b=True)
+    if bias is not None:
+        output = tf.nn.bias_add(output, bias)
+    return tf.reshape(output, [*leading_shape(inputs), kernel.shape[0]])
+
+
 def leading_shape(inputs: tf.Tensor) -> list[Any]:
     """The shape but the last axis: -1 for one unknown size, tensors only where more are unknown."""
     static = inputs.shape[:-1].as_list()
@@ -65,7 +81,7 @@ class Projection(DecoderLayer):
         initializer_factor: multiplies that deviation; 0 starts the kernel at zero.
 
     Attributes:
-        kernel: [in, units]; int8 after `quantize_kernel`.
+        kernel: [in, units]; int8 after `quantize_kernel`; [units, in] after `transpose_kernel`.
         kernel_scale: [units] float32, after `quantize_kernel`: the kernel is `kernel / kernel_scale`.
         lora_kernel_a, lora_kernel_b: [in, rank] and [rank, units] float32, after `enable_lora`.
     """
@@ -83,6 +99,7 @@ class Projection(DecoderLayer):
         self.initializer_range, self.initializer_factor = initializer_range, initializer_factor
         self.bias: Any = None
         self.kernel_scale: Any = None
+        self.transposed = False
         self.lora_enabled = False
 
     def build(self, input_shape: tuple[Any, ...]) -> None:
@@ -157,6 +174,18 @@ class Projection(DecoderLayer):
         if self.bias is not None:
             self.bias.trainable = False
 
+    def transpose_kernel(self) -> None:
+        """Stores the kernel as [units, in] from now on: for decoding alone, not for training and not to be saved."""
+        if self.transposed or self.kernel_scale is not None:
+            return
+        values = tf.transpose(tf.convert_to_tensor(self.kernel.value))
+        with self.new_variables():
+            self._untrack_variable(self.kernel)
+            self.kernel = self.add_weight(
+                shape=values.shape, initializer=lambda *_, **__: values, trainable=False, name="kernel"
+            )
+        self.transposed = True
+
     @contextlib.contextmanager
     def new_variables(self) -> Iterator[None]:
         """A built layer takes new variables inside, under its own path."""
@@ -180,7 +209,9 @@ class Projection(DecoderLayer):
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         """[..., in] → [..., units], in the compute dtype."""
         bias = None if self.bias is None else self.compute(self.bias)
-        if self.kernel_scale is None:
+        if self.transposed:
+            output = project_transposed(inputs, self.compute(self.kernel), bias)
+        elif self.kernel_scale is None:
             output = project(inputs, self.compute(self.kernel), bias)
         else:
             kernel = tf.convert_to_tensor(self.kernel.value)

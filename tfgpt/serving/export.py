@@ -15,6 +15,7 @@ from tfgpt.common.errors import UserError
 from tfgpt.common.files import directory_written_beside, write_json
 from tfgpt.generation.config import SamplingConfig
 from tfgpt.generation.engine import Generator
+from tfgpt.generation.layout import lay_out_for_decoding
 from tfgpt.model.checkpoints.huggingface import load_decoder
 from tfgpt.model.decoder import Decoder
 from tfgpt.serving.config import NOT_IN_EXPORTS, ExportConfig
@@ -58,6 +59,7 @@ def export(
     if config.precision != "float32":
         measured.add("float32", load_decoder(directory, dtype="float32"), "float32")
     decoder = load_decoder(directory, dtype="bfloat16" if config.precision == "bfloat16" else "float32")
+    lay_out_for_decoding(decoder)
     weights = ServedWeights(decoder, config.precision)
     model = ServedModel(decoder, weights, tokenizer, sampling, config.max_new_tokens_limit)
     measured.add_model(config.precision, model)
