@@ -45,21 +45,23 @@ def tiny_model(text_file: Path, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def chats(tmp_path_factory) -> Path:
-    """A file of small talk."""
+def chats(tmp_path_factory) -> list[Path]:
+    """Two files of small talk."""
     turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hi."}]
-    lines = [json.dumps({"messages": [{**turns[0], "content": f"Hi {number}"}, turns[1]]}) for number in range(200)]
-    path = tmp_path_factory.mktemp("chats") / "chats.jsonl"
-    path.write_text("\n".join(lines) + "\n")
-    return path
+    paths = []
+    for greeting in ("Hi", "Hello"):
+        said = [[{**turns[0], "content": f"{greeting} {number}"}, turns[1]] for number in range(100)]
+        paths.append(tmp_path_factory.mktemp("chats") / f"{greeting}.jsonl")
+        paths[-1].write_text("".join(json.dumps({"messages": messages}) + "\n" for messages in said))
+    return paths
 
 
 @pytest.mark.parametrize("config", CHAT_CONFIGS)
-def test_the_chat_config_trains(config: str, chats: Path, tiny_model: Path, tmp_path: Path):
+def test_the_chat_config_trains(config: str, chats: list[Path], tiny_model: Path, tmp_path: Path):
     flags = [f"--flagfile={ROOT / 'configs' / config}", f"--init_from={tiny_model}", f"--run_dir={tmp_path / 'run'}"]
     whole = command.COMMAND.parse(flags)
     Recipe(**whole)
-    sources = [f"--train_text={chats}"] * len(whole["corpus"].train_text)
+    sources = [f"--train_text={path}" for path in chats[: len(whole["corpus"].train_text)]]
     shrunk = [flag for flag in SHRUNK if not flag.startswith(OF_THE_MODEL)]
     short = ["--validation_fraction=0.1", "--sequence_length=64"]
     recipe = Recipe(**command.COMMAND.parse([*flags, *sources, *shrunk, *short]))

@@ -67,7 +67,7 @@ def test_tuned_on_the_sample_dialogues_it_ends_its_replies(tmp_path):
     )  # fmt: skip
     before, after = [row for row in rows(directory) if "validation_loss" in row]
     assert after["validation_loss"] < 0.75 * before["validation_loss"]
-    generator = Generator.load(directory)
+    generator = Generator.load(directory / "model")
     questions = ["Hello!", "What is AI?", "Tell me a joke", "How are you?", "Do you like music?"]
     asked = [questions[number % 5] for number in range(200)]
     prompts = [encode_chat(generator.tokenizer, [{"role": "user", "content": question}]) for question in asked]
