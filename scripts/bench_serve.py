@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
+import logging
 import time
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,7 @@ def resident_mebibytes(process: int) -> float | None:
 
 def main(_: list[str]) -> None:
     """Runs every level and prints."""
+    logging.getLogger("httpx").setLevel("WARNING")  # A line a request otherwise.
     with openai.OpenAI(base_url=f"{URL.value.rstrip('/')}/v1", api_key=KEY.value, timeout=30) as client:
         model = client.models.list().data[0].id
     results: list[dict[str, Any]] = []

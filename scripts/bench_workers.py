@@ -2,8 +2,8 @@
 
     python scripts/bench_workers.py --workers=2 --rounds=2
 
-Each round trains the same steps with one worker on one thread, one worker on all threads, and N workers that share the
-threads, in turn; the figure is the median of the steps' own tokens per second (tracing and validation left out), the
+Each round trains the same steps with one worker on one core, one worker on all cores, and N workers that share the
+cores, in turn; the figure is the median of the steps' own tokens per second (tracing and validation left out), the
 best round counts. Prints a table and one line of JSON.
 """
 
@@ -36,8 +36,8 @@ COMMON = (
 )
 
 
-def tokens_per_second(shape: str, workers: int, threads: int, text: Path) -> float:
-    """The median over the lines of metrics of one run."""
+def tokens_per_second(shape: str, workers: int, threads: int, cores: set[int], text: Path) -> float:
+    """The median over the lines of metrics of one run, whose processes keep to some cores."""
     with tempfile.TemporaryDirectory() as directory:
         command = ["bash", str(ROOT / "scripts/launch_local.sh"), str(workers), *SHAPES[shape].split(), *COMMON.split()]
         environment = {
@@ -48,7 +48,10 @@ def tokens_per_second(shape: str, workers: int, threads: int, text: Path) -> flo
             "OMP_NUM_THREADS": str(threads),
         }
         of_run = [f"--max_steps={STEPS.value}", f"--train_text={text}", f"--run_dir={directory}/run"]
-        done = subprocess.run([*command, *of_run], cwd=ROOT, env=environment, capture_output=True, text=True)
+        done = subprocess.run(
+            [*command, *of_run], cwd=ROOT, env=environment, capture_output=True, text=True,
+            preexec_fn=lambda: os.sched_setaffinity(0, cores),
+        )  # fmt: skip
         if done.returncode:
             raise SystemExit(done.stdout + done.stderr)
         rows = [json.loads(line) for line in Path(directory, "run/metrics.jsonl").read_text().splitlines()]
@@ -57,14 +60,12 @@ def tokens_per_second(shape: str, workers: int, threads: int, text: Path) -> flo
 
 def main(arguments: list[str]) -> None:
     """Measures and prints."""
-    cores = len(os.sched_getaffinity(0))
+    every = os.sched_getaffinity(0)
+    cores = len(every)
     settings = {
-        "1 worker, 1 thread": (1, 1),
-        f"1 worker, {cores} threads": (1, cores),
-        f"{WORKERS.value} workers, {max(cores // WORKERS.value, 1)} thread each": (
-            WORKERS.value,
-            max(cores // WORKERS.value, 1),
-        ),
+        "1 worker, 1 core": (1, 1, {min(every)}),
+        f"1 worker, {cores} cores": (1, cores, every),
+        f"{WORKERS.value} workers, {cores} cores": (WORKERS.value, max(cores // WORKERS.value, 1), every),
     }
     best: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as directory:
@@ -73,8 +74,8 @@ def main(arguments: list[str]) -> None:
         for shape in (name for name in SHAPES if SHAPE.value in name):
             best[shape] = dict.fromkeys(settings, 0.0)
             for _ in range(ROUNDS.value):
-                for name, (count, threads) in settings.items():
-                    figure = tokens_per_second(shape, count, threads, text)
+                for name, (count, threads, allowed) in settings.items():
+                    figure = tokens_per_second(shape, count, threads, allowed, text)
                     print(f"{shape}, {name}: {figure:,.0f} tokens/s", file=sys.stderr, flush=True)
                     best[shape][name] = max(best[shape][name], figure)
     if not JSON.value:

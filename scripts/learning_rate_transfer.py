@@ -34,7 +34,7 @@ class TransferConfig(Settings):
     output: str = setting("transfer", "Directory of the plots and the table.")
     widths: str = setting("64,128,256", "Values of --hidden_dim, the tuned model's first.")
     learning_rates: str = setting(
-        "0.002,0.004,0.008,0.016,0.032,0.064", "Learning rates of the sweep; empty: the coordinate check alone."
+        "0.004,0.008,0.016,0.032,0.064", "Learning rates of the sweep; empty: the coordinate check alone."
     )
     seeds: int = setting(1, "Runs of each point of the sweep.", minimum=1)
     check_steps: int = setting(4, "Updates of the coordinate check.", minimum=1)

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
+from tfgpt import scale, tune
 from tfgpt import train as command
-from tfgpt import tune
 from tfgpt.search.plan import make_plan
 from tfgpt.training.recipe import Recipe
 from tfgpt.training.run import train
@@ -70,14 +70,21 @@ def test_the_chat_config_trains(config: str, chats: list[Path], tiny_model: Path
     assert rows[-1]["step"] == 3 and rows[-1]["validation_loss"] > 0
 
 
+def parsed(config: str, flags: list[str]) -> dict:
+    """The settings of `train` in a config; those of a scaling law are for `scale`, which has flags of its own."""
+    settings = (scale if config.startswith("scaling_") else command).COMMAND.parse(flags)
+    settings.pop("scaling", None)
+    return settings
+
+
 @pytest.mark.parametrize("config", TRAINED)
 def test_the_config_trains(config: str, text_file: Path, tmp_path: Path):
     flags = [f"--flagfile={ROOT / 'configs' / config}", f"--train_text={text_file}", f"--run_dir={tmp_path / 'run'}"]
-    whole = command.COMMAND.parse(flags)
+    whole = parsed(config, flags)
     # The config as it is passes every check that is made before TensorFlow is imported.
     Recipe(**whole)
     accumulated = ["--accumulation_steps=2"] if whole["step"].accumulation_steps > 1 else []
-    recipe = Recipe(**command.COMMAND.parse([*flags, *SHRUNK, *accumulated]))
+    recipe = Recipe(**parsed(config, [*flags, *SHRUNK, *accumulated]))
     assert train(recipe, command.COMMAND.flag_file(recipe.settings())) == 0
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["step"] == 3 and rows[-1]["validation_loss"] > 0

@@ -167,11 +167,27 @@ def test_held_out_text_is_made_again_where_the_cache_is_gone_and_refused_where_i
     changed.write_text(texts[0].read_text() + TEXT)
     said["data"]["corpus"]["train_text"] = [str(changed)]
     (moved / "training.json").write_text(json.dumps(said))
-    assert "--text: is needed, the text of the run has changed since" in refused(capsys, f"--model={moved}", cache)
+    assert refused(capsys, f"--model={moved}", cache).endswith("cannot be made again: it has changed since")
     said["data"]["corpus"]["train_text"] = [str(tmp_path / "missing.txt")]
     (moved / "training.json").write_text(json.dumps(said))
     line = refused(capsys, f"--model={moved}", cache)
-    assert "held out cannot be made again" in line and "missing.txt" in line
+    assert "cannot be made again" in line and "missing.txt" in line
+
+
+def test_in_conversations_what_the_assistant_says_counts(model, tmp_path, capsys):
+    turns = [("user", "Hi"), ("assistant", "Fox."), ("user", "So?"), ("assistant", "No.")]
+    text = tmp_path / "chats.jsonl"
+    text.write_text(json.dumps({"messages": [{"role": role, "content": said} for role, said in turns]}) + "\n")
+    length = "--sequence_length=32"
+    [found] = figures(capsys, f"--model={model}", f"--text={text}", "--objective=chat", length)["texts"]
+    [every] = figures(capsys, f"--model={model}", f"--text={text}", "--objective=pretrain", length)["texts"]
+    # The end of each of the assistant's turns counts as a token, and stands for no byte.
+    tokenizer = transformers.AutoTokenizer.from_pretrained(model)
+    assert found["tokens"] == sum(len(tokenizer(said)["input_ids"]) + 1 for role, said in turns if role == "assistant")
+    assert found["bytes"] == len("Fox.No.") < every["bytes"]
+    plain = tmp_path / "plain.txt"
+    plain.write_text(TEXT)
+    assert "plain.txt" in refused(capsys, f"--model={model}", f"--text={plain}", "--objective=chat")
 
 
 def test_mistakes_are_one_line_that_names_the_flag(model, texts, tmp_path, capsys):

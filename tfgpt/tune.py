@@ -12,7 +12,7 @@ import sys
 from typing import Any
 
 from tfgpt.common.command import Command
-from tfgpt.search.conclusion import conclude
+from tfgpt.search.conclusion import check_begun, conclude
 from tfgpt.search.config import SearchConfig
 from tfgpt.search.judging_config import JudgingConfig
 from tfgpt.search.plan import make_plan
@@ -22,6 +22,8 @@ from tfgpt.training.recipe import GROUPS
 def run(search: SearchConfig, judging: JudgingConfig, **settings: Any) -> int:
     """Checks space and flags together, then searches, judges and reports."""
     plan = make_plan(search, settings)
+    if judging.report_only:
+        check_begun(plan)
     plan.claim()
     if not judging.report_only:
         from tfgpt.search.launch import has_the_results, launch

@@ -21,6 +21,12 @@ class EvaluateConfig(Settings):
         "Text to predict, written as --train_text of train is: a file, a folder, a glob, tfds:… or sample:NAME. Given "
         "several times, each has a row of its own. Not given: what the model's run held out.",
     )
+    objective: str = setting(
+        "auto",
+        "What counts. pretrain: every token of the text; chat: what the assistant says in conversations; auto: as the "
+        "model was trained.",
+        choices=("auto", "pretrain", "chat"),
+    )
     sequence_length: int = setting(
         0,
         "Tokens a row: within it, each token is predicted from all before it. 0: as the model was trained; of a model "

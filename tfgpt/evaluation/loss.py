@@ -2,7 +2,8 @@
 
 The figures are those of a run's own validations (`Trainer.test_steps`): the text is cut into rows of T tokens, in order
 and without overlap, and every token is counted once, predicted from what stands before it in its row. So the first
-tokens of a row have little to go on, and a longer row gives a lower loss: compare figures of equal T.
+tokens of a row have little to go on, and a longer row gives a lower loss: compare figures of equal T. Conversations
+(--objective=chat) stand in rows whole, each without sight of the others, and what the assistant says counts.
 """
 
 from __future__ import annotations
@@ -21,9 +22,8 @@ import tensorflow as tf
 from tfgpt.common.errors import SettingError, UserError
 from tfgpt.common.progress import Progress
 from tfgpt.evaluation.config import EvaluateConfig
-from tfgpt.evaluation.texts import Text, provenance, texts_of
+from tfgpt.evaluation.texts import Reader, Text, provenance
 from tfgpt.model.checkpoints.huggingface import load_config, load_decoder
-from tfgpt.pipeline.batches import validation_batches, validation_steps
 from tfgpt.tokenization.tokenizer import Tokenizer
 from tfgpt.training.config import OptimizerConfig, StepConfig, StrategyConfig
 from tfgpt.training.hosts import Hosts
@@ -117,13 +117,12 @@ def evaluate_together(
     rows = config.batch_size or ROWS_OF_A_DEVICE * strategy.num_replicas_in_sync
     check_batch(rows, 1, strategy)
     # The chief makes what is missing; the others find it, or make it where they cannot see it.
-    make = functools.partial(texts_of, config, model, tokenizer)
-    texts = hosts.chief_does(make) or make()
+    reader = Reader(config, model, tokenizer, length)
+    texts = hosts.chief_does(reader.texts) or reader.texts()
     check_same_text(texts, hosts)
-    masking = bool(provenance(model).get("flags", {}).get("document_masking", False))
     with strategy.scope():
         trainer = Trainer(
-            load_decoder(model, packed=masking, dtype=config.dtype),
+            load_decoder(model, packed=reader.packed, dtype=config.dtype),
             CausalLanguageModeling(),
             StepConfig(compile="graph", dtype=config.dtype),
             OptimizerConfig(),
@@ -133,8 +132,7 @@ def evaluate_together(
         )
     figures, total = [], np.zeros(len(EVALUATION_SUMS))
     for text in texts:
-        shape = {"sequence_length": length, "batch_size": rows, "document_masking": masking}
-        sums = summed(trainer, text, strategy, shape, silent=not hosts.is_chief)
+        sums = summed(trainer, text, strategy, rows, silent=not hosts.is_chief)
         figures.append(Figures.from_sums(text.name, sums))
         total += sums
     return length, [*figures, Figures.from_sums("all", total)] if len(figures) > 1 else figures
@@ -160,18 +158,16 @@ def check_same_text(texts: Sequence[Text], hosts: Hosts) -> None:
     Raises:
         UserError: naming the workers that see other text than the chief.
     """
-    mine = [text.shards.fingerprint for text in texts]
+    mine = [text.fingerprint for text in texts]
     differing = np.flatnonzero(hosts.gather([mine != hosts.share(mine)])[:, 0])
     if len(differing):
         raise UserError(f"--text: {in_words(hosts.cluster, differing.tolist())} has other text than the chief")
 
 
-def summed(
-    trainer: Trainer, text: Text, strategy: tf.distribute.Strategy, shape: dict[str, Any], silent: bool
-) -> np.ndarray:
+def summed(trainer: Trainer, text: Text, strategy: tf.distribute.Strategy, rows: int, silent: bool) -> np.ndarray:
     """The sums of `EVALUATION_SUMS` over a text, float64 [6]."""
-    batches = validation_steps(text.shards, shape["sequence_length"], shape["batch_size"])
-    feed = iter(distributed(strategy, functools.partial(validation_batches, text.shards, **shape)))
+    batches = text.steps(rows)
+    feed = iter(distributed(strategy, functools.partial(text.batches, batch_size=rows)))
     sums, together = np.zeros(len(EVALUATION_SUMS)), -(-batches // CALLS)
     with Progress(batches, "batch", f"evaluate {text.name}", silent=silent) as progress:
         for start in range(0, batches, together):

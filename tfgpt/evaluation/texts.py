@@ -1,18 +1,27 @@
-"""The text to evaluate on, as token shards: given as `--text`, or what the model's run held out. No TensorFlow."""
+"""The text to evaluate on: given as `--text`, or what the model's run held out; as documents or as conversations."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import tensorflow as tf
+
 from tfgpt.common.errors import UserError
 from tfgpt.common.files import read_json
 from tfgpt.corpus.build import build_documents
 from tfgpt.corpus.config import CorpusConfig
+from tfgpt.corpus.document_set import DocumentSet
 from tfgpt.evaluation.config import EvaluateConfig
+from tfgpt.pipeline.batches import validation_batches, validation_steps
+from tfgpt.pipeline.chat_batches import ChatRows, chat_validation_batches, chat_validation_steps, packings
+from tfgpt.pipeline.chat_prepare import prepared_side, spec_of_source
+from tfgpt.pipeline.conversations import Conversations
 from tfgpt.pipeline.prepare import prepared_shards
 from tfgpt.pipeline.shards import TokenShards
 from tfgpt.tokenization.tokenizer import Tokenizer
@@ -26,11 +35,15 @@ class Text:
 
     Attributes:
         name: what the table calls it.
-        shards: its tokens.
+        fingerprint: of its tokens.
+        batches: makes the finite dataset from `batch_size` and a host's share, as `batches.validation_batches` does.
+        steps: rows of a global batch → global batches.
     """
 
     name: str
-    shards: TokenShards
+    fingerprint: str
+    batches: Callable[..., tf.data.Dataset]
+    steps: Callable[[int], int]
 
 
 def say(line: str) -> None:
@@ -44,57 +57,108 @@ def provenance(model: Path) -> dict[str, Any]:
     return read_json(path) if path.is_file() else {}
 
 
-def texts_of(config: EvaluateConfig, model: Path, tokenizer: Tokenizer) -> list[Text]:
-    """The texts of the settings, encoded unless they are in the cache.
+class Reader:
+    """Finds and encodes texts.
 
     Args:
         config: which, and where the cache is.
         model: the model directory.
         tokenizer: the model's.
+        length: T, tokens of a row.
 
-    Raises:
-        UserError: a text is at fault, or the model has no held-out text any more; the line says what to do.
+    Attributes:
+        chat: whether only what an assistant says in conversations counts.
+        packed: whether attention stays within a document or conversation.
     """
-    if not config.text:
-        return [Text(HELD_OUT, held_out(config, model, tokenizer))]
-    return [Text(text, encoded(corpus_of(config, train_text=(text,)), tokenizer, "train")) for text in config.text]
 
+    def __init__(self, config: EvaluateConfig, model: Path, tokenizer: Tokenizer, length: int):
+        self.config, self.model, self.tokenizer, self.length = config, model, tokenizer, length
+        self.provenance = provenance(model)
+        self.flags: dict[str, Any] = self.provenance.get("flags", {})
+        trained = self.flags.get("objective", "pretrain")
+        self.chat = config.objective == "chat" or (config.objective == "auto" and trained != "pretrain")
+        self.packed = self.chat or bool(self.flags.get("document_masking", False))
 
-def corpus_of(config: EvaluateConfig, **options: Any) -> CorpusConfig:
-    """All of a text as it is: nothing held out, repeated documents kept."""
-    return CorpusConfig(
-        cache_dir=config.cache_dir,
-        tfds_data_dir=config.tfds_data_dir,
-        **{"validation_fraction": 0.0, "deduplicate": False, **options},
-    )
+    def texts(self) -> list[Text]:
+        """The texts of the settings, encoded unless they are in the cache.
 
+        Raises:
+            UserError: a text is at fault, or the model has no held-out text any more; the line says what to do.
+        """
+        if not self.config.text:
+            return [self.held_out()]
+        return [self.encoded(text, self.corpus(train_text=(text,)), "train") for text in self.config.text]
 
-def encoded(corpus: CorpusConfig, tokenizer: Tokenizer, side: str, report: Callable[[str], None] = say) -> TokenShards:
-    """The token shards of one side of a corpus; the cache's when they are there."""
-    return prepared_shards(build_documents(corpus), side, tokenizer, corpus.cache_directory, False, report)
+    def corpus(self, **options: Any) -> CorpusConfig:
+        """All of a text as it is, nothing held out and repeated documents kept, unless the options say otherwise."""
+        places = {name: getattr(self.config, name) for name in ("cache_dir", "tfds_data_dir")}
+        given = {name: place for name, place in places.items() if place}
+        return CorpusConfig.from_dict({"validation_fraction": 0.0, "deduplicate": False, **options, **given})
 
+    def encoded(
+        self, name: str, corpus: CorpusConfig, side: str, check: Callable[[DocumentSet], None] = lambda documents: None
+    ) -> Text:
+        """One side of a corpus; the cache's when it is there."""
+        documents = build_documents(corpus)
+        check(documents)
+        cache = corpus.cache_directory
+        if not self.chat:
+            return self.of_shards(name, prepared_shards(documents, side, self.tokenizer, cache, False, say))
+        options = {"length": self.length, "repeat_system": self.flags.get("repeat_system", True)}
+        specs = corpus.validation_text if side == "validation" and corpus.validation_text else corpus.train_text
+        sources = spec_of_source(corpus, specs)
+        return self.of_conversations(name, prepared_side(documents, side, self.tokenizer, cache, sources, options, say))
 
-def held_out(config: EvaluateConfig, model: Path, tokenizer: Tokenizer) -> TokenShards:
-    """The held-out text of the model's run: the very shards where they still are, else made again from its sources.
+    def held_out(self) -> Text:
+        """What the model's run held out: the very tokens where they still are, else made again from their sources.
 
-    Raises:
-        UserError: the model has no run, or its text is gone or has changed.
-    """
-    data = provenance(model).get("data", {})
-    wanted = data.get("validation", {})
-    if not wanted:
-        raise UserError(f"--text: is needed, {model} does not say what was held out when it was trained")
-    directory = Path(wanted.get("directory", ""))
-    if (directory / "manifest.json").is_file():
-        shards = TokenShards.open(directory, tokenizer.fingerprint)
-        if shards.fingerprint == wanted.get("fingerprint"):
-            return shards
-    try:
-        kept = CorpusConfig.from_dict(data.get("corpus", {})).to_dict()
-        places = {name: getattr(config, name) for name in ("cache_dir", "tfds_data_dir") if getattr(config, name)}
-        shards = encoded(CorpusConfig.from_dict({**kept, **places}), tokenizer, "validation")
-    except UserError as error:
-        raise UserError(f"--text: is needed, the text that the run held out cannot be made again ({error})") from error
-    if shards.fingerprint != wanted.get("fingerprint"):
-        raise UserError("--text: is needed, the text of the run has changed since, and so has what it would hold out")
-    return shards
+        Raises:
+            UserError: the model has no run, or its text is gone or has changed.
+        """
+        data = self.provenance.get("data", {})
+        wanted = data.get("validation", {})
+        if not wanted:
+            raise UserError(f"--text: is needed, {self.model} does not say what was held out when it was trained")
+        found = self.in_the_cache(wanted)
+        if found is not None:
+            return found
+
+        def check(documents: DocumentSet) -> None:
+            if documents.fingerprint != data.get("documents", {}).get("fingerprint"):
+                raise UserError("it has changed since")
+
+        try:
+            return self.encoded(HELD_OUT, self.corpus(**data.get("corpus", {})), "validation", check)
+        except UserError as error:
+            raise UserError(
+                f"--text: is needed, the text that the run held out cannot be made again: {error}"
+            ) from error
+
+    def in_the_cache(self, wanted: dict[str, Any]) -> Text | None:
+        """The tokens that the run itself was judged by, if they are where they were."""
+        directory = Path(wanted.get("directory", ""))
+        opened: TokenShards | Conversations
+        with contextlib.suppress(UserError):
+            if self.chat and self.length == self.flags.get("sequence_length"):
+                opened = Conversations.open(directory)
+                if opened.fingerprint == wanted.get("fingerprint"):
+                    return self.of_conversations(HELD_OUT, opened)
+            elif not self.chat:
+                opened = TokenShards.open(directory, self.tokenizer.fingerprint)
+                if opened.fingerprint == wanted.get("fingerprint"):
+                    return self.of_shards(HELD_OUT, opened)
+        return None
+
+    def of_shards(self, name: str, shards: TokenShards) -> Text:
+        """Documents, one behind the other."""
+        make = functools.partial(validation_batches, shards, sequence_length=self.length, document_masking=self.packed)
+        return Text(name, shards.fingerprint, make, functools.partial(validation_steps, shards, self.length))
+
+    def of_conversations(self, name: str, conversations: Conversations) -> Text:
+        """Conversations, packed in rows."""
+        [packing] = packings(conversations, self.length, by_source=False)
+        if not len(packing):
+            raise UserError(f"--text: {name} has no conversation in which an assistant says something")
+        rows = ChatRows(conversations, self.length, self.tokenizer.padding_id)
+        make = functools.partial(chat_validation_batches, rows, packing)
+        return Text(name, conversations.fingerprint, make, functools.partial(chat_validation_steps, packing))

@@ -179,7 +179,8 @@ class PositionEmbedding(Embedding):
             raise ValueError("position embeddings are no output head")
         if self.packed:
             return self.at(inputs)
-        length = inputs.shape[1] or tf.shape(inputs)[1]
+        # Checked here too: adding the tokens' vectors, of another shape then, may come before the mask's check.
+        length = checked_length(inputs, self.embeddings.shape[0])
         return tf.cast(tf.convert_to_tensor(self.embeddings.value)[None, :length], self.compute_dtype)
 
     def at(self, positions: tf.Tensor) -> tf.Tensor:

@@ -11,7 +11,8 @@ from tfgpt.training.recipe import Recipe
 def at_width(recipe: Recipe, width: int) -> Recipe:
     """The recipe with another `hidden_dim`; heads and the inside of the MLP grow in proportion.
 
-    The heads become more, and stay as wide as they are. With --base_head_dim their number stays and they become wider.
+    The heads become more, and stay as wide as they are; a single key-value head stays single. With --base_head_dim
+    their number stays and they become wider.
 
     Raises:
         SettingError: the width does not come out even.
@@ -27,7 +28,8 @@ def at_width(recipe: Recipe, width: int) -> Recipe:
 
     changes = {"hidden_dim": width, "intermediate_dim": scaled("intermediate_dim")}
     if recipe.parametrization.base_head_dim is None:
-        heads = {"num_query_heads": scaled("num_query_heads"), "num_key_value_heads": scaled("num_key_value_heads")}
+        shared = 1 if now.num_key_value_heads == 1 else scaled("num_key_value_heads")
+        heads = {"num_query_heads": scaled("num_query_heads"), "num_key_value_heads": shared}
         changes |= {**heads, "head_dim": now.head_dim}
     else:
         heads = {"num_query_heads": now.num_query_heads, "num_key_value_heads": now.num_key_value_heads}

@@ -9,6 +9,16 @@ from tfgpt.search.judging_config import JudgingConfig
 from tfgpt.search.plan import Plan
 
 
+def check_begun(plan: Plan) -> None:
+    """Refuses to report on nothing.
+
+    Raises:
+        UserError: there is no search in the directory.
+    """
+    if not (plan.directory / "trials.csv").is_file():
+        raise UserError(f"--search_dir: {plan.directory} holds no search (trials.csv is missing)")
+
+
 def conclude(plan: Plan, config: JudgingConfig) -> int:
     """Judges and reports what the search directory holds; also a search that was stopped halfway.
 
@@ -16,13 +26,10 @@ def conclude(plan: Plan, config: JudgingConfig) -> int:
         The exit code.
 
     Raises:
-        UserError: there is no search, or what the report is drawn with is not installed.
+        UserError: the table is damaged, or there is nothing to judge.
         RunError: a training failed.
     """
-    path = plan.directory / "trials.csv"
-    if not path.is_file():
-        if config.report_only:
-            raise UserError(f"--search_dir: {plan.directory} holds no search ({path.name} is missing)")
+    if not (plan.directory / "trials.csv").is_file():
         # A worker of a cluster: the chief has the table.
         return 0
     for module, package in (("plotly", "plotly"), ("sklearn", "scikit-learn")):

@@ -204,19 +204,16 @@ def vocabulary_of(directory: Path, scaling: ScalingConfig) -> int:
 def nearest_width(whole: Recipe, parameters: float, vocabulary_size: int) -> int:
     """The width, in steps of one head, whose model has about so many parameters."""
     config = whole.decoder_config(vocabulary_size)
-    step = config.hidden_dim // math.gcd(config.num_query_heads, config.num_key_value_heads, config.hidden_dim)
+    shared = config.num_query_heads if config.num_key_value_heads == 1 else config.num_key_value_heads
+    step = config.hidden_dim // math.gcd(config.num_query_heads, shared, config.intermediate_dim, config.hidden_dim)
 
     def distance(width: int) -> float:
         return abs(math.log(count_parameters(at_width(whole, width).decoder_config(vocabulary_size)) / parameters))
 
     width = step
-    while True:
-        try:
-            if distance(width + step) >= distance(width):
-                return width
-        except SettingError:
-            return width
+    while distance(width + step) < distance(width):
         width += step
+    return width
 
 
 def write_table(path: Path, measured: list[Measured], law: ScalingLaw) -> None:

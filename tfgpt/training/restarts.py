@@ -31,7 +31,8 @@ def run_with_restarts(command: list[str], restarts: int) -> int:
             return code if code >= 0 else 128 - code
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else "lost another worker"
         if left:
-            print(f"tfgpt.train: the process {how}; starting it again ({left} more times)", file=sys.stderr, flush=True)
+            which = f"restart {restarts - left + 1} of {restarts}"
+            print(f"tfgpt.train: the process {how}; starting it again ({which})", file=sys.stderr, flush=True)
             time.sleep(PAUSE)
             if parent.stopping:
                 return 128 - code if code < 0 else code
