@@ -10,11 +10,13 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import tensorflow as tf
 
 from tfgpt.training.objectives import CausalLanguageModeling
 
 if TYPE_CHECKING:
+    from tfgpt.tokenization.tokenizer import Tokenizer
     from tfgpt.training.recipe import Recipe
 
 
@@ -93,6 +95,10 @@ class Kind:
     def attend(self, trainer: Any) -> None:
         """Told, before `feeds` is called, which trainer will learn; for objectives that sample from its model."""
         self.trainer = trainer
+
+    def prompt(self, tokenizer: Tokenizer, text: str) -> str | np.ndarray:
+        """What the model reads of a --sample_prompt: the text, or ids."""
+        return text
 
     def feeds(self, recipe: Recipe, data: Any, strategy: tf.distribute.Strategy) -> Feeds:
         """The batches, distributed as the strategy wants them.
