@@ -10,11 +10,13 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import tensorflow as tf
 
 from tfgpt.training.objectives import CausalLanguageModeling
 
 if TYPE_CHECKING:
+    from tfgpt.tokenization.tokenizer import Tokenizer
     from tfgpt.training.recipe import Recipe
 
 
@@ -76,6 +78,10 @@ class Kind:
             z_loss=recipe.step.z_loss,
             chunk_tokens=recipe.step.cross_entropy_chunk_tokens,
         )
+
+    def prompt(self, tokenizer: Tokenizer, text: str) -> str | np.ndarray:
+        """What the model reads of a --sample_prompt: the text, or ids."""
+        return text
 
     def feeds(self, recipe: Recipe, data: Any, strategy: tf.distribute.Strategy) -> Feeds:
         """The batches, distributed as the strategy wants them.

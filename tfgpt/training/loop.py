@@ -25,7 +25,7 @@ from tfgpt.training.recipe import Recipe
 from tfgpt.training.run_config import steps_or_minutes
 from tfgpt.training.step import Trainer
 from tfgpt.training.stopping import StopSignals
-from tfgpt.training.watching import MetricsFile, TensorBoardFiles
+from tfgpt.training.watching import BY_SOURCE, MetricsFile, TensorBoardFiles
 
 LONGEST_CALL = 2.0  # seconds
 
@@ -227,6 +227,10 @@ class TrainingLoop:
                 f"step {state.step}: held-out loss {numbers['validation_loss']:.4f} nats per token, "
                 f"{numbers['validation_bits_per_byte']:.4f} bits per byte{' (best)' if improved else ''}"
             )
+            by_source = [name for name in numbers if name.startswith(BY_SOURCE)]
+            if by_source:
+                words = (f"{name.removeprefix(BY_SOURCE)} {numbers[name]:.4f}" for name in by_source)
+                progress.note(f"  by source: {', '.join(words)}")
             self.show_samples(progress)
             self.callbacks.on_epoch_end(state.step, {"val_loss": numbers["validation_loss"], **numbers})
         if len(row) > 1:
@@ -279,7 +283,7 @@ class TrainingLoop:
             "validation_loss": float(numbers["loss"]),
             "validation_bits_per_byte": float(numbers["bits_per_byte"]),
             "validation_accuracy": float(numbers["accuracy"]),
-            **{f"validation_loss/{name}": float(part["loss"]) for name, part in by_source.items()},
+            **{f"{BY_SOURCE}{name}": float(part["loss"]) for name, part in by_source.items()},
         }
         if self.state.first_validation is None:
             self.state.first_validation = row

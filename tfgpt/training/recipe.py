@@ -124,10 +124,6 @@ class Recipe:
         given = len(self.mixture.mixture)
         if given and given != len(self.corpus.train_text):
             raise SettingError("mixture", f"has {given} weights for {len(self.corpus.train_text)} --train_text")
-        if self.mixture.active and self.objective.objective == "pretrain":
-            raise SettingError(
-                "mixture" if given else "mixture_temperature", "needs --objective=chat; pretraining reads by size"
-            )
         if self.batch.batch_size % self.step.accumulation_steps:
             raise SettingError(
                 "accumulation_steps",

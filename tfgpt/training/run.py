@@ -103,7 +103,7 @@ def train_together(
     watched = recipe.watching.tensorboard and hosts.is_chief
     tensorboard = TensorBoardFiles(directory / "tensorboard" if watched else None)
     tensorboard.hyperparameters(recipe.flags())
-    samples = Samples(recipe, assembly, data)
+    samples = Samples(recipe, assembly, data, objective)
     parts = LoopParts(
         trainer=trainer,
         hosts=hosts,
@@ -262,9 +262,11 @@ class Samples:
         recipe: the prompts, how many tokens, which temperature.
         assembly: the trainer whose decoder writes.
         data: the tokenizer.
+        objective: how prompts are put to the model.
     """
 
-    def __init__(self, recipe: Recipe, assembly: Assembly, data: Any):
+    def __init__(self, recipe: Recipe, assembly: Assembly, data: Any, objective: Kind):
+        self.prompts = [objective.prompt(data.tokenizer, text) for text in recipe.watching.sample_prompt]
         self.watching, self.seed, self.trainer = recipe.watching, recipe.run.seed, assembly.trainer
         self.generator = Generator(assembly.trainer.decoder, data.tokenizer)
 
@@ -277,8 +279,12 @@ class Samples:
             max_new_tokens=watching.sample_tokens, temperature=watching.sample_temperature, seed=self.seed + number
         )
         with self.trainer.averaged_weights():
-            completions = self.generator.generate(list(watching.sample_prompt), sampling)
-        return {prompt: prompt + found[0].text for prompt, found in zip(watching.sample_prompt, completions)}
+            completions = self.generator.generate(self.prompts, sampling)
+        # An answer stands alone, a continuation behind what it continues.
+        return {
+            text: (text if isinstance(prompt, str) else "") + found[0].text
+            for text, prompt, found in zip(watching.sample_prompt, self.prompts, completions)
+        }
 
 
 def finish(
@@ -320,7 +326,11 @@ def finish(
     python = os.path.relpath(sys.executable) if Path(sys.executable).is_relative_to(Path.cwd()) else "python"
     if recipe.watching.tensorboard:
         say(f"TensorBoard: {python} -m tensorboard.main --logdir={shlex.quote(str(directory / 'tensorboard'))}")
-    say(f"Next:        {python} -m tfgpt.generate --model={shlex.quote(str(directory))} --prompt='Once upon a time'")
+    model = f"--model={shlex.quote(str(directory))}"
+    if recipe.objective.objective == "pretrain":
+        say(f"Next:        {python} -m tfgpt.generate {model} --prompt='Once upon a time'")
+    else:
+        say(f"Next:        {python} -m tfgpt.chat {model}")
 
 
 def write_model(recipe: Recipe, data: Any, trainer: Any, state: State, step: int) -> None:

@@ -26,6 +26,8 @@ TENSORBOARD_NAMES = {
     "tokens_per_second": "speed/tokens_per_second",
     "model_flops_utilization": "speed/model_flops_utilization",
 }
+BY_SOURCE = "validation_loss/"
+"""What the losses of single sources begin with in metrics.jsonl."""
 
 
 class MetricsFile:
@@ -97,8 +99,10 @@ class TensorBoardFiles:
             return
         with self.writer.as_default(step=row["step"]):
             for name, value in row.items():
-                if name in TENSORBOARD_NAMES and value is not None:
-                    tf.summary.scalar(TENSORBOARD_NAMES[name], value)
+                shown = f"loss_by_source/{name.removeprefix(BY_SOURCE)}" if name.startswith(BY_SOURCE) else None
+                shown = shown or TENSORBOARD_NAMES.get(name)
+                if shown and value is not None:
+                    tf.summary.scalar(shown, value)
 
     def text(self, name: str, step: int, text: str) -> None:
         """A text sample, shown as it is (indented: Markdown's code)."""
