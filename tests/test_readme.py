@@ -29,6 +29,12 @@ BEHIND = {
     "python scripts/kill_resume.py": None,
     "python -m tfgpt": [],
     "python -m tfgpt.train": SHORT,
+    # Its shape and tokenizer are those of the model it starts from; sources of which little is read.
+    "python -m tfgpt.train --flagfile=configs/chat_quickstart.cfg": [
+        *[flag for flag in SHORT if flag.startswith(("--seq", "--batch", "--max", "--log", "--val", "--sam", "--com"))],
+        "--train_text=sample:chatterbot",
+        "--train_text=sample:countryinfo",
+    ],
     "python -m tfgpt.tune": [*SHORT, "--max_trials=1", "--trial_tokens=512"],
     "python -m tfgpt.doctor": [*SHORT, "--overfit_steps=60"],
     "python -m tfgpt.prepare": ["--vocabulary_size=320"],

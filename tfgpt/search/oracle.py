@@ -15,8 +15,11 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
+import shutil
 import statistics
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,7 @@ import numpy as np
 import threadpoolctl
 from keras_tuner.engine import trial as trials
 from keras_tuner.oracles import BayesianOptimizationOracle, GridSearchOracle, HyperbandOracle, RandomSearchOracle
+from sklearn.exceptions import ConvergenceWarning
 
 from tfgpt.common.files import read_json, write_json
 from tfgpt.common.progress import duration
@@ -87,6 +91,7 @@ class _Surviving(keras_tuner.Oracle):
                 self.tuner_ids.add(tuner_id)
                 return self.empty(IDLE)
             self.tuner_ids.discard(tuner_id)
+            self.drop_checkpoints(self.end_order)
         return trial
 
     @keras_tuner.synchronized
@@ -121,6 +126,8 @@ class _Surviving(keras_tuner.Oracle):
         self.save()
         self.write_files()
         self.announce_end(self.trials[trial.trial_id])
+        if self.plan.search.tuner != "hyperband" and trial.trial_id in self.end_order:
+            self.drop_checkpoints([trial.trial_id])
 
     def get_trial(self, trial_id: str) -> Any:
         """The trial; asking for it is a worker's sign of life."""
@@ -178,6 +185,11 @@ class _Surviving(keras_tuner.Oracle):
             self.heard[tuner_id] = time.monotonic()
             self.tuner_ids.add(tuner_id)
         self.write_files()
+
+    def drop_checkpoints(self, trial_ids: list[str]) -> None:
+        """Deletes what nothing will go on from: a checkpoint is three times a model, and there are many trials."""
+        for trial_id in trial_ids:
+            shutil.rmtree(self.plan.trial_dir(trial_id) / "checkpoints", ignore_errors=True)
 
     # Workers.
 
@@ -328,8 +340,9 @@ class GridOracle(_Surviving, GridSearchOracle):
         self._populate_next = list(state["start_order"])
 
     def trials_in_all(self) -> int | None:
-        """The combinations, or --max_trials if that is less."""
-        return self.plan.search.max_trials
+        """The combinations (those of conditions that exclude each other too), or --max_trials if that is less."""
+        combinations = math.prod(len(set(each.values)) for each in self.hyperparameters.space)
+        return min(combinations, self.plan.search.max_trials)
 
 
 class BayesianOracle(_Surviving, BayesianOptimizationOracle):
@@ -339,7 +352,9 @@ class BayesianOracle(_Surviving, BayesianOptimizationOracle):
         # A function of the trial, not of how often the search was interrupted.
         self._random_state = np.random.RandomState([self.seed, int(trial_id)])
         # The matrices are tiny, and threads that wait for processors busy with training make them a minute's work.
-        with threadpoolctl.threadpool_limits(1):
+        with threadpoolctl.threadpool_limits(1), warnings.catch_warnings():
+            # That a length scale is at its bound: with so few trials it often is.
+            warnings.simplefilter("ignore", ConvergenceWarning)
             return super().populate_space(trial_id)
 
 

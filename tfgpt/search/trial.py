@@ -33,7 +33,7 @@ from tfgpt.training.run import train
 from tfgpt.training.watching import read_metrics
 
 WHOLE = 1000  # a report's place in the training, in thousandths: batches of different size compare
-START: dict[str, Any] = {"seconds": 0.0, "parameters": None}
+START: dict[str, Any] = {"seconds": 0.0, "parameters": None, "peak_memory_bytes": 0}
 MEASURED = ("validation_bits_per_byte", "validation_loss", "validation_accuracy")
 
 
@@ -92,7 +92,11 @@ def trained(plan: Plan, request: TrialRequest, reports: Reports) -> dict[str, An
     reports.parameters = earlier["parameters"]
     reports.clock = lambda: write_json(
         directory / "clock.json",
-        {"seconds": earlier["seconds"] + time.monotonic() - began, "parameters": reports.parameters},
+        {
+            "seconds": earlier["seconds"] + time.monotonic() - began,
+            "parameters": reports.parameters,
+            "peak_memory_bytes": max(earlier["peak_memory_bytes"], peak_memory()),
+        },
     )
     saved = Checkpoints(directory / "checkpoints", 1).steps()
     reports.again(rows_of(directory, saved[-1] if saved else 0), recipe)
@@ -118,7 +122,7 @@ def trained(plan: Plan, request: TrialRequest, reports: Reports) -> dict[str, An
         "steps": last,
         "tokens": last * tokens,
         "tokens_trained": (last - inherited) * tokens,
-        "peak_memory_bytes": peak_memory(),
+        "peak_memory_bytes": max(earlier["peak_memory_bytes"], peak_memory()),
         "seconds": seconds,
         "parameters": reports.parameters,
     }

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from concurrent import futures
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -16,7 +17,8 @@ from typing import Any
 import grpc
 import keras_tuner
 from keras_tuner.engine.base_tuner import BaseTuner
-from keras_tuner.src import protos
+from keras_tuner.src import config, protos
+from keras_tuner.src.distribute import oracle_client
 from keras_tuner.src.distribute.oracle_chief import OracleServicer
 from keras_tuner.src.distribute.oracle_client import OracleClient
 
@@ -29,7 +31,8 @@ from tfgpt.search.table import best_row, in_words, read_result, request_of
 
 SIGN_OF_LIFE = 5.0  # seconds between a worker's
 IDLE_PAUSE = 0.5  # seconds before a worker that has nothing to do asks again
-CHIEF_PATIENCE = 120.0  # seconds that a worker waits for a chief that is gone
+CALL_TIMEOUT = 60.0  # seconds of one call to the chief; then it is made again
+CHIEF_PATIENCE = 3600.0  # seconds that a worker waits for a chief that is not there, as long as KerasTuner's do
 
 
 class SearchStopped(keras_tuner.errors.FatalError):
@@ -46,13 +49,14 @@ class TrainingTuner(BaseTuner):
     """
 
     def __init__(self, plan: Plan, oracle: Any, control: Connection):
+        self.stopping = False
         with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere):
             super().__init__(oracle, directory=str(plan.directory), project_name="keras_tuner")
         if self._is_worker():
-            self.oracle = PatientClient(oracle)
+            launcher = os.getppid()
+            self.oracle = PatientClient(oracle, lambda: self.stopping or os.getppid() != launcher)
         self.plan = plan
         self.process = TrialProcess(control, plan.search.trial_memory_limit << 20)
-        self.stopping = False
         self.asked = False
         self.last_sign = 0.0
 
@@ -89,7 +93,10 @@ class TrainingTuner(BaseTuner):
                 raise SearchStopped
             if result["status"] in ("killed", "failed"):
                 write_json(self.plan.trial_dir(trial.trial_id) / "result.json", {"request": vars(request), **result})
-        except (TfgptError, grpc.RpcError) as error:
+        except SearchStopped:
+            raise
+        except Exception as error:
+            # Whatever it is, it is not the trial's failure.
             raise SearchStopped from error
         if result["status"] == "interrupted":
             raise SearchStopped
@@ -131,7 +138,16 @@ class PatientClient(OracleClient):
     """A worker's way to the chief, which may be killed and come back.
 
     A call may arrive twice when its answer was lost; the oracle allows that.
+
+    Args:
+        oracle: knows the objective.
+        give_up: asked between calls whether not to try again.
     """
+
+    def __init__(self, oracle: Any, give_up: Callable[[], bool]):
+        super().__init__(oracle)
+        self.give_up = give_up
+        oracle_client.TIMEOUT = CALL_TIMEOUT
 
     def __getattribute__(self, name: str) -> Any:
         value = object.__getattribute__(self, name)
@@ -145,7 +161,10 @@ class PatientClient(OracleClient):
             try:
                 return call(*arguments, **keywords)
             except grpc.RpcError as error:
-                if error.code() != grpc.StatusCode.UNAVAILABLE or time.monotonic() > deadline:
+                away = error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+                if self.give_up():
+                    raise SearchStopped from None
+                if not away or time.monotonic() > deadline:
                     raise
                 time.sleep(1.0)
 
@@ -179,6 +198,8 @@ def play(plan: Plan, name: str, control: Connection) -> int:
         The exit code.
     """
     os.environ["KERASTUNER_TUNER_ID"] = name
+    # KerasTuner would print the traceback of every failed trial; the table has the reason.
+    config.DEBUG = False
     parallel = "KERASTUNER_ORACLE_IP" in os.environ
     chief = parallel and "chief" in name
     try:
@@ -196,7 +217,9 @@ def play(plan: Plan, name: str, control: Connection) -> int:
         print(f"tfgpt.tune: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         return error.exit_code
     except grpc.RpcError as error:
-        print(f"tfgpt.tune: {name}: the chief is gone ({error.code().name})", file=sys.stderr, flush=True)
+        if plan.search.parallel == 1:
+            # With --parallel the chief says itself, beside this, what was wrong.
+            print(f"tfgpt.tune: {name}: the chief is gone ({error.code().name})", file=sys.stderr, flush=True)
         return 1
     except KeyboardInterrupt:
         return 0
