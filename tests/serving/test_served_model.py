@@ -1,5 +1,6 @@
 """An export, opened by the session loader, answers as the model itself does."""
 
+import json
 import math
 
 import numpy as np
@@ -11,8 +12,10 @@ from tests.serving.conftest import DEFAULTS
 from tests.serving.models import CONTEXT
 from tfgpt.generation.config import SamplingConfig
 from tfgpt.generation.prompts import encode_chat, encode_prompt
+from tfgpt.serving.backends import served_info
+from tfgpt.serving.serve_config import ServeConfig
 from tfgpt.serving.signatures import SAMPLING, SIGNATURES, table
-from tfgpt.tokenization.chat_template import render_messages
+from tfgpt.tokenization.chat_template import ChatTemplate, render_messages, template_of
 
 TEXTS = ["The quick brown", "", "汉 <|im_end|>", "How vexingly quick daft zebras"]
 CONFIGS = [
@@ -218,6 +221,15 @@ def test_every_tensor_is_batched_and_typed_as_the_table_says(served):
                 assert tf.dtypes.as_dtype(found[item.name].dtype).name == item.dtype
                 assert found[item.name].tensor_shape.dim[0].size == -1
                 assert len(found[item.name].tensor_shape.dim) == (2 if item.columns else 1)
+
+
+def test_the_front_end_renders_with_the_template_that_the_export_tells(version, generator):
+    template = served_info(ServeConfig(model=str(version)), version).template
+    assert template == template_of(generator.tokenizer)
+    # A model with another one says so in the same place.
+    other = ChatTemplate("{{ messages[0]['content'] }}{{ eos_token }}", ("</s>",), (("eos_token", "</s>"),))
+    assert ChatTemplate.from_dict(json.loads(json.dumps(other.to_dict()))) == other
+    assert render_messages([{"role": "user", "content": "</s>"}], template=other).count("</s>") == 1
 
 
 def test_the_tables_of_the_readme_are_those_of_the_code():

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfgpt.tokenization.chat_template import encode_messages, render_messages
+from tests.tokenization.test_jinja_template import CONVERSATIONS, TAGGED, with_template, without_tag
+from tfgpt.tokenization.chat_template import encode_messages, render_messages, template_of
 from tfgpt.tokenization.in_graph import InGraphTokenizer
 from tfgpt.tokenization.in_graph_chat import encode_conversations
 from tfgpt.tokenization.tokenizer import Tokenizer
@@ -52,6 +53,19 @@ def test_plain_chatml_typed_by_hand_is_read_as_chatml(encode, trained):
     [ids] = encode(["<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"]).to_list()
     expected, _ = encode_messages(trained, [{"role": "user", "content": "Hi"}], add_generation_prompt=True)
     np.testing.assert_array_equal(ids, expected)
+
+
+@pytest.mark.parametrize("name", ["zephyr", "mistral", "llama2", "smollm2"])
+def test_any_template_is_read_as_encode_messages_reads_it(trained, name):
+    tokenizer = with_template(trained, without_tag(TAGGED[name]))
+    in_graph = InGraphTokenizer(tokenizer)
+    dialogues = [
+        [{"role": "user", "content": "Hi</s> [/INST]<|im_end|> \uf8fe1"}],
+        [*CONVERSATIONS[1][:3], {"role": "user", "content": "<s>你好"}],
+    ]
+    rendered = [render_messages(dialogue, True, template_of(tokenizer)) for dialogue in dialogues]
+    for dialogue, ids in zip(dialogues, encode_conversations(tokenizer, in_graph, tf.constant(rendered)).to_list()):
+        assert ids == encode_messages(tokenizer, dialogue, True)[0].tolist()
 
 
 def test_no_conversations_and_bytes_that_are_no_text(encode, trained):

@@ -65,9 +65,9 @@ def test_tuned_on_the_sample_dialogues_it_ends_its_replies(tmp_path):
         "--train_text=sample:chatterbot", "--tokenizer=bpe", "--vocabulary_size=768", "--max_steps=150",
         "--batch_size=16", "--learning_rate=0.01", "--validate_every=150", f"--run_dir={tmp_path / 'run'}",
     )  # fmt: skip
-    before, after = [row for row in rows(directory) if "validation_loss" in row][:: len(rows(directory)) - 1]
+    before, after = [row for row in rows(directory) if "validation_loss" in row]
     assert after["validation_loss"] < 0.75 * before["validation_loss"]
-    generator = Generator.load(directory)
+    generator = Generator.load(directory / "model")
     questions = ["Hello!", "What is AI?", "Tell me a joke", "How are you?", "Do you like music?"]
     asked = [questions[number % 5] for number in range(200)]
     prompts = [encode_chat(generator.tokenizer, [{"role": "user", "content": question}]) for question in asked]
@@ -115,7 +115,6 @@ def test_two_replicas_give_the_weights_of_one(tmp_path, chats):
     [
         (["--mixture=1"], "--mixture: has 1 weights for 2 --train_text"),
         (["--mixture=1", "--mixture=no"], "--mixture: 'no' is not a number above 0"),
-        (["--objective=pretrain", "--mixture=1", "--mixture=2"], "--mixture: needs --objective=chat"),
         (["--mixture=1", "--mixture=2", "--mixture_temperature=2"], "--mixture_temperature: is for sources without"),
     ],
 )

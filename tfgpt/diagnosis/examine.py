@@ -56,6 +56,12 @@ def examine(
     Raises:
         UserError: the text, a flag or the model to start from is at fault.
     """
+    if recipe.objective.objective != "pretrain":
+        raise SettingError(
+            "objective",
+            f"doctor examines --objective=pretrain; --objective={recipe.objective.objective} has the same model and "
+            "step, and python -m tfgpt.prepare --objective=chat --preview=2 shows its data",
+        )
     chosen = recipe.strategy.strategy
     if chosen == "multiworker" or (chosen == "auto" and os.environ.get("TF_CONFIG")):
         raise SettingError(

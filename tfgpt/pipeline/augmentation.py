@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from tfgpt.common.errors import SettingError, UserError
+from tfgpt.corpus.sources import open_sources
 from tfgpt.pipeline.config import AugmentationConfig
 
 # A word with the white space behind it; each character of scripts that put no space between words.
@@ -96,25 +97,36 @@ def other_space(share: float, draw: random.Random) -> str:
     return draw.choice(("", "  ")) if draw.random() < share else " "
 
 
-def read_paraphrases(path: str) -> dict[str, list[str]]:
+def read_paraphrases(path: str, tfds_data_dir: str | None = None) -> dict[str, list[str]]:
     """Pairs of phrasings from a file; each is another way to say the other.
 
-    JSON Lines of `{"text": …, "paraphrase": …}` (or `"paraphrases": […]`), or two columns separated by a tab.
+    JSON Lines of `{"text": …, "paraphrase": …}` (or `"paraphrases": […]`), two columns separated by a tab, or two
+    features of a TensorFlow Dataset (`tfds:NAME:SPLIT#FEATURE,FEATURE`).
 
     Raises:
         UserError: the file is missing or a line is no pair; the line names file and line.
     """
     file = Path(path).expanduser()
-    if not file.is_file():
+    if not path.startswith("tfds:") and not file.is_file():
         raise SettingError("paraphrases", f"{path}: no such file")
     found: dict[str, dict[str, None]] = {}
-    for one, other in pairs_in(file):
+    for one, other in pairs_of_dataset(path, tfds_data_dir) if path.startswith("tfds:") else pairs_in(file):
         if one and other and one != other:
             found.setdefault(one, {})[other] = None
             found.setdefault(other, {})[one] = None
     if not found:
         raise SettingError("paraphrases", f"{path}: holds no pair")
     return {one: list(others) for one, others in found.items()}
+
+
+def pairs_of_dataset(spec: str, tfds_data_dir: str | None) -> Iterator[tuple[str, str]]:
+    """The pairs of a TensorFlow Dataset, without white space around them."""
+    [source] = open_sources([spec], "paraphrases", tfds_data_dir=tfds_data_dir)
+    for document in source.documents():
+        said = [message["content"].strip() for message in document.get("messages", ())]
+        if len(said) != 2:
+            raise SettingError("paraphrases", f"{spec}: name two features, #FEATURE,FEATURE")
+        yield said[0], said[1]
 
 
 def pairs_in(file: Path) -> Iterator[tuple[str, str]]:

@@ -5,7 +5,7 @@ of its packed rows. Each part of a conversation is a segment: attention stays wi
 behind the last part of a row is padding of weight 0 in a segment of its own (number 0).
 
 With augmentation, what users say is said in another way in every epoch. A row is packed once and for all, so each part
-is given some room for longer words, a quarter of what is not learned; a change that does not fit is drawn again, and
+is given some room for longer words, an eighth of what is not learned; a change that does not fit is drawn again, and
 after `ATTEMPTS` draws the words stay as they are.
 """
 
@@ -27,7 +27,7 @@ from tfgpt.tokenization.chat_template import encode_messages
 from tfgpt.tokenization.tokenizer import Tokenizer
 
 ATTEMPTS = 4
-ROOM = 4
+ROOM = 8
 """A part that may be changed gets one place more for so many that are not learned."""
 
 

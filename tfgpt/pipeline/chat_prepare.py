@@ -16,12 +16,10 @@ from tfgpt.common.errors import UserError
 from tfgpt.common.files import sha256_of_json
 from tfgpt.corpus.config import CorpusConfig
 from tfgpt.corpus.document_set import DocumentSet
-from tfgpt.corpus.sources import open_sources
-from tfgpt.corpus.sources.files import FileSource
 from tfgpt.pipeline.augmentation import Augmentation, read_paraphrases
 from tfgpt.pipeline.config import AugmentationConfig
 from tfgpt.pipeline.conversations import FORMAT_VERSION, Conversations, write_conversations
-from tfgpt.pipeline.prepare import made_or_reused, making, prepared_documents, prepared_tokenizer
+from tfgpt.pipeline.prepare import made_or_reused, making, prepared_documents, prepared_tokenizer, spec_of_source
 from tfgpt.pipeline.shards import DamagedShards
 from tfgpt.tokenization.chat_template import template_of
 from tfgpt.tokenization.config import TokenizerConfig
@@ -75,7 +73,7 @@ def prepare_chat(
         RunError: the disk is full, or documents in the cache are damaged.
     """
     cache = corpus.cache_directory
-    paraphrases = read_paraphrases(augmentation.paraphrases) if augmentation.paraphrases else {}
+    paraphrases = read_paraphrases(augmentation.paraphrases, corpus.tfds_data_dir) if augmentation.paraphrases else {}
     documents = prepared_documents(corpus, cache, say)
     made_tokenizer = prepared_tokenizer(tokenizer, documents, cache, say)
     options = {"length": length, "repeat_system": augmentation.repeat_system}
@@ -103,16 +101,6 @@ def prepare_chat(
     }
     changes = Augmentation(augmentation, paraphrases, seed)
     return PreparedChat(train, validation, made_tokenizer, documents, changes, fingerprint, manifest)
-
-
-def spec_of_source(corpus: CorpusConfig, specs: tuple[str, ...]) -> dict[str, str]:
-    """A document's `source` → what the user wrote."""
-    known: dict[str, str] = {}
-    for source in open_sources(specs, cache_dir=corpus.cache_directory, tfds_data_dir=corpus.tfds_data_dir):
-        names = [str(path) for path in source.paths] if isinstance(source, FileSource) else [source.spec]
-        for name in names:
-            known.setdefault(name, source.spec)
-    return known
 
 
 def prepared_side(

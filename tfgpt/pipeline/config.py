@@ -33,12 +33,12 @@ class MixtureConfig(Settings):
     mixture: tuple[str, ...] = setting(
         (),
         "Weight of each --train_text, in the same order: with 3 and 1, three rows of the first to one of the second. "
-        "Not given: by size. With --objective=chat.",
+        "Not given: by size.",
     )
     mixture_temperature: float = setting(
         1.0,
         "Without weights: shares are size^(1/temperature). 1 is by size; higher gives small sources more; 1000 gives "
-        "all the same. With --objective=chat.",
+        "all the same.",
         minimum=0.01,
     )
 
@@ -70,8 +70,8 @@ class AugmentationConfig(Settings):
     )
     paraphrases: str | None = setting(
         None,
-        "File of pairs of phrasings, JSON Lines with text and paraphrase or two columns separated by a tab: other ways "
-        "to say what users say.",
+        "Pairs of phrasings, other ways to say what users say: a file of JSON Lines with text and paraphrase or of two "
+        "columns separated by a tab, or tfds:NAME:SPLIT#FEATURE,FEATURE.",
     )
     augment_paraphrase: float = setting(
         0.5, "Probability that a user's words that have paraphrases are said in another way.", minimum=0.0, maximum=1.0

@@ -43,8 +43,7 @@ class Packing:
             self.rows[row].append(int(numbers[place]))
             by_room[room - length].append(row)
             some |= 1 << (room - length)
-        self.places = int(lengths.sum())
-        self.efficiency = self.places / max(len(self.rows) * capacity, 1)
+        self.efficiency = int(lengths.sum()) / max(len(self.rows) * capacity, 1)
 
     def __len__(self) -> int:
         return len(self.rows)

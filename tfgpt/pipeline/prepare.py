@@ -16,7 +16,7 @@ import dataclasses
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,9 @@ from tfgpt.corpus.build import build_documents
 from tfgpt.corpus.cache import locked, remove_leftovers
 from tfgpt.corpus.config import CorpusConfig
 from tfgpt.corpus.document_set import DocumentSet
+from tfgpt.corpus.sources import open_sources
 from tfgpt.corpus.sources.base import content_texts
+from tfgpt.corpus.sources.files import FileSource
 from tfgpt.pipeline.shards import FORMAT_VERSION, DamagedShards, TokenShards, write_token_shards
 from tfgpt.tokenization.config import TokenizerConfig
 from tfgpt.tokenization.tokenizer import Tokenizer
@@ -55,6 +57,7 @@ class PreparedData:
         documents: what the tokens were made from.
         fingerprint: hexadecimal SHA-256 of all tokens and the tokenizer; file names and places do not count.
         manifest: how it was made: the fingerprints of every stage, counts, and where things are.
+        train_by_source, validation_by_source: what of each side is from which source, where that was asked for.
     """
 
     train: TokenShards
@@ -63,6 +66,8 @@ class PreparedData:
     documents: DocumentSet
     fingerprint: str
     manifest: dict[str, Any]
+    train_by_source: dict[str, TokenShards] = dataclasses.field(default_factory=dict)
+    validation_by_source: dict[str, TokenShards] = dataclasses.field(default_factory=dict)
 
 
 def prepare(
@@ -70,6 +75,7 @@ def prepare(
     tokenizer: TokenizerConfig,
     *,
     store_weights: bool = False,
+    by_source: bool = False,
     say: Callable[[str], None] = print,
 ) -> PreparedData:
     """Makes, or finds in the cache, the documents, the tokenizer and the token shards of both sides.
@@ -78,6 +84,7 @@ def prepare(
         corpus: which text, how split, and the cache directory.
         tokenizer: which tokenizer; a trained one sees the training side only.
         store_weights: keep loss weights beside the tokens (see `write_token_shards`).
+        by_source: also keep the tokens of each source by themselves.
         say: told one line a stage: what was made or reused, and where it is.
 
     Raises:
@@ -99,7 +106,34 @@ def prepare(
         "train": summary(train),
         "validation": summary(validation),
     }
-    return PreparedData(train, validation, made_tokenizer, documents, fingerprint, manifest)
+    apart = {}
+    for side, specs in (("train", corpus.train_text), ("validation", corpus.validation_text or corpus.train_text)):
+        sources = spec_of_source(corpus, specs) if by_source else {}
+        apart[side] = {
+            name: prepared_shards(
+                documents,
+                side,
+                made_tokenizer,
+                cache,
+                store_weights,
+                say,
+                [one for one in sources if sources[one] == name],
+            )
+            for name in dict.fromkeys(sources.values())
+        }
+    return PreparedData(
+        train, validation, made_tokenizer, documents, fingerprint, manifest, apart["train"], apart["validation"]
+    )
+
+
+def spec_of_source(corpus: CorpusConfig, specs: tuple[str, ...]) -> dict[str, str]:
+    """A document's `source` → what the user wrote."""
+    known: dict[str, str] = {}
+    for source in open_sources(specs, cache_dir=corpus.cache_directory, tfds_data_dir=corpus.tfds_data_dir):
+        names = [str(path) for path in source.paths] if isinstance(source, FileSource) else [source.spec]
+        for name in names:
+            known.setdefault(name, source.spec)
+    return known
 
 
 def summary(shards: TokenShards) -> dict[str, Any]:
@@ -178,8 +212,9 @@ def prepared_shards(
     cache: Path,
     store_weights: bool,
     say: Callable[[str], None],
+    sources: Sequence[str] = (),
 ) -> TokenShards:
-    """The token shards of one side, with their line."""
+    """The token shards of one side, or of some sources of it, with their line."""
     started = time.monotonic()
     key = {
         "format": FORMAT_VERSION,
@@ -187,22 +222,27 @@ def prepared_shards(
         "side": side,
         "tokenizer": tokenizer.fingerprint,
         "store_weights": store_weights,
+        **({"sources": list(sources)} if sources else {}),
     }
+    chosen = documents.documents(side)
+    if sources:
+        chosen = (document for document in chosen if document["source"] in sources)
     directory = cache / "tokens" / sha256_of_json(key)[:32]
     with making(directory):
         shards = cached_shards(directory, side, tokenizer, say)
         made = shards is None
         if shards is None:
             shards = write_token_shards(
-                documents.documents(side),
+                chosen,
                 tokenizer,
                 directory,
                 store_weights=store_weights,
-                num_documents=documents.num_documents(side),
+                num_documents=None if sources else documents.num_documents(side),
                 title=f"encoding {side}",
             )
     rate = f" ({shards.num_bytes / (shards.num_tokens - 1):.2f} bytes a token)" if shards.num_tokens > 1 else ""
-    say(f"{side} tokens: {shards.num_tokens:,}{rate}; {made_or_reused(made, started)} {directory}")
+    of = f" of {', '.join(sources[:3])}{', …' if len(sources) > 3 else ''}" if sources else ""
+    say(f"{side} tokens{of}: {shards.num_tokens:,}{rate}; {made_or_reused(made, started)} {directory}")
     return shards
 
 

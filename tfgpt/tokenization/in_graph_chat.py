@@ -6,6 +6,7 @@ import re
 
 import tensorflow as tf
 
+from tfgpt.common.errors import UserError
 from tfgpt.tokenization.chat_template import encode_messages, template_of
 from tfgpt.tokenization.in_graph import InGraphTokenizer
 from tfgpt.tokenization.jinja_template import BREAK, ESCAPE, ITSELF
@@ -65,7 +66,10 @@ def first_special_id(tokenizer: Tokenizer) -> int | None:
         messages = [{"role": "user", "content": "a"}]
         if role == "system":
             messages.insert(0, {"role": "system", "content": "b"})
-        text = template_of(tokenizer).render(messages)
+        try:
+            text = template_of(tokenizer).render(messages)
+        except UserError:  # some templates know no system
+            continue
         special, start, end = template_of(tokenizer).parts(text)[0]
         firsts.add(tokenizer.special_tokens[text[start:end]] if special and start == 0 else None)
     return firsts.pop() if len(firsts) == 1 else None

@@ -131,8 +131,7 @@ class ChatTemplate:
         checked = self.checked(messages)
         marks = unused_characters(self.source, *(message["content"] for message in checked))
         if self.has_generation_tag:
-            text, places = without_marks(self.rendered(checked, add_generation_prompt, marks), marks)
-            opens, closes = places
+            text, (opens, closes, _) = without_marks(self.rendered(checked, add_generation_prompt, marks), marks)
             return text, list(zip(opens, closes))
         text = self.rendered(checked, add_generation_prompt)
         return text, self.assistant_spans(checked, text, marks)
@@ -145,33 +144,53 @@ class ChatTemplate:
     def assistant_spans(self, messages: list[dict[str, str]], text: str, marks: str) -> list[Span]:
         """What the assistant writes in `text`, for a template that does not say; see the module's docstring."""
         turns = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
-        contents = self.contents(messages, turns, text, marks)
-        starts = [self.start_of_turn(messages, turn, text, contents.get(turn)) for turn in turns]
+        contents, others = self.contents(messages, turns, text, marks)
+        # Where the same stands between somebody else's words and the assistant's, it begins at the same place in that.
+        known: dict[str, int] = {}
+        starts = []
+        for turn in turns:
+            content = contents.get(turn)
+            before = bisect.bisect_right(others, content[0]) - 1 if content else -1
+            between = text[others[before] : content[0]] if content and before >= 0 else ""
+            if between not in known:
+                start = self.start_of_turn(messages, turn, text, content)
+                if content and before >= 0 and others[before] <= start:
+                    known[between] = content[0] - start
+            else:
+                start = content[0] - known[between] if content else 0
+            starts.append(start)
         spans = []
         for turn, start, following in zip(turns, starts, [*starts[1:], len(text)]):
             content_end = contents[turn][1] if turn in contents else None
             spans.append((start, self.end_of_turn(text, start, content_end, following)))
         return spans
 
-    def contents(self, messages: list[dict[str, str]], turns: list[int], text: str, marks: str) -> dict[int, Span]:
-        """Where the assistant's contents (without white space around them) stand in `text`, where that can be told."""
-        marked, wrapped = list(messages), []
-        for turn in turns:
-            content = messages[turn]["content"]
+    def contents(
+        self, messages: list[dict[str, str]], turns: list[int], text: str, marks: str
+    ) -> tuple[dict[int, Span], list[int]]:
+        """Where in `text` the assistant's contents stand and where those of others end, without white space around.
+
+        As far as that can be told: a turn may be missing, or all of them.
+        """
+        marked, wrapped = [], []
+        for turn, message in enumerate(messages):
+            content = message["content"]
             core = content.strip()
+            assistant = message["role"] == "assistant"
             if core:
                 before = content.index(core)
-                whole = content[:before] + marks[0] + core + marks[1] + content[before + len(core) :]
-                marked[turn] = {"role": "assistant", "content": whole}
-                wrapped.append(turn)
+                core = marks[0] + core + marks[1] if assistant else core + marks[2]
+                content = content[:before] + core + content[before + len(core) - (2 if assistant else 1) :]
+                wrapped += [turn] if assistant else []
+            marked.append({"role": message["role"], "content": content})
         if not wrapped:
-            return {}
-        bare, (opens, closes) = without_marks(self.rendered(marked, False, ""), marks)
+            return {}, []
+        bare, (opens, closes, others) = without_marks(self.rendered(marked, False, ""), marks)
         if len(closes) != len(wrapped) or not text.startswith(bare):
-            return {}
+            return {}, []
         if len(opens) != len(closes):
             opens = closes  # a template that drops the beginning of some contents (thoughts): their ends are known
-        return dict(zip(wrapped, zip(opens, closes)))
+        return dict(zip(wrapped, zip(opens, closes))), others
 
     def start_of_turn(self, messages: list[dict[str, str]], turn: int, text: str, content: Span | None) -> int:
         """Where in `text` the assistant begins to write."""
@@ -234,20 +253,22 @@ def checked_message(message: Message) -> tuple[str, str]:
 
 
 def unused_characters(*texts: str) -> str:
-    """Two private-use characters that occur nowhere in the texts."""
+    """Three private-use characters that occur nowhere in the texts."""
     found = ""
     for code in range(0xE000, 0xF8FE):
         if not any(chr(code) in text for text in texts):
             found += chr(code)
-            if len(found) == 2:
+            if len(found) == 3:
                 return found
-    raise UserError("a conversation uses all of Unicode's private-use characters; two must be free to mark turns with")
+    raise UserError(
+        "a conversation uses all of Unicode's private-use characters; three must be free to mark turns with"
+    )
 
 
-def without_marks(text: str, marks: str) -> tuple[str, tuple[list[int], list[int]]]:
-    """The text without the two marks, and where each of them stood."""
+def without_marks(text: str, marks: str) -> tuple[str, tuple[list[int], list[int], list[int]]]:
+    """The text without the three marks, and where each of them stood."""
     pieces: list[str] = []
-    places: tuple[list[int], list[int]] = ([], [])
+    places: tuple[list[int], list[int], list[int]] = ([], [], [])
     length = 0
     for piece in re.split(f"([{marks}])", text):
         if piece and piece in marks:

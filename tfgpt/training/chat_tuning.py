@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from tfgpt.common.errors import SettingError
@@ -20,9 +21,14 @@ from tfgpt.pipeline.chat_prepare import PreparedChat, prepare_chat
 from tfgpt.pipeline.conversations import Conversations
 from tfgpt.pipeline.mixture import Mixture, mixture_weights
 from tfgpt.pipeline.packing import Packing
+from tfgpt.tokenization.chat_template import encode_messages
+from tfgpt.tokenization.tokenizer import Tokenizer
 from tfgpt.training.kinds import Feeds, HeldOut, Kind
 from tfgpt.training.recipe import Recipe
 from tfgpt.training.strategy import distributed
+
+GREETING = "Hello! How are you?"
+"""What the model is asked on the way when --sample_prompt says nothing."""
 
 
 class ChatTuning(Kind):
@@ -40,7 +46,7 @@ class ChatTuning(Kind):
 
     def in_words(self, recipe: Recipe, data: PreparedChat) -> str:
         packed, mixture = training_rows(recipe, data)
-        rows, places = sum(map(len, packed)), sum(packing.places for packing in packed)
+        rows, places = sum(map(len, packed)), int(data.train.lengths.sum())
         length = recipe.batch.sequence_length
         read = recipe.batch.batch_size * recipe.run.max_steps
         line = (
@@ -60,6 +66,9 @@ class ChatTuning(Kind):
 
     def packed(self, recipe: Recipe) -> bool:
         return True
+
+    def prompt(self, tokenizer: Tokenizer, text: str) -> np.ndarray:
+        return encode_messages(tokenizer, [{"role": "user", "content": text or GREETING}], True)[0]
 
     def feeds(self, recipe: Recipe, data: PreparedChat, strategy: tf.distribute.Strategy) -> Feeds:
         length, size = recipe.batch.sequence_length, recipe.batch.batch_size

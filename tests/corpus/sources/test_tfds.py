@@ -11,6 +11,7 @@ import pytest
 
 from tfgpt.common.errors import UserError
 from tfgpt.corpus.sources import Source, open_sources, tfds
+from tfgpt.pipeline.augmentation import read_paraphrases
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -121,6 +122,8 @@ def test_features_in_features_sequences_and_dialogues(data_dir):
     title, body = example(0)["article"]["title"], example(0)["article"]["body"]
     expected = [{"role": "user", "content": title}, {"role": "assistant", "content": body}]
     assert expected in [document["messages"] for document in exchanges]
+    spec = "tfds:letters/plain:train#article/title,article/body"
+    assert read_paraphrases(spec, str(data_dir))[title] == [body]
 
 
 def test_the_default_configuration_is_taken_when_none_is_named(data_dir, tmp_path):
