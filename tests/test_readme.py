@@ -50,8 +50,8 @@ BEHIND = {
     # Needs an environment of its own with the TPU's compiler: tests/scripts/test_tpu_compile.py.
     "scripts/tpu_compile.sh": None,
     "python scripts/scaling_projection.py": [],
-    # The coordinate check alone, at two small widths; the sweep and the runs: tests/search.
-    "python scripts/learning_rate_transfer.py": [*SHORT, "--widths=16,32", "--learning_rates=", "--check_steps=1"],
+    # Minutes of small trainings: tests/search/test_transfer.py and test_scaling.py.
+    "python scripts/learning_rate_transfer.py": None,
     "python -m tfgpt.scale": None,
     "python -m tensorboard.main": None,
 }
