@@ -73,10 +73,13 @@ def run(transfer: TransferConfig, **settings: Any) -> None:
     changes = coordinate_check.coordinate_check(recipe, data, widths, steps=transfer.check_steps)
     coordinate_check.draw(changes, output / "coordinate_check.png")
     print(coordinate_check.table(changes), flush=True)
-    result: dict[str, Any] = {"logit_slope": {}, "best_learning_rate": {}}
     kinds = list(dict.fromkeys(change.parametrization for change in changes))
-    for kind in kinds:
-        result["logit_slope"][kind] = coordinate_check.slope(changes, kind, "logits", transfer.check_steps)
+    names = list(dict.fromkeys(change.activation for change in changes))
+    slopes = {
+        kind: {name: coordinate_check.slope(changes, kind, name, transfer.check_steps) for name in names}
+        for kind in kinds
+    }
+    result: dict[str, Any] = {"slopes": slopes, "best_learning_rate": {}}
     rates = transfer.numbers("learning_rates", float)
     if rates:
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -24,8 +25,12 @@ CONFIGS = sorted(path.name for path in (ROOT / "configs").glob("*.cfg") if not p
 SEARCHES = sorted(path.name for path in (ROOT / "configs").glob("tune_*.cfg"))
 # The files for one model on several TPUs differ in sizes only: one of them trains for all.
 CHAT_CONFIGS = [name for name in CONFIGS if name.startswith("chat_")]
+# What pairs of answers or rewards teach a model that is there already.
+JUDGED = ["addition_grpo.cfg", "dpo_replies.cfg"]
 TRAINED = [
-    name for name in CONFIGS if name not in CHAT_CONFIGS and (not name.startswith("tpu_") or name.endswith("_v5e.cfg"))
+    name
+    for name in CONFIGS
+    if name not in CHAT_CONFIGS + JUDGED and (not name.startswith("tpu_") or name.endswith("_v5e.cfg"))
 ]
 SIZES = {"batch_size", "accumulation_steps", "cross_entropy_chunk_tokens", "optimizer", "run_dir"}
 
@@ -90,7 +95,25 @@ def test_the_config_trains(config: str, text_file: Path, tmp_path: Path):
     assert rows[-1]["step"] == 3 and rows[-1]["validation_loss"] > 0
 
 
-@pytest.mark.parametrize("config", sorted(set(CONFIGS) - set(TRAINED) - set(CHAT_CONFIGS)))
+@pytest.mark.parametrize("config", JUDGED)
+def test_the_config_of_judged_answers_trains(config: str, tiny_model: Path, tmp_path: Path):
+    asked = [[{"role": "user", "content": f"{number}?"}] for number in range(40)]
+    pairs = [{"prompt": prompt, "chosen": "yes", "rejected": "no"} for prompt in asked]
+    sums = [{"prompt": f"{number}+1=", "answer": str(number + 1)} for number in range(40)]
+    text = tmp_path / "text.jsonl"
+    text.write_text("".join(json.dumps(line) + "\n" for line in (sums if "grpo" in config else pairs)))
+    flags = [f"--flagfile={ROOT / 'configs' / config}", f"--init_from={tiny_model}", f"--run_dir={tmp_path / 'run'}"]
+    Recipe(**command.COMMAND.parse(flags))
+    shrunk = [flag for flag in SHRUNK if not flag.startswith(OF_THE_MODEL)]
+    short = [f"--train_text={text}", "--validation_fraction=0.3", "--sequence_length=64", "--group_size=2"]
+    short += [f"--validation_text={text}"] if "grpo" in config else []
+    recipe = Recipe(**command.COMMAND.parse([*flags, *shrunk, *short]))
+    assert train(recipe, command.COMMAND.flag_file(recipe.settings())) == 0
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["step"] == 3 and math.isfinite(rows[-1]["validation_loss"])
+
+
+@pytest.mark.parametrize("config", sorted(set(CONFIGS) - set(TRAINED) - set(CHAT_CONFIGS) - set(JUDGED)))
 def test_the_config_differs_from_the_one_that_trains_in_sizes_only(config: str):
     def flags(name: str) -> dict:
         return Recipe(**command.COMMAND.parse([f"--flagfile={ROOT / 'configs' / name}", "--train_text=none"])).flags()
@@ -102,5 +125,6 @@ def test_the_config_differs_from_the_one_that_trains_in_sizes_only(config: str):
 @pytest.mark.parametrize("config", SEARCHES)
 def test_the_config_of_a_search_passes_every_check_that_is_made_before_tensorflow_is_imported(config: str, tmp_path):
     flags = tune.COMMAND.parse([f"--flagfile=configs/{config}", f"--search_dir={tmp_path}"])
+    flags.pop("judging")
     plan = make_plan(flags.pop("search"), flags)
     assert plan.recipe({}, "0000").run.max_steps < flags["run"].max_steps

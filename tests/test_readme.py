@@ -35,7 +35,7 @@ BEHIND = {
         "--train_text=sample:chatterbot",
         "--train_text=sample:countryinfo",
     ],
-    "python -m tfgpt.tune": [*SHORT, "--max_trials=1", "--trial_tokens=512"],
+    "python -m tfgpt.tune": [*SHORT, "--max_trials=1", "--trial_tokens=512", "--validation_fraction=0.02"],
     "python -m tfgpt.doctor": [*SHORT, "--overfit_steps=60"],
     "python -m tfgpt.prepare": ["--vocabulary_size=320"],
     "python -m tfgpt.evaluate": [],
@@ -50,8 +50,8 @@ BEHIND = {
     # Needs an environment of its own with the TPU's compiler: tests/scripts/test_tpu_compile.py.
     "scripts/tpu_compile.sh": None,
     "python scripts/scaling_projection.py": [],
-    # The coordinate check alone, at two small widths; the sweep and the runs: tests/search.
-    "python scripts/learning_rate_transfer.py": [*SHORT, "--widths=16,32", "--learning_rates=", "--check_steps=1"],
+    # Minutes of small trainings: tests/search/test_transfer.py and test_scaling.py.
+    "python scripts/learning_rate_transfer.py": None,
     "python -m tfgpt.scale": None,
     "python -m tensorboard.main": None,
 }

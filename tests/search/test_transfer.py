@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
+import json
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
+from tests.conftest import ROOT
 from tfgpt import train as command
 from tfgpt.common.errors import SettingError
 from tfgpt.pipeline.prepare import PreparedData, prepare
@@ -39,6 +44,32 @@ def recipe(text, tmp_path_factory) -> Recipe:
 @pytest.fixture(scope="module")
 def data(recipe) -> PreparedData:
     return prepare(recipe.corpus, recipe.tokenizer_config(), say=lambda line: None)
+
+
+def test_activations_move_alike_at_all_widths_and_do_not_in_the_standard_parametrization(text, tmp_path, capsys):
+    # By the script, without its sweep. Small initial weights: what they add to a change shrinks with the width and
+    # would hide what the updates add.
+    flags = [*FLAGS, f"--train_text={text}", f"--run_dir={tmp_path / 'run'}", f"--output={tmp_path}"]
+    flags += ["--initializer_range=0.02", "--embedding_initializer_range=0.02", "--learning_rate=0.004"]
+    flags += ["--schedule=constant", "--warmup_steps=0", "--widths=64,256", "--learning_rates=", "--check_steps=3"]
+    assert script().COMMAND.run(flags) == 0
+    slopes = json.loads(capsys.readouterr().out.splitlines()[-1])["slopes"]
+    for activation in ("block_0", "final_norm", "logits"):
+        assert abs(slopes["maximal_update"][activation]) < 0.15, activation
+    assert slopes["standard"]["block_0"] > 1.0
+    assert slopes["standard"]["logits"] > 0.5
+    assert (tmp_path / "coordinate_check.png").stat().st_size > 10_000
+
+
+def script() -> ModuleType:
+    """scripts/learning_rate_transfer.py."""
+    path = ROOT / "scripts" / "learning_rate_transfer.py"
+    found = importlib.util.spec_from_file_location("learning_rate_transfer_script", path)
+    assert found is not None and found.loader is not None
+    module = importlib.util.module_from_spec(found)
+    sys.modules[found.name] = module  # Its dataclasses look their module up.
+    found.loader.exec_module(module)
+    return module
 
 
 def test_the_best_learning_rate_at_width_64_is_the_best_at_width_256(recipe, data):

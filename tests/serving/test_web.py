@@ -219,6 +219,11 @@ def test_the_page_fits_a_phone_and_the_list_opens(browser, server):
         assert page.evaluate("document.documentElement.scrollWidth") <= 360
         assert page.get_attribute("html", "data-theme") == "dark"
         assert page.locator("#new").is_hidden()
+        page.click("#show-settings")
+        assert page.evaluate(
+            "[...document.querySelectorAll('#settings *')].every(e => e.getBoundingClientRect().right < 350)"
+        )
+        page.click("#show-settings")
         page.click("#show-list")
         assert page.locator("#new").inner_text() == "新对话"
         assert page.get_attribute("#show-list", "aria-expanded") == "true"

@@ -67,6 +67,7 @@ class Reader:
         length: T, tokens of a row.
 
     Attributes:
+        trained: the objective of the model's run.
         chat: whether only what an assistant says in conversations counts.
         packed: whether attention stays within a document or conversation.
     """
@@ -75,8 +76,8 @@ class Reader:
         self.config, self.model, self.tokenizer, self.length = config, model, tokenizer, length
         self.provenance = provenance(model)
         self.flags: dict[str, Any] = self.provenance.get("flags", {})
-        trained = self.flags.get("objective", "pretrain")
-        self.chat = config.objective == "chat" or (config.objective == "auto" and trained != "pretrain")
+        self.trained = self.flags.get("objective", "pretrain")
+        self.chat = config.objective == "chat" or (config.objective == "auto" and self.trained != "pretrain")
         self.packed = self.chat or bool(self.flags.get("document_masking", False))
 
     def texts(self) -> list[Text]:
@@ -119,6 +120,8 @@ class Reader:
         wanted = data.get("validation", {})
         if not wanted:
             raise UserError(f"--text: is needed, {self.model} does not say what was held out when it was trained")
+        if self.trained not in ("pretrain", "chat"):
+            raise UserError(f"--text: is needed, what --objective={self.trained} holds out is no text to predict")
         found = self.in_the_cache(wanted)
         if found is not None:
             return found

@@ -42,12 +42,14 @@ class Completion:
         finish_reason: "stop" (end-of-text, end of turn, or a stop string) or "length" (max_new_tokens).
         log_probability: the natural log probability that the model itself gives the new tokens, the stop token
             included; temperature, filters and penalties do not change it.
+        stop_token: the stop token at the end that `token_ids` leaves out, if there was one.
     """
 
     text: str
     token_ids: list[int]
     finish_reason: str
     log_probability: float
+    stop_token: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,10 +99,11 @@ class Row:
 
     def completion(self, stop_tokens: tuple[int, ...]) -> Completion:
         """The finished text."""
-        tokens = self.ids[len(self.prompt) :]
+        tokens, stop_token = self.ids[len(self.prompt) :], None
         if tokens and tokens[-1] in stop_tokens:
-            tokens = tokens[:-1]
-        return Completion("".join(self.pieces), tokens, self.finish_reason or "length", self.log_probability)
+            *tokens, stop_token = tokens
+        reason = self.finish_reason or "length"
+        return Completion("".join(self.pieces), tokens, reason, self.log_probability, stop_token)
 
 
 def in_batches(rows: list[Row], batch_size: int) -> Iterator[list[Row]]:

@@ -31,6 +31,7 @@ class Assembly:
         validation: the held-out set, a finite dataset, distributed when the strategy has several replicas.
         validation_steps: its global batches.
         by_source: the held-out sets of single sources, where there are several.
+        updates_per_round, measure: as `Feeds`'.
     """
 
     trainer: Trainer
@@ -38,6 +39,8 @@ class Assembly:
     validation: Any
     validation_steps: int
     by_source: Mapping[str, HeldOut] = dataclasses.field(default_factory=dict)
+    updates_per_round: int = 0
+    measure: Callable[[], dict[str, float]] | None = None
 
 
 def assemble(recipe: Recipe, data: Any, strategy: tf.distribute.Strategy, kind: Kind | None = None) -> Assembly:
@@ -58,8 +61,17 @@ def assemble(recipe: Recipe, data: Any, strategy: tf.distribute.Strategy, kind: 
     kind = kind or recipe.objective.kind()
     with strategy.scope():
         trainer = build_trainer(recipe, data.tokenizer.vocabulary_size, data.tokenizer.byte_lengths(), kind)
+    kind.attend(trainer)
     feeds = kind.feeds(recipe, data, strategy)
-    return Assembly(trainer, feeds.batches, feeds.validation.dataset, feeds.validation.steps, feeds.by_source)
+    return Assembly(
+        trainer,
+        feeds.batches,
+        feeds.validation.dataset,
+        feeds.validation.steps,
+        feeds.by_source,
+        feeds.updates_per_round,
+        feeds.measure,
+    )
 
 
 def build_trainer(
@@ -91,7 +103,7 @@ def build_trainer(
         recipe.optimizer,
         seed=recipe.run.seed,
         token_byte_lengths=token_byte_lengths,
-        batch_shape=(batch.batch_size, batch.sequence_length),
+        batch_shape=(kind.rows(recipe), batch.sequence_length),
     )
     trainer.compile(
         optimizer=build_optimizer(recipe.optimizer, schedule, decoder, parametrization=recipe.parametrization)

@@ -41,11 +41,16 @@ class Feeds:
         batches: first step → iterator of training batches from that step on; step s gets the same batch always.
         validation: what the run is judged by.
         by_source: the same by source, where there are several: measured and written down, not judged by.
+        updates_per_round: of objectives that make their own data: `batches` is asked again after so many updates, at
+            which checkpoints and measurements fall. 0: data do not depend on the model.
+        measure: judges the model in place of `validation`: numbers by name, `loss` among them.
     """
 
     batches: Callable[[int], Any]
     validation: HeldOut
     by_source: Mapping[str, HeldOut] = dataclasses.field(default_factory=dict)
+    updates_per_round: int = 0
+    measure: Callable[[], dict[str, float]] | None = None
 
 
 class Kind:
@@ -71,13 +76,25 @@ class Kind:
         """Whether batches have `segment_ids` and `positions`."""
         return recipe.batch.document_masking
 
+    def rows(self, recipe: Recipe) -> int:
+        """Rows of a global batch."""
+        return recipe.batch.batch_size
+
     def loss(self, recipe: Recipe) -> Any:
-        """What the step minimizes: called as `objectives.CausalLanguageModeling` is, returns such sums."""
+        """What the step minimizes: called as `objectives.CausalLanguageModeling` is, returns such sums.
+
+        It names further sums in `means`, which are divided by `weight_sum` and written down, and says in `unit` what
+        that counts.
+        """
         return CausalLanguageModeling(
             label_smoothing=recipe.step.label_smoothing,
             z_loss=recipe.step.z_loss,
             chunk_tokens=recipe.step.cross_entropy_chunk_tokens,
         )
+
+    def attend(self, trainer: Any) -> None:
+        """Told, before `feeds` is called, which trainer will learn; for objectives that sample from its model."""
+        self.trainer = trainer
 
     def prompt(self, tokenizer: Tokenizer, text: str) -> str | np.ndarray:
         """What the model reads of a --sample_prompt: the text, or ids."""

@@ -44,6 +44,7 @@ class State:
         first_validation: the numbers before the first update.
         last_validation: the newest numbers.
         nats, tokens: sums over the updates since the last line of metrics, so that a resumed run writes the same line.
+        own: the same of what the objective adds up besides.
     """
 
     step: int = 0
@@ -56,6 +57,7 @@ class State:
     last_validation: dict[str, float] | None = None
     nats: float = 0.0
     tokens: float = 0.0
+    own: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +79,7 @@ class LoopParts:
         peak_flops: per second, measured.
         callbacks: Keras callbacks of the caller; an epoch is the time between two validations.
         by_source: held-out sets of single sources; their losses are written down.
+        updates_per_round, measure: as `kinds.Feeds`'.
     """
 
     trainer: Trainer
@@ -93,6 +96,8 @@ class LoopParts:
     peak_flops: float
     callbacks: Sequence[keras.callbacks.Callback] = ()
     by_source: Mapping[str, HeldOut] = dataclasses.field(default_factory=dict)
+    updates_per_round: int = 0
+    measure: Callable[[], dict[str, float]] | None = None
 
 
 class TrainingLoop:
@@ -108,6 +113,8 @@ class TrainingLoop:
         self.recipe, self.parts, self.state = recipe, parts, state
         self.max_steps = recipe.run.max_steps
         self.validate_every = recipe.watching.validate_every or max(1, self.max_steps // 10)
+        if parts.updates_per_round:
+            self.validate_every = -(-self.validate_every // parts.updates_per_round) * parts.updates_per_round
         self.checkpoint_steps, self.checkpoint_seconds = steps_or_minutes(recipe.run.checkpoint_every)
         self.saved_at, self.saved_step = time.monotonic(), state.step
         self.seconds_per_step: float | None = None
@@ -134,13 +141,15 @@ class TrainingLoop:
         outcome = "finished"
         if state.step == 0 and state.first_validation is None:
             self.record({"step": 0, **self.validate()})
-        iterator = parts.batches(state.step)
+        iterator = None if parts.updates_per_round else parts.batches(state.step)
         while state.step < self.max_steps:
             before = state.step
+            if parts.updates_per_round:
+                iterator = parts.batches(state.step)
             self.train_to(self.next_event(), iterator)
             if self.must_roll_back():
                 self.roll_back(progress)
-                iterator = parts.batches(state.step)
+                iterator = None if parts.updates_per_round else parts.batches(state.step)
                 continue
             improved = self.after_call(before, progress)
             stop, save = self.agreed(signals)
@@ -164,7 +173,9 @@ class TrainingLoop:
 
     def next_event(self) -> int:
         """The step at which the next call must end."""
-        step = self.state.step
+        step, round_length = self.state.step, self.parts.updates_per_round
+        if round_length:
+            return min(step - step % round_length + round_length, self.max_steps)
         every = [self.recipe.watching.log_every, self.validate_every]
         if self.checkpoint_steps:
             every.append(self.checkpoint_steps)
@@ -196,6 +207,8 @@ class TrainingLoop:
         if logs["tokens"]:
             state.nats += logs["nats_per_token"] * logs["tokens"]
             state.tokens += logs["tokens"]
+            for name in self.parts.trainer.objective.means:
+                state.own[name] = state.own.get(name, 0.0) + logs[name] * logs["tokens"]
         state.step, state.trained_seconds = end, state.trained_seconds + seconds
         self.callbacks.on_train_batch_end(end - 1, {"loss": logs["loss"]})
 
@@ -223,10 +236,7 @@ class TrainingLoop:
             numbers = self.validate()
             row.update(numbers)
             improved = self.compare(numbers["validation_loss"])
-            progress.note(
-                f"step {state.step}: held-out loss {numbers['validation_loss']:.4f} nats per token, "
-                f"{numbers['validation_bits_per_byte']:.4f} bits per byte{' (best)' if improved else ''}"
-            )
+            progress.note(f"step {state.step}: held-out {in_words(numbers)}{' (best)' if improved else ''}")
             by_source = [name for name in numbers if name.startswith(BY_SOURCE)]
             if by_source:
                 words = (f"{name.removeprefix(BY_SOURCE)} {numbers[name]:.4f}" for name in by_source)
@@ -236,7 +246,7 @@ class TrainingLoop:
         if len(row) > 1:
             self.record(row)
         if "train_loss" in row:
-            self.interval, state.nats, state.tokens = Interval(), 0.0, 0.0
+            self.interval, state.nats, state.tokens, state.own = Interval(), 0.0, 0.0, {}
         return improved
 
     def metrics_row(self) -> dict[str, Any]:
@@ -246,6 +256,7 @@ class TrainingLoop:
         loss = float(np.float32(state.nats / state.tokens)) if state.tokens else float("nan")
         row: dict[str, Any] = {
             "train_loss": loss,
+            **{f"train_{name}": float(np.float32(total / state.tokens)) for name, total in state.own.items()},
             "learning_rate": interval.last["learning_rate"],
             "gradient_norm": interval.last["gradient_norm"],
             "update_to_weight_ratio": interval.last["update_ratio"],
@@ -277,12 +288,11 @@ class TrainingLoop:
         """The whole held-out set, once, with the averaged weights where there are any."""
         with self.parts.trainer.averaged_weights():
             evaluate = self.parts.trainer.evaluate_dataset
-            numbers = evaluate(self.parts.validation, self.parts.validation_steps)
+            measure = self.parts.measure
+            numbers = measure() if measure else evaluate(self.parts.validation, self.parts.validation_steps)
             by_source = {name: evaluate(part.dataset, part.steps) for name, part in self.parts.by_source.items()}
         row = {
-            "validation_loss": float(numbers["loss"]),
-            "validation_bits_per_byte": float(numbers["bits_per_byte"]),
-            "validation_accuracy": float(numbers["accuracy"]),
+            **{f"validation_{name}": float(value) for name, value in numbers.items() if name != "tokens"},
             **{f"{BY_SOURCE}{name}": float(part["loss"]) for name, part in by_source.items()},
         }
         if self.state.first_validation is None:
@@ -367,6 +377,15 @@ class TrainingLoop:
         elif self.profiling and self.state.step >= profiled[1]:
             tf.profiler.experimental.stop()
             self.profiling = False
+
+
+def in_words(numbers: dict[str, float]) -> str:
+    """The numbers of a validation, for people: those that say how good the model is."""
+    if "validation_bits_per_byte" in numbers:
+        words = [f"loss {numbers['validation_loss']:.4f} nats per token"]
+        return ", ".join([*words, f"{numbers['validation_bits_per_byte']:.4f} bits per byte"])
+    plain = {name.removeprefix("validation_"): value for name, value in numbers.items()}
+    return ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in plain.items() if "/" not in name)
 
 
 def restored(

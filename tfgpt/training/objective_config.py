@@ -15,7 +15,15 @@ if TYPE_CHECKING:
 KINDS = {
     "pretrain": ("tfgpt.training.pretraining", "Pretraining"),
     "chat": ("tfgpt.training.chat_tuning", "ChatTuning"),
+    "dpo": ("tfgpt.training.preferences", "Preferences"),
+    "ipo": ("tfgpt.training.preferences", "Preferences"),
+    "orpo": ("tfgpt.training.preferences", "Preferences"),
+    "simpo": ("tfgpt.training.preferences", "Preferences"),
+    "grpo": ("tfgpt.training.group_rewards", "GroupRewards"),
 }
+
+# They need a model to start from.
+FROM_A_MODEL = ("dpo", "ipo", "orpo", "simpo", "grpo")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +34,9 @@ class ObjectiveConfig(Settings):
 
     objective: str = setting(
         "pretrain",
-        "pretrain: predict every token of the text. chat: predict what the assistant says in conversations.",
+        "pretrain: predict every token of the text. chat: predict what the assistant says in conversations. dpo, ipo, "
+        "orpo, simpo: prefer the better of two answers (JSON Lines with prompt, chosen, rejected). grpo: sample "
+        "answers to prompts, make the better rewarded more likely (JSON Lines with prompt and what --reward needs).",
         choices=tuple(KINDS),
     )
 

@@ -30,6 +30,9 @@ class CausalLanguageModeling:
         chunk_tokens: tokens whose logits exist at once; 0: by the size of the vocabulary.
     """
 
+    unit = "token"
+    means: tuple[str, ...] = ()
+
     def __init__(self, label_smoothing: float = 0.0, z_loss: float = 0.0, chunk_tokens: int = 0):
         self.label_smoothing = label_smoothing
         self.z_loss = z_loss

@@ -17,8 +17,9 @@ from tfgpt.model.parametrization import ParametrizationConfig, with_initial_weig
 from tfgpt.pipeline.config import AugmentationConfig, BatchConfig, MixtureConfig
 from tfgpt.tokenization.config import TokenizerConfig
 from tfgpt.training.config import OptimizerConfig, ScheduleConfig, StepConfig, StrategyConfig
-from tfgpt.training.objective_config import ObjectiveConfig
-from tfgpt.training.run_config import RunConfig, WatchingConfig, default_run_dir
+from tfgpt.training.objective_config import FROM_A_MODEL, ObjectiveConfig
+from tfgpt.training.preference_config import PreferenceConfig, RewardConfig
+from tfgpt.training.run_config import RunConfig, WatchingConfig, default_run_dir, steps_or_minutes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +42,8 @@ GROUPS: tuple[Group, ...] = (
     Overrides(DecoderConfig, "model", exclude=("vocabulary_size",)),
     ParametrizationConfig,
     LoraConfig,
+    PreferenceConfig,
+    RewardConfig,
     BatchConfig,
     MixtureConfig,
     AugmentationConfig,
@@ -95,6 +98,8 @@ class Recipe:
     model: dict[str, Any] = dataclasses.field(default_factory=dict)
     parametrization: ParametrizationConfig = dataclasses.field(default_factory=ParametrizationConfig)
     lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
+    preference: PreferenceConfig = dataclasses.field(default_factory=PreferenceConfig)
+    reward: RewardConfig = dataclasses.field(default_factory=RewardConfig)
     batch: BatchConfig = dataclasses.field(default_factory=BatchConfig)
     mixture: MixtureConfig = dataclasses.field(default_factory=MixtureConfig)
     augmentation: AugmentationConfig = dataclasses.field(default_factory=AugmentationConfig)
@@ -131,6 +136,13 @@ class Recipe:
             )
         if self.optimizer.optimizer == "adafactor" and self.parametrization.parametrization == "maximal_update":
             raise SettingError("parametrization", "maximal_update is for --optimizer=adamw, muon or lion")
+        objective = self.objective.objective
+        if objective in FROM_A_MODEL and self.run.init_from is None:
+            raise SettingError("objective", f"{objective} goes on from a trained model: name it with --init_from")
+        if objective == "ipo" and self.preference.preference_beta == 0:
+            raise SettingError("preference_beta", "must be above 0 for --objective=ipo, which divides by it")
+        if objective == "grpo":
+            self.check_rounds()
         if self.lora.lora_rank and self.run.init_from is None:
             raise SettingError("lora_rank", "adapts a trained model: name it with --init_from")
         if self.run.init_from is None:
@@ -144,6 +156,30 @@ class Recipe:
                 f"{self.batch.sequence_length} is longer than the model's positions, "
                 f"--max_sequence_length={config.max_sequence_length}",
             )
+
+    def check_rounds(self) -> None:
+        """Refuses rounds of sampling that do not come out even.
+
+        Raises:
+            SettingError: naming the flag.
+        """
+        length, answers = self.reward.updates_per_round, self.batch.batch_size * self.reward.updates_per_round
+        if answers % self.reward.group_size:
+            raise SettingError(
+                "group_size",
+                f"{self.reward.group_size} does not divide the {answers} answers of a round (--batch_size)",
+            )
+        if self.reward.answer_tokens > self.batch.sequence_length:
+            raise SettingError(
+                "answer_tokens",
+                f"{self.reward.answer_tokens} leave no room for a prompt in --sequence_length="
+                f"{self.batch.sequence_length}",
+            )
+        periods = {"log_every": self.watching.log_every, "validate_every": self.watching.validate_every}
+        periods["checkpoint_every"] = steps_or_minutes(self.run.checkpoint_every)[0] or 0
+        for name, period in periods.items():
+            if period % length:
+                raise SettingError(name, f"{period} is no multiple of --updates_per_round={length}")
 
     def decoder_config(self, vocabulary_size: int) -> DecoderConfig:
         """The decoder's configuration for a tokenizer of `vocabulary_size` ids."""

@@ -26,15 +26,15 @@ from tfgpt.model import presets
 from tfgpt.model.checkpoints.adapters import save_adapter
 from tfgpt.model.checkpoints.huggingface import save_decoder
 from tfgpt.model.checkpoints.safetensors_file import weights_fingerprint
+from tfgpt.training import rendezvous
 from tfgpt.training.assembly import Assembly, assemble
 from tfgpt.training.checkpoints import Checkpoint, Checkpoints, assign
 from tfgpt.training.compilation import choose_compilation
 from tfgpt.training.hosts import Hosts
 from tfgpt.training.kinds import Kind
-from tfgpt.training.loop import LoopParts, State, TrainingLoop, restored
+from tfgpt.training.loop import LoopParts, State, TrainingLoop, in_words, restored
 from tfgpt.training.peak import measured_peak_flops
 from tfgpt.training.recipe import Recipe
-from tfgpt.training.rendezvous import in_words
 from tfgpt.training.stopping import StopSignals
 from tfgpt.training.strategy import check_batch, drives_tpus, resolve
 from tfgpt.training.watching import MetricsFile, TensorBoardFiles, draw_curves, read_metrics
@@ -111,6 +111,8 @@ def train_together(
         validation=assembly.validation,
         validation_steps=assembly.validation_steps,
         by_source=assembly.by_source,
+        updates_per_round=assembly.updates_per_round,
+        measure=assembly.measure,
         checkpoints=checkpoints,
         metrics=metrics,
         tensorboard=tensorboard,
@@ -158,8 +160,8 @@ def prepared(recipe: Recipe, objective: Kind, hosts: Hosts) -> Any:
     differing = np.flatnonzero(hosts.gather([data.fingerprint != theirs])[:, 0])
     if len(differing):
         raise UserError(
-            f"--train_text: {in_words(hosts.cluster, differing.tolist())} has other text or another tokenizer than the "
-            "chief; give all of them the same files"
+            f"--train_text: {rendezvous.in_words(hosts.cluster, differing.tolist())} has other text or another "
+            "tokenizer than the chief; give all of them the same files"
         )
     return data
 
@@ -311,11 +313,8 @@ def finish(
     say("")
     say(f"Trained {state.step:,} steps in {duration(state.trained_seconds)} of updates.")
     if before and after:
-        say(
-            f"Held-out bits per byte: {before['validation_bits_per_byte']:.4f} before, "
-            f"{after['validation_bits_per_byte']:.4f} after"
-            f" (loss {before['validation_loss']:.4f} → {after['validation_loss']:.4f} nats per token)"
-        )
+        say(f"Held out before: {in_words(before)}")
+        say(f"Held out after:  {in_words({name: value for name, value in after.items() if name in before})}")
     if recipe.watching.sample_tokens:
         say("Three sampled continuations:")
         for number in range(3):

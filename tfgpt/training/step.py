@@ -50,6 +50,7 @@ class Trainer(keras.Model):
 
     Attributes:
         mode: "graph" or "xla", see `use_mode`.
+        training_sums, evaluation_sums_names: what is added up in training and in evaluation.
         skipped_updates, consecutive_skipped: int64 variables, updates dropped because loss or gradient norm were not
             finite: in all, and in a row up to now.
         averages: moving averages of the weights (empty without `ema_decay`).
@@ -85,7 +86,9 @@ class Trainer(keras.Model):
                 keras.Variable(tf.identity(variable.value), trainable=False, name=f"{variable.name}_average")
                 for variable in decoder.trainable_variables
             ]
-        self.running = np.zeros(len(EVALUATION_SUMS))
+        self.training_sums = (*TRAINING_SUMS, *objective.means)
+        self.evaluation_sums_names = (*EVALUATION_SUMS, *objective.means)
+        self.running = np.zeros(len(self.evaluation_sums_names))
         self.train_function: Any = None
         self.test_function: Any = None
         self.built = True
@@ -176,7 +179,7 @@ class Trainer(keras.Model):
         start = (
             0,
             [tf.zeros(variable.shape, tf.float32) for variable in self.decoder.trainable_variables],
-            {name: tf.zeros(()) for name in TRAINING_SUMS},
+            {name: tf.zeros(()) for name in self.training_sums},
         )
         _, gradients, sums = tf.while_loop(
             lambda index, *_: index < steps, body, start, parallel_iterations=1, maximum_iterations=steps
@@ -189,6 +192,7 @@ class Trainer(keras.Model):
         with self.dropout(index), tf.GradientTape() as tape:
             sums = self.objective(self.decoder, batch, training=True)
         gradients = tape.gradient(sums["loss_sum"], variables, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+        sums = {name: sums[name] for name in self.training_sums}
         # The gradient of an embedding comes as slices; all-reduce, norm and optimizer want it whole.
         return [tf.cast(tf.convert_to_tensor(gradient), tf.float32) for gradient in gradients], sums
 
@@ -251,7 +255,7 @@ class Trainer(keras.Model):
         """The objective's sums over this replica's part."""
         lengths = tf.constant(self.token_byte_lengths) if len(self.token_byte_lengths) else None
         sums = self.objective(self.decoder, batch, training=False, token_byte_lengths=lengths)
-        return {name: sums.get(name, tf.zeros(())) for name in EVALUATION_SUMS}
+        return {name: sums.get(name, tf.zeros(())) for name in self.evaluation_sums_names}
 
     def part(self, name: str, function: Callable, compiled: bool) -> Callable:
         """`function`, compiled by XLA or not; each replica has its own, bound to its own copy of the variables.
@@ -293,7 +297,7 @@ class Trainer(keras.Model):
             `update_ratio`.
         """
         totals, last = self.loop("train", self.train_loop)(iterator, tf.cast(count, tf.int64))
-        return training_logs(totals.numpy(), dict(zip(LAST_STEP_LOGS, last.numpy().tolist())))
+        return training_logs(totals.numpy(), dict(zip(LAST_STEP_LOGS, last.numpy().tolist())), self.objective.means)
 
     def train_loop(self, iterator: Any, count: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """The sums over the updates ([4] float64: the objective's and the dropped) and the last one's figures [3]."""
@@ -303,12 +307,12 @@ class Trainer(keras.Model):
             logs = strategy.run(self.train_step, args=(next(iterator), tf.equal(index + 1, count)))
             logs = {name: strategy.experimental_local_results(value)[0] for name, value in logs.items()}
             finite = logs["finite"] > 0
-            sums = tf.stack([tf.where(finite, logs[name], 0.0) for name in TRAINING_SUMS] + [1.0 - logs["finite"]])
+            sums = tf.stack([tf.where(finite, logs[name], 0.0) for name in self.training_sums] + [1.0 - logs["finite"]])
             return index + 1, totals + tf.cast(sums, tf.float64), tf.stack([logs[name] for name in LAST_STEP_LOGS])
 
         start = (
             tf.zeros((), tf.int64),
-            tf.zeros(len(TRAINING_SUMS) + 1, tf.float64),
+            tf.zeros(len(self.training_sums) + 1, tf.float64),
             tf.zeros(len(LAST_STEP_LOGS)),
         )
         return tf.while_loop(lambda index, *_: index < count, body, start, parallel_iterations=1)[1:]
@@ -323,10 +327,10 @@ class Trainer(keras.Model):
 
         def body(index, totals):
             sums = strategy.run(self.test_step, args=(next(iterator),))
-            sums = tf.stack([strategy.experimental_local_results(sums[name])[0] for name in EVALUATION_SUMS])
+            sums = tf.stack([strategy.experimental_local_results(sums[name])[0] for name in self.evaluation_sums_names])
             return index + 1, totals + tf.cast(sums, tf.float64)
 
-        start = (tf.zeros((), tf.int64), tf.zeros(len(EVALUATION_SUMS), tf.float64))
+        start = (tf.zeros((), tf.int64), tf.zeros(len(self.evaluation_sums_names), tf.float64))
         return tf.while_loop(lambda index, *_: index < count, body, start, parallel_iterations=1)[1]
 
     def loop(self, name: str, function: Callable) -> Callable:
@@ -355,14 +359,14 @@ class Trainer(keras.Model):
             if self.distribute_strategy.num_replicas_in_sync > 1:
                 dataset = self.distribute_strategy.experimental_distribute_dataset(dataset)
         iterator = iter(dataset)
-        totals = np.zeros(len(EVALUATION_SUMS))
+        totals = np.zeros(len(self.evaluation_sums_names))
         if batches >= 0:
             totals = self.test_steps(iterator, batches)
         else:
             with contextlib.suppress(tf.errors.OutOfRangeError):
                 while True:
                     totals = totals + self.test_steps(iterator, 1)
-        logs = evaluation_logs(totals)
+        logs = evaluation_logs(totals, self.objective.means)
         if not logs["tokens"]:
             raise UserError("validation: there is no token to predict; give more text")
         return logs
@@ -375,7 +379,9 @@ class Trainer(keras.Model):
         def train_function(iterator: Any) -> dict[str, float]:
             totals, last = self.loop("train", self.train_loop)(iterator, tf.cast(self.steps_per_execution, tf.int64))
             self.running[: len(totals)] += totals.numpy()
-            return training_logs(self.running[: len(totals)], dict(zip(LAST_STEP_LOGS, last.numpy().tolist())))
+            return training_logs(
+                self.running[: len(totals)], dict(zip(LAST_STEP_LOGS, last.numpy().tolist())), self.objective.means
+            )
 
         self.train_function = train_function
 
@@ -384,13 +390,13 @@ class Trainer(keras.Model):
 
         def test_function(iterator: Any) -> dict[str, float]:
             self.running += self.test_steps(iterator, 1)
-            return evaluation_logs(self.running)
+            return evaluation_logs(self.running, self.objective.means)
 
         self.test_function = test_function
 
     def reset_metrics(self) -> None:
         """Begins an epoch or an evaluation."""
-        self.running = np.zeros(len(EVALUATION_SUMS))
+        self.running = np.zeros(len(self.evaluation_sums_names))
 
     # State.
 
@@ -485,22 +491,24 @@ def average_decay(decay: float, step: Any) -> tf.Tensor:
     return tf.minimum(decay, (1.0 + step) / (10.0 + step))
 
 
-def training_logs(totals: np.ndarray, last: dict[str, float]) -> dict[str, float]:
-    """Means from sums ([4]: loss, nats, weight, dropped updates), and the last update's figures."""
-    loss, nats, weight, skipped = totals.tolist()
+def training_logs(totals: np.ndarray, last: dict[str, float], means: tuple[str, ...] = ()) -> dict[str, float]:
+    """Means from sums (loss, nats, weight, the objective's own, dropped updates), and the last update's figures."""
+    loss, nats, weight, *own, skipped = totals.tolist()
     divisor = weight or float("nan")
-    return {"loss": loss / divisor, "nats_per_token": nats / divisor, "tokens": weight, "skipped": skipped, **last}
+    logs = {"loss": loss / divisor, "nats_per_token": nats / divisor, "tokens": weight, "skipped": skipped}
+    return {**logs, **{name: total / divisor for name, total in zip(means, own)}, **last}
 
 
-def evaluation_logs(totals: np.ndarray) -> dict[str, float]:
-    """Means from the sums of `EVALUATION_SUMS`."""
-    sums = dict(zip(EVALUATION_SUMS, totals.tolist()))
+def evaluation_logs(totals: np.ndarray, means: tuple[str, ...] = ()) -> dict[str, float]:
+    """Means from the sums of `EVALUATION_SUMS` and the objective's own."""
+    sums = dict(zip((*EVALUATION_SUMS, *means), totals.tolist()))
     divisor = sums["weight_sum"] or float("nan")
     logs = {
         "loss": sums["nats_sum"] / divisor,
         "accuracy": sums["correct_sum"] / divisor,
         "tokens": sums["weight_sum"],
     }
+    logs |= {name: sums[name] / divisor for name in means}
     if sums["bytes_sum"]:
         logs["bits_per_byte"] = sums["text_nats_sum"] / (math.log(2.0) * sums["bytes_sum"])
     return logs

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from tfgpt.common.files import clear_write_errors, written_beside
 
-# The names of metrics.jsonl → where TensorBoard shows them.
+# The names of metrics.jsonl → where TensorBoard shows them; what an objective measures of its own is under objective/.
 TENSORBOARD_NAMES = {
     "train_loss": "loss/train",
     "validation_loss": "loss/validation",
@@ -100,8 +100,8 @@ class TensorBoardFiles:
         with self.writer.as_default(step=row["step"]):
             for name, value in row.items():
                 shown = f"loss_by_source/{name.removeprefix(BY_SOURCE)}" if name.startswith(BY_SOURCE) else None
-                shown = shown or TENSORBOARD_NAMES.get(name)
-                if shown and value is not None:
+                shown = shown or TENSORBOARD_NAMES.get(name, f"objective/{name}")
+                if name != "step" and value is not None:
                     tf.summary.scalar(shown, value)
 
     def text(self, name: str, step: int, text: str) -> None:
@@ -137,7 +137,7 @@ class TensorBoardFiles:
 
 
 def draw_curves(rows: list[dict[str, Any]], path: Path, title: str) -> None:
-    """A PNG of the loss, the bits per byte, the learning rate and the speed over the steps.
+    """A PNG of the loss, what else the objective measures, the learning rate and the speed over the steps.
 
     Args:
         rows: lines of metrics.jsonl.
@@ -150,16 +150,17 @@ def draw_curves(rows: list[dict[str, Any]], path: Path, title: str) -> None:
     from matplotlib import pyplot
 
     panels = [
-        ("loss (nats per token)", ("train_loss", "validation_loss"), False),
-        ("bits per byte, held out", ("validation_bits_per_byte",), False),
+        ("loss", ("train_loss", "validation_loss"), False),
+        *own_panels(rows),
         ("learning rate", ("learning_rate",), False),
         ("gradient norm", ("gradient_norm",), True),
         ("update / weight", ("update_to_weight_ratio",), True),
         ("tokens per second", ("tokens_per_second",), False),
     ]
-    figure, axes = pyplot.subplots(2, 3, figsize=(13, 7), constrained_layout=True)
+    lines = -(-len(panels) // 3)
+    figure, axes = pyplot.subplots(lines, 3, figsize=(13, 3.5 * lines), constrained_layout=True)
     figure.suptitle(title)
-    for axis, (label, names, logarithmic) in zip(axes.flat, panels, strict=True):
+    for axis, (label, names, logarithmic) in zip(axes.flat, panels):
         for name in names:
             points = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
             if points:
@@ -172,6 +173,19 @@ def draw_curves(rows: list[dict[str, Any]], path: Path, title: str) -> None:
             axis.set_yscale("log")
         if len(axis.lines) > 1:
             axis.legend(fontsize=8)
+    for axis in axes.flat[len(panels) :]:
+        axis.set_visible(False)
     with written_beside(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
     pyplot.close(figure)
+
+
+def own_panels(rows: list[dict[str, Any]]) -> list[tuple[str, tuple[str, ...], bool]]:
+    """The panels of bits per byte, or of what an objective measures instead; training and held out side by side."""
+    names = list(dict.fromkeys(name for row in rows for name in row if "/" not in name))
+    if "validation_bits_per_byte" in names:
+        return [("bits per byte, held out", ("validation_bits_per_byte",), False)]
+    own = [name for name in names if name.startswith(("train_", "validation_"))]
+    measures = dict.fromkeys(name.split("_", 1)[1] for name in own)
+    sides = {measure: tuple(f"{side}_{measure}" for side in ("train", "validation")) for measure in measures}
+    return [(measure.replace("_", " "), both, False) for measure, both in sides.items() if measure != "loss"]

@@ -1,0 +1,152 @@
+"""JSON Lines of prompts with answers: reading, splitting, and turning them into rows of ids. No TensorFlow."""
+
+from __future__ import annotations
+
+import dataclasses
+import glob
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tfgpt.common.errors import SettingError, UserError
+from tfgpt.corpus.config import CorpusConfig
+from tfgpt.corpus.split import hashed_side
+from tfgpt.generation.prompts import encode, is_message
+from tfgpt.tokenization.chat_template import encode_messages
+from tfgpt.tokenization.tokenizer import Tokenizer
+
+Prompt = str | list[dict[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """One line.
+
+    Attributes:
+        where: "FILE, line 3", for messages.
+        content: the whole JSON object.
+        prompt: plain text, or a conversation up to where the assistant speaks next.
+    """
+
+    where: str
+    content: dict[str, Any]
+    prompt: Prompt
+
+
+def read_sides(corpus: CorpusConfig) -> tuple[list[Record], list[Record]]:
+    """The records to learn from and those held out: by a hash of the prompt, or from --validation_text.
+
+    Raises:
+        UserError: a file is missing or a line is no record; the line names it.
+    """
+    records = list(read_records(corpus.train_text, "train_text"))
+    if corpus.validation_text:
+        return records, list(read_records(corpus.validation_text, "validation_text"))
+    sides: dict[str, list[Record]] = {"train": [], "validation": []}
+    for record in records:
+        prompt = json.dumps(record.prompt, sort_keys=True).encode()
+        side = hashed_side({"id": hashlib.sha256(prompt).hexdigest()}, corpus.validation_fraction)
+        sides[side].append(record)
+    return sides["train"], sides["validation"]
+
+
+def read_records(specs: Sequence[str], flag: str) -> Iterator[Record]:
+    """The lines of the files that the flag names: files, folders of .jsonl files, globs."""
+    for spec in specs:
+        path = Path(spec).expanduser()
+        files = (
+            sorted(path.glob("**/*.jsonl")) if path.is_dir() else [Path(name) for name in sorted(glob.glob(str(path)))]
+        )
+        if not files:
+            raise SettingError(flag, f"{spec}: there is no such JSON Lines file")
+        for file in files:
+            try:
+                lines = file.read_text(encoding="utf-8").split("\n")
+            except (OSError, UnicodeDecodeError) as error:
+                raise SettingError(flag, f"{file} cannot be read as UTF-8 text ({error})") from error
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    yield parsed(line, f"{file}, line {number}")
+
+
+def parsed(line: str, where: str) -> Record:
+    """One line as a record.
+
+    `prompt` is text or messages; `messages` is another name for it. Where both `chosen` and `rejected` are whole
+    conversations and there is no prompt, it is what they begin with alike (trl's "implicit prompt").
+    """
+    try:
+        content = json.loads(line)
+    except ValueError as error:
+        raise UserError(f"{where} is not JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{where}: should be a JSON object")
+    prompt = content.get("prompt", content.get("messages"))
+    if prompt is None and isinstance(content.get("chosen"), list) and isinstance(content.get("rejected"), list):
+        prompt = content["chosen"][:-1]
+        if not prompt or prompt != content["rejected"][:-1]:
+            raise UserError(f"{where}: chosen and rejected should differ in their last message only, or give a prompt")
+        content = {**content, "chosen": content["chosen"][-1:], "rejected": content["rejected"][-1:]}
+    if isinstance(prompt, list) and prompt and all(map(is_message, prompt)):
+        return Record(where, content, prompt)
+    if isinstance(prompt, str):
+        return Record(where, content, prompt)
+    raise UserError(f'{where}: has neither a "prompt" (text or messages) nor "messages"')
+
+
+def answer_of(record: Record, name: str) -> str:
+    """The text of an answer: a string, or a list of one message.
+
+    Raises:
+        UserError: it is neither.
+    """
+    answer = record.content.get(name)
+    if isinstance(answer, list) and len(answer) == 1 and is_message(answer[0]):
+        answer = answer[0]["content"]
+    if not isinstance(answer, str):
+        raise UserError(f'{record.where}: "{name}" should be a text, or a list of one message')
+    return answer
+
+
+def encoded(tokenizer: Tokenizer, prompt: Prompt, answer: str) -> tuple[np.ndarray, np.ndarray]:
+    """A prompt and its answer as a model reads them.
+
+    Returns:
+        [n] int32 ids and [n] float32 weights: 1 on the answer and on what ends it (the end of the turn behind messages,
+        the end of the text behind plain text).
+    """
+    if isinstance(prompt, str):
+        start, said = encode(tokenizer, prompt), tokenizer.encode(answer)
+        ids = np.concatenate([start, said, [tokenizer.end_of_text_id]]).astype(np.int32)
+        return ids, (np.arange(len(ids)) >= len(start)).astype(np.float32)
+    ids, weights = encode_messages(tokenizer, [*prompt, {"role": "assistant", "content": answer}])
+    # Earlier turns of the assistant are the prompt's.
+    return ids, weights * (np.arange(len(ids)) >= len(encode(tokenizer, prompt)))
+
+
+def as_row(ids: np.ndarray, weights: np.ndarray, length: int, padding_id: int) -> dict[str, np.ndarray] | None:
+    """`token_ids`, `targets` int32 and `weights` float32, each [length], padded on the right; None: it is too long."""
+    count = len(ids) - 1
+    if count > length:
+        return None
+    row = np.full(length + 1, padding_id, np.int32)
+    row[: len(ids)] = ids
+    row_weights = np.zeros(length, np.float32)
+    row_weights[:count] = weights[1:]
+    return {"token_ids": row[:-1], "targets": row[1:], "weights": row_weights}
+
+
+def fingerprint_of(arrays: dict[str, np.ndarray], *more: str) -> str:
+    """Hexadecimal SHA-256 of arrays and strings."""
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        digest.update(f"{name} {array.shape} {array.dtype}".encode())
+        digest.update(array.view(np.uint8).data if array.size else b"")
+    for text in more:
+        digest.update(text.encode() + b"\0")
+    return digest.hexdigest()
