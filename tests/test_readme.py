@@ -35,7 +35,7 @@ BEHIND = {
         "--train_text=sample:chatterbot",
         "--train_text=sample:countryinfo",
     ],
-    "python -m tfgpt.tune": [*SHORT, "--max_trials=1", "--trial_tokens=512"],
+    "python -m tfgpt.tune": [*SHORT, "--max_trials=1", "--trial_tokens=512", "--validation_fraction=0.02"],
     "python -m tfgpt.doctor": [*SHORT, "--overfit_steps=60"],
     "python -m tfgpt.prepare": ["--vocabulary_size=320"],
     "python -m tfgpt.evaluate": [],

@@ -33,7 +33,7 @@ FREE_FLAGS = {"run_dir", "resume", "restarts", "stopped_exit_code", "cache_dir",
 # What may not be searched: a trial sets it itself, or trials could not be compared.
 NOT_SEARCHED = {
     "run_dir", "resume", "restarts", "stopped_exit_code", "max_steps", "train_text", "validation_text",
-    "validation_fraction", "split", "cache_dir", "seed", "validate_every",
+    "validation_fraction", "split", "cache_dir", "seed", "validate_every", "objective",
 }  # fmt: skip
 # What makes a search what it is, besides flags and space.
 FIXED_FOR_A_SEARCH = (
