@@ -184,6 +184,7 @@ def test_a_person_at_a_terminal(model, tmp_path):
         person.expect("stopped; what was written is kept")
         person.send("/set warmth 3\r")
         person.expect("no such setting")
+        person.expect(r"\?2004h.*> ")  # The prompt is there: from now on Ctrl-C is a key.
         person.sendintr()
         person.expect("Ctrl-D or /quit ends the chat")
         person.send(f"/save {path}\r")

@@ -84,12 +84,12 @@ def test_what_cannot_be_exported_is_refused_in_one_line(model, said, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["3"]
 
 
-def test_a_sentencepiece_model_is_refused(model, said, tmp_path):
+def test_a_sentencepiece_model_that_was_not_converted_is_refused(model, said, tmp_path):
     copy = tmp_path / "model"
     shutil.copytree(model / "model", copy)
     (copy / "tokenizer.json").rename(copy / "tokenizer.model")
     problem = refused(said, f"--model={copy}", f"--output={tmp_path / 'out'}")
-    assert "tokenizer.model: SentencePiece models cannot be exported yet" in problem
+    assert "has a SentencePiece model that was not converted; python -m tfgpt.convert" in problem
 
 
 def test_a_version_that_does_not_answer_as_the_model_is_not_published(model, said, tmp_path, monkeypatch):

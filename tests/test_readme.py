@@ -49,6 +49,7 @@ BEHIND = {
     "python -m tfgpt.generate": ["--max_new_tokens=4"],
     # Talks until its input ends: tests/test_chat.py.
     "python -m tfgpt.chat": None,
+    "python -m tfgpt.convert": [],
     "python -m tfgpt.export": ["--max_new_tokens=4"],
     # Serves until it is stopped: tests/serving/test_serve_command.py.
     "python -m tfgpt.serve": None,

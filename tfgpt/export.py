@@ -51,19 +51,11 @@ def exportable_tokenizer(directory: Path) -> Tokenizer:
     """The model's tokenizer.
 
     Raises:
-        UserError: it cannot be run by TensorFlow's own operations.
+        UserError: it cannot be run inside the graph.
     """
-    if not (directory / "tokenizer.json").is_file():
-        for name in ("tokenizer.model", "spiece.model"):
-            if (directory / name).is_file():
-                raise UserError(
-                    f"{directory / name}: SentencePiece models cannot be exported yet; only byte-level ones can"
-                )
     tokenizer = Tokenizer.load(directory)
-    if tokenizer.why_reference_only:
-        raise UserError(
-            f"{tokenizer.origin}: cannot be run inside the TensorFlow graph: {tokenizer.why_reference_only}"
-        )
+    if tokenizer.why_not_in_graph:
+        raise UserError(f"{tokenizer.origin}: cannot be run inside the TensorFlow graph: {tokenizer.why_not_in_graph}")
     return tokenizer
 
 

@@ -41,6 +41,10 @@ PUBLISHED = {
     "Qwen3-8B-Base": 8_190_735_360,
     "Llama-2-7b-hf": 6_738_415_616,
     "Meta-Llama-3-8B": 8_030_261_248,
+    "Llama-3.1-8B": 8_030_261_248,
+    "Llama-3.2-1B": 1_235_814_400,
+    "Llama-3.2-3B": 3_212_749_824,
+    "SmolLM3-3B-Base": 3_075_098_624,
     "Mistral-7B-v0.1": 7_241_732_096,
 }
 
@@ -99,9 +103,9 @@ def test_what_does_not_fit_or_suit_is_no_choice_and_says_why():
             assert one.model.licence in OPEN_LICENCES
             assert max(one.method.memory, one.serving) <= 0.85 * 16 * GIB
     long = ranked(SuggestConfig(context=9000), 64 * GIB)
-    assert {one.model.context for one in long if not one.problem} == {32768}
+    assert min(one.model.context for one in long if not one.problem) == 32768
     english = ranked(SuggestConfig(task="languages"), 64 * GIB)
-    assert all(one.name.startswith("Qwen/") for one in english if not one.problem and one.model.many_languages)
+    assert all(one.model.many_languages for one in english if not one.problem)
     assert {one.problem for one in english if "SmolLM2" in one.name} == {"it was made for English"}
 
 

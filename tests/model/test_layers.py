@@ -11,6 +11,7 @@ from tfgpt.model.config import DecoderConfig
 from tfgpt.model.decoder import Decoder
 from tfgpt.model.layers import Normalization, gelu
 from tfgpt.model.positions import causal_mask, rotate, rotation_tables
+from tfgpt.model.rope import inverse_frequencies
 
 INPUTS = np.random.default_rng(0).normal(2.0, 3.0, (3, 5, 16)).astype(np.float32)
 
@@ -94,7 +95,7 @@ def test_rotary_products_depend_on_the_distance_only():
 
     def product(query_position: int, key_position: int) -> float:
         turned = [
-            rotate(tf.constant(vector), rotation_tables(np.array([[position]]), 8, 100.0))
+            rotate(tf.constant(vector), rotation_tables(np.array([[position]]), inverse_frequencies(8, 100.0)))
             for vector, position in ((query, query_position), (key, key_position))
         ]
         return float(tf.reduce_sum(turned[0] * turned[1]))
@@ -104,9 +105,9 @@ def test_rotary_products_depend_on_the_distance_only():
 
 
 def test_rotation_tables_of_an_array_and_of_a_tensor_are_equal():
-    positions = np.array([[0, 1, 5, 100]], np.int32)
+    positions, inverse = np.array([[0, 1, 5, 100]], np.int32), inverse_frequencies(8, 1e4)
     for mine, theirs in zip(
-        rotation_tables(positions, 8, 1e4, 0.7), rotation_tables(tf.constant(positions), 8, 1e4, 0.7)
+        rotation_tables(positions, inverse, 0.7), rotation_tables(tf.constant(positions), inverse, 0.7)
     ):
         np.testing.assert_allclose(mine, theirs.numpy(), atol=1e-5)
 

@@ -38,7 +38,24 @@ THEIRS = {
     ),
     "qwen2": lambda: transformers.Qwen2Config(**SHARED, **SPECIAL),
     "mistral_window": lambda: transformers.MistralConfig(**SHARED, **SPECIAL, sliding_window=6),
+    "mistral": lambda: transformers.MistralConfig(**SHARED, **SPECIAL, sliding_window=None, head_dim=16),
     "nanochat": lambda: transformers.NanoChatConfig(**SHARED, **SPECIAL),
+    "llama_stretched_llama3": lambda: transformers.LlamaConfig(
+        **SHARED,
+        **SPECIAL,
+        rope_parameters={
+            "rope_type": "llama3",
+            "rope_theta": 50.0,
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 3.0,
+            "original_max_position_embeddings": 30,
+        },
+    ),
+    "qwen2_stretched_linear": lambda: transformers.Qwen2Config(
+        **SHARED, **SPECIAL, rope_parameters={"rope_type": "linear", "rope_theta": 100.0, "factor": 3.0}
+    ),
+    "smollm3": lambda: transformers.SmolLM3Config(**SHARED, **SPECIAL, no_rope_layer_interval=2),
 }
 
 MODERN = {"vocabulary_size": 61, "num_layers": 2, "hidden_dim": 32, "num_query_heads": 4, "max_sequence_length": 32}
@@ -65,6 +82,14 @@ OURS = {
     ),
     "mistral": (MODERN | {"query_key_norm": False, "sliding_window": 7}, "mistral"),
     "qwen2": (MODERN | {"query_key_norm": False, "use_query_key_value_bias": True}, "qwen2"),
+    "smollm3": (MODERN | {"query_key_norm": False, "no_rope_layer_interval": 2, "use_bias": True}, "smollm3"),
+    "llama stretched as Llama 3.1": (
+        MODERN
+        | {"query_key_norm": False, "rope_scaling": "llama3", "rope_scaling_factor": 4.0, "rope_max_wavelength": 50.0}
+        | {"rope_original_length": 30, "rope_high_frequency_factor": 3.0},
+        "llama",
+    ),
+    "qwen3 stretched": (MODERN | {"rope_scaling": "linear", "rope_scaling_factor": 2.5}, "qwen3"),
     "qwen2 with a window": (
         MODERN | {"query_key_norm": False, "use_query_key_value_bias": True, "sliding_window": 7},
         "qwen2",

@@ -161,9 +161,14 @@ def test_well_formed_sequences_are_those_that_python_decodes(broken_texts):
     assert lengths.numpy().tolist() == expected_lengths
 
 
-def test_foreign_pre_tokenizer_is_refused_by_one_line_naming_the_file(gpt2_file):
-    with pytest.raises(UserError, match=rf"^{gpt2_file}: cannot be run inside the TensorFlow graph: its pre-tokenizer"):
-        InGraphTokenizer(Tokenizer.load(gpt2_file))
+def test_unknown_pre_tokenizer_is_refused_by_one_line_naming_the_file(changed_file):
+    def change(document):
+        steps = [{"type": "Punctuation", "behavior": "Isolated"}, document["pre_tokenizer"]]
+        document["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": steps}
+
+    path = changed_file(change)
+    with pytest.raises(UserError, match=rf"^{path}: cannot be run inside the TensorFlow graph: its pre-tokenizer"):
+        InGraphTokenizer(Tokenizer.load(path))
 
 
 class TextToText(tf.Module):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 from collections.abc import Callable
 from pathlib import Path
@@ -15,37 +14,18 @@ import tfgpt
 from tfgpt.common.errors import UserError
 from tfgpt.common.files import directory_written_beside, sha256_of_json, write_json
 from tfgpt.conversion.config import ConvertConfig
+from tfgpt.conversion.gguf_source import open_gguf
+from tfgpt.conversion.hugging_face_source import HUB_NAME, open_hub, open_hugging_face
+from tfgpt.conversion.keras_hub_source import open_preset
+from tfgpt.conversion.source import Source
 from tfgpt.model.checkpoints.checkpoint import Checkpoint
-from tfgpt.model.checkpoints.gguf import GGUFFile, open_gguf_model
 from tfgpt.model.checkpoints.huggingface import transformers_model_type, write_checkpoint
-from tfgpt.tokenization import gguf_vocabulary
-from tfgpt.tokenization.roles import choose_roles
-from tfgpt.tokenization.tokenizer import Tokenizer
 
 DTYPES = {
     "float32": np.dtype(np.float32),
     "float16": np.dtype(np.float16),
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """An opened source, checked, its weights not read yet.
-
-    Attributes:
-        kind: what it is, for people.
-        checkpoint: its model.
-        tokenizer: its tokenizer.
-        stop_ids: what ends a generated text, beside the tokenizer's own ends.
-        provenance: what training.json says of it.
-    """
-
-    kind: str
-    checkpoint: Checkpoint
-    tokenizer: Tokenizer
-    stop_ids: list[int]
-    provenance: dict[str, Any]
 
 
 def convert(config: ConvertConfig, say: Callable[[str], None]) -> Path:
@@ -73,7 +53,7 @@ def convert(config: ConvertConfig, say: Callable[[str], None]) -> Path:
     say(f"Source:  {source.kind}")
     say(f"Model:   {in_words(checkpoint)}")
     with directory_written_beside(output) as temporary:
-        ends = [*source.stop_ids, *tokenizer.stop_ids]
+        ends = tokenizer.stop_ids
         start = tokenizer.start_ids[0] if tokenizer.start_ids else None
         # The last one is what config.json says ends a text.
         stops = [*dict.fromkeys(end for end in ends if end != tokenizer.end_of_text_id), tokenizer.end_of_text_id]
@@ -95,40 +75,13 @@ def open_source(source: str) -> Source:
     path = Path(source).expanduser()
     if path.suffix == ".gguf":
         return open_gguf(path)
+    if path.is_dir() and (path / "metadata.json").is_file() and (path / "config.json").is_file():
+        return open_preset(path)
+    if path.is_dir():
+        return open_hugging_face(path)
+    if not path.exists() and HUB_NAME.fullmatch(source):
+        return open_hub(source)
     raise UserError(f"--source: {path} is neither a directory with a model nor a .gguf file")
-
-
-def open_gguf(path: Path) -> Source:
-    """A GGUF file with model and tokenizer."""
-    file = GGUFFile(path)
-    checkpoint = open_gguf_model(file)
-    kind = file.needed("tokenizer.ggml.model")
-    if kind != "gpt2":
-        raise UserError(f"{path}: tokenizer.ggml.model={kind!r} is not supported, only 'gpt2' (byte-level BPE)")
-    document = gguf_vocabulary.byte_level_document(file.metadata, file.long_field, str(path))
-    tokens = file.long_field("tokenizer.ggml.tokens")
-    names = gguf_vocabulary.token_names(file.metadata, tokens)
-    try:
-        roles = choose_roles(
-            [token["content"] for token in document["added_tokens"] if token["special"]],
-            end=names.get("eos_token"),
-            padding=names.get("pad_token"),
-            start_of_text=names.get("bos_token") if gguf_vocabulary.begins_with_start(file.metadata) else None,
-            chat_template=names.get("chat_template", ""),
-        )
-    except ValueError as error:
-        raise UserError(f"{path}: {error}") from error
-    tokenizer = Tokenizer(document, str(path), roles, names)
-    general = {name: value for name, value in file.metadata.items() if name.startswith("general.")}
-    types = sorted({tensor.tensor_type.name for tensor in file.tensors.values()})
-    title = general.get("general.name", path.name)
-    return Source(
-        f"{title} (GGUF: {', '.join(types)}; licence {general.get('general.license', 'not said')})",
-        checkpoint,
-        tokenizer,
-        gguf_vocabulary.stop_ids(file.metadata),
-        {"format": "GGUF", "types": types, **general},
-    )
 
 
 def in_words(checkpoint: Checkpoint) -> str:

@@ -86,6 +86,13 @@ def qwen3(size: str, config: DecoderConfig) -> Pretrained:
     return Pretrained(f"{name}-Base", name, config, 32768, "Apache-2.0", 36e12, True, True, "arXiv 2505.09388")
 
 
+def llama31(name: str, config: DecoderConfig, tokens: float) -> Pretrained:
+    """One of Meta's whose RoPE is stretched, in eight languages."""
+    licence, context = f"{name.rsplit('-', 1)[0].replace('-', ' ')} Community", 131072
+    base = f"meta-llama/{name}"
+    return Pretrained(base, f"{base}-Instruct", config, context, licence, tokens, True, True, "arXiv 2407.21783, cards")
+
+
 BIAS = {"use_query_key_value_bias": True}
 NORM = {"query_key_norm": True, "head_dim": 128}
 
@@ -97,6 +104,10 @@ FAMILIES: tuple[Pretrained, ...] = (
     smollm2("135M", resolve("llama_135m"), 2e12),
     smollm2("360M", resolve("llama_360m"), 4e12),
     smollm2("1.7B", llama(2048, 24, 32, 32, 8192, 49152, tied=True), 11e12),
+    Pretrained(
+        "HuggingFaceTB/SmolLM3-3B-Base", "HuggingFaceTB/SmolLM3-3B", llama(2048, 36, 16, 4, 11008, 128256, tied=True),
+        65536, "Apache-2.0", 11e12, True, True, "huggingface.co/blog/smollm3",
+    ),
     qwen25("0.5B", llama(896, 24, 14, 2, 4864, 151936, tied=True, **BIAS), 32768),
     qwen25("1.5B", llama(1536, 28, 12, 2, 8960, 151936, tied=True, **BIAS), 32768),
     qwen25("3B", llama(2048, 36, 16, 2, 11008, 151936, tied=True, **BIAS), 32768, "Qwen Research"),
@@ -113,9 +124,12 @@ FAMILIES: tuple[Pretrained, ...] = (
         "meta-llama/Meta-Llama-3-8B", "meta-llama/Meta-Llama-3-8B-Instruct", resolve("llama3_8b"),
         8192, "Llama 3 Community", 15e12, False, True, "arXiv 2407.21783",
     ),
+    llama31("Llama-3.1-8B", resolve("llama3_8b"), 15e12),
+    llama31("Llama-3.2-1B", llama(2048, 16, 32, 8, 8192, 128256, tied=True), 9e12),
+    llama31("Llama-3.2-3B", llama(3072, 28, 24, 8, 8192, 128256, tied=True, head_dim=128), 9e12),
     Pretrained(
         "mistralai/Mistral-7B-v0.1", "mistralai/Mistral-7B-Instruct-v0.1",
         llama(4096, 32, 32, 8, 14336, 32000, tied=False), 8192, "Apache-2.0", 0, False, True, "arXiv 2310.06825",
     ),
 )  # fmt: skip
-"""What is ranked. Llama 3.1 and later stretch RoPE, which `convert` refuses."""
+"""What is ranked."""

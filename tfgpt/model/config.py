@@ -51,6 +51,22 @@ class DecoderConfig(Settings):
         "rope", "Learned position vectors, or rotation of queries and keys.", choices=("learned", "rope")
     )
     rope_max_wavelength: float = setting(10_000.0, "RoPE's base, theta.", minimum=1.0)
+    rope_scaling: str = setting(
+        "none",
+        "Turn slower, for a longer context than at first: all channels (linear), or the slow ones only (llama3).",
+        choices=("none", "linear", "llama3"),
+    )
+    rope_scaling_factor: float = setting(1.0, "How much slower.", minimum=1.0)
+    rope_original_length: int = setting(8192, "llama3 scaling: the context before, in tokens.", minimum=1)
+    rope_low_frequency_factor: float = setting(
+        1.0, "llama3 scaling: channels that turn fewer times than this in the old context turn slower.", minimum=0.0
+    )
+    rope_high_frequency_factor: float = setting(
+        4.0, "llama3 scaling: channels that turn more often stay as they are.", minimum=0.0
+    )
+    no_rope_layer_interval: int | None = setting(
+        None, "Every so many blocks, one does without RoPE (SmolLM3's NoPE); none: no block does.", minimum=1
+    )
     normalization: str = setting("rms_norm", "Which normalization.", choices=("layer_norm", "rms_norm"))
     normalization_epsilon: float = setting(1e-6, "Added to the variance before its root.", minimum=0.0)
     normalization_scale: bool = setting(True, "Normalizations have a learned scale (query-key norm's too).")
@@ -105,6 +121,8 @@ class DecoderConfig(Settings):
             )
         if self.position_embedding == "rope" and self.head_dim % 2:
             raise SettingError("head_dim", f"{self.head_dim} is odd, but RoPE rotates pairs; make it even")
+        if self.rope_scaling == "llama3" and self.rope_high_frequency_factor <= self.rope_low_frequency_factor:
+            raise SettingError("rope_high_frequency_factor", "should be above --rope_low_frequency_factor")
         if self.logit_soft_cap == 0.0:
             raise SettingError("logit_soft_cap", "0 would make every logit 0; leave it out for no cap")
         if not self.normalization_scale:
@@ -129,6 +147,11 @@ class DecoderConfig(Settings):
     def _fill(self, name: str, value: object) -> None:
         if getattr(self, name) is None:
             object.__setattr__(self, name, value)
+
+    def rotates(self, block: int) -> bool:
+        """Whether a block (from 0) turns its queries and keys."""
+        interval = self.no_rope_layer_interval
+        return self.position_embedding == "rope" and (interval is None or (block + 1) % interval != 0)
 
     @property
     def query_width(self) -> int:

@@ -227,6 +227,13 @@ class Decoder(keras.Model):
                 config.rope_max_wavelength,
                 config.attention_scale,
                 packed,
+                scaling={
+                    "scaling": config.rope_scaling,
+                    "scaling_factor": config.rope_scaling_factor,
+                    "original_length": config.rope_original_length,
+                    "low_frequency_factor": config.rope_low_frequency_factor,
+                    "high_frequency_factor": config.rope_high_frequency_factor,
+                },
                 name="rotation",
                 dtype=policy,
             )
@@ -262,7 +269,7 @@ class Decoder(keras.Model):
             hidden = embedding_norm(hidden)
         hidden = embedding_dropout(hidden)
         for block in blocks:
-            hidden = block(hidden, mask, rotation)
+            hidden = block(hidden, mask, rotation if config.rotates(block.number) else None)
         hidden = final_norm(hidden)
         logits = token_embedding(hidden, reverse=True) if head is None else head(hidden)
         if cap is not None:
@@ -361,7 +368,8 @@ class Decoder(keras.Model):
         written = []
         pasts: Sequence[Any] = [None] * len(cache) if past is None else past
         for block, pair, before in zip(self.blocks, cache, pasts):
-            hidden, pair = block.call_with_cache(hidden, mask, rotation, pair, cache_index, before)
+            turned = rotation if self.config.rotates(block.number) else None
+            hidden, pair = block.call_with_cache(hidden, mask, turned, pair, cache_index, before)
             written.append(pair)
         return self.final_norm(hidden), written
 

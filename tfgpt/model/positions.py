@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from tfgpt.common.errors import UserError
 from tfgpt.model.layers import DecoderLayer, Embedding
+from tfgpt.model.rope import inverse_frequencies
 
 MASKED = -1e9
 """Added to a score that must not count: e to it is 0 in float32, and a row masked whole stays finite."""
@@ -19,19 +20,17 @@ LARGEST_CONSTANT_MASK = 2048
 """Longer masks are computed in the graph instead of being stored in it (4 bytes x length²)."""
 
 
-def rotation_tables(positions: Any, head_dim: int, max_wavelength: float, factor: float = 1.0) -> tuple[Any, Any]:
+def rotation_tables(positions: Any, inverse: np.ndarray, factor: float = 1.0) -> tuple[Any, Any]:
     """The cosines and signed sines of RoPE (Su et al. 2021) in the half-split form of GPT-NeoX and Llama.
 
     Args:
         positions: [...] int32, an array (gives arrays) or a tensor (gives tensors).
-        head_dim: width of a head.
-        max_wavelength: theta.
+        inverse: as `inverse_frequencies` gives.
         factor: multiplies both tables; the square root of the attention scale makes scaling the scores free.
 
     Returns:
         (cosines, sines), each [..., 1, head_dim] float32, with a place for the heads. The sines' first half is negated.
     """
-    inverse = (max_wavelength ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)).astype(np.float32)
     if isinstance(positions, np.ndarray):
         angles = positions[..., None, None].astype(np.float64) * inverse  # (..., 1, head_dim / 2)
         cosines, sines = np.cos(angles) * factor, np.sin(angles) * factor
@@ -141,11 +140,22 @@ class Rotation(DecoderLayer):
     Args:
         head_dim, max_wavelength, scale: of the attention.
         packed: called on positions instead of token ids, whose positions are 0, 1, 2, ….
+        scaling: the other arguments of `inverse_frequencies`.
     """
 
-    def __init__(self, head_dim: int, max_wavelength: float, scale: float, packed: bool, **options: Any):
+    def __init__(
+        self,
+        head_dim: int,
+        max_wavelength: float,
+        scale: float,
+        packed: bool,
+        scaling: Mapping[str, Any] | None = None,
+        **options: Any,
+    ):
         super().__init__(**options)
         self.head_dim, self.max_wavelength, self.scale, self.packed = head_dim, max_wavelength, scale, packed
+        self.scaling = dict(scaling or {})
+        self.inverse = inverse_frequencies(head_dim, max_wavelength, **self.scaling)
         self.built = True
 
     def call(self, inputs: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -157,12 +167,12 @@ class Rotation(DecoderLayer):
 
     def at(self, positions: Any) -> tuple[tf.Tensor, tf.Tensor]:
         """The tables at `positions` [batch or 1, length]."""
-        cosines, sines = rotation_tables(positions, self.head_dim, self.max_wavelength, self.scale**0.5)
+        cosines, sines = rotation_tables(positions, self.inverse, self.scale**0.5)
         return tf.cast(cosines, self.compute_dtype), tf.cast(sines, self.compute_dtype)
 
     def get_config(self) -> dict[str, Any]:
         own = {"head_dim": self.head_dim, "max_wavelength": self.max_wavelength, "scale": self.scale}
-        return {**super().get_config(), **own, "packed": self.packed}
+        return {**super().get_config(), **own, "packed": self.packed, "scaling": self.scaling}
 
 
 @keras.saving.register_keras_serializable(package="tfgpt")

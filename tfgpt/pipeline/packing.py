@@ -1,7 +1,9 @@
 """Packs parts of conversations into rows: which parts share a row, so that little of it is padding.
 
 Best-fit decreasing: the longest part first, each into the fullest row that still has room. (Attention never crosses
-from one part to another, so it does not matter which share a row.) On chats this fills above 99% of the places.
+from one part to another, so it does not matter which share a row.) Parts much shorter than a row fill 99% of it. Where
+long conversations are cut, what is cut leaves gaps that nothing is short enough to fill: of sample:chitchat in rows of
+128 tokens, 86% is not padding (2026-11-25).
 """
 
 from __future__ import annotations

@@ -96,10 +96,10 @@ class Server:
             raise ApiError(400, message, param, "context_length_exceeded")
 
     async def tokenized(self, texts: Sequence[str], param: str) -> list[list[int]]:
-        """The ids of plain texts, an end-of-text token first."""
+        """The ids of plain texts, behind what the model's texts begin with, if anything."""
         found = await self.call("tokenize", {"text": list(texts)})
         rows = zip(found["end_of_text_id"], found["ids"], found["num_tokens"])
-        prompts = [[first, *ids[:count]] for first, ids, count in rows]
+        prompts = [[first, *ids[:count]] if first >= 0 else ids[:count] for first, ids, count in rows]
         self.check_length(max(map(len, prompts)), param)
         return prompts
 

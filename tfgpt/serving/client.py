@@ -128,7 +128,8 @@ class Client:
     def stream(self, text: str, *, stop: Sequence[str] = (), **sampling: Any) -> Iterator[str]:
         """The continuation of one text as it is written, in whole characters, cut before a stop string."""
         encoded = self.predict("tokenize", {"text": [text]})
-        ids = [encoded["end_of_text_id"][0], *encoded["ids"][0][: encoded["num_tokens"][0]]]
+        first, ids = encoded["end_of_text_id"][0], encoded["ids"][0][: encoded["num_tokens"][0]]
+        ids = [first, *ids] if first >= 0 else ids
         return self._streamed(ids, stop, sampling)
 
     def stream_chat(

@@ -16,17 +16,19 @@ from tfgpt.common.files import directory_written_beside, write_json
 from tfgpt.generation.config import SamplingConfig
 from tfgpt.generation.engine import Generator
 from tfgpt.generation.layout import lay_out_for_decoding
-from tfgpt.model.checkpoints.huggingface import load_decoder
+from tfgpt.model.checkpoints.huggingface import load_decoder, load_stop_ids
 from tfgpt.model.decoder import Decoder
 from tfgpt.serving.config import NOT_IN_EXPORTS, ExportConfig
 from tfgpt.serving.precision import ServedWeights
 from tfgpt.serving.quality import bits_per_byte, quality_ids
 from tfgpt.serving.served_model import ServedModel
 from tfgpt.serving.serving_files import FOLDER, stable_version, write_serving_files
+from tfgpt.serving.session import TEXT_OPERATIONS
 from tfgpt.serving.signatures import SIGNATURES
 from tfgpt.serving.verification import verify
 from tfgpt.serving.warmup import write_warmup
 from tfgpt.tokenization.chat_template import template_of
+from tfgpt.tokenization.sentencepiece_tokenizer import SentencePieceTokenizer
 from tfgpt.tokenization.tokenizer import Tokenizer
 
 METADATA_FILE = Path("assets.extra", "tfgpt.json")
@@ -61,7 +63,9 @@ def export(
     decoder = load_decoder(directory, dtype="bfloat16" if config.precision == "bfloat16" else "float32")
     lay_out_for_decoding(decoder)
     weights = ServedWeights(decoder, config.precision)
-    model = ServedModel(decoder, weights, tokenizer, sampling, config.max_new_tokens_limit)
+    generator = Generator(decoder, tokenizer, load_stop_ids(directory))
+    stops = generator.stop_tokens
+    model = ServedModel(decoder, weights, tokenizer, sampling, config.max_new_tokens_limit, stops)
     measured.add_model(config.precision, model)
     say(measured.line())
     with directory_written_beside(version) as temporary:
@@ -70,7 +74,7 @@ def export(
         write_warmup(temporary, tokenizer.end_of_text_id, sampling, template_of(tokenizer))
         write_json(temporary / METADATA_FILE, metadata(config, sampling, decoder, tokenizer, measured))
         weights.assign_to_decoder()
-        verify(temporary, Generator(decoder, tokenizer), sampling)
+        verify(temporary, generator, sampling)
     equal = "tokens equal those of generate" if decoder.compute_dtype == "float32" else "tokens as probable as it says"
     say(f"Verified: {len(SIGNATURES)} signatures through the session loader; {equal}")
     if config.serving_files:
@@ -132,6 +136,11 @@ class Measured:
         return f"Quality on {count:,} bytes of {self.text[1]}: {'; '.join(parts)}{loss}"
 
 
+def operations(tokenizer: Tokenizer) -> str:
+    """What a server must have registered."""
+    return TEXT_OPERATIONS if isinstance(tokenizer, SentencePieceTokenizer) else "core TensorFlow only"
+
+
 def metadata(
     config: ExportConfig, sampling: SamplingConfig, decoder: Decoder, tokenizer: Tokenizer, measured: Measured
 ) -> dict[str, Any]:
@@ -141,15 +150,17 @@ def metadata(
         "made": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "model": config.model,
         "precision": config.precision,
-        "operations": "core TensorFlow only",
+        "operations": operations(tokenizer),
         "tokenizer": {
-            "kind": "byte-level BPE",
+            "kind": "SentencePiece" if isinstance(tokenizer, SentencePieceTokenizer) else "byte-level BPE",
             "fingerprint": tokenizer.fingerprint,
             "vocabulary_size": tokenizer.vocabulary_size,
             "end_of_text_id": tokenizer.end_of_text_id,
             "padding_id": tokenizer.padding_id,
             "start_of_turn_id": tokenizer.start_of_turn_id,
             "end_of_turn_id": tokenizer.end_of_turn_id,
+            "start_ids": list(tokenizer.start_ids),
+            "stop_ids": list(tokenizer.stop_ids),
         },
         "chat_template": template_of(tokenizer).to_dict(),
         "decoder": decoder.config.to_dict(),

@@ -39,7 +39,8 @@ def quality_ids(model: Path, text: str, tokenizer: Tokenizer, byte_limit: int) -
             raise UserError(f"--quality_text: {text} cannot be read ({error.strerror})") from error
         if not content:
             raise UserError(f"--quality_text: {text} is empty")
-        return np.concatenate([[tokenizer.end_of_text_id], tokenizer.encode(content)]).astype(np.int32), text
+        first = tokenizer.start_ids or (tokenizer.end_of_text_id,)
+        return np.concatenate([first, tokenizer.encode(content)]).astype(np.int32), text
     provenance = model / "training.json"
     if not provenance.is_file():
         return None

@@ -7,7 +7,7 @@ and the module tracks the `tf.Variable`s themselves.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -22,6 +22,7 @@ from tfgpt.serving.precision import ServedWeights
 from tfgpt.serving.signatures import SAMPLING, SIGNATURES, Signature, default_of
 from tfgpt.tokenization.in_graph import InGraphTokenizer
 from tfgpt.tokenization.in_graph_chat import encode_conversations
+from tfgpt.tokenization.in_graph_sentencepiece import in_graph_tokenizer
 from tfgpt.tokenization.tokenizer import Tokenizer
 
 IDS = tf.TensorSpec([None, None], tf.int32)
@@ -37,6 +38,7 @@ class ServedModel(tf.Module):
         tokenizer: the model's.
         defaults: what `serving_default` uses and what the other signatures' inputs are when they are not given.
         max_new_tokens_limit: the most tokens that a request gets.
+        stop_tokens: what ends a text; none: as the tokenizer says.
 
     Raises:
         UserError: the tokenizer cannot be run inside the graph.
@@ -49,11 +51,14 @@ class ServedModel(tf.Module):
         tokenizer: Tokenizer,
         defaults: SamplingConfig,
         max_new_tokens_limit: int,
+        stop_tokens: Sequence[int] = (),
     ):
         super().__init__(name="tfgpt")
         self.weights = weights.variables
-        self.tokenizer = InGraphTokenizer(tokenizer)
-        self.functions = Functions(decoder, weights, tokenizer, self.tokenizer, defaults, max_new_tokens_limit)
+        self.tokenizer = in_graph_tokenizer(tokenizer)
+        self.functions = Functions(
+            decoder, weights, tokenizer, self.tokenizer, defaults, max_new_tokens_limit, stop_tokens
+        )
 
     def signature_functions(self) -> dict[str, Callable]:
         """The signatures by name, for `tf.saved_model.save`."""
@@ -64,7 +69,7 @@ class Functions:
     """The signatures' functions; no trackable object, so that the decoder in it is not saved.
 
     Args:
-        decoder, weights, tokenizer, defaults, max_new_tokens_limit: as `ServedModel`'s.
+        decoder, weights, tokenizer, defaults, max_new_tokens_limit, stop_tokens: as `ServedModel`'s.
         in_graph: the tokenizer's operations.
     """
 
@@ -76,9 +81,9 @@ class Functions:
         in_graph: InGraphTokenizer,
         defaults: SamplingConfig,
         max_new_tokens_limit: int,
+        stop_tokens: Sequence[int],
     ):
-        stop_tokens = (tokenizer.end_of_text_id, tokenizer.end_of_turn_id)
-        self.decoding = DecodingFunctions(decoder, stop_tokens)
+        self.decoding = DecodingFunctions(decoder, tuple(stop_tokens) or tokenizer.stop_ids)
         self.weights, self.tokenizer, self.in_graph = weights, tokenizer, in_graph
         self.limit = max_new_tokens_limit
         # One graph for all signatures that write: it is most of what an export holds.
@@ -152,7 +157,7 @@ class Functions:
         return {
             "ids": ids,
             "num_tokens": lengths,
-            "end_of_text_id": tf.fill([tf.size(text)], self.tokenizer.end_of_text_id),
+            "end_of_text_id": tf.fill([tf.size(text)], next(iter(self.tokenizer.start_ids), -1)),
         }
 
     def tokenize_chat(self, conversation: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -165,9 +170,15 @@ class Functions:
         return {"embedding": self.embedding(*self.padded(self.prompts(text)))}
 
     def prompts(self, text: tf.Tensor) -> tf.RaggedTensor:
-        """Texts' ids [B, (ids)] behind an end-of-text token."""
-        first = tf.fill([tf.size(text), 1], self.tokenizer.end_of_text_id)
-        return tf.concat([first, self.in_graph.encode(text)], 1)
+        """Texts' ids [B, (ids)] as `prompts.encode_prompt` gives them: behind what texts begin with, none empty."""
+        ids = self.in_graph.encode(text)
+        if self.tokenizer.start_ids:
+            first = tf.tile([self.tokenizer.start_ids], [tf.size(text), 1])
+        else:
+            empty = tf.cast(ids.row_lengths() == 0, tf.int32)
+            ends = tf.fill([tf.reduce_sum(empty)], self.tokenizer.end_of_text_id)
+            first = tf.RaggedTensor.from_row_lengths(ends, tf.cast(empty, tf.int64))
+        return tf.concat([first, ids], 1)
 
     def padded(self, ids: tf.RaggedTensor) -> tuple[tf.Tensor, tf.Tensor]:
         """[B, (ids)] → [B, longest] int32 with padding behind, and the lengths [B] int32."""

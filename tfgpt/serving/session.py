@@ -3,12 +3,35 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
+import importlib.util
+import json
 import os
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
+
+from tfgpt.common.errors import UserError
+
+TEXT_OPERATIONS = "core TensorFlow and tensorflow_text"
+"""What `assets.extra/tfgpt.json` says of a model whose tokenizer is a SentencePiece model."""
+
+
+def register_operations(directory: Path) -> None:
+    """Registers the operations that a version needs beside TensorFlow's own.
+
+    Raises:
+        UserError: tensorflow_text is needed and not installed.
+    """
+    metadata = directory / "assets.extra" / "tfgpt.json"
+    if not metadata.is_file() or json.loads(metadata.read_text(encoding="utf-8")).get("operations") != TEXT_OPERATIONS:
+        return
+    if importlib.util.find_spec("tensorflow_text") is None:
+        raise UserError(f"{directory}: needs tensorflow_text, whose operations its tokenizer is made of")
+    importlib.import_module("tensorflow_text")
 
 
 class SessionModel:
@@ -22,6 +45,7 @@ class SessionModel:
     """
 
     def __init__(self, directory: str | os.PathLike):
+        register_operations(Path(directory))
         graph = tf.Graph()
         self._session = tf.compat.v1.Session(graph=graph)
         with graph.as_default(), without_warnings():

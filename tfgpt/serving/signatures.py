@@ -122,7 +122,7 @@ SIGNATURES = (
         (
             Tensor("ids", "int32", "without any special token; the padding id behind them", "T"),
             Tensor("num_tokens", "int32", "how many they are"),
-            Tensor("end_of_text_id", "int32", "the id that `stream` wants before a text's ids"),
+            Tensor("end_of_text_id", "int32", "the id that `stream` wants before a text's ids; -1 for none"),
         ),
     ),
     Signature(
@@ -130,7 +130,7 @@ SIGNATURES = (
         "a conversation's ids, as `stream` wants them",
         (Tensor("conversation", "string", "as `chat`'s"),),
         (
-            Tensor("ids", "int32", "end-of-text first; the padding id behind them", "T"),
+            Tensor("ids", "int32", "the padding id behind them", "T"),
             Tensor("num_tokens", "int32", "how many they are"),
         ),
     ),

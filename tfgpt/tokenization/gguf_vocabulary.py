@@ -6,15 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tfgpt.common.errors import UserError
-from tfgpt.tokenization.foreign_patterns import BY_GGUF_NAME, FAMILIES
-from tfgpt.tokenization.pattern import DECODER
-from tfgpt.tokenization.tokenizer_file import added_token
+from tfgpt.tokenization.foreign_patterns import BY_GGUF_NAME
+from tfgpt.tokenization.tokenizer_file import added_token, byte_level_document
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 """`tokenizer.ggml.token_type` (llama.cpp, `llama_token_type`)."""
 
 
-def byte_level_document(metadata: Mapping[str, Any], long_field: Callable[[str], list[Any]], origin: str) -> dict:
+def gguf_document(metadata: Mapping[str, Any], long_field: Callable[[str], list[Any]], origin: str) -> dict:
     """The `tokenizer.json` of a GGUF file whose `tokenizer.ggml.model` is "gpt2".
 
     Args:
@@ -41,30 +40,8 @@ def byte_level_document(metadata: Mapping[str, Any], long_field: Callable[[str],
         for identifier, (token, kind) in enumerate(zip(tokens, kinds))
         if kind in (CONTROL, USER_DEFINED)
     ]
-    # Special tokens behind the vocabulary (Llama 3, Qwen) are none of the model's there, but those in it (SmolLM2) are.
-    # `tokenizers` gives both their ids back only where they are the model's.
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": added,
-        "normalizer": {"type": "NFC"} if family == "qwen2" else None,
-        "pre_tokenizer": FAMILIES[family],
-        "post_processor": None,
-        "decoder": DECODER,
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "ignore_merges": family == "llama3",
-            "vocab": {token: identifier for identifier, token in enumerate(tokens)},
-            "merges": [merge.split(" ", 1) for merge in merges],
-        },
-    }
+    vocabulary = {token: identifier for identifier, token in enumerate(tokens)}
+    return byte_level_document(family, vocabulary, [merge.split(" ", 1) for merge in merges], added)
 
 
 def token_names(metadata: Mapping[str, Any], tokens: Sequence[str]) -> dict[str, Any]:

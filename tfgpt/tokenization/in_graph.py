@@ -9,6 +9,9 @@ flat bytes of the whole batch at once:
 2. characters → pre-tokens: the exact vectorised form of `pattern.PATTERN` (`pre_token_starts`);
 3. BPE: in each round every pre-token joins all occurrences of its lowest-ranked pair; pre-tokens that are done leave
    (`BytePairMerger`). A pre-token has at most 4 × `MAXIMUM_RUN` bytes and a space, which bounds the rounds.
+
+Pretrained models' tokenizers cut differently (`foreign_cuts`), and their pre-tokens have no bound: a text that is one
+word of 30,000 letters takes seconds.
 """
 
 from __future__ import annotations
@@ -19,13 +22,17 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 import tiktoken
+import tokenizers
 
 from tfgpt.common.errors import UserError
+from tfgpt.tokenization.foreign_cuts import INVALID, LETTER, NOTHING, NUMBER, OTHER, SPACE, CutRules, cut_rules
+from tfgpt.tokenization.foreign_cuts import pre_token_starts as foreign_starts
+from tfgpt.tokenization.in_graph_added import AddedTokens
+from tfgpt.tokenization.in_graph_nfc import NFC, RAW, utf8_bytes
 from tfgpt.tokenization.pattern import MAXIMUM_RUN
 from tfgpt.tokenization.tokenizer import Tokenizer
-
-OTHER, LETTER, NUMBER, SPACE, INVALID, NOTHING = range(6)
-"""Classes of characters. INVALID is a byte outside any well-formed sequence, NOTHING the end of the text."""
+from tfgpt.tokenization.vectors import flags_at, following, position_in_run, preceding
+from tfgpt.tokenization.whole_tokens import WholeTokens, unmerged_tokens
 
 LARGEST_RUN = {OTHER: MAXIMUM_RUN, LETTER: MAXIMUM_RUN, NUMBER: 3, SPACE: MAXIMUM_RUN, INVALID: 1, NOTHING: 1}
 """Characters of a class that one pre-token may hold."""
@@ -38,7 +45,7 @@ class InGraphTokenizer(tf.Module):
     """Encodes and decodes batches of strings with core TensorFlow operations.
 
     Args:
-        tokenizer: one of ours, or any that cuts text by our expression (the bytes tokenizer included).
+        tokenizer: one of ours, the bytes tokenizer included, or one of the families of `foreign_patterns`.
         name: the module's name.
 
     Raises:
@@ -47,14 +54,24 @@ class InGraphTokenizer(tf.Module):
 
     def __init__(self, tokenizer: Tokenizer, name: str = "in_graph_tokenizer"):
         super().__init__(name=name)
-        reason = tokenizer.why_reference_only
+        reason = tokenizer.why_not_in_graph
         if reason:
             raise UserError(f"{tokenizer.origin}: cannot be run inside the TensorFlow graph: {reason}")
+        self._lossy = bool(tokenizer.missing_bytes)
         with tf.device("CPU:0"):
             self._id_of_byte = tf.constant(tokenizer.id_of_byte)
             self._token_bytes = tf.constant(tokenizer.token_bytes(), tf.string)
-        self._splitter = CharacterSplitter() if tokenizer.merges else None
-        self._merger = BytePairMerger(tokenizer.merges, tokenizer.vocabulary_size) if tokenizer.merges else None
+        added = [token for token in tokenizer.document["added_tokens"] if not token["special"]]
+        self._added = AddedTokens([(token["content"].encode(), token["id"]) for token in added]) if added else None
+        self._normalizer = NFC() if tokenizer.document.get("normalizer") else None
+        self._splitter: CharacterSplitter | None = None
+        self._merger: BytePairMerger | None = None
+        self._whole_tokens: WholeTokens | None = None
+        if tokenizer.merges:
+            self._splitter = CharacterSplitter(cut_rules(tokenizer.document))
+            self._merger = BytePairMerger(tokenizer.merges, tokenizer.vocabulary_size)
+            if unmerged := unmerged_tokens(tokenizer):
+                self._whole_tokens = WholeTokens(unmerged)
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string)], autograph=False)
     def encode(self, texts: tf.Tensor) -> tf.RaggedTensor:
@@ -68,17 +85,64 @@ class InGraphTokenizer(tf.Module):
         """
         with tf.device("CPU:0"):
             lengths = tf.strings.length(texts)
-            splits = tf.concat([[0], tf.cumsum(lengths)], 0)  # (B + 1): where each text starts among all bytes
             contents = tf.cast(tf.io.decode_raw(tf.strings.reduce_join(texts), tf.uint8), tf.int32)  # (T)
-            ids = tf.gather(self._id_of_byte, contents)  # (T)
-            if self._splitter is not None and self._merger is not None:
-                count = tf.size(contents)
-                first = flags_at(tf.boolean_mask(splits[:-1], lengths > 0), count)
-                ids = self._merger(ids, self._splitter(contents, first))
+            if self._added is not None or self._normalizer is not None:
+                return self._pieces_encoded(contents, lengths)
+            splits = tf.concat([[0], tf.cumsum(lengths)], 0)  # (B + 1): where each text starts among all bytes
+            first = flags_at(tf.boolean_mask(splits[:-1], lengths > 0), tf.size(contents))
+            ids = self._ids(contents, first)
+            if self._lossy or self._merger is not None:
                 kept = ids >= 0
                 ids = tf.boolean_mask(ids, kept)
                 splits = tf.gather(tf.concat([[0], tf.cumsum(tf.cast(kept, tf.int32))], 0), splits)
             return tf.RaggedTensor.from_row_splits(ids, tf.cast(splits, tf.int64), validate=False)
+
+    def _pieces_encoded(self, contents: tf.Tensor, lengths: tf.Tensor) -> tf.RaggedTensor:
+        """As `encode`, for tokenizers that look for tokens in the text, or that normalize it.
+
+        Args:
+            contents: [T] int32, the bytes of all texts.
+            lengths: [B] int32, how many each has.
+        """
+        texts = tf.repeat(tf.range(tf.size(lengths)), lengths)  # (T)
+        pieces, text_of_piece = texts, tf.range(tf.size(lengths))
+        token_pieces, token_ids = tf.zeros([0], tf.int32), tf.zeros([0], tf.int32)
+        if self._added is not None:
+            pieces, rest, token_pieces, token_ids = self._added(contents, texts)
+            text_of_piece = tf.math.segment_max(texts, pieces)
+            contents, pieces = tf.boolean_mask(contents, rest), tf.boolean_mask(pieces, rest)
+        if self._normalizer is not None:
+            code_points, valid, where = characters(contents, pieces != preceding(pieces, 1, filler=-1))
+            raw = RAW + tf.gather(contents, where)
+            normalized = self._normalizer(tf.where(valid, code_points, raw), tf.gather(pieces, where))
+            contents, pieces = utf8_bytes(*normalized)
+        ids = self._ids(contents, pieces != preceding(pieces, 1, filler=-1))
+        ids, pieces = tf.boolean_mask(ids, ids >= 0), tf.boolean_mask(pieces, ids >= 0)
+        order = tf.argsort(tf.concat([pieces, token_pieces], 0), stable=True)
+        ids = tf.gather(tf.concat([ids, token_ids], 0), order)
+        owner = tf.gather(text_of_piece, tf.gather(tf.concat([pieces, token_pieces], 0), order))
+        return tf.RaggedTensor.from_value_rowids(ids, owner, tf.size(lengths), validate=False)
+
+    def _ids(self, contents: tf.Tensor, first: tf.Tensor) -> tf.Tensor:
+        """[T] int32: each token's id at its first byte, -1 at its others and at bytes without a token."""
+        ids = tf.gather(self._id_of_byte, contents)
+        if self._splitter is None:
+            return ids
+        return self._merged(contents, ids, self._splitter(contents, first))
+
+    def _merged(self, contents: tf.Tensor, ids: tf.Tensor, starts: tf.Tensor) -> tf.Tensor:
+        """As `_ids`, from the ids of single bytes and where pre-tokens start."""
+        assert self._merger is not None
+        words = tf.cumsum(tf.cast(starts, tf.int32)) - 1
+        known, left = tf.fill([tf.size(ids)], -1), ids >= 0
+        if self._whole_tokens is not None:
+            known, found = self._whole_tokens(contents, words)
+            left &= ~found
+        elif not self._lossy:
+            return self._merger(ids, words)
+        places = tf.where(left)
+        merged = self._merger(tf.gather_nd(ids, places), tf.gather_nd(words, places))
+        return tf.tensor_scatter_nd_update(known, places, merged)
 
     def decode(self, ids: tf.RaggedTensor | tf.Tensor) -> tf.Tensor:
         """The bytes that each row of ids stands for; special tokens, padding among them, stand for nothing.
@@ -95,11 +159,16 @@ class InGraphTokenizer(tf.Module):
 
 
 class CharacterSplitter(tf.Module):
-    """Cuts the bytes of a batch of texts into pre-tokens."""
+    """Cuts the bytes of a batch of texts into pre-tokens.
 
-    def __init__(self) -> None:
+    Args:
+        rules: how a foreign tokenizer cuts; None: as ours.
+    """
+
+    def __init__(self, rules: CutRules | None = None) -> None:
         super().__init__()
-        pages, page_of = class_pages()
+        self._rules = rules
+        pages, page_of = class_pages(rules is not None and rules.numbers_apart)
         with tf.device("CPU:0"):
             self._pages = tf.constant(pages)
             self._page_of = tf.constant(page_of)
@@ -115,15 +184,15 @@ class CharacterSplitter(tf.Module):
         Returns:
             [T] bool.
         """
-        code_points, lengths = utf8_sequences(contents, first)
-        covered = preceding(lengths > 1, 1) | preceding(lengths > 2, 2) | preceding(lengths > 3, 3)
-        # Characters: well-formed sequences, and each byte that is in none. From here (C): one entry a character.
-        where = tf.cast(tf.where(~covered)[:, 0], tf.int32)
-        code_points, valid, first = (tf.gather(value, where) for value in (code_points, lengths > 0, first))
+        code_points, valid, where = characters(contents, first)  # from here (C): one entry a character
+        first = tf.gather(first, where)
         page = tf.gather(self._page_of, code_points // 256)
         kinds = tf.cast(tf.gather(self._pages, page * 256 + code_points % 256), tf.int32)
         kinds = tf.where(valid, kinds, INVALID)
-        starts = pre_token_starts(code_points, kinds, first, self._largest_run)
+        if self._rules is None:
+            starts = pre_token_starts(code_points, kinds, first, self._largest_run)
+        else:
+            starts = foreign_starts(code_points, kinds, first, self._rules)
         return flags_at(tf.boolean_mask(where, starts), tf.size(contents))
 
 
@@ -146,17 +215,16 @@ class BytePairMerger(tf.Module):
             self._ranks = tf.constant(order.astype(np.int32))
             self._results = tf.constant(result.astype(np.int32))
 
-    def __call__(self, ids: tf.Tensor, starts: tf.Tensor) -> tf.Tensor:
+    def __call__(self, ids: tf.Tensor, words: tf.Tensor) -> tf.Tensor:
         """Merges within pre-tokens.
 
         Args:
             ids: [T] int32, the ids of the single bytes.
-            starts: [T] bool, the bytes that start a pre-token.
+            words: [T] int32, ascending: the pre-token of each.
 
         Returns:
             [T] int32: each token's id at its first byte, -1 at its others.
         """
-        words = tf.cumsum(tf.cast(starts, tf.int32)) - 1
         unfinished = [tf.TensorShape([None])] * 4
         result, *_ = tf.while_loop(
             lambda result, positions, ids, words: tf.size(ids) > 0,
@@ -238,6 +306,21 @@ def utf8_sequences(contents: tf.Tensor, first: tf.Tensor) -> tuple[tf.Tensor, tf
     return code_points, lengths
 
 
+def characters(contents: tf.Tensor, first: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """The characters in bytes: well-formed sequences, and each byte that is in none.
+
+    Args:
+        contents, first: as `utf8_sequences`'.
+
+    Returns:
+        [C] int32 code points, [C] bool whether they are well-formed, [C] int32 where each begins.
+    """
+    code_points, lengths = utf8_sequences(contents, first)
+    covered = preceding(lengths > 1, 1) | preceding(lengths > 2, 2) | preceding(lengths > 3, 3)
+    where = tf.cast(tf.where(~covered)[:, 0], tf.int32)
+    return tf.gather(code_points, where), tf.gather(lengths > 0, where), where
+
+
 def is_continuation(contents: tf.Tensor) -> tf.Tensor:
     """Which bytes can only continue a sequence: 80 to BF."""
     return (contents >= 0x80) & (contents < 0xC0)
@@ -271,41 +354,16 @@ def pre_token_starts(code_points: tf.Tensor, kinds: tf.Tensor, first: tf.Tensor,
     return tf.where(is_space, cut | last_space, cut & (is_invalid | ~takes_space))
 
 
-def preceding(values: tf.Tensor, distance: int, filler: int | bool | None = None) -> tf.Tensor:
-    """[n] the value `distance` entries before each; `filler` (or zero) where there is none."""
-    zero = tf.zeros([distance], values.dtype) if filler is None else tf.fill([distance], tf.cast(filler, values.dtype))
-    return tf.concat([zero, values], 0)[: tf.size(values)]
-
-
-def following(values: tf.Tensor, filler: tf.Tensor | int | bool) -> tf.Tensor:
-    """[n] the value after each; `filler` behind the last."""
-    return tf.concat([values[1:], tf.fill([tf.minimum(tf.size(values), 1)], tf.cast(filler, values.dtype))], 0)
-
-
-def flags_at(positions: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
-    """[count] bool, true at the given positions, none of which is named twice."""
-    return tf.scatter_nd(positions[:, None], tf.ones_like(positions), count[None]) > 0
-
-
-def position_in_run(flags: tf.Tensor, counted_from_start: bool = False) -> tf.Tensor:
-    """[n] int32: how many true flags stand in an unbroken row before each entry.
-
-    With `counted_from_start` a flag says "continues the run before", so the entry itself counts: 0 at a run's start.
-    """
-    index = tf.range(tf.size(flags))
-    run = tf.cumsum(tf.cast(~flags, tf.int32))  # the number of the last entry without a flag
-    breaks = tf.concat([[-1], tf.cast(tf.where(~flags)[:, 0], tf.int32)], 0)
-    since = index - tf.gather(breaks, run)
-    return since if counted_from_start else tf.where(flags, since - 1, 0)
-
-
 @functools.cache
-def class_pages() -> tuple[np.ndarray, np.ndarray]:
+def class_pages(digits_step: bool = False) -> tuple[np.ndarray, np.ndarray]:
     r"""The class of every code point, as pages of 256 of which equal ones are kept once.
 
     The classes are asked of the regular-expression engine itself, and not of Python's `unicodedata`, because versions
     of Unicode differ. (tiktoken's engine is the quick one to ask; that Oniguruma inside `tokenizers` agrees with it on
     every code point is tested.)
+
+    Args:
+        digits_step: numbers are what the Digits step of `tokenizers` takes for them; its Unicode is a newer one.
 
     Returns:
         [pages × 256] uint8 classes and [0x1100] int32 page of each code point's upper bits.
@@ -318,5 +376,16 @@ def class_pages() -> tuple[np.ndarray, np.ndarray]:
         matcher = tiktoken.Encoding("class", pat_str=expression, mergeable_ranks=ranks, special_tokens={})
         members = bytes(matcher.encode_ordinary(every_character)).decode().encode("utf-32-le")
         classes[np.frombuffer(members, np.uint32)] = kind
+    if digits_step:
+        classes[digits(every_character)] = NUMBER
     pages, page_of = np.unique(classes.reshape(-1, 256), axis=0, return_inverse=True)
     return pages.reshape(-1), page_of.reshape(-1).astype(np.int32)
+
+
+def digits(characters: str) -> list[int]:
+    """The code points that the Digits step of `tokenizers` cuts out."""
+    step = tokenizers.pre_tokenizers.Digits(individual_digits=True)
+    likely = [piece for piece, _ in step.pre_tokenize_str(characters) if len(piece) == 1]
+    # A character between two digits is a piece as well; between letters it is not.
+    found = {piece for piece, _ in step.pre_tokenize_str("a".join(["", *likely, ""]))}
+    return [ord(character) for character in likely if character in found]

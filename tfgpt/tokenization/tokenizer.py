@@ -6,7 +6,7 @@ import functools
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,15 @@ from tfgpt.tokenization.chat_template import CHAT_TEMPLATE
 from tfgpt.tokenization.config import SPECIAL_TOKENS
 from tfgpt.tokenization.pattern import BYTE_OF_CHARACTER, PRE_TOKENIZER, byte_alphabet
 from tfgpt.tokenization.roles import KEY, LAST_BYTE, Roles
-from tfgpt.tokenization.tokenizer_file import merges_of, pre_tokenizers, read_document, special_token_names
+from tfgpt.tokenization.tokenizer_file import (
+    family_of,
+    in_order,
+    merges_of,
+    pre_tokenizers,
+    read_document,
+    special_token_names,
+    why_not_found,
+)
 
 INVALID_BYTES = re.compile("[\udc80-\udcff]+")
 """Bytes that are not UTF-8, as Python's `surrogateescape` spells them."""
@@ -84,15 +92,7 @@ class Tokenizer:
             names = special_token_names(document)
             end, padding, start_of_turn, end_of_turn = (names[name] for name in SPECIAL_TOKENS)
             roles = Roles(end, padding, start_of_turn, end_of_turn, start_of_text=end)
-        self.end_of_text, self.padding = roles.end_of_text, roles.padding
-        self.start_of_turn, self.end_of_turn = roles.start_of_turn, roles.end_of_turn
-        self.end_of_text_id, self.padding_id, self.start_of_turn_id, self.end_of_turn_id = (
-            self.special_tokens[name] if name in self.special_tokens else vocabulary[name]
-            for name in (roles.end_of_text, roles.padding, roles.start_of_turn, roles.end_of_turn)
-        )
-        self.start_ids = () if roles.start_of_text is None else (self.special_tokens[roles.start_of_text],)
-        ends = dict.fromkeys([self.end_of_turn_id, self.end_of_text_id])
-        self.stop_ids = (*ends, *(self.special_tokens[name] for name in roles.more_ends))
+        self._assign(roles, {**vocabulary, **self.special_tokens})
         self.config = config if config is not None else self.own_config()
         self.vocabulary_size = 1 + max(max(vocabulary.values()), max(added.values()))
         self._token_bytes = [b""] * self.vocabulary_size
@@ -112,9 +112,20 @@ class Tokenizer:
             (vocabulary[left], vocabulary[right], vocabulary[left + right]) for left, right in merges_of(document)
         ]
 
+    def _assign(self, roles: Roles, ids: Mapping[str, int]) -> None:
+        """Takes the parts of the tokens over; a KeyError names one that is not there."""
+        self.end_of_text, self.padding = roles.end_of_text, roles.padding
+        self.start_of_turn, self.end_of_turn = roles.start_of_turn, roles.end_of_turn
+        self.end_of_text_id, self.padding_id, self.start_of_turn_id, self.end_of_turn_id = (
+            ids[name] for name in (roles.end_of_text, roles.padding, roles.start_of_turn, roles.end_of_turn)
+        )
+        self.start_ids: tuple[int, ...] = () if roles.start_of_text is None else (ids[roles.start_of_text],)
+        ends = dict.fromkeys([self.end_of_turn_id, self.end_of_text_id])
+        self.stop_ids: tuple[int, ...] = (*ends, *(ids[name] for name in roles.more_ends))
+
     @classmethod
     def load(cls, path: str | os.PathLike) -> Tokenizer:
-        """Reads a `tokenizer.json`, or the one in a directory; an adapter without one has its base's.
+        """Reads a `tokenizer.json`, or a directory's, or the SentencePiece model in one; an adapter has its base's.
 
         Where a `tokenizer_config.json` that `convert` wrote stands beside it, nothing is added to its vocabulary. The
         chat template of the directory (`chat_template.jinja`, or the one in `tokenizer_config.json`) is its template.
@@ -125,6 +136,10 @@ class Tokenizer:
         path = Path(path).expanduser()
         if is_adapter(path) and not (path / "tokenizer.json").is_file():
             path = base_directory(path)
+        if (path / "tokenizer.model").is_file():
+            from tfgpt.tokenization.sentencepiece_tokenizer import SentencePieceTokenizer
+
+            return SentencePieceTokenizer.load(path)
         beside = (path if path.is_dir() else path.parent) / "tokenizer_config.json"
         config = read_json(beside) if beside.is_file() else {}
         config = config if isinstance(config, dict) else {}
@@ -201,6 +216,22 @@ class Tokenizer:
         if pre_tokenizers(self.document) != PRE_TOKENIZER["pretokenizers"]:
             return "its pre-tokenizer is not the one of tokenizers that tfgpt trains"
         if self._tiktoken_ranks is None:
+            return "its merges are not in the order in which training finds them"
+        return None
+
+    @functools.cached_property
+    def why_not_in_graph(self) -> str | None:
+        """Why `in_graph` cannot give this tokenizer's ids; None when it can."""
+        reason = why_not_found(self.document)
+        if reason:
+            return reason
+        if self.document.get("normalizer") not in (None, {"type": "NFC"}):
+            return "it writes text in another way before encoding it"
+        if not self.merges:
+            return None
+        if pre_tokenizers(self.document) != PRE_TOKENIZER["pretokenizers"] and family_of(self.document) is None:
+            return "its pre-tokenizer is not one that is known"
+        if not in_order(self.merges):
             return "its merges are not in the order in which training finds them"
         return None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import tokenizers
 
 from tfgpt.common.errors import UserError
 from tfgpt.tokenization.config import SPECIAL_TOKENS
+from tfgpt.tokenization.foreign_patterns import FAMILIES
 from tfgpt.tokenization.pattern import BYTE_OF_CHARACTER, DECODER, PRE_TOKENIZER, byte_alphabet
 
 OTHER_NAMES: dict[str, tuple[str, ...]] = {
@@ -83,6 +84,41 @@ def new_document(merges: Iterable[tuple[bytes, bytes]]) -> dict[str, Any]:
     }
 
 
+def byte_level_document(
+    family: str, vocabulary: Mapping[str, int], merges: Sequence[Sequence[str]], added: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+    """The content of a `tokenizer.json` of a pretrained model's tokenizer that came in another form.
+
+    Args:
+        family: of `foreign_patterns.FAMILIES`.
+        vocabulary: token in the byte alphabet → id; those of `added` may be missing.
+        merges: pairs in order of rank.
+        added: as `added_token` makes them, in the order of their ids.
+    """
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": list(added),
+        "normalizer": {"type": "NFC"} if family == "qwen2" else None,
+        "pre_tokenizer": FAMILIES[family],
+        "post_processor": None,
+        "decoder": DECODER,
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": family == "llama3",
+            "vocab": dict(vocabulary),
+            "merges": [list(pair) for pair in merges],
+        },
+    }
+
+
 def read_document(path: Path, complete: bool = True) -> dict[str, Any]:
     """Reads a `tokenizer.json` and makes it fit the promises, or says why it cannot.
 
@@ -134,7 +170,7 @@ def why_not_lossless(document: dict[str, Any], every_byte: bool = True) -> str |
     """Why ids of this tokenizer would not give every text back, or None when they would.
 
     Without `every_byte`, bytes that were never seen in training may lack a token (SmolLM2 has none for 21 bytes, most
-    of which occur in no UTF-8 text): they are dropped, as `tokenizers` drops them.
+    of which occur in no UTF-8 text): they are dropped, as `tokenizers` drops them; and Qwen's NFC may write text anew.
     """
     if not isinstance(document, dict) or not isinstance(document.get("model"), dict):
         return "is not a tokenizer.json (it has no model)"
@@ -144,7 +180,7 @@ def why_not_lossless(document: dict[str, Any], every_byte: bool = True) -> str |
     for option in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(option):
             return f"its BPE model uses {option}, which is not supported"
-    if document.get("normalizer"):
+    if document.get("normalizer") and (every_byte or document["normalizer"] != {"type": "NFC"}):
         return f"its normalizer ({document['normalizer'].get('type')}) changes text before it is encoded"
     missing = [byte for character, byte in BYTE_OF_CHARACTER.items() if character not in model["vocab"]]
     if len(missing) > (0 if every_byte else MOST_MISSING_BYTES):
@@ -176,6 +212,47 @@ def pre_tokenizers(document: dict[str, Any]) -> list[dict[str, Any]]:
     if not step:
         return []
     return list(step["pretokenizers"]) if step["type"] == "Sequence" else [step]
+
+
+def family_of(document: Mapping[str, Any]) -> str | None:
+    """The family whose pre-tokenizer a `tokenizer.json` has, or None."""
+
+    def steps(pre_tokenizer: Mapping[str, Any]) -> list[dict[str, Any]]:
+        # Offsets play no part, and ByteLevel cuts by itself where older files do not say.
+        found = pre_tokenizers({"pre_tokenizer": pre_tokenizer})
+        return [{"use_regex": True, **step, "trim_offsets": True} for step in found]
+
+    own = steps(document.get("pre_tokenizer") or {})
+    return next((name for name, family in FAMILIES.items() if steps(family) == own), None)
+
+
+def in_order(merges: Sequence[tuple[int, int, int]]) -> bool:
+    """Whether joining all occurrences of the pair of lowest rank, again and again, is what BPE does.
+
+    It is where a pair's two tokens can only have been made by merges of lower rank: then no new pair is of lower rank
+    than the one that made it.
+
+    Args:
+        merges: (left id, right id, id of the result) in order of rank.
+    """
+    made = {result: rank for rank, (_, _, result) in enumerate(merges)}  # the last merge that makes it
+    return all(made.get(token, -1) < rank for rank, pair in enumerate(merges) for token in pair[:2])
+
+
+def why_not_found(document: Mapping[str, Any]) -> str | None:
+    """Why `in_graph_added` cannot look for the tokens that a `tokenizer.json` says are in texts; None when it can."""
+    tokens = [token for token in document["added_tokens"] if not token["special"]]
+    for token in tokens:
+        name = token["content"]
+        if token.get("lstrip") or token.get("rstrip") or token.get("single_word") or not name:
+            return f"it looks for the added token {name!r} together with what is around it"
+        if document.get("normalizer") and token.get("normalized"):
+            return f"it looks for the added token {name!r} in normalized text"
+        for other in tokens:
+            second = other["content"]
+            if any(second.startswith(name[place : place + len(second)]) for place in range(1, len(name))):
+                return f"it looks for added tokens in the text that may overlap, as {name!r} and {second!r}"
+    return None
 
 
 def merges_of(document: dict[str, Any]) -> list[tuple[str, str]]:

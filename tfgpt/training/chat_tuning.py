@@ -27,7 +27,7 @@ from tfgpt.training.kinds import Feeds, HeldOut, Kind
 from tfgpt.training.recipe import Recipe
 from tfgpt.training.strategy import distributed
 
-GREETING = "Hello! How are you?"
+GREETING = "Hello!"
 """What the model is asked on the way when --sample_prompt says nothing."""
 
 

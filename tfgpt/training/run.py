@@ -268,9 +268,11 @@ class Samples:
     """
 
     def __init__(self, recipe: Recipe, assembly: Assembly, data: Any, objective: Kind):
-        self.prompts = [objective.prompt(data.tokenizer, text) for text in recipe.watching.sample_prompt]
         self.watching, self.seed, self.trainer = recipe.watching, recipe.run.seed, assembly.trainer
         self.generator = Generator(assembly.trainer.decoder, data.tokenizer)
+        prompts = [objective.prompt(data.tokenizer, text) for text in recipe.watching.sample_prompt]
+        # Ids that are too many for a very short context lose their beginning: it is only a sample.
+        self.prompts = [prompt if isinstance(prompt, str) else prompt[-self.generator.context :] for prompt in prompts]
 
     def __call__(self, number: int = 0) -> dict[str, str]:
         """Prompt → prompt and continuation, for each --sample_prompt; `number` chooses another draw."""

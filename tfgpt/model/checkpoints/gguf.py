@@ -16,6 +16,7 @@ import numpy as np
 from tfgpt.common.errors import SettingError, UserError
 from tfgpt.model.checkpoints.checkpoint import Checkpoint, Reader, variable_shapes
 from tfgpt.model.config import DecoderConfig
+from tfgpt.model.rope import inverse_frequencies
 
 TYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K")
 """How a tensor may be stored."""
@@ -219,8 +220,24 @@ def gguf_config(file: GGUFFile) -> DecoderConfig:
 
 
 def rope_scaling(file: GGUFFile, values: Mapping[str, Any]) -> dict[str, Any]:
-    """RoPE's scaling as fields of the config."""
+    """RoPE's scaling as fields of the config.
+
+    Of Llama 3.1's scaling the file holds the result, a divisor for each frequency. All published models have its
+    defaults but for the factor, which is the largest divisor; other divisors are refused.
+    """
     kind = file.metadata.get("llama.rope.scaling.type", "none")
+    if ROPE_FACTORS in file.tensors and kind == "none":
+        divisors = file.read(ROPE_FACTORS)
+        fields = {"rope_scaling": "llama3", "rope_scaling_factor": float(divisors.max())}
+        plain, stretched = (
+            inverse_frequencies(values["head_dim"], values["rope_max_wavelength"], *scaling)
+            for scaling in ((), ("llama3", fields["rope_scaling_factor"]))
+        )
+        if divisors.shape != plain.shape or not np.allclose(divisors, plain / stretched, rtol=1e-3):
+            raise UserError(f"{file.path}: tensor {ROPE_FACTORS} holds another scaling of RoPE than Llama 3.1's")
+        return fields
+    if kind == "linear" and ROPE_FACTORS not in file.tensors:
+        return {"rope_scaling": "linear", "rope_scaling_factor": float(file.needed("llama.rope.scaling.factor"))}
     if kind != "none" or ROPE_FACTORS in file.tensors:
         raise UserError(f"{file.path}: llama.rope.scaling.type={kind!r} is not supported")
     return {}

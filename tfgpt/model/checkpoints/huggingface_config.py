@@ -20,6 +20,7 @@ ARCHITECTURES = {
     "mistral": "MistralForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
+    "smollm3": "SmolLM3ForCausalLM",
     "nanochat": "NanoChatForCausalLM",
 }
 """The models of transformers that are read and written, and their classes."""
@@ -46,6 +47,8 @@ def transformers_model_type(config: DecoderConfig) -> tuple[str | None, str]:
         return None, "no model of transformers here combines RoPE with a gelu MLP"
     if config.logit_soft_cap is not None or config.embedding_normalization:
         return None, "Llama and Qwen have neither logit_soft_cap nor embedding_normalization"
+    if config.no_rope_layer_interval is not None:
+        return smollm3_model_type(config)
     if config.query_key_norm:
         return (None, "Qwen3's MLP has no biases (use_bias)") if config.use_bias else ("qwen3", "")
     if config.use_query_key_value_bias and not config.use_bias and config.query_width == config.hidden_dim:
@@ -76,10 +79,20 @@ def learned_model_type(config: DecoderConfig) -> tuple[str | None, str]:
     return "gpt2", ""
 
 
+def smollm3_model_type(config: DecoderConfig) -> tuple[str | None, str]:
+    """SmolLM3, if all else is as SmolLM3's."""
+    for name, value in {"query_key_norm": False, "sliding_window": None}.items():
+        if getattr(config, name) != value:
+            words = f"{name}={getattr(config, name)}"
+            return None, f"SmolLM3, transformers' model with blocks without RoPE, has not {words}"
+    return "smollm3", ""
+
+
 def nanochat_model_type(config: DecoderConfig) -> tuple[str | None, str]:
     """nanochat, if all else is as nanochat's."""
     wanted = {
         "query_key_norm": True,
+        "no_rope_layer_interval": None,
         "normalization_scale": False,
         "embedding_normalization": True,
         "use_bias": False,
@@ -142,15 +155,19 @@ def llama_keys(config: DecoderConfig, model_type: str) -> dict[str, Any]:
         "rms_norm_eps": config.normalization_epsilon,
         # transformers 4 and other programs read the first, transformers 5 the second.
         "rope_theta": config.rope_max_wavelength,
-        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_max_wavelength},
+        "rope_parameters": rope_parameters(config) | {"rope_theta": config.rope_max_wavelength},
+        "rope_scaling": None if config.rope_scaling == "none" else rope_parameters(config),
         "attention_dropout": 0.0,
         "initializer_range": config.initializer_range or 0.02,
         "tie_word_embeddings": config.tie_embeddings,
     }
-    if model_type in ("llama", "qwen3"):
+    if model_type in ("llama", "qwen3", "smollm3"):
         keys["attention_bias"] = config.use_query_key_value_bias or config.use_bias
-    if model_type == "llama":
+    if model_type in ("llama", "smollm3"):
         keys["mlp_bias"] = config.use_bias
+    if model_type == "smollm3":
+        keys["no_rope_layers"] = [int(config.rotates(block)) for block in range(config.num_layers)]
+        keys |= {"no_rope_layer_interval": config.no_rope_layer_interval, "use_sliding_window": False}
     if model_type == "mistral":
         keys["sliding_window"] = config.sliding_window
     if model_type in ("qwen2", "qwen3"):
@@ -162,6 +179,20 @@ def llama_keys(config: DecoderConfig, model_type: str) -> dict[str, Any]:
     return keys
 
 
+def rope_parameters(config: DecoderConfig) -> dict[str, Any]:
+    """RoPE's scaling as transformers writes it."""
+    if config.rope_scaling == "none":
+        return {"rope_type": "default"}
+    written = {"rope_type": config.rope_scaling, "factor": config.rope_scaling_factor}
+    if config.rope_scaling == "llama3":
+        written |= {
+            "low_freq_factor": config.rope_low_frequency_factor,
+            "high_freq_factor": config.rope_high_frequency_factor,
+            "original_max_position_embeddings": config.rope_original_length,
+        }
+    return written
+
+
 def from_hugging_face(json: Mapping[str, Any], path: Path = Path("config.json")) -> DecoderConfig:
     """The reverse of `to_hugging_face`, for transformers' files as well.
 
@@ -169,6 +200,9 @@ def from_hugging_face(json: Mapping[str, Any], path: Path = Path("config.json"))
         UserError: a model or a feature that is not supported, or a missing key; the line names `path` and it.
     """
     model_type = json.get("model_type")
+    if json.get("quantization_config"):
+        kind = json["quantization_config"].get("quant_method", "some kind of")
+        raise UserError(f"{path}: quantization_config: {kind} quantized weights are not supported")
     if model_type == "tfgpt":
         values: dict[str, Any] = {}
     elif model_type == "gpt2":
@@ -245,7 +279,8 @@ def from_llama_keys(json: Mapping[str, Any], path: Path) -> dict[str, Any]:
         "num_key_value_heads": json.get("num_key_value_heads") or heads,
         "head_dim": json.get("head_dim") or (128 if model_type == "qwen3" else width // heads),
         "position_embedding": "rope",
-        "rope_max_wavelength": rope_theta(json, path),
+        **rope_fields(json, path),
+        "no_rope_layer_interval": no_rope_layer_interval(json, path),
         "normalization": "rms_norm",
         "normalization_epsilon": json.get("rms_norm_eps", 1e-6),
         "normalization_scale": not nanochat,
@@ -257,23 +292,56 @@ def from_llama_keys(json: Mapping[str, Any], path: Path) -> dict[str, Any]:
         "logit_soft_cap": json.get("final_logit_softcapping", 15.0) if nanochat else None,
         "sliding_window": sliding_window(json, path),
         "initializer_range": json.get("initializer_range", 0.02),
-        "tie_embeddings": json.get("tie_word_embeddings", False),
+        "tie_embeddings": json.get("tie_word_embeddings", model_type == "smollm3"),
     }
 
 
-def rope_theta(json: Mapping[str, Any], path: Path) -> float:
-    """RoPE's base; stretched positions ("linear", "llama3", "yarn", …) are refused."""
+def rope_fields(json: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """RoPE's base and scaling; kinds of scaling that we do not compute ("dynamic", "yarn", "longrope") are refused."""
     parameters = json.get("rope_parameters") or json.get("rope_scaling") or {}
+    if not isinstance(parameters, Mapping):
+        raise UserError(f"{path}: rope_scaling should be a JSON object")
+    only(parameters, path, "partial_rotary_factor", 1.0, None)
     kind = parameters.get("rope_type", parameters.get("type", "default"))
-    if kind != "default":
-        raise UserError(f"{path}: rope type {kind!r} is not supported, only unscaled RoPE")
-    return float(parameters.get("rope_theta", json.get("rope_theta", 10_000.0)))
+    if kind not in ("default", "linear", "llama3"):
+        raise UserError(f"{path}: rope type {kind!r} is not supported, only unscaled RoPE, 'linear' and 'llama3'")
+    theta = parameters.get("rope_theta", json.get("rope_theta"))
+    default = 2_000_000.0 if json["model_type"] == "smollm3" else 10_000.0
+    fields: dict[str, Any] = {"rope_max_wavelength": float(theta or default)}
+    if kind == "default":
+        return fields
+    fields |= {"rope_scaling": kind, "rope_scaling_factor": float(needed(parameters, "factor", path))}
+    if kind == "llama3":
+        fields |= {
+            "rope_low_frequency_factor": float(needed(parameters, "low_freq_factor", path)),
+            "rope_high_frequency_factor": float(needed(parameters, "high_freq_factor", path)),
+            "rope_original_length": needed(parameters, "original_max_position_embeddings", path),
+        }
+    return fields
+
+
+def no_rope_layer_interval(json: Mapping[str, Any], path: Path) -> int | None:
+    """SmolLM3's blocks without RoPE, which come at regular intervals; other orders are refused."""
+    if json["model_type"] != "smollm3":
+        return None
+    layers, interval = needed(json, "num_hidden_layers", path), json.get("no_rope_layer_interval", 4)
+    rotated = json.get("no_rope_layers")  # The name means: 1 with RoPE, 0 without.
+    if rotated is None:
+        rotated = [int((layer + 1) % interval != 0) for layer in range(layers)]
+    if all(rotated[:layers]):
+        return None
+    found = rotated.index(0) + 1
+    if [bool(flag) for flag in rotated[:layers]] != [(layer + 1) % found != 0 for layer in range(layers)]:
+        raise UserError(f"{path}: no_rope_layers is not supported where its zeros do not come at equal intervals")
+    return found
 
 
 def sliding_window(json: Mapping[str, Any], path: Path) -> int | None:
     """The window that all layers share, or None; layers that differ are refused."""
     if json["model_type"] == "mistral":
-        return json.get("sliding_window")
+        return json.get("sliding_window", 4096)
+    if json["model_type"] == "smollm3":
+        only(json, path, "use_sliding_window", False)
     if not json.get("use_sliding_window"):
         return None
     layers = needed(json, "num_hidden_layers", path)

@@ -115,8 +115,10 @@ def llama_recipes(config: DecoderConfig, model_type: str) -> list[Recipe]:
     width, inside, head_dim = config.hidden_dim, config.intermediate_dim, config.head_dim
     made = [Recipe("model.embed_tokens.weight", (Part("token_embedding/embeddings", (config.vocabulary_size, width)),))]
     nanochat = model_type == "nanochat"
-    attention_bias = model_type in ("llama", "qwen3") and (config.use_query_key_value_bias or config.use_bias)
-    mlp_bias = model_type == "llama" and config.use_bias
+    attention_bias = model_type in ("llama", "qwen3", "smollm3") and (
+        config.use_query_key_value_bias or config.use_bias
+    )
+    mlp_bias = model_type in ("llama", "smollm3") and config.use_bias
 
     def norm(name: str, path: str, size: int = width) -> None:
         if not nanochat:

@@ -1,0 +1,190 @@
+"""Claim: every family comes in and goes out with equal logits and equal tokens, from every format, on tiny models.
+
+The largest differences are printed as the README's table: python -m pytest -s tests/conversion/test_families.py
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from tests.conversion.tiny import ENDS, MODELS, TEMPLATE, VOCABULARY, save_tiny
+from tfgpt.conversion.config import ConvertConfig
+from tfgpt.conversion.convert import convert
+from tfgpt.generation.prompts import encode_prompt
+from tfgpt.model.checkpoints.huggingface import load_decoder
+from tfgpt.tokenization.tokenizer import Tokenizer
+
+TEXTS = [
+    "The quick brown fox",
+    "it's 1234 o'clock, WE'LL see\n\n  \tdef f(x):\r\n    return x ** 2",
+    "cafe\u0301 e\u0301 中文 naïve  spaces ",
+    "a\u030a ½ \U0001f600!",
+]
+IDS = np.random.default_rng(0).integers(0, VOCABULARY, (2, 40)).astype(np.int32)
+DIFFERENCES: dict[tuple[str, str], float] = {}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def table() -> Iterator[None]:
+    """Prints what was measured."""
+    yield
+    directions = list(dict.fromkeys(direction for _, direction in DIFFERENCES))
+    print("\n| family | " + " | ".join(directions) + " |\n| --- |" + " --- |" * len(directions))
+    for family in dict.fromkeys(family for family, _ in DIFFERENCES):
+        row = [f"{DIFFERENCES[family, way]:.1e}" if (family, way) in DIFFERENCES else "" for way in directions]
+        print(f"| {family} | " + " | ".join(row) + " |")
+
+
+@pytest.fixture(scope="module")
+def theirs(tmp_path_factory, documents, sentencepiece_model) -> Callable[[str], tuple[Path, Any]]:
+    """A family's tiny model, saved by transformers, and the model itself."""
+    made: dict[str, tuple[Path, Any]] = {}
+
+    def make(family: str) -> tuple[Path, Any]:
+        if family not in made:
+            directory = tmp_path_factory.mktemp("theirs")
+            made[family] = directory, save_tiny(directory, family, documents, sentencepiece_model)
+        return made[family]
+
+    return make
+
+
+def logits_of(model: Any) -> np.ndarray:
+    with torch.no_grad():
+        return model.eval()(torch.tensor(IDS, dtype=torch.long)).logits.float().numpy()
+
+
+def our_logits(directory: Path) -> np.ndarray:
+    return load_decoder(directory, dtype="float32")({"token_ids": IDS}).numpy()
+
+
+def converted(source: Path, output: Path) -> Path:
+    return convert(ConvertConfig(source=str(source), output=str(output)), lambda line: None)
+
+
+def note(family: str, direction: str, found: np.ndarray, expected: np.ndarray) -> None:
+    """Keeps the largest difference, and refuses one that is no rounding error."""
+    assert expected.std() > 0.1
+    DIFFERENCES[family, direction] = float(np.abs(found - expected).max())
+    assert DIFFERENCES[family, direction] < 1e-3
+    np.testing.assert_array_equal(found.argmax(-1), expected.argmax(-1))
+
+
+@pytest.mark.parametrize("family", MODELS)
+def test_in_from_transformers_and_out_again(family, theirs, tmp_path):
+    source, model = theirs(family)
+    directory = converted(source, tmp_path / "ours")
+    expected = logits_of(model)
+    note(family, "transformers → tfgpt", our_logits(directory), expected)
+    out = converted(directory, tmp_path / "out")
+    again, report = transformers.AutoModelForCausalLM.from_pretrained(out, output_loading_info=True)
+    assert not any(report.values()), report
+    note(family, "tfgpt → transformers", logits_of(again), expected)
+
+    tokenizer, original = Tokenizer.load(out), transformers.AutoTokenizer.from_pretrained(source)
+    written = transformers.AutoTokenizer.from_pretrained(out)
+    for text in TEXTS:
+        ids = encode_prompt(tokenizer, text).tolist()
+        assert ids == original(text)["input_ids"] == written(text)["input_ids"], text
+    assert written.chat_template == tokenizer.config["chat_template"] == TEMPLATE
+    ends = [tokenizer.end_of_turn_id, tokenizer.end_of_text_id]
+    assert json.loads((out / "generation_config.json").read_text())["eos_token_id"] == list(dict.fromkeys(ends))
+    assert tokenizer.vocabulary_size <= VOCABULARY
+    assert tokenizer.padding_id not in (*tokenizer.stop_ids, *tokenizer.start_ids)
+    assert MODELS[family][1] == "sentencepiece" or tokenizer.end_of_turn == ENDS[MODELS[family][1]]
+
+
+TYPES = {"F32": 2e-6, "F16": 2e-3, "BF16": 2e-2, "Q8_0": 5e-2, "Q4_0": None, "Q4_1": None}
+"""How a GGUF file stores weights → what the logits may differ from those before; None: whatever."""
+
+
+def write_gguf(path: Path, source: Path, model: Any, kind: str, more: Mapping[str, np.ndarray] | None = None) -> None:
+    """A Llama of transformers as llama.cpp's convert_hf_to_gguf.py writes it."""
+    config, document = model.config, json.loads((source / "tokenizer.json").read_text())
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_rope_dimension_count(config.head_dim)
+    ids = document["model"]["vocab"] | {token["content"]: token["id"] for token in document["added_tokens"]}
+    names = sorted(ids, key=ids.__getitem__)
+    names += [f"[PAD{number}]" for number in range(len(names), VOCABULARY)]
+    specials = {token["content"] for token in document["added_tokens"]}
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("smollm")
+    writer.add_token_list(names)
+    writer.add_token_types([3 if name in specials else 5 if name.startswith("[PAD") else 1 for name in names])
+    writer.add_token_merges([" ".join(pair) for pair in document["model"]["merges"]])
+    writer.add_eos_token_id(ids["<|im_end|>"])
+    writer.add_chat_template(TEMPLATE)
+    parts = {
+        "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm", "self_attn.q_proj": "attn_q",
+        "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output",
+        "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
+    }  # fmt: skip
+    outside = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight"}
+    for name, tensor in model.state_dict().items():
+        value = tensor.numpy()
+        if name == "lm_head.weight":
+            continue
+        if name not in outside:
+            number, part = name.removeprefix("model.layers.").removesuffix(".weight").split(".", 1)
+            heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}.get(parts[part])
+            if heads:
+                value = value.reshape(heads, 2, len(value) // heads // 2, -1).swapaxes(1, 2).reshape(value.shape)
+        written = outside.get(name) or f"blk.{number}.{parts[part]}.weight"
+        stored = gguf.GGMLQuantizationType[kind if value.ndim > 1 else "F32"]
+        writer.add_tensor(written, gguf.quants.quantize(value, stored), raw_dtype=stored)
+    for name, value in (more or {}).items():
+        writer.add_tensor(name, value)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def test_in_from_gguf_with_the_scaling_of_llama_31(theirs, tmp_path):
+    source, _ = theirs("SmolLM2")
+    scaling = {"rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    config = transformers.AutoConfig.from_pretrained(source)
+    config.rope_parameters = {**scaling, "original_max_position_embeddings": 8192, "rope_theta": 500_000.0}
+    torch.manual_seed(1)
+    model = transformers.LlamaForCausalLM(config)
+    # What convert_hf_to_gguf.py writes: how many times slower each pair of channels turns.
+    plain = 500_000.0 ** (-np.arange(0, config.head_dim, 2) / config.head_dim)
+    divisors = (plain / model.model.rotary_emb.inv_freq.numpy()).astype(np.float32)
+    assert divisors.min() == 1 and divisors.max() > 31
+    write_gguf(tmp_path / "model.gguf", source, model, "F32", {"rope_freqs.weight": divisors})
+    found = our_logits(converted(tmp_path / "model.gguf", tmp_path / "ours"))
+    note("Llama 3.2, GGUF F32", "transformers → tfgpt", found, logits_of(model))
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_in_from_gguf(kind, theirs, tmp_path):
+    source, model = theirs("SmolLM2")
+    path = tmp_path / "model.gguf"
+    write_gguf(path, source, model, kind)
+    directory = converted(path, tmp_path / "ours")
+    found = our_logits(directory)
+    reference = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file=path.name, dtype=torch.float32)
+    note(f"Llama, GGUF {kind}", "transformers' reader → tfgpt", found, logits_of(reference))
+    if TYPES[kind] is not None:
+        np.testing.assert_allclose(found, logits_of(model), atol=TYPES[kind] * 100, rtol=TYPES[kind])
+    tokenizer, original = Tokenizer.load(directory), transformers.AutoTokenizer.from_pretrained(source)
+    for text in TEXTS:
+        assert tokenizer.encode(text).tolist() == original(text)["input_ids"], text
+    assert tokenizer.config["chat_template"] == TEMPLATE

@@ -1,0 +1,209 @@
+"""Sources that are refused, each by one line, before anything is written; models on a hub; K-quants by hand."""
+
+import hashlib
+import http.server
+import json
+import re
+import threading
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+
+from tests.model.options import MODERN, random_decoder
+from tfgpt.common.errors import UserError
+from tfgpt.conversion.config import ConvertConfig
+from tfgpt.conversion.convert import convert
+from tfgpt.model.checkpoints.gguf import GGUFFile
+from tfgpt.model.checkpoints.huggingface import load_decoder, save_decoder
+from tfgpt.tokenization.train import byte_tokenizer
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    """A tiny model directory of ours."""
+    directory = tmp_path_factory.mktemp("model")
+    tokenizer = byte_tokenizer()
+    decoder = random_decoder(MODERN | {"vocabulary_size": tokenizer.vocabulary_size})
+    save_decoder(decoder, directory, end_of_text_id=tokenizer.end_of_text_id, end_of_turn_id=tokenizer.end_of_turn_id)
+    tokenizer.save(directory)
+    return directory
+
+
+def line_of(source: Path | str, output: Path) -> str:
+    """The one line that a source is refused with; nothing is written."""
+    with pytest.raises(UserError) as caught:
+        convert(ConvertConfig(source=str(source), output=str(output)), lambda line: None)
+    assert not output.exists() and "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"model_type": "bert"}, "model_type 'bert' is not supported"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "rope type 'yarn' is not supported"),
+        ({"hidden_act": "gelu"}, "hidden_act='gelu' is not supported"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config: gptq quantized weights"),
+        ({"model_type": "smollm3", "no_rope_layers": [0, 1]}, "no_rope_layers is not supported where"),
+    ],
+)
+def test_what_we_cannot_compute_is_refused_by_name_before_weights_are_looked_at(change, reason, model, tmp_path):
+    source = tmp_path / "source"
+    source.mkdir()
+    config = json.loads((model / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({**config, **change}))
+    assert reason in line_of(source, tmp_path / "out")
+
+
+def test_what_is_missing_is_named(model, tmp_path):
+    source = tmp_path / "source"
+    assert "is neither a directory with a model nor a .gguf file" in line_of("./nothing here", tmp_path / "out")
+    source.mkdir()
+    assert "config.json is missing" in line_of(source, tmp_path / "out")
+    (source / "config.json").write_bytes((model / "config.json").read_bytes())
+    assert "there are no weights in it (model.safetensors)" in line_of(source, tmp_path / "out")
+    (source / "pytorch_model.bin").write_bytes(b"")
+    assert "pickled weights can run code and are not read" in line_of(source, tmp_path / "out")
+    (source / "model.safetensors").write_bytes((model / "model.safetensors").read_bytes())
+    assert "there is no tokenizer in it (tokenizer.json)" in line_of(source, tmp_path / "out")
+
+
+def one_tensor_file(path: Path, architecture: str = "llama", kind: str = "F32", content=None) -> GGUFFile:
+    writer = gguf.GGUFWriter(path, architecture)
+    content = np.ones((2, 256), np.float32) if content is None else content
+    writer.add_tensor("token_embd.weight", content, raw_dtype=gguf.GGMLQuantizationType[kind])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return GGUFFile(path)
+
+
+def test_gguf_files_that_we_cannot_compute_are_refused_by_name(tmp_path):
+    path = tmp_path / "model.gguf"
+    assert f"{path} is no file" in line_of(path, tmp_path / "out")
+    path.write_bytes(b"GGUF but nothing behind it")
+    assert f"{path}: cannot be read as GGUF" in line_of(path, tmp_path / "out")
+    one_tensor_file(path, "mamba")
+    assert "general.architecture 'mamba' is not supported" in line_of(path, tmp_path / "out")
+    one_tensor_file(path)
+    assert "llama.attention.head_count is missing" in line_of(path, tmp_path / "out")
+
+
+def test_q4_k_blocks_are_scaled_as_ggml_says(tmp_path):
+    # ggml-quants.c, dequantize_row_q4_K: eight groups of 32; value = d x scale x q - dmin x minimum, 6-bit scales.
+    random = np.random.default_rng(0)
+    scales, minima = random.integers(0, 64, 8), random.integers(0, 64, 8)
+    quants = random.integers(0, 16, 256)
+    packed = np.zeros(12, np.uint8)
+    for group in range(4):
+        packed[group] = scales[group] | (scales[group + 4] >> 4) << 6
+        packed[group + 4] = minima[group] | (minima[group + 4] >> 4) << 6
+        packed[group + 8] = (scales[group + 4] & 15) | (minima[group + 4] & 15) << 4
+    halves = quants.reshape(4, 2, 32)
+    block = np.concatenate([
+        np.array([0.5, 0.25], np.float16).view(np.uint8), packed,
+        (halves[:, 0] | halves[:, 1] << 4).astype(np.uint8).reshape(-1),
+    ])  # fmt: skip
+    file = one_tensor_file(tmp_path / "k.gguf", kind="Q4_K", content=block[None].repeat(2, 0))
+    expected = 0.5 * np.repeat(scales, 32) * quants - 0.25 * np.repeat(minima, 32)
+    np.testing.assert_allclose(file.read("token_embd.weight"), np.stack([expected] * 2), rtol=1e-6)
+
+
+def test_q6_k_blocks_are_scaled_as_ggml_says(tmp_path):
+    # ggml-quants.c, dequantize_row_q6_K: two halves of 128; value = d x scale x (q - 32), 16 8-bit scales.
+    random = np.random.default_rng(0)
+    scales, quants = random.integers(-100, 100, 16), random.integers(0, 64, 256)
+    low, high = np.zeros(128, np.uint8), np.zeros(64, np.uint8)
+    for half in range(2):
+        q = quants[128 * half : 128 * half + 128].reshape(4, 32)
+        for row in range(4):
+            low[64 * half + 32 * (row % 2) :][:32] |= ((q[row] & 15) << 4 * (row // 2)).astype(np.uint8)
+            high[32 * half : 32 * half + 32] |= ((q[row] >> 4) << 2 * row).astype(np.uint8)
+    block = np.concatenate(
+        [low, high, scales.astype(np.int8).view(np.uint8), np.array([0.125], np.float16).view(np.uint8)]
+    )
+    file = one_tensor_file(tmp_path / "k.gguf", kind="Q6_K", content=block[None])
+    expected = 0.125 * np.repeat(scales, 16) * (quants - 32.0)
+    np.testing.assert_allclose(file.read("token_embd.weight"), expected[None], rtol=1e-6)
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """What huggingface_hub asks of a hub: the list of a repository's files, and the files."""
+
+    files: dict[str, bytes] = {}
+    asked: list[str] = []
+    commit = "0123456789012345678901234567890123456789"
+
+    def do_HEAD(self) -> None:
+        self.answer(with_content=False)
+
+    def do_GET(self) -> None:
+        self.answer(with_content=True)
+
+    def answer(self, with_content: bool) -> None:
+        self.asked.append(self.path)
+        path = self.path.split("?")[0]
+        found = re.fullmatch(r"/someone/tiny/resolve/[^/]+/(.*)", path)
+        if path.startswith("/api/models/someone/tiny"):
+            listed = [{"rfilename": name} for name in self.files]
+            tree = [{"type": "file", "path": name, "size": len(c), "oid": "0"} for name, c in self.files.items()]
+            described = {"id": "someone/tiny", "sha": self.commit, "siblings": listed, "private": False}
+            content = json.dumps(tree if "/tree/" in path else described).encode()
+        elif found and found.group(1) in self.files:
+            content = self.files[found.group(1)]
+        else:
+            known = path.startswith("/someone/tiny")
+            self.send_response(404)
+            self.send_header("X-Error-Code", "EntryNotFound" if known else "RepoNotFound")
+            self.end_headers()
+            return
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.send_header("ETag", f'"{hashlib.sha1(content).hexdigest()}"')
+        self.send_header("X-Repo-Commit", self.commit)
+        self.end_headers()
+        if with_content:
+            self.wfile.write(content)
+
+    def log_message(self, *arguments) -> None:
+        pass
+
+
+@pytest.fixture
+def hub(model, tmp_path, monkeypatch):
+    """A loopback hub with the model, and an empty cache."""
+    constants = pytest.importorskip("huggingface_hub.constants")
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    endpoint = f"http://127.0.0.1:{server.server_port}"
+    # The environment variable HF_ENDPOINT is read when huggingface_hub is imported, which other tests have done.
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    Hub.files = {path.name: path.read_bytes() for path in model.iterdir()} | {"pytorch_model.bin": b"not wanted"}
+    Hub.asked = []
+    yield
+    server.shutdown()
+
+
+def test_a_name_on_the_hub_is_downloaded_and_converted(hub, model, tmp_path):
+    output = convert(ConvertConfig(source="someone/tiny", output=str(tmp_path / "out")), lambda line: None)
+    ids = np.arange(8, dtype=np.int32)[None]
+    np.testing.assert_array_equal(
+        load_decoder(output)({"token_ids": ids}).numpy(), load_decoder(model)({"token_ids": ids}).numpy()
+    )
+    assert json.loads((output / "training.json").read_text())["source_description"]["revision"] == Hub.commit
+    assert not any("pytorch_model.bin" in path for path in Hub.asked)
+
+
+def test_a_model_on_the_hub_that_we_cannot_compute_is_refused_by_its_config_alone(hub, tmp_path):
+    Hub.files = {**Hub.files, "config.json": json.dumps({"model_type": "mamba"}).encode()}
+    assert "model_type 'mamba' is not supported" in line_of("someone/tiny", tmp_path / "out")
+    assert not any("safetensors" in path for path in Hub.asked)
+
+
+def test_a_name_that_the_hub_does_not_know_is_refused(hub, tmp_path):
+    assert "is no directory, no .gguf file and no model on the Hugging Face hub" in line_of("no/body", tmp_path / "out")

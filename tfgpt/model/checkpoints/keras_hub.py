@@ -1,0 +1,165 @@
+"""KerasHub's (once KerasNLP's) preset directories of GPT-2, Llama 2, Llama 3 and Mistral; weights through keras_hub."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tfgpt.common.errors import SettingError, UserError
+from tfgpt.common.files import read_json
+from tfgpt.model.checkpoints.checkpoint import Checkpoint, Reader, variable_shapes
+from tfgpt.model.config import DecoderConfig
+
+CONTEXTS = {"LlamaBackbone": 4096, "Llama3Backbone": 8192, "MistralBackbone": 8192}
+"""A preset does not say how long its model's context is; these are what the published models have."""
+
+GPT2_LAYER = {
+    "self_attention_layer_norm/gamma": "attention_norm/scale",
+    "self_attention_layer_norm/beta": "attention_norm/bias",
+    "self_attention/attention_output": "attention/output",
+    "feedforward_layer_norm/gamma": "mlp_norm/scale",
+    "feedforward_layer_norm/beta": "mlp_norm/bias",
+    "feedforward_intermediate_dense": "mlp/up",
+    "feedforward_output_dense": "mlp/down",
+    "self_attention": "attention",
+}
+LLAMA_LAYER = {
+    "self_attention_layernorm/scale": "attention_norm/scale",
+    "self_attention/attention_output": "attention/output",
+    "feedforward_layernorm/scale": "mlp_norm/scale",
+    "feedforward_intermediate_dense": "mlp/up",
+    "feedforward_gate_dense": "mlp/gate",
+    "feedforward_output_dense": "mlp/down",
+    "self_attention": "attention",
+}
+"""The first parts of their names in a layer, and ours; the first one that fits counts."""
+
+OUTSIDE = {
+    "token_embedding/embeddings": "token_embedding/embeddings",
+    "token_embedding/reverse_embeddings": "head/kernel",
+    "position_embedding/embeddings": "position_embedding/embeddings",
+    "layer_norm/gamma": "final_norm/scale",
+    "layer_norm/beta": "final_norm/bias",
+    "sequence_output_layernorm/scale": "final_norm/scale",
+}
+
+
+def open_keras_hub_model(directory: Path) -> Checkpoint:
+    """The weights of a preset directory, as `save_to_preset` writes; keras_hub holds them in memory, once.
+
+    Raises:
+        UserError: another model, an option that the decoder does not compute, or a damaged file.
+    """
+    path = directory / "config.json"
+    settings = read_json(path)
+    class_name, options = settings.get("class_name"), settings.get("config") or {}
+    config = preset_config(class_name, options, tied=True, path=path)  # Refused before anything is read in full.
+    import keras_hub
+
+    try:
+        backbone = keras_hub.models.Backbone.from_preset(str(directory))
+    except (ValueError, OSError, KeyError, TypeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{directory}: keras_hub cannot read the preset ({reason})") from error
+    tied = not any(weight.path.endswith("reverse_embeddings") for weight in backbone.weights)
+    config = preset_config(class_name, options, tied, path)
+    layer = GPT2_LAYER if class_name == "GPT2Backbone" else LLAMA_LAYER
+    shapes, readers = variable_shapes(config), dict[str, Reader]()
+    for weight in backbone.weights:
+        ours = our_path(weight.path, layer)
+        if ours not in shapes:
+            raise UserError(f"{directory}: weight {weight.path} is one too many: the decoder has no place for it")
+        readers[ours] = reader(weight, ours, shapes[ours])
+    missing = sorted(shapes.keys() - readers.keys())
+    if missing:
+        raise UserError(f"{directory}: the preset has no weight for {missing[0]}")
+    return Checkpoint(config, readers, np.dtype(np.float32))
+
+
+def our_path(path: str, layer: Mapping[str, str]) -> str | None:
+    """A weight's path as the decoder has it."""
+    if path in OUTSIDE:
+        return OUTSIDE[path]
+    number, _, rest = path.removeprefix("transformer_layer_").partition("/")
+    for theirs, ours in layer.items():
+        if rest == theirs or rest.startswith(theirs + "/"):
+            return f"block_{number}/{ours}{rest[len(theirs) :]}"
+    return None
+
+
+def reader(weight: Any, path: str, shape: tuple[int, ...]) -> Reader:
+    """Heads are an axis of their own there, and an untied head lies the other way round."""
+    turned = path == "head/kernel"
+    return lambda: weight.numpy().T if turned else weight.numpy().reshape(shape)
+
+
+def preset_config(class_name: str | None, options: Mapping[str, Any], tied: bool, path: Path) -> DecoderConfig:
+    """The decoder's config from a preset's config.json."""
+    if class_name != "GPT2Backbone" and class_name not in CONTEXTS:
+        known = ", ".join(("GPT2Backbone", *CONTEXTS))
+        raise UserError(f"{path}: class_name {class_name!r} is not supported; supported are {known}")
+    try:
+        gpt2 = class_name == "GPT2Backbone"
+        values = gpt2_fields(options) if gpt2 else llama_fields(options, str(class_name), path)
+        return DecoderConfig.from_dict(values | {"tie_embeddings": True if gpt2 else tied})
+    except KeyError as error:
+        raise UserError(f"{path}: {error.args[0]} is missing") from error
+    except SettingError as error:
+        raise UserError(f"{path}: {error.name}: {error.problem}") from error
+
+
+def gpt2_fields(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Our fields from GPT2Backbone's."""
+    return {
+        "vocabulary_size": options["vocabulary_size"],
+        "num_layers": options["num_layers"],
+        "num_query_heads": options["num_heads"],
+        "hidden_dim": options["hidden_dim"],
+        "intermediate_dim": options["intermediate_dim"],
+        "max_sequence_length": options["max_sequence_length"],
+        "dropout": float(options.get("dropout", 0.0)),
+        "position_embedding": "learned",
+        "normalization": "layer_norm",
+        "normalization_epsilon": 1e-5,
+        "mlp": "gelu",
+        "use_bias": True,
+        "query_key_norm": False,
+    }
+
+
+def llama_fields(options: Mapping[str, Any], class_name: str, path: Path) -> dict[str, Any]:
+    """Our fields from LlamaBackbone's, Llama3Backbone's and MistralBackbone's."""
+    fields = {
+        "vocabulary_size": options["vocabulary_size"],
+        "num_layers": options["num_layers"],
+        "num_query_heads": options["num_query_heads"],
+        "num_key_value_heads": options["num_key_value_heads"],
+        "hidden_dim": options["hidden_dim"],
+        "intermediate_dim": options["intermediate_dim"],
+        "max_sequence_length": options.get("max_sequence_length") or CONTEXTS[class_name],
+        "position_embedding": "rope",
+        "rope_max_wavelength": float(options.get("rope_max_wavelength", 10_000)),
+        "normalization": "rms_norm",
+        "normalization_epsilon": options.get("layer_norm_epsilon", 1e-6),
+        "mlp": "swiglu",
+        "query_key_norm": False,
+    }
+    if class_name == "MistralBackbone":
+        fields["sliding_window"] = options.get("sliding_window")
+    stretched = options.get("rope_position_scaling_factor", options.get("rope_scaling_factor", 1.0))
+    if stretched != 1.0:
+        fields |= {"rope_scaling": "linear", "rope_scaling_factor": float(stretched)}
+    if options.get("rope_frequency_adjustment_factor") is not None:
+        if stretched != 1.0:
+            raise UserError(f"{path}: two kinds of RoPE scaling at once are not supported")
+        fields |= {
+            "rope_scaling": "llama3",
+            "rope_scaling_factor": float(options["rope_frequency_adjustment_factor"]),
+            "rope_low_frequency_factor": float(options["rope_low_freq_factor"]),
+            "rope_high_frequency_factor": float(options["rope_high_freq_factor"]),
+            "rope_original_length": options["rope_pretraining_sequence_length"],
+        }
+    return fields
