@@ -221,13 +221,14 @@ def why(one: Candidate, place: int, config: SuggestConfig) -> str:
 
 
 def next_commands(one: Candidate, config: SuggestConfig) -> list[str]:
-    """What to type to start from it."""
+    """What to type to start from it; rows as the memory was counted for, one at a time."""
     assert one.method is not None
     directory = f"models/{one.name.rsplit('/', 1)[1].lower()}"
     objective = "--objective=chat --train_text=chats.jsonl" if config.task == "chat" else "--train_text='my/*.txt'"
     return [
         f"python -m tfgpt.convert --source={one.name} --output={directory}",
-        f"python -m tfgpt.train --init_from={directory} {objective}{one.method.flags} --rematerialize",
+        f"python -m tfgpt.train --init_from={directory} {objective}{one.method.flags} "
+        f"--rematerialize --sequence_length={ROW_TOKENS} --batch_size=8 --accumulation_steps=8",
     ]
 
 
