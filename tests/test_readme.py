@@ -35,6 +35,12 @@ BEHIND = {
         "--train_text=sample:chatterbot",
         "--train_text=sample:countryinfo",
     ],
+    # They go on from models that other commands make: tests/test_configs.py.
+    "python -m tfgpt.train --flagfile=configs/chat_smollm2_lora.cfg": None,
+    "python -m tfgpt.train --flagfile=configs/dpo_replies.cfg": None,
+    "python -m tfgpt.train --flagfile=configs/addition_grpo.cfg": None,
+    "python scripts/make_preferences.py": [],
+    "python scripts/make_addition.py": [],
     "python -m tfgpt.tune": [*SHORT, "--max_trials=1", "--trial_tokens=512", "--validation_fraction=0.02"],
     "python -m tfgpt.doctor": [*SHORT, "--overfit_steps=60"],
     "python -m tfgpt.prepare": ["--vocabulary_size=320"],

