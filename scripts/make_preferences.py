@@ -12,7 +12,10 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tfgpt.common.files import write_text
 from tfgpt.corpus.sources import open_sources
