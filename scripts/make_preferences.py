@@ -12,7 +12,10 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tfgpt.common.files import write_text
 from tfgpt.corpus.sources import open_sources
@@ -37,11 +40,12 @@ def main() -> None:
                 place = choices.choice(fitting)
                 begun.append((messages[:place], messages[place]["content"]))
     choices.shuffle(begun)
-    replies = [reply for _, reply in begun]
-    # Everybody's rejected answer is the next conversation's.
+    # Half of the conversations give prompts with their replies, the other half what is rejected: a reply that were
+    # chosen in one pair and rejected in another would teach the opposite of what the next pair asks.
+    half = len(begun) // 2
     pairs = [
         {"prompt": prompt, "chosen": reply, "rejected": other}
-        for (prompt, reply), other in zip(begun, [*replies[1:], *replies[:1]])
+        for (prompt, reply), (_, other) in zip(begun[:half], begun[half:])
         if reply != other and len(other) <= arguments.longest
     ][: arguments.pairs]
     write_text(arguments.output, "".join(json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs))
