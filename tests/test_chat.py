@@ -189,6 +189,7 @@ def test_a_person_at_a_terminal(model, tmp_path):
         person.expect("Ctrl-D or /quit ends the chat")
         person.send(f"/save {path}\r")
         person.expect("saved as line 1")
+        person.expect(r"\?2004h.*> ")  # Before that the terminal itself would take Ctrl-D.
         person.sendeof()
         person.expect(pexpect.EOF)
     finally:
