@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tfgpt.diagnosis.preview import preview_learned
 from tfgpt.pipeline.chat_batches import ChatRows, chat_training_batches
-from tfgpt.training.chat_tuning import ChatTuning, training_rows
+from tfgpt.training.chat_tuning import ChatTuning
 from tfgpt.training.recipe import Recipe
 
 
@@ -20,7 +20,7 @@ def show(recipe: Recipe, rows: int, dimmed: bool) -> list[str]:
     data = objective.prepare(recipe)
     lines = ["", f"Packed: {objective.in_words(recipe, data)}", ""]
     if rows:
-        packed, mixture = training_rows(recipe, data)
+        packed, mixture = objective.training_rows(recipe, data)
         chat_rows = ChatRows(
             data.train, recipe.batch.sequence_length, data.tokenizer.padding_id, data.augmentation, data.tokenizer
         )

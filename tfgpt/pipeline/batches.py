@@ -27,6 +27,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -87,17 +88,14 @@ def training_batches(
         )
     order = EpochOrder(targets, sequence_length, seed)
     steps = steps_of_block(rows, sequence_length)
-    # Number of every row of a block, counted from the first row of its first step's global batch: (steps * rows)
-    in_block = (np.arange(steps)[:, None] * batch_size + shard_index * rows + np.arange(rows)).reshape(-1)
+    in_block = numbers_in_block(steps, batch_size, rows, shard_index)
     make = Rows(shards, sequence_length, document_masking, circular=True)
 
     def block(step: tf.Tensor) -> dict[str, tf.Tensor]:
         number = step * batch_size + in_block
         return make.block(order.starts, order.inputs(number), steps * parts, rows // parts)
 
-    dataset = tf.data.Dataset.range(start_step, LAST_STEP, steps).map(block)
-    # The next block is read while the steps of this one are trained; dealing them out is a copy of some kilobytes.
-    return with_options(dataset.prefetch(1).unbatch())
+    return endless(block, start_step, steps)
 
 
 def validation_batches(
@@ -125,16 +123,12 @@ def validation_batches(
     steps = min(steps_of_block(rows, sequence_length), batches)
     make = Rows(shards, sequence_length, document_masking, circular=False)
 
-    in_block = (np.arange(steps)[:, None] * batch_size + shard_index * rows + np.arange(rows)).reshape(-1)
+    in_block = numbers_in_block(steps, batch_size, rows, shard_index)
 
     def starts(step: np.ndarray) -> np.ndarray:
         return (step * batch_size + in_block) * sequence_length
 
-    dataset = tf.data.Dataset.range(0, batches, steps).map(
-        lambda step: make.block(starts, [step], steps * parts, rows // parts)
-    )
-    dataset = dataset.prefetch(1).unbatch().take(batches * parts)
-    return with_options(dataset.apply(tf.data.experimental.assert_cardinality(batches * parts)))
+    return once(lambda step: make.block(starts, [step], steps * parts, rows // parts), batches, steps, parts)
 
 
 def validation_steps(shards: TokenShards, sequence_length: int, batch_size: int) -> int:
@@ -223,9 +217,7 @@ class Rows:
         if shards.weights is not None or not circular:
             self.types |= {"weights": tf.float32}
 
-    def block(
-        self, starts: Callable[..., np.ndarray], inputs: list[tf.Tensor], steps: int, rows: int
-    ) -> dict[str, tf.Tensor]:
+    def block(self, starts: Callable[..., Any], inputs: list[tf.Tensor], steps: int, rows: int) -> dict[str, tf.Tensor]:
         """The tensors of several steps, each [steps, rows, T].
 
         Args:
@@ -291,6 +283,39 @@ def rows_of_host(batch_size: int, num_shards: int, shard_index: int, parts: int 
 def steps_of_block(rows: int, sequence_length: int) -> int:
     """Steps that are read in one go."""
     return max(1, min(BLOCK_ROWS // rows, BLOCK_TOKENS // (rows * sequence_length)))
+
+
+def numbers_in_block(steps: int, batch_size: int, rows: int, shard_index: int) -> np.ndarray:
+    """The numbers of a host's rows in a block, from the first row of its first step's global batch on: [steps * rows].
+
+    Args:
+        steps: steps of the block.
+        batch_size: rows of a global batch.
+        rows: of them the host's.
+        shard_index: which host this is.
+    """
+    return (np.arange(steps)[:, None] * batch_size + shard_index * rows + np.arange(rows)).reshape(-1)
+
+
+def endless(block: Callable[[tf.Tensor], dict[str, tf.Tensor]], start_step: int, steps: int) -> tf.data.Dataset:
+    """The elements of block after block, for ever.
+
+    Args:
+        block: first step → tensors, each [elements, …].
+        start_step: where the first block begins.
+        steps: steps of a block.
+    """
+    dataset = tf.data.Dataset.range(start_step, LAST_STEP, steps).map(block)
+    # The next block is read while the steps of this one are trained; dealing them out is a copy of some kilobytes.
+    return with_options(dataset.prefetch(1).unbatch())
+
+
+def once(
+    block: Callable[[tf.Tensor], dict[str, tf.Tensor]], batches: int, steps: int, parts: int = 1
+) -> tf.data.Dataset:
+    """The elements of all global batches once, `parts` of each; the cardinality is known. The others as `endless`'."""
+    dataset = tf.data.Dataset.range(0, batches, steps).map(block).prefetch(1).unbatch().take(batches * parts)
+    return with_options(dataset.apply(tf.data.experimental.assert_cardinality(batches * parts)))
 
 
 def with_options(dataset: tf.data.Dataset) -> tf.data.Dataset:

@@ -11,7 +11,7 @@ after `ATTEMPTS` draws the words stay as they are.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ import tensorflow as tf
 
 from tfgpt.common.errors import UserError
 from tfgpt.pipeline.augmentation import Augmentation
-from tfgpt.pipeline.batches import LAST_STEP, Rows, rows_of_host, steps_of_block, with_options
+from tfgpt.pipeline.batches import Rows, endless, numbers_in_block, once, rows_of_host, steps_of_block
 from tfgpt.pipeline.conversations import Conversations, trimmed
 from tfgpt.pipeline.mixture import Mixture
 from tfgpt.pipeline.packing import Packing
@@ -145,7 +145,7 @@ def chat_training_batches(
     """
     count = rows_of_host(batch_size, num_shards, shard_index, parts)
     steps = steps_of_block(count, rows.sequence_length)
-    in_block = (np.arange(steps)[:, None] * batch_size + shard_index * count + np.arange(count)).reshape(-1)
+    in_block = numbers_in_block(steps, batch_size, count, shard_index)
 
     def chosen(number: int) -> tuple[int, list[int]]:
         source, epoch, row = mixture.row(number)
@@ -154,9 +154,7 @@ def chat_training_batches(
     def read(step: np.ndarray) -> list[np.ndarray]:
         return rows.filled([chosen(number) for number in (step * batch_size + in_block).tolist()])
 
-    dataset = tf.data.Dataset.range(start_step, LAST_STEP, steps)
-    dataset = dataset.map(lambda step: tensors(rows, read, step, steps * parts, count // parts))
-    return with_options(dataset.prefetch(1).unbatch())
+    return endless(lambda step: rows.block(read, [step], steps * parts, count // parts), start_step, steps)
 
 
 def chat_validation_batches(
@@ -175,16 +173,13 @@ def chat_validation_batches(
     count = rows_of_host(batch_size, num_shards, shard_index, parts)
     batches = chat_validation_steps(packed, batch_size)
     steps = min(steps_of_block(count, rows.sequence_length), batches)
-    in_block = (np.arange(steps)[:, None] * batch_size + shard_index * count + np.arange(count)).reshape(-1)
+    in_block = numbers_in_block(steps, batch_size, count, shard_index)
 
     def read(step: np.ndarray) -> list[np.ndarray]:
         numbers = (step * batch_size + in_block).tolist()
         return rows.filled([(0, packed.rows[number] if number < len(packed) else []) for number in numbers])
 
-    dataset = tf.data.Dataset.range(0, batches, steps)
-    dataset = dataset.map(lambda step: tensors(rows, read, step, steps * parts, count // parts))
-    dataset = dataset.prefetch(1).unbatch().take(batches * parts)
-    return with_options(dataset.apply(tf.data.experimental.assert_cardinality(batches * parts)))
+    return once(lambda step: rows.block(read, [step], steps * parts, count // parts), batches, steps, parts)
 
 
 def chat_validation_steps(packed: Packing, batch_size: int) -> int:
@@ -196,8 +191,3 @@ def chat_validation_steps(packed: Packing, batch_size: int) -> int:
     if not len(packed):
         raise UserError("--validation_fraction: no conversation is held out; give more text or a larger fraction")
     return -(-len(packed) // batch_size)
-
-
-def tensors(rows: ChatRows, read: Callable[..., Any], step: tf.Tensor, steps: int, count: int) -> dict[str, tf.Tensor]:
-    """The tensors of several steps, each [steps, count, T]."""
-    return rows.block(read, [step], steps, count)

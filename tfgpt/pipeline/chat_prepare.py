@@ -19,8 +19,14 @@ from tfgpt.corpus.document_set import DocumentSet
 from tfgpt.pipeline.augmentation import Augmentation, read_paraphrases
 from tfgpt.pipeline.config import AugmentationConfig
 from tfgpt.pipeline.conversations import FORMAT_VERSION, Conversations, write_conversations
-from tfgpt.pipeline.prepare import made_or_reused, making, prepared_documents, prepared_tokenizer, spec_of_source
-from tfgpt.pipeline.shards import DamagedShards
+from tfgpt.pipeline.prepare import (
+    cached,
+    made_or_reused,
+    making,
+    prepared_documents,
+    prepared_tokenizer,
+    spec_of_source,
+)
 from tfgpt.tokenization.chat_template import template_of
 from tfgpt.tokenization.config import TokenizerConfig
 from tfgpt.tokenization.tokenizer import Tokenizer
@@ -125,12 +131,7 @@ def prepared_side(
     }
     directory = cache / "conversations" / sha256_of_json(key)[:32]
     with making(directory):
-        found = None
-        if directory.exists():
-            try:
-                found = Conversations.open(directory)
-            except DamagedShards as error:
-                say(f"{side} conversations: {str(error).split(';')[0]}; making them again")
+        found = cached(directory, lambda: Conversations.open(directory), f"{side} conversations", say)
         made = found or write_conversations(
             documents.documents(side),
             tokenizer,

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfgpt.common.errors import UserError
-from tfgpt.pipeline.batches import LAST_STEP, EpochOrder, Rows, rows_of_host, steps_of_block, with_options
+from tfgpt.pipeline.batches import EpochOrder, Rows, endless, numbers_in_block, rows_of_host, steps_of_block
 from tfgpt.pipeline.mixture import Mixture
 from tfgpt.pipeline.shards import TokenShards
 
@@ -78,10 +78,9 @@ def mixed_training_batches(
     """Endless batches from `start_step` on; arguments and elements as `batches.training_batches`'."""
     count = rows_of_host(batch_size, num_shards, shard_index, parts)
     steps = steps_of_block(count, rows.sequence_length)
-    in_block = (np.arange(steps)[:, None] * batch_size + shard_index * count + np.arange(count)).reshape(-1)
+    in_block = numbers_in_block(steps, batch_size, count, shard_index)
 
     def block(step: tf.Tensor) -> dict[str, tf.Tensor]:
         return rows.block(lambda number: number, [step * batch_size + in_block], steps * parts, count // parts)
 
-    dataset = tf.data.Dataset.range(start_step, LAST_STEP, steps).map(block)
-    return with_options(dataset.prefetch(1).unbatch())
+    return endless(block, start_step, steps)

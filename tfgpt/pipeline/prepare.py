@@ -18,7 +18,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tfgpt.common.errors import UserError
 from tfgpt.common.files import (
@@ -44,6 +44,8 @@ from tfgpt.tokenization.train import make_tokenizer
 # Part of every tokenizer's key: raise it when the same documents and options train another tokenizer than before.
 TOKENIZER_FORMAT = 1
 PREPARED = "prepared.json"
+
+Opened = TypeVar("Opened")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,7 +231,7 @@ def prepared_shards(
         chosen = (document for document in chosen if document["source"] in sources)
     directory = cache / "tokens" / sha256_of_json(key)[:32]
     with making(directory):
-        shards = cached_shards(directory, side, tokenizer, say)
+        shards = cached(directory, lambda: TokenShards.open(directory, tokenizer.fingerprint), f"{side} tokens", say)
         made = shards is None
         if shards is None:
             shards = write_token_shards(
@@ -246,14 +248,14 @@ def prepared_shards(
     return shards
 
 
-def cached_shards(directory: Path, side: str, tokenizer: Tokenizer, say: Callable[[str], None]) -> TokenShards | None:
-    """The shards in the cache, if they are there and whole."""
+def cached(directory: Path, open_it: Callable[[], Opened], what: str, say: Callable[[str], None]) -> Opened | None:
+    """What the cache has in a directory, if it is there and whole; says so if it is damaged."""
     if not directory.exists():
         return None
     try:
-        return TokenShards.open(directory, tokenizer.fingerprint)
+        return open_it()
     except DamagedShards as error:
-        say(f"{side} tokens: {str(error).split(';')[0]}; making them again")
+        say(f"{what}: {str(error).split(';')[0]}; making them again")
         return None
 
 

@@ -10,9 +10,7 @@ the same number of tokens, and compared with the default settings seed by seed.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -21,7 +19,7 @@ import numpy as np
 from scipy import stats
 
 from tfgpt.common.errors import SettingError
-from tfgpt.common.files import write_json, write_text
+from tfgpt.common.files import write_csv, write_json
 from tfgpt.search.config import OBJECTIVES
 from tfgpt.search.finished_run import check_same_flags, finished_run
 from tfgpt.search.judging_config import JudgingConfig
@@ -160,9 +158,8 @@ def in_lines(summary: dict[str, Any]) -> str:
 def write_runs(plan: Plan, objective: str, results: dict[tuple[str, int], dict[str, Any]]) -> None:
     """judging.csv."""
     columns = list(dict.fromkeys(name for result in results.values() for name in result))
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["settings", "seed", "objective", *columns])
-    for (name, seed), result in results.items():
-        writer.writerow([name, seed, result[objective], *(result.get(column, "") for column in columns)])
-    write_text(plan.directory / "judging.csv", text.getvalue())
+    rows = (
+        [name, seed, result[objective], *(result.get(column, "") for column in columns)]
+        for (name, seed), result in results.items()
+    )
+    write_csv(plan.directory / "judging.csv", ["settings", "seed", "objective", *columns], rows)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import keras
 
-from tfgpt.common.files import write_text, written_beside
+from tfgpt.common.files import write_csv, written_beside
 from tfgpt.pipeline.prepare import PreparedData
 from tfgpt.search.at_width import at_width, with_parametrization
 from tfgpt.search.reusable import Reusable
@@ -104,11 +102,8 @@ def table(points: Sequence[Point]) -> str:
 
 def write(points: Sequence[Point], path: Path) -> None:
     """All points as CSV."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [field.name for field in dataclasses.fields(Point)], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(dataclasses.asdict(point) for point in points)
-    write_text(path, text.getvalue())
+    names = [field.name for field in dataclasses.fields(Point)]
+    write_csv(path, names, (dataclasses.astuple(point) for point in points))
 
 
 def draw(points: Sequence[Point], path: Path) -> None:

@@ -10,16 +10,14 @@ Imports no TensorFlow before the first run.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import math
 import re
 from pathlib import Path
 from typing import Any, ClassVar
 
 from tfgpt.common.errors import SettingError
-from tfgpt.common.files import write_json, write_text, written_beside
+from tfgpt.common.files import write_csv, write_json, written_beside
 from tfgpt.common.settings import Settings, setting
 from tfgpt.model.presets import count_parameters
 from tfgpt.search.at_width import at_width
@@ -219,15 +217,12 @@ def nearest_width(whole: Recipe, parameters: float, vocabulary_size: int) -> int
 def write_table(path: Path, measured: list[Measured], law: ScalingLaw) -> None:
     """runs.csv; the last row is the held-out run."""
     names = ["width", "parameters", "tokens", "flops", "validation_loss", "law", "validation_bits_per_byte", "held_out"]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(names)
+    rows = []
     for each in measured:
         run, expected = each.run, law.loss(each.run.parameters, each.run.tokens)
         last = "true" if each is measured[-1] else "false"
-        row = [each.width, run.parameters, run.tokens, flops(run), run.loss, expected, each.bits_per_byte, last]
-        writer.writerow(row)
-    write_text(path, text.getvalue())
+        rows.append([each.width, run.parameters, run.tokens, flops(run), run.loss, expected, each.bits_per_byte, last])
+    write_csv(path, names, rows)
 
 
 def draw(path: Path, measured: list[Measured], law: ScalingLaw, budget: float) -> None:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import json
 import math
 from collections.abc import Mapping
 from typing import Any
 
-from tfgpt.common.files import read_json, write_text
+from tfgpt.common.files import read_json, write_csv, write_text
 from tfgpt.search.config import OBJECTIVES
 from tfgpt.search.plan import TRAIN, Plan, TrialRequest
 
@@ -127,11 +125,8 @@ def read_result(plan: Plan, trial_id: str) -> dict[str, Any]:
 def write_table(plan: Plan, rows: list[Row]) -> None:
     """trials.csv."""
     names = [*FIRST, *plan.space.columns(), "objective", *NUMBERS, "error"]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, names, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(row.cells() for row in rows)
-    write_text(plan.directory / "trials.csv", text.getvalue())
+    cells = (row.cells() for row in rows)
+    write_csv(plan.directory / "trials.csv", names, ([found[name] for name in names] for found in cells))
 
 
 def best_row(plan: Plan, rows: list[Row]) -> Row | None:

@@ -21,7 +21,7 @@ from tfgpt.serving.api_errors import ApiError, add_error_handlers
 from tfgpt.serving.api_models import ChatRequest, CompletionRequest, EmbeddingRequest, ErrorAnswer, WritingRequest
 from tfgpt.serving.backends import ServedInfo
 from tfgpt.serving.batching import Batcher, QueueFullError, Row, Ticket
-from tfgpt.serving.client import Client, ServingError
+from tfgpt.serving.client import Client, ServingError, text_ids
 from tfgpt.serving.gate import Gate
 from tfgpt.serving.metrics import Metrics
 from tfgpt.serving.serve_config import ServeConfig
@@ -97,9 +97,7 @@ class Server:
 
     async def tokenized(self, texts: Sequence[str], param: str) -> list[list[int]]:
         """The ids of plain texts, behind what the model's texts begin with, if anything."""
-        found = await self.call("tokenize", {"text": list(texts)})
-        rows = zip(found["end_of_text_id"], found["ids"], found["num_tokens"])
-        prompts = [[first, *ids[:count]] if first >= 0 else ids[:count] for first, ids, count in rows]
+        prompts = text_ids(await self.call("tokenize", {"text": list(texts)}))
         self.check_length(max(map(len, prompts)), param)
         return prompts
 

@@ -128,9 +128,7 @@ class Client:
     def stream(self, text: str, *, stop: Sequence[str] = (), **sampling: Any) -> Iterator[str]:
         """The continuation of one text as it is written, in whole characters, cut before a stop string."""
         encoded = self.predict("tokenize", {"text": [text]})
-        first, ids = encoded["end_of_text_id"][0], encoded["ids"][0][: encoded["num_tokens"][0]]
-        ids = [first, *ids] if first >= 0 else ids
-        return self._streamed(ids, stop, sampling)
+        return self._streamed(text_ids(encoded)[0], stop, sampling)
 
     def stream_chat(
         self, messages: Sequence[Mapping[str, Any]], *, stop: Sequence[str] = (), **sampling: Any
@@ -197,6 +195,12 @@ def connect(
 
     make: Callable[..., Transport] = RestTransport if address.startswith(("http://", "https://")) else GrpcTransport
     return Client(make(address, model, label), seconds, template)
+
+
+def text_ids(encoded: Answer) -> list[list[int]]:
+    """The ids of each text that `tokenize` answered for, behind what texts begin with, as `stream` wants them."""
+    rows = zip(encoded["end_of_text_id"], encoded["ids"], encoded["num_tokens"])
+    return [[first, *ids[:count]] if first >= 0 else ids[:count] for first, ids, count in rows]
 
 
 def sampling_inputs(sampling: Mapping[str, Any], rows: int) -> dict[str, list[Any]]:

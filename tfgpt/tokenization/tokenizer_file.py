@@ -60,28 +60,7 @@ def new_document(merges: Iterable[tuple[bytes, bytes]]) -> dict[str, Any]:
         pairs.append([left, right])
         vocabulary.setdefault(left + right, len(vocabulary))
     added = [added_token(len(vocabulary) + number, name) for number, name in enumerate(SPECIAL_TOKENS)]
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": added,
-        "normalizer": None,
-        "pre_tokenizer": PRE_TOKENIZER,
-        "post_processor": None,
-        "decoder": DECODER,
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "ignore_merges": False,
-            "vocab": vocabulary,
-            "merges": pairs,
-        },
-    }
+    return bpe_document(vocabulary, pairs, added, PRE_TOKENIZER)
 
 
 def byte_level_document(
@@ -95,13 +74,26 @@ def byte_level_document(
         merges: pairs in order of rank.
         added: as `added_token` makes them, in the order of their ids.
     """
+    normalizer = {"type": "NFC"} if family == "qwen2" else None
+    return bpe_document(vocabulary, merges, added, FAMILIES[family], normalizer, ignore_merges=family == "llama3")
+
+
+def bpe_document(
+    vocabulary: Mapping[str, int],
+    merges: Sequence[Sequence[str]],
+    added: Sequence[dict[str, Any]],
+    pre_tokenizer: Any,
+    normalizer: dict[str, Any] | None = None,
+    ignore_merges: bool = False,
+) -> dict[str, Any]:
+    """The content of a `tokenizer.json` of a byte-level BPE tokenizer; the arguments are its parts."""
     return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
         "added_tokens": list(added),
-        "normalizer": {"type": "NFC"} if family == "qwen2" else None,
-        "pre_tokenizer": FAMILIES[family],
+        "normalizer": normalizer,
+        "pre_tokenizer": pre_tokenizer,
         "post_processor": None,
         "decoder": DECODER,
         "model": {
@@ -112,7 +104,7 @@ def byte_level_document(
             "end_of_word_suffix": None,
             "fuse_unk": False,
             "byte_fallback": False,
-            "ignore_merges": family == "llama3",
+            "ignore_merges": ignore_merges,
             "vocab": dict(vocabulary),
             "merges": [list(pair) for pair in merges],
         },

@@ -34,6 +34,14 @@ GREETING = "Hello!"
 class ChatTuning(Kind):
     """Predict what the assistant says."""
 
+    _training_rows: tuple[list[Packing], Mixture] | None = None
+
+    def training_rows(self, recipe: Recipe, data: PreparedChat) -> tuple[list[Packing], Mixture]:
+        """`training_rows`, packed once for the run."""
+        if self._training_rows is None:
+            self._training_rows = training_rows(recipe, data)
+        return self._training_rows
+
     def prepare(self, recipe: Recipe, say: Callable[[str], None] = print) -> PreparedChat:
         return prepare_chat(
             recipe.corpus,
@@ -45,7 +53,7 @@ class ChatTuning(Kind):
         )
 
     def in_words(self, recipe: Recipe, data: PreparedChat) -> str:
-        packed, mixture = training_rows(recipe, data)
+        packed, mixture = self.training_rows(recipe, data)
         rows, places = sum(map(len, packed)), int(data.train.lengths.sum())
         length = recipe.batch.sequence_length
         read = recipe.batch.batch_size * recipe.run.max_steps
@@ -73,7 +81,7 @@ class ChatTuning(Kind):
     def feeds(self, recipe: Recipe, data: PreparedChat, strategy: tf.distribute.Strategy) -> Feeds:
         length, size = recipe.batch.sequence_length, recipe.batch.batch_size
         padding = data.tokenizer.padding_id
-        packed, mixture = training_rows(recipe, data)
+        packed, mixture = self.training_rows(recipe, data)
         rows = ChatRows(data.train, length, padding, data.augmentation, data.tokenizer)
 
         def batches(first_step: int) -> Any:

@@ -141,15 +141,15 @@ class TrainingLoop:
         outcome = "finished"
         if state.step == 0 and state.first_validation is None:
             self.record({"step": 0, **self.validate()})
-        iterator = None if parts.updates_per_round else parts.batches(state.step)
+        iterator = None
         while state.step < self.max_steps:
             before = state.step
-            if parts.updates_per_round:
+            if iterator is None or parts.updates_per_round:
                 iterator = parts.batches(state.step)
             self.train_to(self.next_event(), iterator)
             if self.must_roll_back():
                 self.roll_back(progress)
-                iterator = None if parts.updates_per_round else parts.batches(state.step)
+                iterator = None
                 continue
             improved = self.after_call(before, progress)
             stop, save = self.agreed(signals)

@@ -291,7 +291,6 @@ class PreferenceLoss:
             "loss_sum": loss_sum,
             "nats_sum": loss_sum,
             "weight_sum": tf.reduce_sum(pair_weights),
-            "correct_sum": total(right),
             "accuracy": total(right),
             "reward_margin": total(rewards[:, 0] - rewards[:, 1]),
             "chosen_log_probability": total(by_token[:, 0]),
