@@ -70,7 +70,8 @@ def finished(page) -> None:
 
 
 def answers(page) -> list[str]:
-    return page.locator("article.assistant .content").all_inner_texts()
+    # In one call: between the two of all_inner_texts the page may draw anew, and what is detached has no inner text.
+    return page.evaluate("[...document.querySelectorAll('article.assistant .content')].map(one => one.innerText)")
 
 
 def set_number(page, name: str, value: str) -> None:

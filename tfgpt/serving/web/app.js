@@ -154,6 +154,7 @@ async function answer(conversation) {
       ended = message.error;
     }
   }
+  cancelAnimationFrame(drawn); // A frame after the last draw would take the buttons away from under the hand.
   running = null;
   keep();
   draw();
