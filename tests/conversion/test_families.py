@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import gguf
 import numpy as np
 import pytest
 import torch
 import transformers
 
+from tests.conversion.gguf_files import byte_level_vocabulary, write_gguf
 from tests.conversion.tiny import ENDS, MODELS, TEMPLATE, VOCABULARY, save_tiny
 from tfgpt.conversion.config import ConvertConfig
 from tfgpt.conversion.convert import convert
@@ -118,58 +118,8 @@ def test_a_vocabulary_in_two_lists_is_the_same_tokenizer(theirs, tmp_path):
         assert tokenizer.encode(text).tolist() == whole.encode(text).tolist(), text
 
 
-TYPES = {"F32": 2e-6, "F16": 2e-3, "BF16": 2e-2, "Q8_0": 5e-2, "Q4_0": None, "Q4_1": None}
+TYPES = {"F32": 2e-6, "F16": 2e-3, "BF16": 2e-2, "Q8_0": 5e-2, "Q5_0": None, "Q5_1": None, "Q4_0": None, "Q4_1": None}
 """How a GGUF file stores weights → what the logits may differ from those before; None: whatever."""
-
-
-def write_gguf(path: Path, source: Path, model: Any, kind: str, more: Mapping[str, np.ndarray] | None = None) -> None:
-    """A Llama of transformers as llama.cpp's convert_hf_to_gguf.py writes it."""
-    config, document = model.config, json.loads((source / "tokenizer.json").read_text())
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
-    writer.add_rope_dimension_count(config.head_dim)
-    ids = document["model"]["vocab"] | {token["content"]: token["id"] for token in document["added_tokens"]}
-    names = sorted(ids, key=ids.__getitem__)
-    names += [f"[PAD{number}]" for number in range(len(names), VOCABULARY)]
-    specials = {token["content"] for token in document["added_tokens"]}
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("smollm")
-    writer.add_token_list(names)
-    writer.add_token_types([3 if name in specials else 5 if name.startswith("[PAD") else 1 for name in names])
-    writer.add_token_merges([" ".join(pair) for pair in document["model"]["merges"]])
-    writer.add_eos_token_id(ids["<|im_end|>"])
-    writer.add_chat_template(TEMPLATE)
-    parts = {
-        "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm", "self_attn.q_proj": "attn_q",
-        "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output",
-        "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
-    }  # fmt: skip
-    outside = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight"}
-    for name, tensor in model.state_dict().items():
-        value = tensor.numpy()
-        if name == "lm_head.weight":
-            continue
-        if name not in outside:
-            number, part = name.removeprefix("model.layers.").removesuffix(".weight").split(".", 1)
-            heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}.get(parts[part])
-            if heads:
-                value = value.reshape(heads, 2, len(value) // heads // 2, -1).swapaxes(1, 2).reshape(value.shape)
-        written = outside.get(name) or f"blk.{number}.{parts[part]}.weight"
-        stored = gguf.GGMLQuantizationType[kind if value.ndim > 1 else "F32"]
-        writer.add_tensor(written, gguf.quants.quantize(value, stored), raw_dtype=stored)
-    for name, value in (more or {}).items():
-        writer.add_tensor(name, value)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
 
 
 def test_in_from_gguf_with_the_scaling_of_llama_31(theirs, tmp_path):
@@ -183,7 +133,8 @@ def test_in_from_gguf_with_the_scaling_of_llama_31(theirs, tmp_path):
     plain = 500_000.0 ** (-np.arange(0, config.head_dim, 2) / config.head_dim)
     divisors = (plain / model.model.rotary_emb.inv_freq.numpy()).astype(np.float32)
     assert divisors.min() == 1 and divisors.max() > 31
-    write_gguf(tmp_path / "model.gguf", source, model, "F32", {"rope_freqs.weight": divisors})
+    more = {"rope_freqs.weight": divisors}
+    write_gguf(tmp_path / "model.gguf", model, "F32", byte_level_vocabulary(source, VOCABULARY, TEMPLATE), more)
     found = our_logits(converted(tmp_path / "model.gguf", tmp_path / "ours"))
     note("Llama 3.2, GGUF F32", "transformers → tfgpt", found, logits_of(model))
 
@@ -192,7 +143,7 @@ def test_in_from_gguf_with_the_scaling_of_llama_31(theirs, tmp_path):
 def test_in_from_gguf(kind, theirs, tmp_path):
     source, model = theirs("SmolLM2")
     path = tmp_path / "model.gguf"
-    write_gguf(path, source, model, kind)
+    write_gguf(path, model, kind, byte_level_vocabulary(source, VOCABULARY, TEMPLATE))
     directory = converted(path, tmp_path / "ours")
     found = our_logits(directory)
     reference = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file=path.name, dtype=torch.float32)

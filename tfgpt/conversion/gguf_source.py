@@ -8,7 +8,9 @@ from tfgpt.common.errors import UserError
 from tfgpt.conversion.source import Source
 from tfgpt.model.checkpoints.gguf import GGUFFile, open_gguf_model
 from tfgpt.tokenization import gguf_vocabulary
+from tfgpt.tokenization.gguf_sentencepiece import gguf_sentencepiece_model, with_default_ids
 from tfgpt.tokenization.roles import choose_roles
+from tfgpt.tokenization.sentencepiece_tokenizer import SentencePieceTokenizer, foreign_tokenizer
 from tfgpt.tokenization.tokenizer import Tokenizer
 
 
@@ -21,21 +23,12 @@ def open_gguf(path: Path) -> Source:
     file = GGUFFile(path)
     checkpoint = open_gguf_model(file)
     kind = file.needed("tokenizer.ggml.model")
-    if kind != "gpt2":
-        raise UserError(f"{path}: tokenizer.ggml.model={kind!r} is not supported, only 'gpt2' (byte-level BPE)")
-    document = gguf_vocabulary.gguf_document(file.metadata, file.long_field, str(path))
-    tokens = file.long_field("tokenizer.ggml.tokens")
-    names = gguf_vocabulary.token_names(file.metadata, tokens)
+    if kind not in TOKENIZERS:
+        supported = "only 'gpt2' (byte-level BPE) and 'llama' (SentencePiece BPE)"
+        raise UserError(f"{path}: tokenizer.ggml.model={kind!r} is not supported, {supported}")
     try:
-        roles = choose_roles(
-            [token["content"] for token in document["added_tokens"] if token["special"]],
-            end=names.get("eos_token"),
-            padding=names.get("pad_token"),
-            start_of_text=names.get("bos_token") if gguf_vocabulary.begins_with_start(file.metadata) else None,
-            chat_template=names.get("chat_template", ""),
-            more_ends=[tokens[end] for end in gguf_vocabulary.stop_ids(file.metadata) if end < len(tokens)],
-        )
-    except ValueError as error:
+        tokenizer = TOKENIZERS[kind](file)
+    except (ValueError, KeyError) as error:
         raise UserError(f"{path}: {error}") from error
     general = {name: value for name, value in file.metadata.items() if name.startswith("general.")}
     types = sorted({tensor.tensor_type.name for tensor in file.tensors.values()})
@@ -43,6 +36,50 @@ def open_gguf(path: Path) -> Source:
     return Source(
         f"{title} (GGUF: {', '.join(types)}; licence {general.get('general.license', 'not said')})",
         checkpoint,
-        Tokenizer(document, str(path), roles, names),
+        tokenizer,
         {"format": "GGUF", "types": types, **general},
     )
+
+
+def byte_level_tokenizer(file: GGUFFile) -> Tokenizer:
+    """The tokenizer of a file of the kind "gpt2".
+
+    Raises:
+        UserError: as `gguf_document`.
+        ValueError: there is no end-of-text token.
+    """
+    path, metadata = str(file.path), file.metadata
+    document = gguf_vocabulary.gguf_document(metadata, file.long_field, path)
+    tokens = file.long_field("tokenizer.ggml.tokens")
+    names = gguf_vocabulary.token_names(metadata, tokens)
+    roles = choose_roles(
+        [token["content"] for token in document["added_tokens"] if token["special"]],
+        end=names.get("eos_token"),
+        padding=names.get("pad_token"),
+        start_of_text=names.get("bos_token") if gguf_vocabulary.begins_with_start(metadata) else None,
+        chat_template=names.get("chat_template", ""),
+        more_ends=[tokens[end] for end in gguf_vocabulary.stop_ids(metadata) if end < len(tokens)],
+    )
+    return Tokenizer(document, path, roles, names)
+
+
+def sentencepiece_tokenizer(file: GGUFFile) -> SentencePieceTokenizer:
+    """The tokenizer of a file of the kind "llama".
+
+    Raises:
+        UserError: as `gguf_sentencepiece_model`.
+        ValueError: there is no end-of-text token.
+    """
+    path, metadata = str(file.path), with_default_ids(file.metadata)
+    model, pieces = gguf_sentencepiece_model(metadata, file.long_field, path)
+    config = gguf_vocabulary.token_names(metadata, pieces) | {
+        "tokenizer_class": "LlamaTokenizer",
+        "legacy": True,
+        "add_bos_token": gguf_vocabulary.begins_with_start(metadata),
+        "add_prefix_space": bool(metadata.get("tokenizer.ggml.add_space_prefix", True)),
+    }
+    return foreign_tokenizer(model, path, config, gguf_vocabulary.stop_ids(metadata))
+
+
+TOKENIZERS = {"gpt2": byte_level_tokenizer, "llama": sentencepiece_tokenizer}
+"""`tokenizer.ggml.model` → what reads it."""

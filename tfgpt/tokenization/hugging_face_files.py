@@ -9,8 +9,8 @@ from typing import Any
 from tfgpt.common.errors import UserError
 from tfgpt.common.files import read_json
 from tfgpt.tokenization.config import SPECIAL_TOKENS
-from tfgpt.tokenization.roles import KEY, choose_roles
-from tfgpt.tokenization.sentencepiece_tokenizer import FILE, SentencePieceTokenizer, processor_of, special_pieces
+from tfgpt.tokenization.roles import KEY, choose_roles, token_name
+from tfgpt.tokenization.sentencepiece_tokenizer import FILE, SentencePieceTokenizer, foreign_tokenizer, processor_of
 from tfgpt.tokenization.tokenizer import Tokenizer
 from tfgpt.tokenization.tokenizer_file import added_token, byte_level_document, read_document, why_not_lossless
 
@@ -67,23 +67,12 @@ def is_byte_level(path: Path) -> bool:
 def open_sentencepiece(directory: Path, config: dict[str, Any], stop_ids: Iterable[int]) -> SentencePieceTokenizer:
     """The tokenizer of a directory with a `tokenizer.model`."""
     reference = directory / "tokenizer.json"
-    model = (directory / FILE).read_bytes()
-    processor = processor_of(model, str(directory / FILE))
-    added = {name: number for name, number in added_tokens(directory).items() if number >= processor.get_piece_size()}
-    specials = {**special_pieces(processor), **added}
-    names = {identifier: name for name, identifier in specials.items()}
-    starts = config.get("add_bos_token", True) is not False
+    model, origin = (directory / FILE).read_bytes(), str(directory / FILE)
+    size = processor_of(model, origin).get_piece_size()
+    added = {name: number for name, number in added_tokens(directory).items() if number >= size}
+    text = reference.read_text(encoding="utf-8") if reference.is_file() else None
     try:
-        roles = choose_roles(
-            sorted(specials, key=specials.__getitem__),
-            end=token_name(config.get("eos_token")) or "</s>",
-            padding=token_name(config.get("pad_token")),
-            start_of_text=(token_name(config.get("bos_token")) or "<s>") if starts else None,
-            chat_template=str(config.get("chat_template", "")),
-            more_ends=[names[identifier] for identifier in stop_ids if identifier in names],
-        )
-        text = reference.read_text(encoding="utf-8") if reference.is_file() else None
-        return SentencePieceTokenizer(model, str(directory / FILE), roles, config, added, text)
+        return foreign_tokenizer(model, origin, config, stop_ids, added, text)
     except (ValueError, KeyError) as error:
         raise UserError(f"{directory}: {error}") from error
 
@@ -123,11 +112,6 @@ def tokenizer_config(directory: Path) -> dict[str, Any]:
         named = {item["name"]: item["template"] for item in config["chat_template"]}
         config["chat_template"] = named.get("default") or next(iter(named.values()))
     return config
-
-
-def token_name(value: Any) -> str | None:
-    """A token's name, which may be written with its options."""
-    return value.get("content") if isinstance(value, Mapping) else value
 
 
 def first_special(post_processor: Mapping[str, Any] | None) -> str | None:

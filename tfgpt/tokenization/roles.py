@@ -94,3 +94,8 @@ def choose_roles(
     spare += [name for name in reversed(free) if name not in chat_template]
     pad = next((name for name in [padding, *PADDINGS, *spare] if name in free), LAST_BYTE)
     return Roles(text_end, pad, turn_start, turn_end, start_of_text, others)
+
+
+def token_name(value: Any) -> str | None:
+    """A token's name, which may be written with its options."""
+    return value.get("content") if isinstance(value, Mapping) else value

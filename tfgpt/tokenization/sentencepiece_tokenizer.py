@@ -20,7 +20,7 @@ import sentencepiece
 
 from tfgpt.common.errors import UserError
 from tfgpt.common.files import read_json, sha256_of_json, write_json, write_text, written_beside
-from tfgpt.tokenization.roles import KEY, Roles
+from tfgpt.tokenization.roles import KEY, Roles, choose_roles, token_name
 from tfgpt.tokenization.tokenizer import Tokenizer
 
 BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
@@ -142,6 +142,38 @@ class SentencePieceTokenizer(Tokenizer):
     def decode_bytes(self, ids: Iterable[int] | np.ndarray, skip_special_tokens: bool = True) -> bytes:
         """The bytes that the ids stand for, without the space before the text."""
         return super().decode_bytes(ids, skip_special_tokens).removeprefix(self.prefix)
+
+
+def foreign_tokenizer(
+    model: bytes,
+    origin: str,
+    config: dict[str, Any],
+    stop_ids: Iterable[int],
+    added: dict[str, int] | None = None,
+    reference: str | None = None,
+) -> SentencePieceTokenizer:
+    """A model that another program made, with the parts that its tokens play found out.
+
+    Args:
+        model, origin, config, added, reference: as `SentencePieceTokenizer`'s; config as `transformers` writes it.
+        stop_ids: what ends a generated text.
+
+    Raises:
+        UserError: it is no SentencePiece model.
+        ValueError, KeyError: no token is known to play a part.
+    """
+    specials = {**special_pieces(processor_of(model, origin)), **(added or {})}
+    names = {identifier: name for name, identifier in specials.items()}
+    starts = config.get("add_bos_token", True) is not False
+    roles = choose_roles(
+        sorted(specials, key=specials.__getitem__),
+        end=token_name(config.get("eos_token")) or "</s>",
+        padding=token_name(config.get("pad_token")),
+        start_of_text=(token_name(config.get("bos_token")) or "<s>") if starts else None,
+        chat_template=str(config.get("chat_template", "")),
+        more_ends=[names[identifier] for identifier in stop_ids if identifier in names],
+    )
+    return SentencePieceTokenizer(model, origin, roles, config, added, reference)
 
 
 def processor_of(model: bytes, origin: str) -> sentencepiece.SentencePieceProcessor:

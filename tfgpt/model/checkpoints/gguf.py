@@ -78,14 +78,20 @@ class GGUFFile:
         except (ValueError, IndexError, KeyError, OverflowError, MemoryError, OSError) as error:
             raise UserError(f"{path}: cannot be read as GGUF ({error or type(error).__name__})") from error
         self.metadata: dict[str, Any] = {
-            name: field.contents() for name, field in self.reader.fields.items() if name not in LONG_FIELDS
+            name: self.content(name) for name in self.reader.fields if name not in LONG_FIELDS
         }
         self.tensors = {tensor.name: tensor for tensor in self.reader.tensors}
 
     def long_field(self, name: str) -> list[Any]:
         """One of the tokenizer's lists; empty where there is none."""
-        field = self.reader.fields.get(name)
-        return [] if field is None else field.contents()
+        return self.content(name) if name in self.reader.fields else []
+
+    def content(self, name: str) -> Any:
+        """A field's value."""
+        try:
+            return self.reader.fields[name].contents()
+        except UnicodeDecodeError as error:
+            raise UserError(f"{self.path}: {name} holds a text that is not UTF-8") from error
 
     def needed(self, key: str) -> Any:
         """A value that has no default."""
