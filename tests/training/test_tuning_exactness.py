@@ -31,7 +31,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
         run_case(place, "one", case, tf.distribute.get_strategy())
     addresses = free_addresses(2)
     workers = [{"TF_CONFIG": tf_config(addresses, index), "TF_NUM_INTRAOP_THREADS": "1"} for index in range(2)]
-    for process in (mirrored, *started(place, "cluster", 1, ON_A_CLUSTER, workers)):
+    for process in (mirrored, *started(place, "cluster", 1, [*ON_A_CLUSTER, "grpo"], workers)):
         output = process.communicate(timeout=300)[0]
         assert process.returncode == 0, output[-4000:]
     return place
@@ -78,6 +78,10 @@ def test_every_topology_equals_one_device(directory: Path, topology: str, case: 
 
 def test_accumulation_changes_nothing_with_adapters(directory: Path):
     assert largest_difference(directory / "one" / "lora", directory / "one" / "lora accumulated") < TOLERANCE
+
+
+def test_rewards_are_refused_on_a_cluster(directory: Path):
+    assert (directory / "cluster" / "grpo refused").read_text().startswith("--strategy: grpo samples on one machine")
 
 
 def test_sampled_answers_are_the_same(directory: Path):

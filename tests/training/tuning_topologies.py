@@ -2,8 +2,9 @@
 
     python tuning_topologies.py DIRECTORY TOPOLOGY LOGICAL_CPUS CASE…
 
-runs the cases in DIRECTORY/TOPOLOGY/CASE. With TF_CONFIG set it is one worker of that cluster. All cases share one
-strategy: a second MirroredStrategy on the same CPUs would have its collectives collide with the first one's.
+runs the cases in DIRECTORY/TOPOLOGY/CASE; the line of one that is refused goes into "CASE refused". With TF_CONFIG set it
+is one worker of that cluster. All cases share one strategy: a second MirroredStrategy on the same CPUs would have its
+collectives collide with the first one's.
 """
 
 from __future__ import annotations
@@ -83,13 +84,17 @@ def run_case(directory: Path, topology: str, case: str, strategy) -> Path:
 
 def main(directory: Path, topology: str, logical_cpus: int, cases: list[str]) -> None:
     """The program."""
+    from tfgpt.common.errors import SettingError
     from tfgpt.training.config import StrategyConfig
     from tfgpt.training.strategy import resolve
 
     name = "multiworker" if "TF_CONFIG" in os.environ else "mirrored"
     strategy = resolve(StrategyConfig(strategy=name, logical_cpus=logical_cpus, cluster_timeout=120.0))
     for case in cases:
-        run_case(directory, topology, case, strategy)
+        try:
+            run_case(directory, topology, case, strategy)
+        except SettingError as error:
+            (directory / topology / f"{case} refused").write_text(str(error))
 
 
 if __name__ == "__main__":
