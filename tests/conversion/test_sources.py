@@ -156,8 +156,9 @@ class Hub(http.server.BaseHTTPRequestHandler):
             content = self.files[found.group(1)]
         else:
             known = path.startswith("/someone/tiny")
-            self.send_response(404)
-            self.send_header("X-Error-Code", "EntryNotFound" if known else "RepoNotFound")
+            gated = path.startswith("/someone/gated")
+            self.send_response(403 if gated else 404)
+            self.send_header("X-Error-Code", "GatedRepo" if gated else "EntryNotFound" if known else "RepoNotFound")
             self.end_headers()
             return
         self.send_response(200)
@@ -207,3 +208,12 @@ def test_a_model_on_the_hub_that_we_cannot_compute_is_refused_by_its_config_alon
 
 def test_a_name_that_the_hub_does_not_know_is_refused(hub, tmp_path):
     assert "is no directory, no .gguf file and no model on the Hugging Face hub" in line_of("no/body", tmp_path / "out")
+
+
+def test_a_model_on_the_hub_whose_conditions_are_not_accepted_says_where_to_do_so(hub, tmp_path):
+    assert "/someone/gated, then set HF_TOKEN" in line_of("someone/gated", tmp_path / "out")
+
+
+def test_a_hub_that_cannot_be_reached_is_not_taken_for_one_without_the_model(hub, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert "hub cannot be reached" in line_of("someone/tiny", tmp_path / "out")

@@ -1,16 +1,20 @@
 """Which model to start from: the figures are right, and the ranking follows from them."""
 
+import ast
+import importlib.util
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from tests.conftest import ROOT
-from tfgpt import convert
+from tfgpt import convert, train
 from tfgpt.common.errors import SettingError, UserError
 from tfgpt.diagnosis.families import FAMILIES, OPEN_LICENCES
+from tfgpt.diagnosis.memory import trained_parameters
 from tfgpt.diagnosis.suggest import (
-    adapter_parameters,
     days_of_a_pass,
     expected_loss,
     ranked,
@@ -19,6 +23,7 @@ from tfgpt.diagnosis.suggest import (
     tuning_memory,
 )
 from tfgpt.diagnosis.suggest_config import SuggestConfig, size_of
+from tfgpt.model.lora_config import LoraConfig
 from tfgpt.model.presets import count_parameters
 
 BY_NAME = {model.base.split("/")[1]: model for model in FAMILIES}
@@ -26,27 +31,49 @@ SMOLLM2 = BY_NAME["SmolLM2-135M"].config
 LLAMA2 = BY_NAME["Llama-2-7b-hf"].config
 GIB = 2**30
 
-# Numbers in the files on the hub, as it shows them for each model's safetensors (tied heads once).
+# Numbers in the files on the hub, as it shows them for each model's safetensors (tied heads once); for models that
+# KerasHub does not count, or counts otherwise (Qwen2.5-7B, SmolLM3). Found in several public repositories each.
 PUBLISHED = {
-    "gpt2": 124_439_808,
-    "gpt2-xl": 1_557_611_200,
     "SmolLM2-135M": 134_515_008,
     "SmolLM2-360M": 361_821_120,
     "SmolLM2-1.7B": 1_711_376_384,
-    "Qwen2.5-0.5B": 494_032_768,
     "Qwen2.5-1.5B": 1_543_714_304,
     "Qwen2.5-7B": 7_615_616_512,
-    "Qwen3-0.6B-Base": 596_049_920,
-    "Qwen3-4B-Base": 4_022_468_096,
-    "Qwen3-8B-Base": 8_190_735_360,
-    "Llama-2-7b-hf": 6_738_415_616,
-    "Meta-Llama-3-8B": 8_030_261_248,
-    "Llama-3.1-8B": 8_030_261_248,
+    "SmolLM3-3B-Base": 3_075_098_624,
     "Llama-3.2-1B": 1_235_814_400,
     "Llama-3.2-3B": 3_212_749_824,
-    "SmolLM3-3B-Base": 3_075_098_624,
-    "Mistral-7B-v0.1": 7_241_732_096,
 }
+KERAS_HUB = {
+    "gpt2": "gpt2/gpt2_base_en",
+    "gpt2-medium": "gpt2/gpt2_medium_en",
+    "gpt2-large": "gpt2/gpt2_large_en",
+    "gpt2-xl": "gpt2/gpt2_extra_large_en",
+    "Llama-2-7b-hf": "llama/llama2_7b_en",
+    "Meta-Llama-3-8B": "llama3/llama3_8b_en",
+    "Llama-3.1-8B": "llama3/llama3.1_8b",
+    "Llama-3.2-1B": "llama3/llama3.2_1b",
+    "Llama-3.2-3B": "llama3/llama3.2_3b",
+    "Mistral-7B-v0.1": "mistral/mistral_7b_en",
+    "Mistral-7B-v0.3": "mistral/mistral_0.3_7b_en",
+    "Qwen2.5-0.5B": "qwen/qwen2.5_0.5b_en",
+    "Qwen2.5-3B": "qwen/qwen2.5_3b_en",
+    "Qwen3-0.6B-Base": "qwen3/qwen3_0.6b_en",
+    "Qwen3-1.7B-Base": "qwen3/qwen3_1.7b_en",
+    "Qwen3-4B-Base": "qwen3/qwen3_4b_en",
+    "Qwen3-8B-Base": "qwen3/qwen3_8b_en",
+}
+
+
+def keras_hub_parameters(preset: str) -> int:
+    """What KerasHub says a preset has, read from its source: importing it would import TensorFlow."""
+    folder, name = preset.split("/")
+    source = Path(importlib.util.find_spec("keras_hub").origin).parent / f"src/models/{folder}/{folder}_presets.py"
+    assignment = next(node for node in ast.parse(source.read_text()).body if isinstance(node, ast.Assign))
+    return ast.literal_eval(assignment.value)[name]["metadata"]["params"]
+
+
+def test_every_model_is_counted_by_somebody_else():
+    assert set(KERAS_HUB) | set(PUBLISHED) == set(BY_NAME)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -54,10 +81,39 @@ def test_shapes_have_the_published_number_of_parameters(name):
     assert count_parameters(BY_NAME[name].config) == PUBLISHED[name]
 
 
+@pytest.mark.parametrize("name", KERAS_HUB)
+def test_shapes_have_the_parameters_that_keras_hub_counts(name):
+    config = BY_NAME[name].config
+    # Of Llama 3.2 it counts the head, which is the embedding, once more.
+    twice = config.vocabulary_size * config.hidden_dim if "Llama-3.2" in name else 0
+    assert count_parameters(config) + twice == keras_hub_parameters(KERAS_HUB[name])
+
+
+@pytest.mark.parametrize(
+    ("name", "defaults"),
+    [
+        ("Llama-2-7b-hf", "LlamaConfig"),
+        ("Mistral-7B-v0.1", "MistralConfig"),
+        ("SmolLM3-3B-Base", "SmolLM3Config"),
+        ("gpt2", "GPT2Config"),
+    ],
+)
+def test_shapes_are_those_that_transformers_takes_for_the_family(name, defaults):
+    import transformers
+
+    config, theirs = BY_NAME[name].config, getattr(transformers, defaults)()
+    key_value_heads = getattr(theirs, "num_key_value_heads", None) or theirs.num_attention_heads
+    assert (config.hidden_dim, config.num_layers, config.num_query_heads, config.num_key_value_heads) == (
+        theirs.hidden_size, theirs.num_hidden_layers, theirs.num_attention_heads, key_value_heads,
+    )  # fmt: skip
+    assert config.vocabulary_size == theirs.vocab_size
+    assert config.intermediate_dim == (getattr(theirs, "intermediate_size", None) or 4 * theirs.hidden_size)
+
+
 def test_memory_of_tuning_adapters_is_the_sum_by_hand():
     # SmolLM2-135M: 30 layers of 576, 9 query heads and 3 of keys of 64, 1536 inside, 49,152 entries; one row of 512.
     adapters = 16 * 30 * (2 * (576 + 576) + 2 * (576 + 192) + 3 * (576 + 1536))
-    assert adapter_parameters(SMOLLM2) == adapters == 4_884_480
+    assert trained_parameters(SMOLLM2, LoraConfig(lora_rank=16)) == adapters == 4_884_480
     weights, runtime = 4 * 134_515_008, 1 << 30
     kept = 4 * 576 + 4 * 1536 + 3 * 576 + 4 * 192 + 0.625 * 9 * 512  # numbers that a token leaves in a block
     activations = 30 * 512 * 576 * 4 + 512 * kept * 4 + 0.625 * 512 * 9 * 512 * 8
@@ -105,8 +161,45 @@ def test_what_does_not_fit_or_suit_is_no_choice_and_says_why():
     long = ranked(SuggestConfig(context=9000), 64 * GIB)
     assert min(one.model.context for one in long if not one.problem) == 32768
     english = ranked(SuggestConfig(task="languages"), 64 * GIB)
-    assert all(one.model.many_languages for one in english if not one.problem)
+    assert all(len(one.model.languages) > 1 for one in english if not one.problem)
     assert {one.problem for one in english if "SmolLM2" in one.name} == {"it was made for English"}
+    # Neither Llama's maker nor SmolLM3's names Chinese.
+    chinese = [one.name for one in ranked(SuggestConfig(language="Chinese"), 64 * GIB) if not one.problem]
+    assert chinese and all(name.startswith("Qwen/") for name in chinese)
+    with pytest.raises(SettingError, match="--language: 'klingon' is named by no maker"):
+        SuggestConfig(language="klingon")
+
+
+def test_a_version_that_talks_may_read_less_than_the_one_it_was_made_from():
+    # Qwen2.5-7B: 131,072 tokens in the config.json of the base model, 32,768 in that of the other.
+    for task, choice in (("chat", False), ("text", True)):
+        found = ranked(SuggestConfig(task=task, context=100_000, device="gpu"), 80 * GIB)
+        assert choice == any("Qwen2.5-7B" in one.name for one in found if not one.problem)
+
+
+def test_a_pass_that_takes_too_long_is_no_choice():
+    # 6 operations x 1,543,714,304 parameters x 2.5 million tokens at 100 GFLOP/s: 2.7 days.
+    def problem(days: float) -> str:
+        found = ranked(SuggestConfig(days=days), 64 * GIB)
+        return next(one.problem for one in found if one.name == "Qwen/Qwen2.5-1.5B-Instruct")
+
+    assert problem(1.0) == "a pass over the text takes about 3 days" and not problem(3.0)
+
+
+@pytest.mark.parametrize("task", ["chat", "text", "code", "languages"])
+@pytest.mark.parametrize(("device", "cores"), [("cpu", 4), ("gpu", 1), ("tpu", 8), ("gpu", 3)])
+def test_the_printed_commands_are_commands(task, device, cores):
+    for size in ("10KB", "3GB"):
+        lines = suggestion(
+            SuggestConfig(task=task, device=device, cores=cores, memory="16GiB", data_size=size, days=999)
+        )
+        first, second = (shlex.split(line.split(":", 1)[1]) for line in lines[-2:])
+        assert first[:3] == ["python", "-m", "tfgpt.convert"] and second[:3] == ["python", "-m", "tfgpt.train"]
+        convert.COMMAND.parse(first[3:])
+        settings = train.COMMAND.parse(second[3:])
+        rows, micro = settings["batch"].batch_size, settings["step"].accumulation_steps
+        assert rows // micro == (1 if device == "cpu" else cores) and rows % micro == 0
+        assert settings["objective"].objective == ("chat" if task in ("chat", "languages") else "pretrain")
 
 
 def test_talkers_come_first_for_chat_and_pretrained_ones_for_text():

@@ -62,8 +62,17 @@ def open_hub(name: str) -> Source:
     try:
         load_config(Path(huggingface_hub.hf_hub_download(name, "config.json")).parent)
         directory = Path(huggingface_hub.snapshot_download(name, allow_patterns=FILES))
+    except huggingface_hub.errors.LocalEntryNotFoundError as error:  # One of the next kind, and no answer at all.
+        raise UserError(
+            f"--source: {name} is no directory or .gguf file here, and the Hugging Face hub cannot be reached"
+        ) from error
     except huggingface_hub.errors.EntryNotFoundError as error:
         raise UserError(f"--source: {name} has no config.json on the Hugging Face hub") from error
+    except huggingface_hub.errors.GatedRepoError as error:  # One of the next kind.
+        raise UserError(
+            f"--source: {name} is given out on conditions: accept them at {huggingface_hub.constants.ENDPOINT}/{name}, "
+            "then set HF_TOKEN to a token of yours"
+        ) from error
     except huggingface_hub.errors.RepositoryNotFoundError as error:
         raise UserError(
             f"--source: {name} is no directory, no .gguf file and no model on the Hugging Face hub"

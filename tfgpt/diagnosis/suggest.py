@@ -8,21 +8,33 @@ in the memory there is; it knows sizes and training tokens only, not how well a 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator
 
 from tfgpt.common.errors import UserError
 from tfgpt.diagnosis.families import FAMILIES, OPEN_LICENCES, Pretrained
-from tfgpt.diagnosis.memory import COMFORTABLE, RUNTIME_BYTES, block_matrices, chunk_tokens, optimizer_bytes
+from tfgpt.diagnosis.memory import (
+    COMFORTABLE,
+    RUNTIME_BYTES,
+    block_matrices,
+    chunk_tokens,
+    optimizer_bytes,
+    trained_parameters,
+)
 from tfgpt.diagnosis.report import in_bytes, in_numbers
 from tfgpt.diagnosis.suggest_config import SuggestConfig
 from tfgpt.model import presets
 from tfgpt.model.config import DecoderConfig
+from tfgpt.model.lora_config import LoraConfig
 
 BYTES_A_TOKEN = 4
 """English text under vocabularies of 32,000 to 152,000 entries, about."""
 
 ROW_TOKENS = 512
 """The rows on which tuning is counted: one at a time, more by accumulation."""
+
+TALKING = ("chat", "languages")
+"""Tasks that are tuned on conversations, from a version that talks; for plain text the base version is better."""
 
 SERVED_TOKENS = 4096
 """The conversation for which serving is counted, where the context is as long."""
@@ -34,8 +46,12 @@ SPEEDS = {"cpu": 50e9, "gpu": 30e12, "tpu": 60e12}
 """Operations a second while tuning: one CPU core with AVX-512 (70 GFLOP/s were measured in a float32 step of a small
 model), a GPU such as an A10 and a TPU v5e chip at 30 percent or less of their bfloat16 peaks (125 and 197 TFLOP/s)."""
 
-LONGEST_DAYS = 7.0
-"""A pass over the text that takes longer is no choice."""
+ROWS = 8
+"""Of an update in the command that is printed, one at a time on each device; more where there are more devices."""
+
+RATES = {"full": 2e-5, "lora": 5e-4}
+"""Learning rates in that command: Llama 2's own tuning (arXiv 2307.09288, section 3.1), and what
+configs/chat_smollm2_lora.cfg was measured with."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,13 +104,6 @@ def expected_loss(model: Pretrained) -> float:
     return 1.69 + 406.4 / parameters**0.34 + 410.7 / (model.training_tokens or 2e12) ** 0.28
 
 
-def adapter_parameters(config: DecoderConfig, rank: int = RANK) -> int:
-    """Numbers in adapters of this rank on all projections: rank x (inputs + outputs) of each."""
-    attention = 2 * (config.hidden_dim + config.query_width) + 2 * (config.hidden_dim + config.key_value_width)
-    mlp = (3 if config.mlp == "swiglu" else 2) * (config.hidden_dim + config.intermediate_dim)
-    return config.num_layers * rank * (attention + mlp)
-
-
 def tuning_memory(config: DecoderConfig, method: str, device: str) -> int:
     """Bytes at the peak of tuning, one row of ROW_TOKENS at a time, blocks recomputed in the backward pass.
 
@@ -112,11 +121,11 @@ def tuning_memory(config: DecoderConfig, method: str, device: str) -> int:
         parts["activations"] + parts["logits"] * chunk // length + RUNTIME_BYTES["CPU" if device == "cpu" else "GPU"]
     )
     if method == "full":
-        slots = optimizer_bytes("adamw", config, parameters)
+        slots = optimizer_bytes("adamw", config)
         # Gradients; slots; clipped gradients, new weights and new slots before any is written.
         return total + parts["weights"] + 4 * parameters + slots + 8 * parameters + slots
     # An adapter's weights, gradients, slots and update, as above.
-    total += adapter_parameters(config) * (4 + 4 + 8 + 16)
+    total += trained_parameters(config, LoraConfig(lora_rank=RANK)) * (4 + 4 + 8 + 16)
     if method == "lora":
         return total + parts["weights"]
     matrices = config.num_layers * block_matrices(config)
@@ -148,10 +157,11 @@ def methods(model: Pretrained, config: SuggestConfig) -> Iterator[Method]:
     learns the text by heart, and adapters of some percent of the size are enough.
     """
     tokens = config.data_bytes() / BYTES_A_TOKEN
+    lora = f"--learning_rate={RATES['lora']:g} --weight_decay=0 --lora_rank={RANK}"
     flags = {
-        "full": ("all weights", ""),
-        "lora": (f"LoRA, rank {RANK}", f" --lora_rank={RANK}"),
-        "int8": (f"LoRA, rank {RANK}, over int8", f" --lora_rank={RANK} --base_weights=int8"),
+        "full": ("all weights", f"--learning_rate={RATES['full']:g}"),
+        "lora": (f"LoRA, rank {RANK}", lora),
+        "int8": (f"LoRA, rank {RANK}, over int8", f"{lora} --base_weights=int8"),
     }
     much = tokens >= presets.count_parameters(model.config)
     for method in ("full", "lora", "int8") if much else ("lora", "int8"):
@@ -163,26 +173,29 @@ def candidate(model: Pretrained, config: SuggestConfig, memory: int) -> Candidat
     """What the model is for this task, text and machine."""
     offered = list(methods(model, config))
     method = next((method for method in offered if method.memory <= COMFORTABLE * memory), None)
-    serving = serving_memory(model.config, model.context, config.device)
+    made_to_talk = config.task in TALKING and bool(model.chat)
+    name = model.chat if made_to_talk else model.base
+    reads = model.reads(name)
+    serving = serving_memory(model.config, reads, config.device)
     smallest = min(offered, key=lambda method: method.memory)
     problem = ""
     if config.licence == "open" and model.licence not in OPEN_LICENCES:
         problem = f"its licence is {model.licence}"
-    elif model.context < config.context:
-        problem = f"it reads {model.context:,} tokens"
-    elif config.task == "languages" and not model.many_languages:
+    elif reads < config.context:
+        problem = f"it reads {reads:,} tokens"
+    elif config.language and config.language.title() not in model.languages:
+        problem = f"its maker does not name {config.language.title()}"
+    elif config.task == "languages" and len(model.languages) == 1:
         problem = "it was made for English"
     elif config.task == "code" and not model.code:
-        problem = "it has hardly seen programs"
+        problem = "its maker names no programs among what it read"
     elif method is None:
         problem = f"tuning needs about {in_bytes(smallest.memory)} ({smallest.name})"
     elif serving > COMFORTABLE * memory:
         problem = f"serving needs about {in_bytes(serving)}"
-    elif method.days > LONGEST_DAYS:
+    elif method.days > config.days:
         problem = f"a pass over the text takes about {duration(method.days)}"
-    made_to_talk = config.task != "text" and bool(model.chat)
-    suited = 2 if made_to_talk or config.task == "text" else 1
-    name = model.chat if made_to_talk else model.base
+    suited = 2 if made_to_talk or config.task not in TALKING else 1
     return Candidate(model, name, method, serving, problem, suited, expected_loss(model))
 
 
@@ -207,29 +220,47 @@ def why(one: Candidate, place: int, config: SuggestConfig) -> str:
     assert one.method is not None
     size = in_numbers(presets.count_parameters(one.model.config))
     learned = (
-        f"{in_numbers(one.model.training_tokens)} tokens" if one.model.training_tokens else "an unpublished number"
+        f"up to {in_numbers(one.model.training_tokens)} tokens"
+        if one.model.training_tokens
+        else "a number of tokens that is not published"
     )
     first = "the most is to be expected of it: " if place == 1 else ""
     taught = "taught to talk, " if one.model.chat and one.name == one.model.chat else ""
+    conditions = f" ({one.model.conditions})" if one.model.conditions else ""
+    languages = f" of {', '.join(one.model.languages)}" if config.task == "languages" or config.language else ""
     if one.suited < 2:
         taught = "not yet taught to talk, "
     return (
         f"{first}{taught}{size} parameters that have read {learned}; tuning ({one.method.name}) takes "
         f"about {in_bytes(one.method.memory)} and {duration(one.method.days)} a pass, serving {in_bytes(one.serving)}; "
-        f"it reads {one.model.context:,} tokens and is {one.model.licence}."
+        f"it reads {one.model.reads(one.name):,} tokens{languages}; licence: {one.model.licence}{conditions}."
     )
 
 
 def next_commands(one: Candidate, config: SuggestConfig) -> list[str]:
-    """What to type to start from it; rows as the memory was counted for, one at a time."""
+    """What to type to start from it: one pass over the text, rows as the memory was counted for, one at a time."""
     assert one.method is not None
     directory = f"models/{one.name.rsplit('/', 1)[1].lower()}"
-    objective = "--objective=chat --train_text=chats.jsonl" if config.task == "chat" else "--train_text='my/*.txt'"
+    kind = "--objective=chat --train_text=chats.jsonl" if config.task in TALKING else "--train_text='my/*'"
+    devices = 1 if config.device == "cpu" else config.cores
+    micro_batches = math.ceil(ROWS / devices)
+    rows = micro_batches * devices
+    steps = max(10, math.ceil(config.data_bytes() / BYTES_A_TOKEN / (rows * ROW_TOKENS)))
+    mixed = "" if config.device == "cpu" else "--dtype=mixed_bfloat16 "
     return [
         f"python -m tfgpt.convert --source={one.name} --output={directory}",
-        f"python -m tfgpt.train --init_from={directory} {objective}{one.method.flags} "
-        f"--rematerialize --sequence_length={ROW_TOKENS} --batch_size=8 --accumulation_steps=8",
+        f"python -m tfgpt.train --init_from={directory} {kind} {one.method.flags} "
+        f"--max_steps={steps} --warmup_steps={min(100, steps // 10)} {mixed}--rematerialize "
+        f"--sequence_length={ROW_TOKENS} --batch_size={rows} --accumulation_steps={micro_batches}",
     ]
+
+
+def machine(config: SuggestConfig, memory: int) -> str:
+    """`2 CPU cores with 16.0 GiB`, `4 TPU chips with 16.0 GiB each`."""
+    name = {"cpu": "CPU core", "gpu": "GPU", "tpu": "TPU chip"}[config.device]
+    many = config.cores > 1
+    each = " each" if many and config.device != "cpu" else ""
+    return f"{config.cores} {name}{'s' if many else ''} with {in_bytes(memory)}{each}"
 
 
 def suggestion(config: SuggestConfig, choices: int = 4) -> list[str]:
@@ -243,14 +274,12 @@ def suggestion(config: SuggestConfig, choices: int = 4) -> list[str]:
     tokens = size / BYTES_A_TOKEN
     found = ranked(config, memory)
     good = [one for one in found if not one.problem]
-    lines = [
-        f"For {config.task}, {in_numbers(tokens)} tokens of text ({config.data_size}), {config.cores} "
-        f"{'CPU cores' if config.device == 'cpu' else config.device.upper()} with {in_bytes(memory)}:"
-    ]
+    lines = [f"For {config.task}, {in_numbers(tokens)} tokens of text ({config.data_size}), {machine(config, memory)}:"]
     if not good:
+        near = [one for one in found if one.problem.startswith(("tuning", "serving", "a pass"))] or found
         raise UserError(
-            f"no model fits: {'; '.join(f'{one.name}: {one.problem}' for one in found[-3:])}. Give more --memory, a "
-            "smaller --context, or train one of your own with --preset=tiny"
+            f"no model fits: {'; '.join(f'{one.name}: {one.problem}' for one in near[-3:])}. Give more --memory or "
+            "--days, a smaller --context, or train one of your own with --preset=tiny"
         )
     lines += [f"{place:>2}. {one.name}: {why(one, place, config)}" for place, one in enumerate(good[:choices], 1)]
     if len(good) > choices:

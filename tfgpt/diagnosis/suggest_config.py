@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from tfgpt.common.errors import SettingError, UserError
 from tfgpt.common.settings import Settings, setting
-from tfgpt.diagnosis.families import OPEN_LICENCES
+from tfgpt.diagnosis.families import FAMILIES, OPEN_LICENCES
 from tfgpt.diagnosis.machine import main_memory
 
 UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12} | {
@@ -24,20 +24,29 @@ class SuggestConfig(Settings):
 
     task: str = setting(
         "chat",
-        "chat: answer people; text: go on with texts like yours; code: write programs; languages: other languages than "
-        "English.",
+        "chat: answer people; languages: the same, in other languages than English too; text: go on with texts like "
+        "yours; code: go on with programs.",
         choices=("chat", "text", "code", "languages"),
     )
+    language: str = setting("", "The language of it, in English, such as Chinese; empty: English or any.")
     data_size: str = setting("10MB", "How much text there is to tune on: 800KB, 20MB, 3GB.")
     memory: str = setting("", "Memory of the device that tunes and serves, such as 16GiB; empty: this machine's.")
     device: str = setting("cpu", "What tunes and serves.", choices=("cpu", "gpu", "tpu"))
-    cores: int = setting(2, "CPU cores, where --device=cpu; or GPUs, or TPU chips.", minimum=1)
+    cores: int = setting(2, "CPU cores, where --device=cpu; or GPUs, or TPU chips, of --memory each.", minimum=1)
+    days: float = setting(1.0, "Days that a pass over the text may take.", minimum=0.001)
     context: int = setting(0, "Tokens that the model must be able to read at once; 0: any.", minimum=0)
     licence: str = setting(
         "any", f"open: {' or '.join(OPEN_LICENCES)} only; any: the makers' own licences too.", choices=("any", "open")
     )
 
     def check(self) -> None:
+        known = {language for model in FAMILIES for language in model.languages}
+        if self.language and self.language.title() not in known:
+            raise SettingError(
+                "language",
+                f"{self.language!r} is named by no maker of a model that is read here; they name "
+                f"{', '.join(sorted(known))} (Qwen3's counts 119: leave --language out and try it)",
+            )
         self.data_bytes()
         if self.memory:
             size_of("memory", self.memory)
