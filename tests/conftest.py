@@ -23,7 +23,12 @@ TEXT = (
 # Tests that stay in one process of several (`-n 2`, see scripts/test.sh): those of a folder that share what takes long
 # to make, and those that start clusters, which would take the cores and ports from each other. The longest come first.
 TOGETHER = {
-    "clusters": ("training/test_exactness.py", "training/test_faults.py", "scripts/test_launch.py"),
+    "clusters": (
+        "training/test_exactness.py",
+        "training/test_tuning_exactness.py",
+        "training/test_faults.py",
+        "scripts/test_launch.py",
+    ),
     "readme": ("test_readme.py",),
     "serving": ("serving/",),
 }

@@ -2,7 +2,8 @@
 
 The shortest form is `python -m tfgpt.doctor --train_text='my/*.txt'`. Shows some rows of the first batch, then one
 line a check, beginning with ok, warn or FAIL, with what to change below it. Writes nothing into the run directory. Exit
-code: 0 when the run can work, 1 when a check fails, 2 when flags or text are wrong.
+code: 0 when the run can work, 1 when a check fails, 2 when flags or text are wrong. With --objective=chat its
+conversations are examined; with dpo, ipo, orpo, simpo and grpo only memory and disk are.
 """
 
 from __future__ import annotations

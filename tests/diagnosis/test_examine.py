@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from pathlib import Path
 
 import pytest
 
 from tests.diagnosis.subjects import recipe_of
 from tfgpt.common.errors import SettingError
+from tfgpt.diagnosis import speed
 from tfgpt.diagnosis.config import DoctorConfig
-from tfgpt.diagnosis.examine import MODEL_CHECKS, SPEED_CHECKS, examine
+from tfgpt.diagnosis.examine import DATA_CHECKS, MODEL_CHECKS, SPEED_CHECKS, examine
 from tfgpt.diagnosis.machine import Memory
 from tfgpt.diagnosis.memory import Machine
 from tfgpt.model import decoder
+from tfgpt.model.checkpoints.huggingface import save_decoder
+from tfgpt.training.assembly import build_trainer
 
 QUICK = DoctorConfig(trial_seconds=20.0)
 
@@ -54,6 +59,55 @@ def test_targets_that_the_pipeline_shifts_wrongly_fail_the_first_batch(
     machine = Machine(Memory(1 << 20, 1 << 20, "RAM"), 1, gpu=False)
     report = examine(recipe_of(text_file), QUICK, lambda line: None, machine)
     assert "first batch" in report.failed
+
+
+CHAT = (
+    "--objective=chat --train_text=FOLDER/chats.jsonl --tokenizer=bytes --preset=tiny --num_layers=1 --hidden_dim=32 "
+    "--num_query_heads=2 --num_key_value_heads=1 --head_dim=16 --intermediate_dim=64 --sequence_length=96 "
+    "--batch_size=4 --compile=graph --max_steps=20 --learning_rate=0.01"
+)
+
+
+@pytest.fixture(scope="module")
+def chats(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with small talk."""
+    folder = tmp_path_factory.mktemp("chats")
+    talks = [[{"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": f"It is {n}."}] for n in range(99)]
+    (folder / "chats.jsonl").write_text("".join(json.dumps({"messages": talk}) + "\n" for talk in talks))
+    return folder
+
+
+def test_conversations_are_examined(chats: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(speed, "TIMED_SECONDS", 0.3)
+    recipe = recipe_of(chats / "chats.jsonl", base=CHAT.replace("FOLDER", str(chats)).split())
+    report = examine(recipe, QUICK, lambda line: None)
+    assert report.failed == [], [finding.lines() for finding in report.findings]
+    assert {finding.check for finding in report.findings} == {
+        "first batch", "disk", "memory", *MODEL_CHECKS, *SPEED_CHECKS[:-1]
+    }  # fmt: skip
+    assert "targets count" in report.finding("first batch").line
+    assert any("«It is " in line for line in report.preview)
+
+
+def test_adapters_are_examined_and_other_objectives_as_far_as_memory(
+    chats: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(speed, "TIMED_SECONDS", 0.3)
+    plain = recipe_of(chats / "chats.jsonl", base=CHAT.replace("FOLDER", str(chats)).split())
+    data = plain.objective.kind().prepare(plain, lambda line: None)
+    trainer = build_trainer(plain, data.tokenizer.vocabulary_size)
+    save_decoder(trainer.decoder, tmp_path, end_of_text_id=data.tokenizer.end_of_text_id)
+    data.tokenizer.save(tmp_path)
+    flags = f"--objective=chat --init_from={tmp_path} --sequence_length=96 --batch_size=4 --compile=graph --lora_rank=8"
+    recipe = recipe_of(chats / "chats.jsonl", base=flags.split())
+    report = examine(recipe, dataclasses.replace(QUICK, overfit_steps=0), lambda line: None)
+    assert "frozen below the adapters" in report.finding("gradients").line
+    assert "trained ones" in report.finding("memory").line
+    assert [name for name in report.failed if name not in ("loss at step 0", "memory measured")] == []
+    recipe = recipe_of(chats / "chats.jsonl", base=flags.replace("=chat", "=simpo").split())
+    report = examine(recipe, QUICK, lambda line: None)
+    assert [finding.check for finding in report.findings] == ["disk", "memory"]
+    assert set(report.skipped) == {*DATA_CHECKS, *MODEL_CHECKS, *SPEED_CHECKS}
 
 
 def test_a_cluster_is_not_examined_and_the_line_says_what_to_do_instead(text_file: Path, monkeypatch):

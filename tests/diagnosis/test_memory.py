@@ -11,9 +11,12 @@ import pytest
 from tests.diagnosis.subjects import recipe_of, subject_of
 from tfgpt.diagnosis.machine import Memory
 from tfgpt.diagnosis.memory import Machine, check_disk, check_memory, estimate
+from tfgpt.model.checkpoints.huggingface import save_decoder
+from tfgpt.training.assembly import build_trainer
 
 GIB = 1 << 30
 LAPTOP = Machine(Memory(16 * GIB, 14 * GIB, "RAM"), 1, gpu=False)
+TUNING = "--sequence_length=32 --batch_size=4 --compile=graph --max_steps=200".split()
 BIG = [
     "--hidden_dim=768",
     "--num_layers=12",
@@ -34,6 +37,56 @@ def test_weights_and_optimizer_are_exact(text_file: Path, optimizer: str):
     slots = [v for v in subject.assembly.trainer.optimizer.variables if len(v.shape)]
     assert parts["weights"] == weights == parts["gradients"]
     assert parts["optimizer"] == sum(4 * np_size(variable) for variable in slots)
+
+
+@pytest.fixture(scope="module")
+def base(text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model to start from."""
+    directory = tmp_path_factory.mktemp("base")
+    subject = subject_of(text_file)
+    save_decoder(subject.decoder, directory, end_of_text_id=subject.data.tokenizer.end_of_text_id)
+    subject.data.tokenizer.save(directory)
+    return directory
+
+
+@pytest.mark.parametrize(
+    ("flags", "objective"),
+    [
+        ("--lora_rank=4 --ema_decay=0.9", "pretrain"),
+        ("--lora_rank=4 --base_weights=int8 --lora_layers=attention,down --optimizer=muon", "pretrain"),
+        ("--lora_rank=8 --base_weights=int8", "dpo"),
+        ("--lora_rank=2 --optimizer=lion --kl_penalty=0.1 --answer_tokens=8 --group_size=4", "grpo"),
+    ],
+)
+def test_adapters_are_trained_and_the_rest_is_frozen_to_the_byte(
+    text_file: Path, base: Path, flags: str, objective: str
+):
+    more = [*flags.split(), f"--init_from={base}", f"--objective={objective}"]
+    recipe = recipe_of(text_file, *more, base=TUNING)
+    trainer = build_trainer(recipe, recipe.initial_config().vocabulary_size)
+    decoder = trainer.decoder
+    found = check_memory(recipe, decoder.config, LAPTOP).numbers
+    parts = found["estimate"]
+    trained = sum(np_size(variable) for variable in decoder.trainable_variables)
+    assert found["trained_parameters"] == trained
+    scales = sum(np_size(variable) for variable in decoder.weights if variable.path.endswith("kernel_scale"))
+    assert found["frozen_parameters"] + trained == sum(np_size(variable) for variable in decoder.weights) - scales
+    held = [*decoder.weights, *trainer.averages]
+    assert parts["weights"] == sum(np_size(variable) * variable.value.dtype.size for variable in held)
+    assert parts["gradients"] == 4 * trained
+    slots = [variable for variable in trainer.optimizer.variables if len(variable.shape)]
+    assert parts["optimizer"] == sum(4 * np_size(variable) for variable in slots)
+    assert parts.get("reference", 0) == (4 * found["frozen_parameters"] if objective == "grpo" else 0)
+
+
+def test_a_pair_is_two_rows_and_adapters_need_less(text_file: Path, base: Path):
+    def parts(*flags: str) -> dict[str, int]:
+        recipe = recipe_of(text_file, f"--init_from={base}", *flags, base=TUNING)
+        return estimate(recipe, recipe.initial_config(), LAPTOP)
+
+    plain, pairs, adapters = parts(), parts("--objective=dpo"), parts("--lora_rank=2")
+    assert pairs["activations"] == 2 * plain["activations"]
+    assert adapters["total"] < plain["total"]
 
 
 def test_kerass_adafactor_keeps_as_much_as_lion_and_little_more(text_file: Path):

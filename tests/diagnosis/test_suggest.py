@@ -13,8 +13,8 @@ from tests.conftest import ROOT
 from tfgpt import convert, train
 from tfgpt.common.errors import SettingError, UserError
 from tfgpt.diagnosis.families import FAMILIES, OPEN_LICENCES
+from tfgpt.diagnosis.memory import trained_parameters
 from tfgpt.diagnosis.suggest import (
-    adapter_parameters,
     days_of_a_pass,
     expected_loss,
     ranked,
@@ -23,6 +23,7 @@ from tfgpt.diagnosis.suggest import (
     tuning_memory,
 )
 from tfgpt.diagnosis.suggest_config import SuggestConfig, size_of
+from tfgpt.model.lora_config import LoraConfig
 from tfgpt.model.presets import count_parameters
 
 BY_NAME = {model.base.split("/")[1]: model for model in FAMILIES}
@@ -112,7 +113,7 @@ def test_shapes_are_those_that_transformers_takes_for_the_family(name, defaults)
 def test_memory_of_tuning_adapters_is_the_sum_by_hand():
     # SmolLM2-135M: 30 layers of 576, 9 query heads and 3 of keys of 64, 1536 inside, 49,152 entries; one row of 512.
     adapters = 16 * 30 * (2 * (576 + 576) + 2 * (576 + 192) + 3 * (576 + 1536))
-    assert adapter_parameters(SMOLLM2) == adapters == 4_884_480
+    assert trained_parameters(SMOLLM2, LoraConfig(lora_rank=16)) == adapters == 4_884_480
     weights, runtime = 4 * 134_515_008, 1 << 30
     kept = 4 * 576 + 4 * 1536 + 3 * 576 + 4 * 192 + 0.625 * 9 * 512  # numbers that a token leaves in a block
     activations = 30 * 512 * 576 * 4 + 512 * kept * 4 + 0.625 * 512 * 9 * 512 * 8

@@ -291,6 +291,26 @@ def test_a_run_learns_what_is_preferred_and_computes_the_reference_once(
     assert "computed once" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("objective", ["simpo", "grpo"])
+def test_samples_are_answers_where_the_records_are_conversations(
+    base: Path, byte_tokenizer: Tokenizer, tmp_path: Path, objective: str
+):
+    turn = {"role": "user", "content": "How are you?"}
+    flags = (f"--objective={objective}", "--group_size=8", "--answer_tokens=8", "--reward=length")
+    recipe = preference_recipe(base, tmp_path, *flags)
+    kind = recipe.objective.kind()
+    kind.prepare(recipe)
+    ids = kind.prompt(byte_tokenizer, turn["content"])
+    np.testing.assert_array_equal(ids, encode_messages(byte_tokenizer, [turn], add_generation_prompt=True)[0])
+    plain = {"prompt": "Q:", "chosen": "yes", "rejected": "no"}
+    (tmp_path / "pairs.jsonl").write_text(
+        "".join(json.dumps(plain | {"prompt": f"{number}?"}) + "\n" for number in range(20)), encoding="utf-8"
+    )
+    kind = recipe.objective.kind()
+    kind.prepare(recipe)
+    assert kind.prompt(byte_tokenizer, "How are you?") == "How are you?"
+
+
 def test_objectives_that_need_a_model_say_so(base: Path, tmp_path: Path):
     with pytest.raises(SettingError, match="dpo goes on from a trained model: name it with --init_from"):
         Recipe(**command.COMMAND.parse(["--train_text=x", "--objective=dpo"]))

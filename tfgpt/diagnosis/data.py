@@ -26,19 +26,20 @@ FEW_HELD_OUT_TOKENS = 2000
 UNUSED_SHARE = 0.2
 
 
-def check_batch(batch: Mapping[str, np.ndarray], vocabulary_size: int) -> Finding:
+def check_batch(batch: Mapping[str, np.ndarray], vocabulary_size: int, conversations: bool = False) -> Finding:
     """Whether a batch is what a causal language model learns from.
 
     Args:
         batch: `token_ids`, `targets`, `weights` and perhaps `segment_ids`, `positions`, each [B, T].
         vocabulary_size: of the decoder.
+        conversations: whether a row is packed with conversations and padding, the last target of each being no input.
     """
     token_ids, targets, weights = batch["token_ids"], batch["targets"], batch["weights"]
     rows, length = token_ids.shape
     line = f"{counted(rows, 'row')} of {length} tokens; every target is the token that follows"
     numbers = {"rows": rows, "sequence_length": length, "share_learned": float((weights > 0).mean())}
     problem = (
-        shift_problem(token_ids, targets)
+        shift_problem(token_ids, targets, inside(batch["segment_ids"]) if conversations else None)
         or range_problem(token_ids, targets, vocabulary_size)
         or weight_problem(weights)
         or border_problem(batch)
@@ -48,16 +49,23 @@ def check_batch(batch: Mapping[str, np.ndarray], vocabulary_size: int) -> Findin
         return Finding("first batch", FAIL, problem, advice, numbers)
     if "segment_ids" in batch:
         documents = float(batch["segment_ids"].max(axis=1).mean())
-        line += f"; attention is cut between documents, {documents:.1f} a row"
+        names = "conversations" if conversations else "documents"
+        line += f"; attention is cut between {names}, {documents:.1f} a row"
         numbers["documents_a_row"] = documents
     if numbers["share_learned"] < 1:
         line += f"; {numbers['share_learned']:.0%} of the targets count"
     return Finding("first batch", OK, line, numbers=numbers)
 
 
-def shift_problem(token_ids: np.ndarray, targets: np.ndarray) -> str | None:
-    """What is wrong when `targets[t]` is not `token_ids[t + 1]`."""
-    agreement = float(np.mean(targets[:, :-1] == token_ids[:, 1:])) if token_ids.shape[1] > 1 else 1.0
+def inside(segment_ids: np.ndarray) -> np.ndarray:
+    """[B, T - 1] bool: places that are followed by a place of the same segment, padding (0) left out."""
+    return (segment_ids[:, :-1] == segment_ids[:, 1:]) & (segment_ids[:, :-1] > 0)
+
+
+def shift_problem(token_ids: np.ndarray, targets: np.ndarray, where: np.ndarray | None = None) -> str | None:
+    """What is wrong when `targets[t]` is not `token_ids[t + 1]`; with `where` [B, T - 1], only there."""
+    where = np.ones(targets[:, 1:].shape, bool) if where is None else where
+    agreement = float(np.mean((targets[:, :-1] == token_ids[:, 1:])[where])) if where.any() else 1.0
     if agreement == 1.0:
         return None
     if np.array_equal(targets, token_ids):

@@ -6,6 +6,7 @@ import dataclasses
 import os
 import re
 from collections.abc import Callable
+from typing import Any
 
 import tensorflow as tf
 
@@ -17,7 +18,7 @@ from tfgpt.diagnosis.data import check_batch, check_corpus, check_tokens
 from tfgpt.diagnosis.learning import check_gradients, check_initial_loss
 from tfgpt.diagnosis.memory import Machine, check_disk, check_memory
 from tfgpt.diagnosis.overfit import check_overfit
-from tfgpt.diagnosis.preview import preview
+from tfgpt.diagnosis.preview import preview, preview_learned
 from tfgpt.diagnosis.report import FAIL, Finding, Report
 from tfgpt.diagnosis.speed import (
     check_measured_memory,
@@ -28,13 +29,13 @@ from tfgpt.diagnosis.speed import (
 )
 from tfgpt.diagnosis.subject import Batch, Subject, affordable_tokens, at_constant_rate, first_batch
 from tfgpt.diagnosis.tpu import check_tpu
-from tfgpt.pipeline.batches import training_batches
-from tfgpt.pipeline.prepare import PreparedData, prepare
+from tfgpt.model.config import DecoderConfig
 from tfgpt.training.assembly import assemble
 from tfgpt.training.peak import measured_peak_flops
 from tfgpt.training.recipe import Recipe
 from tfgpt.training.strategy import resolve
 
+DATA_CHECKS = ("first batch", "tokens", "corpus")
 MODEL_CHECKS = ("loss at step 0", "causality", "gradients", "overfit one batch")
 SPEED_CHECKS = ("speed", "memory measured", "time", "compute-optimal")
 
@@ -56,12 +57,6 @@ def examine(
     Raises:
         UserError: the text, a flag or the model to start from is at fault.
     """
-    if recipe.objective.objective != "pretrain":
-        raise SettingError(
-            "objective",
-            f"doctor examines --objective=pretrain; --objective={recipe.objective.objective} has the same model and "
-            "step, and python -m tfgpt.prepare --objective=chat --preview=2 shows its data",
-        )
     chosen = recipe.strategy.strategy
     if chosen == "multiworker" or (chosen == "auto" and os.environ.get("TF_CONFIG")):
         raise SettingError(
@@ -72,25 +67,43 @@ def examine(
     report = Report(say)
     strategy = strategy_here(recipe, say)
     machine = machine or this_machine(strategy)
-    data = prepare(recipe.corpus, recipe.tokenizer_config(), say=say)
+    objective = recipe.objective.objective
+    if objective not in ("pretrain", "chat"):
+        check_room(report, recipe, recipe.initial_config(), machine)
+        why = f"because doctor knows batches of --objective=pretrain and chat only, not of {objective}"
+        report.skip((*DATA_CHECKS, *MODEL_CHECKS, *SPEED_CHECKS), why)
+        return report
+    data = recipe.objective.kind().prepare(recipe, say)
     config = recipe.decoder_config(data.tokenizer.vocabulary_size)
     batch = training_batch(recipe, data)
     if doctor.preview_rows:
-        report.preview = preview(batch, data.tokenizer, doctor.preview_rows)
+        report.preview = (
+            preview_learned(batch, data.tokenizer, doctor.preview_rows, dimmed=False)
+            if objective == "chat"
+            else preview(batch, data.tokenizer, doctor.preview_rows)
+        )
         for line in ("", *report.preview, ""):
             say(line)
-    report.add(check_batch(batch, config.vocabulary_size))
-    report.add(check_tokens(data, recipe))
-    report.add(check_corpus(data, recipe, data.tokenizer.vocabulary_size))
-    report.add(check_disk(recipe, config))
-    if recipe.strategy.strategy == "tpu":
-        report.add(check_tpu(recipe, config))
-    memory = report.add(check_memory(recipe, config, machine))
+    report.add(check_batch(batch, config.vocabulary_size, conversations=objective == "chat"))
+    if objective == "chat":
+        report.skip(DATA_CHECKS[1:], "because they count plain text")
+    else:
+        report.add(check_tokens(data, recipe))
+        report.add(check_corpus(data, recipe, data.tokenizer.vocabulary_size))
+    memory = check_room(report, recipe, config, machine)
     if memory.status == FAIL:
         report.skip((*MODEL_CHECKS, *SPEED_CHECKS), "because the model does not fit")
         return report
     examine_model(report, recipe, doctor, data, batch, strategy, machine)
     return report
+
+
+def check_room(report: Report, recipe: Recipe, config: DecoderConfig, machine: Machine) -> Finding:
+    """Adds the checks of disk and memory; the last one."""
+    report.add(check_disk(recipe, config))
+    if recipe.strategy.strategy == "tpu":
+        report.add(check_tpu(recipe, config))
+    return report.add(check_memory(recipe, config, machine))
 
 
 def strategy_here(recipe: Recipe, say: Callable[[str], None]) -> tf.distribute.Strategy:
@@ -112,7 +125,7 @@ def examine_model(
     report: Report,
     recipe: Recipe,
     doctor: DoctorConfig,
-    data: PreparedData,
+    data: Any,
     batch: Batch,
     strategy: tf.distribute.Strategy,
     machine: Machine,
@@ -153,7 +166,10 @@ def examine_model(
     report.add(check_speed(subject, speed, peak_flops))
     report.add(check_measured_memory(speed, machine, report.finding("memory").numbers["estimate"]))
     report.add(check_time(subject, speed))
-    report.add(check_optimal(subject, speed))
+    if recipe.objective.objective == "pretrain" and not recipe.lora.lora_rank:
+        report.add(check_optimal(subject, speed))
+    else:
+        report.skip(("compute-optimal",), "because it is about a model that is trained from nothing")
 
 
 def attempted(report: Report, check: str, function: Callable):
@@ -183,13 +199,7 @@ def this_machine(strategy: tf.distribute.Strategy) -> Machine:
     return Machine(memory, strategy.num_replicas_in_sync, gpu)
 
 
-def training_batch(recipe: Recipe, data: PreparedData) -> Batch:
-    """The run's first batch."""
-    dataset = training_batches(
-        data.train,
-        sequence_length=recipe.batch.sequence_length,
-        batch_size=recipe.batch.batch_size,
-        seed=recipe.run.seed,
-        document_masking=recipe.batch.document_masking,
-    )
-    return first_batch(iter(dataset))
+def training_batch(recipe: Recipe, data: Any) -> Batch:
+    """The run's first batch, whole."""
+    feeds = recipe.objective.kind().feeds(recipe, data, tf.distribute.get_strategy())
+    return first_batch(feeds.batches(0))

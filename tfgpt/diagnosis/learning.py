@@ -173,7 +173,7 @@ def check_gradients(subject: Subject) -> Finding:
     if broken:
         advice = ("the forward or backward pass overflows: --initializer_range=0.02, or --dtype=float32",)
         return Finding("gradients", FAIL, f"{line}: not finite for {named(broken)}", advice, numbers)
-    if frozen:
+    if frozen and not subject.recipe.lora.lora_rank:
         advice = ("every weight of the decoder should be trainable",)
         return Finding("gradients", FAIL, f"{line} and {len(frozen)} that are frozen: {named(frozen)}", advice, numbers)
     if missing:
@@ -183,6 +183,8 @@ def check_gradients(subject: Subject) -> Finding:
     if updates:
         line += f"; some only after {counted(updates, 'update')}, as zero-initialized projections make it"
     line += ")"
+    if frozen:
+        line += f"; {len(frozen)} more are frozen below the adapters"
     if without_gradient.any():
         line += f"; none is asked of {counted(int(without_gradient.sum()), 'key bias')}, which softmax cancels"
     rows = subject.config.max_sequence_length

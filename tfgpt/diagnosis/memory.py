@@ -9,6 +9,7 @@ from tfgpt.diagnosis.machine import Memory, free_disk
 from tfgpt.diagnosis.report import FAIL, OK, WARN, Finding, in_bytes, in_numbers
 from tfgpt.model import presets
 from tfgpt.model.config import DecoderConfig
+from tfgpt.model.lora_config import LoraConfig
 from tfgpt.training.recipe import Recipe
 
 CHUNK_BYTES = 64 << 20
@@ -20,6 +21,11 @@ SECOND_MODE_BYTES = 400 << 20
 to 0.5 more once the step is compiled. With it the estimate without the checkpoint's copy over the measured peak of the
 process was (TF 2.21, 2026-11-22; graph, XLA): mini, 16 rows of 256, 1.02, 0.93; gpt2 with 260 bytes, 1 row of 64, 0.99,
 0.93; tiny, 8 rows of 64, 1.15 (graph). --compile=auto compiles both and keeps SECOND_MODE_BYTES more."""
+
+NO_ADAPTERS = LoraConfig()
+IN_PAIRS = ("dpo", "ipo", "orpo", "simpo")
+ANSWERS_AT_A_TIME = 256
+"""As `tfgpt.training.group_rewards.ROWS`, which needs TensorFlow."""
 
 COMFORTABLE = 0.85
 """The estimate may be off: more than this share of what is there gets a warning."""
@@ -44,9 +50,13 @@ def estimate(recipe: Recipe, config: DecoderConfig, machine: Machine) -> dict[st
     """Bytes that the run needs on one device, by kind, and their "total".
 
     Weights, gradients and optimizer are exact, activations good to about a third (`presets.training_memory`). Replicas
-    on logical CPUs share one memory; each GPU has its own.
+    on logical CPUs share one memory; each GPU has its own. With LoRA only the adapters have gradients and slots. Pairs
+    are two rows each. Rewards need a second model with --kl_penalty, and the keys and values of the answers that are
+    written at a time.
     """
-    rows = -(-recipe.batch.batch_size // (recipe.step.accumulation_steps * machine.replicas))
+    objective = recipe.objective.objective
+    batch_rows = recipe.batch.batch_size * (2 if objective in IN_PAIRS else 1)
+    rows = -(-batch_rows // (recipe.step.accumulation_steps * machine.replicas))
     length = recipe.batch.sequence_length
     parts = presets.training_memory(
         config,
@@ -56,16 +66,19 @@ def estimate(recipe: Recipe, config: DecoderConfig, machine: Machine) -> dict[st
         mixed=recipe.step.dtype == "mixed_bfloat16",
         ema=bool(recipe.optimizer.ema_decay),
     )
-    parameters = presets.count_parameters(config)
+    parameters = trained_parameters(config, recipe.lora)
+    if recipe.lora.lora_rank:
+        parts["weights"] = adapted_bytes(recipe, config, copies=2 if recipe.step.dtype == "mixed_bfloat16" else 0)
+        parts["gradients"] = 4 * parameters
     tokens = rows * length
     chunk = recipe.step.cross_entropy_chunk_tokens or chunk_tokens(tokens, config.vocabulary_size)
     parts["logits"] = parts["logits"] * min(chunk, tokens) // tokens
-    if chunk < tokens:
+    if chunk < tokens and not recipe.lora.lora_rank:
         # The head's gradient is added up over the chunks.
         parts["logits"] += 4 * config.vocabulary_size * config.hidden_dim
     if recipe.step.accumulation_steps > 1:
         parts["gradients"] *= 2
-    parts["optimizer"] = optimizer_bytes(recipe.optimizer.optimizer, config, parameters)
+    parts["optimizer"] = optimizer_bytes(recipe.optimizer.optimizer, config, recipe.lora)
     # The update makes the clipped gradients and all new weights and slots before it writes any.
     parts["update"] = 8 * parameters + parts["optimizer"]
     kinds = ("weights", "gradients", "optimizer", "update", "activations", "logits")
@@ -75,6 +88,9 @@ def estimate(recipe: Recipe, config: DecoderConfig, machine: Machine) -> dict[st
         parts["checkpoint copy"] = 4 * parameters + parts["optimizer"] // machine.replicas
     else:
         parts = {kind: parts[kind] for kind in kinds}
+    if objective == "grpo":
+        parts["answers"] = ANSWERS_AT_A_TIME * length * 2 * config.num_layers * config.key_value_width * 4
+        parts["reference"] = 4 * presets.count_parameters(config) if recipe.reward.kl_penalty else 0
     parts["runtime"] = RUNTIME_BYTES["GPU" if machine.gpu else "CPU"]
     if recipe.step.compile == "auto":
         parts["runtime"] += SECOND_MODE_BYTES
@@ -87,30 +103,82 @@ def chunk_tokens(tokens: int, vocabulary_size: int) -> int:
     return tokens if tokens <= rows else max(rows // 128 * 128, 128)
 
 
-def optimizer_bytes(optimizer: str, config: DecoderConfig, parameters: int) -> int:
+def optimizer_bytes(optimizer: str, config: DecoderConfig, lora: LoraConfig = NO_ADAPTERS) -> int:
     """Bytes of the optimizer's slots, float32: AdamW two numbers a parameter, Lion one, Adafactor one and some.
 
     Keras's Adafactor keeps rows, columns and, to no use, their product. Muon keeps one number for the blocks' matrices
-    and AdamW's two for all else.
+    and AdamW's two for all else; adapters are nothing but such matrices.
     """
-    matrices = config.num_layers * block_matrices(config)
+    parameters = trained_parameters(config, lora)
+    matrices = parameters if lora.lora_rank else config.num_layers * block_matrices(config)
     muon = matrices + 2 * (parameters - matrices)
     adafactor = parameters + parameters // 500
     return 4 * {"adamw": 2 * parameters, "lion": parameters, "muon": muon, "adafactor": adafactor}[optimizer]
 
 
+def projection_shapes(config: DecoderConfig) -> dict[str, tuple[int, int]]:
+    """[in, out] of the matrices of one block by their names in `lora_config.LAYERS`."""
+    width, inner = config.hidden_dim, config.intermediate_dim
+    shapes = {
+        "query": (width, config.query_width),
+        "key": (width, config.key_value_width),
+        "value": (width, config.key_value_width),
+        "output": (config.query_width, width),
+        "up": (width, inner),
+        "down": (inner, width),
+    }
+    return shapes | ({"gate": (width, inner)} if config.mlp == "swiglu" else {})
+
+
 def block_matrices(config: DecoderConfig) -> int:
     """Numbers in the matrices of one block: attention's four, and the MLP's two or three."""
-    attention = config.hidden_dim * (2 * config.query_width + 2 * config.key_value_width)
-    return attention + (3 if config.mlp == "swiglu" else 2) * config.hidden_dim * config.intermediate_dim
+    return sum(inputs * outputs for inputs, outputs in projection_shapes(config).values())
+
+
+def trained_parameters(config: DecoderConfig, lora: LoraConfig) -> int:
+    """Numbers that the optimizer changes: all of the model's, or the adapters' [in, rank] and [rank, out]."""
+    if not lora.lora_rank:
+        return presets.count_parameters(config)
+    shapes = projection_shapes(config)
+    chosen = [shapes[name] for name in lora.layers() if name in shapes]
+    return config.num_layers * lora.lora_rank * sum(inputs + outputs for inputs, outputs in chosen)
+
+
+def adapted_bytes(recipe: Recipe, config: DecoderConfig, copies: int) -> int:
+    """Bytes of a frozen model and its adapters, of the adapters' average, and of `copies` bytes more a number.
+
+    In eight bits a projection is a kernel of one byte a number and a float32 scale for each output; no copy is kept.
+    """
+    frozen, trained = presets.count_parameters(config), trained_parameters(config, recipe.lora)
+    adapters = trained * (4 + copies + (4 if recipe.optimizer.ema_decay else 0))
+    if recipe.lora.base_weights == "float":
+        return adapters + frozen * (4 + copies)
+    kernels = config.num_layers * block_matrices(config)
+    scales = config.num_layers * sum(outputs for _, outputs in projection_shapes(config).values())
+    return adapters + (frozen - kernels) * (4 + copies) + kernels + 4 * scales
+
+
+def parameters_in_words(config: DecoderConfig, lora: LoraConfig) -> str:
+    """How many there are, and how many of them are trained."""
+    parameters = presets.count_parameters(config)
+    if not lora.lora_rank:
+        return f"{in_numbers(parameters)} parameters"
+    trained = trained_parameters(config, lora)
+    return f"{in_numbers(parameters)} frozen parameters ({lora.base_weights}) and {in_numbers(trained)} trained ones"
 
 
 def check_memory(recipe: Recipe, config: DecoderConfig, machine: Machine) -> Finding:
     """Whether the estimate fits into what is there."""
     parts = estimate(recipe, config, machine)
-    numbers: dict[str, object] = {"estimate": parts, "replicas": machine.replicas}
+    trained = trained_parameters(config, recipe.lora)
+    numbers: dict[str, object] = {
+        "estimate": parts,
+        "replicas": machine.replicas,
+        "trained_parameters": trained,
+        "frozen_parameters": presets.count_parameters(config) if recipe.lora.lora_rank else 0,
+    }
     kinds = ", ".join(f"{kind} {in_bytes(count)}" for kind, count in parts.items() if kind != "total")
-    line = f"about {in_bytes(parts['total'])} ({kinds}) for {in_numbers(presets.count_parameters(config))} parameters"
+    line = f"about {in_bytes(parts['total'])} ({kinds}) for {parameters_in_words(config, recipe.lora)}"
     memory = machine.memory
     if memory is None:
         return Finding("memory", OK, f"{line}; how much there is cannot be known on this system", numbers=numbers)
@@ -203,12 +271,14 @@ def decoder_config(recipe: Recipe, vocabulary_size: int) -> DecoderConfig:
 
 def check_disk(recipe: Recipe, config: DecoderConfig) -> Finding:
     """Whether the checkpoints that are kept, and the model, fit on the run directory's disk."""
-    parameters = presets.count_parameters(config)
-    slots = optimizer_bytes(recipe.optimizer.optimizer, config, parameters)
+    parameters = trained_parameters(config, recipe.lora)
+    slots = optimizer_bytes(recipe.optimizer.optimizer, config, recipe.lora)
     one = 4 * parameters * (2 if recipe.optimizer.ema_decay else 1) + slots
     # One more is being written before the oldest goes.
     kept = recipe.run.checkpoints_kept + 1 + recipe.run.keep_best
-    needed, free = kept * one + 4 * parameters, free_disk(recipe.run_dir)
+    # The model is whole even where only adapters are trained, which are written by themselves as well.
+    written = 4 * presets.count_parameters(config) + (4 * parameters if recipe.lora.lora_rank else 0)
+    needed, free = kept * one + written, free_disk(recipe.run_dir)
     numbers = {"needed": needed, "free": free, "checkpoint": one}
     line = f"checkpoints and model take {in_bytes(needed)} in {recipe.run_dir}; {in_bytes(free)} are free there"
     if needed <= free:

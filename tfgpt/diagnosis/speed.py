@@ -202,7 +202,8 @@ def check_time(subject: Subject, speed: Speed) -> Finding:
     period = recipe.watching.validate_every or max(1, steps // 10)
     validations = 1 + -(-steps // period)
     # A forward pass is a third of an update's work.
-    validation = validations * subject.data.validation.num_tokens / (3 * speed.tokens_per_second)
+    tokens = subject.assembly.validation_steps * recipe.batch.batch_size * recipe.batch.sequence_length
+    validation = validations * tokens / (3 * speed.tokens_per_second)
     numbers = {
         "seconds": updates + validation,
         "update_seconds": updates,

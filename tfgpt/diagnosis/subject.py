@@ -11,7 +11,6 @@ import tensorflow as tf
 
 from tfgpt.model import presets
 from tfgpt.model.config import DecoderConfig
-from tfgpt.pipeline.prepare import PreparedData
 from tfgpt.training.assembly import Assembly
 from tfgpt.training.config import ScheduleConfig
 from tfgpt.training.recipe import Recipe
@@ -32,7 +31,7 @@ class Subject:
 
     Attributes:
         recipe: the run's settings.
-        data: tokens and tokenizer.
+        data: what the objective prepared.
         strategy: where the variables live.
         assembly: the run's trainer and batches; its weights are as initialized until a trial changes them.
         batch: the first training batch.
@@ -42,7 +41,7 @@ class Subject:
     """
 
     recipe: Recipe
-    data: PreparedData
+    data: Any
     strategy: tf.distribute.Strategy
     assembly: Assembly
     batch: Batch
@@ -54,7 +53,7 @@ class Subject:
     def build(
         cls,
         recipe: Recipe,
-        data: PreparedData,
+        data: Any,
         strategy: tf.distribute.Strategy,
         assembly: Assembly,
         batch: Batch,

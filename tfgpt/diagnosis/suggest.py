@@ -13,11 +13,19 @@ from collections.abc import Iterator
 
 from tfgpt.common.errors import UserError
 from tfgpt.diagnosis.families import FAMILIES, OPEN_LICENCES, Pretrained
-from tfgpt.diagnosis.memory import COMFORTABLE, RUNTIME_BYTES, block_matrices, chunk_tokens, optimizer_bytes
+from tfgpt.diagnosis.memory import (
+    COMFORTABLE,
+    RUNTIME_BYTES,
+    block_matrices,
+    chunk_tokens,
+    optimizer_bytes,
+    trained_parameters,
+)
 from tfgpt.diagnosis.report import in_bytes, in_numbers
 from tfgpt.diagnosis.suggest_config import SuggestConfig
 from tfgpt.model import presets
 from tfgpt.model.config import DecoderConfig
+from tfgpt.model.lora_config import LoraConfig
 
 BYTES_A_TOKEN = 4
 """English text under vocabularies of 32,000 to 152,000 entries, about."""
@@ -96,13 +104,6 @@ def expected_loss(model: Pretrained) -> float:
     return 1.69 + 406.4 / parameters**0.34 + 410.7 / (model.training_tokens or 2e12) ** 0.28
 
 
-def adapter_parameters(config: DecoderConfig, rank: int = RANK) -> int:
-    """Numbers in adapters of this rank on all projections: rank x (inputs + outputs) of each."""
-    attention = 2 * (config.hidden_dim + config.query_width) + 2 * (config.hidden_dim + config.key_value_width)
-    mlp = (3 if config.mlp == "swiglu" else 2) * (config.hidden_dim + config.intermediate_dim)
-    return config.num_layers * rank * (attention + mlp)
-
-
 def tuning_memory(config: DecoderConfig, method: str, device: str) -> int:
     """Bytes at the peak of tuning, one row of ROW_TOKENS at a time, blocks recomputed in the backward pass.
 
@@ -120,11 +121,11 @@ def tuning_memory(config: DecoderConfig, method: str, device: str) -> int:
         parts["activations"] + parts["logits"] * chunk // length + RUNTIME_BYTES["CPU" if device == "cpu" else "GPU"]
     )
     if method == "full":
-        slots = optimizer_bytes("adamw", config, parameters)
+        slots = optimizer_bytes("adamw", config)
         # Gradients; slots; clipped gradients, new weights and new slots before any is written.
         return total + parts["weights"] + 4 * parameters + slots + 8 * parameters + slots
     # An adapter's weights, gradients, slots and update, as above.
-    total += adapter_parameters(config) * (4 + 4 + 8 + 16)
+    total += trained_parameters(config, LoraConfig(lora_rank=RANK)) * (4 + 4 + 8 + 16)
     if method == "lora":
         return total + parts["weights"]
     matrices = config.num_layers * block_matrices(config)

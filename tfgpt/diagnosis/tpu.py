@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tfgpt.diagnosis.memory import optimizer_bytes
+from tfgpt.diagnosis.memory import adapted_bytes, optimizer_bytes, trained_parameters
 from tfgpt.diagnosis.report import FAIL, OK, WARN, Finding, in_bytes, in_numbers
 from tfgpt.model import presets
 from tfgpt.model.config import DecoderConfig
@@ -30,11 +30,14 @@ def needed_bytes(recipe: Recipe, config: DecoderConfig, optimizer: str | None = 
         optimizer: another one than the recipe's.
     """
     parameters = presets.count_parameters(config)
+    weights = parameters * (8 if recipe.optimizer.ema_decay else 4)
+    if recipe.lora.lora_rank:
+        weights = adapted_bytes(recipe, config, copies=0)
     copies = recipe.step.accumulation_steps > 1 and recipe.step.dtype == "mixed_bfloat16"
     parts = {
-        "weights": parameters * (8 if recipe.optimizer.ema_decay else 4),
-        "optimizer": optimizer_bytes(optimizer or recipe.optimizer.optimizer, config, parameters),
-        "gradients": 4 * parameters,
+        "weights": weights,
+        "optimizer": optimizer_bytes(optimizer or recipe.optimizer.optimizer, config, recipe.lora),
+        "gradients": 4 * trained_parameters(config, recipe.lora),
         "bfloat16 weights": 2 * parameters if copies else 0,
         "program": int(PROGRAM_BYTES),
     }

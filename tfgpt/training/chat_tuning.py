@@ -6,7 +6,6 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
 from tfgpt.common.errors import SettingError
@@ -21,19 +20,15 @@ from tfgpt.pipeline.chat_prepare import PreparedChat, prepare_chat
 from tfgpt.pipeline.conversations import Conversations
 from tfgpt.pipeline.mixture import Mixture, mixture_weights
 from tfgpt.pipeline.packing import Packing
-from tfgpt.tokenization.chat_template import encode_messages
-from tfgpt.tokenization.tokenizer import Tokenizer
 from tfgpt.training.kinds import Feeds, HeldOut, Kind
 from tfgpt.training.recipe import Recipe
 from tfgpt.training.strategy import distributed
-
-GREETING = "Hello!"
-"""What the model is asked on the way when --sample_prompt says nothing."""
 
 
 class ChatTuning(Kind):
     """Predict what the assistant says."""
 
+    conversations = True
     _training_rows: tuple[list[Packing], Mixture] | None = None
 
     def training_rows(self, recipe: Recipe, data: PreparedChat) -> tuple[list[Packing], Mixture]:
@@ -74,9 +69,6 @@ class ChatTuning(Kind):
 
     def packed(self, recipe: Recipe) -> bool:
         return True
-
-    def prompt(self, tokenizer: Tokenizer, text: str) -> np.ndarray:
-        return encode_messages(tokenizer, [{"role": "user", "content": text or GREETING}], True)[0]
 
     def feeds(self, recipe: Recipe, data: PreparedChat, strategy: tf.distribute.Strategy) -> Feeds:
         length, size = recipe.batch.sequence_length, recipe.batch.batch_size

@@ -38,7 +38,7 @@ from tfgpt.training.kinds import Feeds, HeldOut, Kind
 from tfgpt.training.preference_config import RewardConfig
 from tfgpt.training.preferences import TokenNats, token_nats
 from tfgpt.training.recipe import Recipe
-from tfgpt.training.records import Record, as_row, fingerprint_of, read_sides
+from tfgpt.training.records import Record, are_conversations, as_row, fingerprint_of, read_sides
 from tfgpt.training.rewards import Answer, rewards_of, total_reward
 from tfgpt.training.strategy import distributed
 
@@ -84,6 +84,7 @@ class GroupRewards(Kind):
                 total_reward(rewards, Answer("", 0, True, record))
             sides.append(fitting)
         train, validation = sides
+        self.conversations = are_conversations([record for record, _ in train])
         contents = [repr(sorted(record.content.items())) for side in sides for record, _ in side]
         fingerprint = fingerprint_of({}, tokenizer.fingerprint, str(len(train)), *contents)
         manifest = {

@@ -13,11 +13,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import tensorflow as tf
 
+from tfgpt.tokenization.chat_template import encode_messages
 from tfgpt.training.objectives import CausalLanguageModeling
 
 if TYPE_CHECKING:
     from tfgpt.tokenization.tokenizer import Tokenizer
     from tfgpt.training.recipe import Recipe
+
+
+GREETING = "Hello!"
+"""What a model of conversations is asked on the way when --sample_prompt says nothing."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +59,13 @@ class Feeds:
 
 
 class Kind:
-    """An objective's part in a run. One object serves one run."""
+    """An objective's part in a run. One object serves one run.
+
+    Attributes:
+        conversations: whether it learns from conversations; where only the data say so, `prepare` sets it.
+    """
+
+    conversations = False
 
     def prepare(self, recipe: Recipe, say: Callable[[str], None] = print) -> Any:
         """Makes, or finds in the cache, what `feeds` reads.
@@ -97,8 +108,10 @@ class Kind:
         self.trainer = trainer
 
     def prompt(self, tokenizer: Tokenizer, text: str) -> str | np.ndarray:
-        """What the model reads of a --sample_prompt: the text, or ids."""
-        return text
+        """What the model reads of a --sample_prompt: the text, or the ids of a user's turn up to the answer."""
+        if not self.conversations:
+            return text
+        return encode_messages(tokenizer, [{"role": "user", "content": text or GREETING}], True)[0]
 
     def feeds(self, recipe: Recipe, data: Any, strategy: tf.distribute.Strategy) -> Feeds:
         """The batches, distributed as the strategy wants them.

@@ -27,7 +27,7 @@ from tfgpt.training.objectives import LinearCrossEntropy, automatic_chunk_tokens
 from tfgpt.training.preference_config import PreferenceConfig
 from tfgpt.training.preference_losses import WITH_REFERENCE, normalizes_length, pair_losses
 from tfgpt.training.recipe import Recipe
-from tfgpt.training.records import Record, answer_of, as_row, encoded, fingerprint_of, read_sides
+from tfgpt.training.records import Record, answer_of, are_conversations, as_row, encoded, fingerprint_of, read_sides
 from tfgpt.training.strategy import distributed
 
 Arrays = dict[str, np.ndarray]
@@ -59,6 +59,7 @@ class Preferences(Kind):
     def prepare(self, recipe: Recipe, say: Callable[[str], None] = print) -> PairData:
         tokenizer = Tokenizer.load(str(recipe.run.init_from))
         sides = read_sides(recipe.corpus)
+        self.conversations = are_conversations(sides[0])
         length = recipe.batch.sequence_length
         train, validation = (encode_pairs(tokenizer, side, length, say) for side in sides)
         for name, side in (("train_text", train), ("validation_fraction", validation)):

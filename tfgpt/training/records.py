@@ -54,6 +54,11 @@ def read_sides(corpus: CorpusConfig) -> tuple[list[Record], list[Record]]:
     return sides["train"], sides["validation"]
 
 
+def are_conversations(records: Sequence[Record]) -> bool:
+    """Whether the model is asked in messages, in all of them."""
+    return all(not isinstance(record.prompt, str) for record in records)
+
+
 def read_records(specs: Sequence[str], flag: str) -> Iterator[Record]:
     """The lines of the files that the flag names: files, folders of .jsonl files, globs."""
     for spec in specs:
