@@ -3,9 +3,10 @@
 
     python scripts/make_addition.py addition
 
-writes, of all 8,100 sums of two numbers from 10 to 99 in a random order: addition/texts.jsonl ({"text": "12+34=46"}),
-addition/prompts.jsonl ({"prompt": "12+34=", "answer": "46"}) and addition/held_out.jsonl, the same of sums that are in
-neither of the others. Texts and prompts are the same sums.
+takes all 8,100 sums of two numbers from 10 to 99 in a random order. addition/held_out.jsonl has 500 of them
+({"prompt": "12+34=", "answer": "46"}), addition/prompts.jsonl the others. addition/texts.jsonl has those others too, as
+a careless person would work them out ({"text": "12+34=46"}, {"text": "15+27=32"}): where the units carry, the carry is
+forgotten two times in three. So supervised training alone cannot learn to add, and rewards have something to teach.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import json
 import random
 from pathlib import Path
 
-HELD_OUT = 500
+HELD_OUT, FORGOTTEN_CARRIES = 500, 0.65
 
 
 def main() -> None:
@@ -26,13 +27,19 @@ def main() -> None:
     pairs = [(left, right) for left in range(10, 100) for right in range(10, 100)]
     random.Random(0).shuffle(pairs)
     prompts = [{"prompt": f"{left}+{right}=", "answer": str(left + right)} for left, right in pairs]
-    held_out, known = prompts[:HELD_OUT], prompts[HELD_OUT:]
+    slips = random.Random(1)
+
+    def worked_out(left: int, right: int) -> int:
+        forgotten = left % 10 + right % 10 > 9 and slips.random() < FORGOTTEN_CARRIES
+        return left + right - 10 * forgotten
+
+    texts = [{"text": f"{left}+{right}={worked_out(left, right)}"} for left, right in pairs[HELD_OUT:]]
+    held_out, tried = prompts[:HELD_OUT], prompts[HELD_OUT:]
     directory.mkdir(parents=True, exist_ok=True)
-    texts = [{"text": record["prompt"] + record["answer"]} for record in known]
-    for name, records in (("texts", texts), ("prompts", known), ("held_out", held_out)):
+    for name, records in (("texts", texts), ("prompts", tried), ("held_out", held_out)):
         lines = "".join(json.dumps(record) + "\n" for record in records)
         (directory / f"{name}.jsonl").write_text(lines, encoding="utf-8")
-    print(f"{len(known):,} sums to learn from and {len(held_out)} others in {directory}")
+    print(f"{len(tried):,} sums to learn from and {len(held_out)} others in {directory}")
 
 
 if __name__ == "__main__":

@@ -8,9 +8,12 @@ import tensorflow as tf
 
 from tests.serving.conftest import DEFAULTS
 from tfgpt.common.errors import UserError
+from tfgpt.common.files import write_json
+from tfgpt.pipeline.conversations import write_conversations
 from tfgpt.serving.precision import ServedWeights
 from tfgpt.serving.quality import bits_per_byte, quality_ids
 from tfgpt.serving.served_model import ServedModel
+from tfgpt.tokenization.chat_template import encode_messages
 
 
 def test_bits_per_byte_count_text_and_no_special_token(generator):
@@ -41,3 +44,22 @@ def test_a_text_is_read_as_far_as_asked(tmp_path, generator):
         quality_ids(tmp_path, str(path), generator.tokenizer, 9)
     with pytest.raises(UserError, match="--quality_text: /nowhere cannot be read"):
         quality_ids(tmp_path, "/nowhere", generator.tokenizer, 9)
+
+
+def test_what_was_held_out_of_a_chat_run_is_read_too(tmp_path, generator):
+    said = [{"role": "user", "content": "quick?"}, {"role": "assistant", "content": "The lazy dog."}]
+    conversations = write_conversations(
+        [{"messages": said, "source": "a"}],
+        generator.tokenizer,
+        tmp_path / "held_out",
+        length=40,
+        repeat_system=True,
+        sources={"a": "a"},
+    )
+    held_out = {"directory": str(conversations.directory), "fingerprint": conversations.fingerprint}
+    write_json(tmp_path / "training.json", {"data": {"validation": held_out}})
+    ids, _ = quality_ids(tmp_path, "", generator.tokenizer, 10_000)
+    assert ids.tolist() == encode_messages(generator.tokenizer, said)[0][: len(ids)].tolist()
+    assert "The lazy dog." in generator.tokenizer.decode(ids)
+    write_json(tmp_path / "training.json", {"data": {"validation": {"prompts": 3}}})
+    assert quality_ids(tmp_path, "", generator.tokenizer, 10_000) is None

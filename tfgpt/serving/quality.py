@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import tensorflow as tf
 
 from tfgpt.common.errors import UserError
 from tfgpt.common.files import read_json
+from tfgpt.pipeline.conversations import Conversations
 from tfgpt.pipeline.shards import TokenShards
 from tfgpt.tokenization.tokenizer import Tokenizer
 
@@ -21,7 +24,8 @@ def quality_ids(model: Path, text: str, tokenizer: Tokenizer, byte_limit: int) -
     """The ids to measure on, [n] int32, and what they are called; None where there are none.
 
     Args:
-        model: the model directory, whose training.json knows the held-out text.
+        model: the model directory, whose training.json knows what its run held out: text, or
+            conversations (then all that is said in them counts).
         text: a file to read instead, or "".
         tokenizer: the model's.
         byte_limit: bytes of it to use.
@@ -44,16 +48,26 @@ def quality_ids(model: Path, text: str, tokenizer: Tokenizer, byte_limit: int) -
     provenance = model / "training.json"
     if not provenance.is_file():
         return None
-    held_out = read_json(provenance).get("data", {}).get("validation", {})
-    directory = Path(held_out.get("directory", ""))
-    if not directory.joinpath("manifest.json").is_file():
-        return None
-    shards = TokenShards.open(directory, tokenizer.fingerprint)
-    if shards.fingerprint != held_out.get("fingerprint"):
-        return None
-    ids = np.asarray(shards.tokens[: min(shards.num_tokens, byte_limit)], np.int32)
+    ids = held_out_ids(read_json(provenance).get("data", {}).get("validation", {}), tokenizer, byte_limit)
     behind = np.cumsum(tokenizer.byte_lengths()[ids]) <= byte_limit
     return (ids[behind], "the held-out text") if behind.sum() > 1 else None
+
+
+def held_out_ids(held_out: Mapping[str, Any], tokenizer: Tokenizer, most: int) -> np.ndarray:
+    """The first ids, [at most `most`] int32, of what a run held out: text, or conversations with all that is said.
+
+    Empty where training.json names nothing of that kind (a run on preferences, say), or the cache has it no more.
+    """
+    directory = Path(held_out.get("directory") or "/nowhere")
+    with contextlib.suppress(UserError):
+        shards = TokenShards.open(directory, tokenizer.fingerprint)
+        if shards.fingerprint == held_out.get("fingerprint"):
+            return np.asarray(shards.tokens[: min(shards.num_tokens, most)], np.int32)
+    with contextlib.suppress(UserError):
+        conversations = Conversations.open(directory)
+        if conversations.fingerprint == held_out.get("fingerprint"):
+            return conversations.ids[:most].astype(np.int32)
+    return np.zeros(0, np.int32)
 
 
 def bits_per_byte(log_likelihood: Any, ids: np.ndarray, tokenizer: Tokenizer, context: int) -> float:
