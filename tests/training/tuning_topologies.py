@@ -2,9 +2,9 @@
 
     python tuning_topologies.py DIRECTORY TOPOLOGY LOGICAL_CPUS CASE…
 
-runs the cases in DIRECTORY/TOPOLOGY/CASE; the line of one that is refused goes into "CASE refused". With TF_CONFIG set it
-is one worker of that cluster. All cases share one strategy: a second MirroredStrategy on the same CPUs would have its
-collectives collide with the first one's.
+runs the cases in DIRECTORY/TOPOLOGY/CASE; the line of one that is refused goes into "CASE refused". With TF_CONFIG set
+it is one worker of that cluster. All cases share one strategy: a second MirroredStrategy on the same CPUs would have
+its collectives collide with the first one's.
 """
 
 from __future__ import annotations
