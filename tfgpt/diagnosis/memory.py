@@ -20,7 +20,10 @@ SECOND_MODE_BYTES = 400 << 20
 """What Python, TensorFlow and its compiled programs hold besides the model. On CPUs 0.6 GiB before there is one and 0.3
 to 0.5 more once the step is compiled. With it the estimate without the checkpoint's copy over the measured peak of the
 process was (TF 2.21, 2026-11-22; graph, XLA): mini, 16 rows of 256, 1.02, 0.93; gpt2 with 260 bytes, 1 row of 64, 0.99,
-0.93; tiny, 8 rows of 64, 1.15 (graph). --compile=auto compiles both and keeps SECOND_MODE_BYTES more."""
+0.93; tiny, 8 rows of 64, 1.15 (graph). --compile=auto compiles both and keeps SECOND_MODE_BYTES more.
+
+Too low for adapters on a large vocabulary: SmolLM2-135M with rank 16, 4 rows of 256, mixed_bfloat16, graph: estimated
+2.8 GiB; doctor's process held 5.5 at its peak (2026-11-25), the run itself 4.6. Why is not known."""
 
 NO_ADAPTERS = LoraConfig()
 IN_PAIRS = ("dpo", "ipo", "orpo", "simpo")
