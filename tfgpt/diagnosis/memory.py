@@ -24,7 +24,7 @@ process was (TF 2.21, 2026-11-22; graph, XLA): mini, 16 rows of 256, 1.02, 0.93;
 
 Too low for adapters on a large vocabulary: SmolLM2-135M with rank 16, 4 rows of 256, mixed_bfloat16, graph: estimated
 2.8 GiB; doctor's process held 5.5 at its peak (2026-11-25), the run itself 4.6: 2.1 with the model built, 3.0 after the
-first validation, the rest from the first update on. So the runtime's share grows with the model by more than is counted."""
+first validation, the rest from the first update on. The runtime's share grows with the model, uncounted."""
 
 NO_ADAPTERS = LoraConfig()
 IN_PAIRS = ("dpo", "ipo", "orpo", "simpo")
