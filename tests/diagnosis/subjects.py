@@ -34,4 +34,6 @@ def subject_of(text: Path, *more: str, base: Sequence[str] = SMALL) -> Subject:
     strategy = resolve(recipe.strategy)
     data = prepare(recipe.corpus, recipe.tokenizer_config(), say=lambda line: None)
     assembly = assemble(at_constant_rate(recipe), data, strategy)
-    return Subject.build(recipe, data, strategy, assembly, training_batch(recipe, data), small_tokens=128)
+    return Subject.build(
+        recipe, data, strategy, assembly, training_batch(recipe, data, recipe.objective.kind()), small_tokens=128
+    )

@@ -27,7 +27,8 @@ def stories(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def batch(text_file: Path) -> dict[str, np.ndarray]:
     """The first batch of a run with document masking."""
     recipe = recipe_of(text_file, "--document_masking")
-    return training_batch(recipe, prepare(recipe.corpus, recipe.tokenizer, say=lambda line: None))
+    data = prepare(recipe.corpus, recipe.tokenizer, say=lambda line: None)
+    return training_batch(recipe, data, recipe.objective.kind())
 
 
 def test_the_pipelines_own_batch_is_in_order(batch):

@@ -31,6 +31,7 @@ from tfgpt.diagnosis.subject import Batch, Subject, affordable_tokens, at_consta
 from tfgpt.diagnosis.tpu import check_tpu
 from tfgpt.model.config import DecoderConfig
 from tfgpt.training.assembly import assemble
+from tfgpt.training.kinds import Kind
 from tfgpt.training.peak import measured_peak_flops
 from tfgpt.training.recipe import Recipe
 from tfgpt.training.strategy import resolve
@@ -73,19 +74,20 @@ def examine(
         why = f"because doctor knows batches of --objective=pretrain and chat only, not of {objective}"
         report.skip((*DATA_CHECKS, *MODEL_CHECKS, *SPEED_CHECKS), why)
         return report
-    data = recipe.objective.kind().prepare(recipe, say)
+    kind = recipe.objective.kind()
+    data = kind.prepare(recipe, say)
     config = recipe.decoder_config(data.tokenizer.vocabulary_size)
-    batch = training_batch(recipe, data)
+    batch = training_batch(recipe, data, kind)
     if doctor.preview_rows:
         report.preview = (
             preview_learned(batch, data.tokenizer, doctor.preview_rows, dimmed=False)
-            if objective == "chat"
+            if kind.conversations
             else preview(batch, data.tokenizer, doctor.preview_rows)
         )
         for line in ("", *report.preview, ""):
             say(line)
-    report.add(check_batch(batch, config.vocabulary_size, conversations=objective == "chat"))
-    if objective == "chat":
+    report.add(check_batch(batch, config.vocabulary_size, conversations=kind.conversations))
+    if kind.conversations:
         report.skip(DATA_CHECKS[1:], "because they count plain text")
     else:
         report.add(check_tokens(data, recipe))
@@ -94,7 +96,7 @@ def examine(
     if memory.status == FAIL:
         report.skip((*MODEL_CHECKS, *SPEED_CHECKS), "because the model does not fit")
         return report
-    examine_model(report, recipe, doctor, data, batch, strategy, machine)
+    examine_model(report, recipe, doctor, kind, data, batch, strategy, machine)
     return report
 
 
@@ -125,6 +127,7 @@ def examine_model(
     report: Report,
     recipe: Recipe,
     doctor: DoctorConfig,
+    kind: Kind,
     data: Any,
     batch: Batch,
     strategy: tf.distribute.Strategy,
@@ -137,7 +140,7 @@ def examine_model(
     def build() -> Subject:
         config = recipe.decoder_config(data.tokenizer.vocabulary_size)
         tokens = affordable_tokens(config, peak_flops, doctor.overfit_steps, doctor.trial_seconds)
-        assembly = assemble(at_constant_rate(recipe), data, strategy)
+        assembly = assemble(at_constant_rate(recipe), data, strategy, kind)
         forward_tokens = affordable_tokens(config, peak_flops, 1, doctor.trial_seconds)
         return Subject.build(recipe, data, strategy, assembly, batch, tokens, forward_tokens)
 
@@ -199,7 +202,7 @@ def this_machine(strategy: tf.distribute.Strategy) -> Machine:
     return Machine(memory, strategy.num_replicas_in_sync, gpu)
 
 
-def training_batch(recipe: Recipe, data: Any) -> Batch:
+def training_batch(recipe: Recipe, data: Any, kind: Kind) -> Batch:
     """The run's first batch, whole."""
-    feeds = recipe.objective.kind().feeds(recipe, data, tf.distribute.get_strategy())
+    feeds = kind.feeds(recipe, data, tf.distribute.get_strategy())
     return first_batch(feeds.batches(0))

@@ -10,6 +10,7 @@ from tfgpt.diagnosis.report import FAIL, OK, WARN, Finding, in_bytes, in_numbers
 from tfgpt.model import presets
 from tfgpt.model.config import DecoderConfig
 from tfgpt.model.lora_config import LoraConfig
+from tfgpt.training.preference_config import ANSWERS_AT_A_TIME
 from tfgpt.training.recipe import Recipe
 
 CHUNK_BYTES = 64 << 20
@@ -28,9 +29,6 @@ first validation, the rest from the first update on. The runtime's share grows w
 
 NO_ADAPTERS = LoraConfig()
 IN_PAIRS = ("dpo", "ipo", "orpo", "simpo")
-ANSWERS_AT_A_TIME = 256
-"""As `tfgpt.training.group_rewards.ROWS`, which needs TensorFlow."""
-
 COMFORTABLE = 0.85
 """The estimate may be off: more than this share of what is there gets a warning."""
 

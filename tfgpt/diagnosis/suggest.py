@@ -80,7 +80,8 @@ class Candidate:
         name: the version to start from.
         method: how to tune it; None where none fits.
         serving: bytes to serve it.
-        problem: why it is no choice; "" where it is one.
+        unfit: why it is nothing for the task; "" where it is something.
+        too_much: why the machine or the time is not enough; "" where they are.
         suited: how well it goes with the task: 2 made for it, 1 can be taught it.
         loss: the scaling law's.
     """
@@ -89,9 +90,15 @@ class Candidate:
     name: str
     method: Method | None
     serving: int
-    problem: str
+    unfit: str
+    too_much: str
     suited: int
     loss: float
+
+    @property
+    def problem(self) -> str:
+        """Why it is no choice; "" where it is one."""
+        return self.unfit or self.too_much
 
 
 def expected_loss(model: Pretrained) -> float:
@@ -178,25 +185,25 @@ def candidate(model: Pretrained, config: SuggestConfig, memory: int) -> Candidat
     reads = model.reads(name)
     serving = serving_memory(model.config, reads, config.device)
     smallest = min(offered, key=lambda method: method.memory)
-    problem = ""
+    unfit = too_much = ""
     if config.licence == "open" and model.licence not in OPEN_LICENCES:
-        problem = f"its licence is {model.licence}"
+        unfit = f"its licence is {model.licence}"
     elif reads < config.context:
-        problem = f"it reads {reads:,} tokens"
+        unfit = f"it reads {reads:,} tokens"
     elif config.language and config.language.title() not in model.languages:
-        problem = f"its maker does not name {config.language.title()}"
+        unfit = f"its maker does not name {config.language.title()}"
     elif config.task == "languages" and len(model.languages) == 1:
-        problem = "it was made for English"
+        unfit = "it was made for English"
     elif config.task == "code" and not model.code:
-        problem = "its maker names no programs among what it read"
-    elif method is None:
-        problem = f"tuning needs about {in_bytes(smallest.memory)} ({smallest.name})"
+        unfit = "its maker names no programs among what it read"
+    if method is None:
+        too_much = f"tuning needs about {in_bytes(smallest.memory)} ({smallest.name})"
     elif serving > COMFORTABLE * memory:
-        problem = f"serving needs about {in_bytes(serving)}"
+        too_much = f"serving needs about {in_bytes(serving)}"
     elif method.days > config.days:
-        problem = f"a pass over the text takes about {duration(method.days)}"
+        too_much = f"a pass over the text takes about {duration(method.days)}"
     suited = 2 if made_to_talk or config.task not in TALKING else 1
-    return Candidate(model, name, method, serving, problem, suited, expected_loss(model))
+    return Candidate(model, name, method, serving, unfit, too_much, suited, expected_loss(model))
 
 
 def ranked(config: SuggestConfig, memory: int) -> list[Candidate]:
@@ -276,7 +283,7 @@ def suggestion(config: SuggestConfig, choices: int = 4) -> list[str]:
     good = [one for one in found if not one.problem]
     lines = [f"For {config.task}, {in_numbers(tokens)} tokens of text ({config.data_size}), {machine(config, memory)}:"]
     if not good:
-        near = [one for one in found if one.problem.startswith(("tuning", "serving", "a pass"))] or found
+        near = [one for one in found if not one.unfit] or found
         raise UserError(
             f"no model fits: {'; '.join(f'{one.name}: {one.problem}' for one in near[-3:])}. Give more --memory or "
             "--days, a smaller --context, or train one of your own with --preset=tiny"

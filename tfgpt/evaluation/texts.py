@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import sys
@@ -22,6 +21,7 @@ from tfgpt.pipeline.batches import validation_batches, validation_steps
 from tfgpt.pipeline.chat_batches import ChatRows, chat_validation_batches, chat_validation_steps, packings
 from tfgpt.pipeline.chat_prepare import prepared_side, spec_of_source
 from tfgpt.pipeline.conversations import Conversations
+from tfgpt.pipeline.held_out import open_held_out
 from tfgpt.pipeline.prepare import prepared_shards
 from tfgpt.pipeline.shards import TokenShards
 from tfgpt.tokenization.tokenizer import Tokenizer
@@ -139,18 +139,11 @@ class Reader:
 
     def in_the_cache(self, wanted: dict[str, Any]) -> Text | None:
         """The tokens that the run itself was judged by, if they are where they were."""
-        directory = Path(wanted.get("directory", ""))
-        opened: TokenShards | Conversations
-        with contextlib.suppress(UserError):
-            if self.chat and self.length == self.flags.get("sequence_length"):
-                opened = Conversations.open(directory)
-                if opened.fingerprint == wanted.get("fingerprint"):
-                    return self.of_conversations(HELD_OUT, opened)
-            elif not self.chat:
-                opened = TokenShards.open(directory, self.tokenizer.fingerprint)
-                if opened.fingerprint == wanted.get("fingerprint"):
-                    return self.of_shards(HELD_OUT, opened)
-        return None
+        opened = open_held_out(wanted, self.tokenizer)
+        if isinstance(opened, Conversations):
+            as_wanted = self.chat and self.length == self.flags.get("sequence_length")
+            return self.of_conversations(HELD_OUT, opened) if as_wanted else None
+        return None if opened is None or self.chat else self.of_shards(HELD_OUT, opened)
 
     def of_shards(self, name: str, shards: TokenShards) -> Text:
         """Documents, one behind the other."""

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,7 @@ import tensorflow as tf
 from tfgpt.common.errors import UserError
 from tfgpt.common.files import read_json
 from tfgpt.pipeline.conversations import Conversations
-from tfgpt.pipeline.shards import TokenShards
+from tfgpt.pipeline.held_out import open_held_out
 from tfgpt.tokenization.tokenizer import Tokenizer
 
 BATCH_TOKENS = 4096
@@ -48,26 +46,13 @@ def quality_ids(model: Path, text: str, tokenizer: Tokenizer, byte_limit: int) -
     provenance = model / "training.json"
     if not provenance.is_file():
         return None
-    ids = held_out_ids(read_json(provenance).get("data", {}).get("validation", {}), tokenizer, byte_limit)
+    opened = open_held_out(read_json(provenance).get("data", {}).get("validation", {}), tokenizer)
+    if opened is None:
+        return None
+    tokens = opened.ids if isinstance(opened, Conversations) else opened.tokens
+    ids = np.asarray(tokens[:byte_limit], np.int32)
     behind = np.cumsum(tokenizer.byte_lengths()[ids]) <= byte_limit
     return (ids[behind], "the held-out text") if behind.sum() > 1 else None
-
-
-def held_out_ids(held_out: Mapping[str, Any], tokenizer: Tokenizer, most: int) -> np.ndarray:
-    """The first ids, [at most `most`] int32, of what a run held out: text, or conversations with all that is said.
-
-    Empty where training.json names nothing of that kind (a run on preferences, say), or the cache has it no more.
-    """
-    directory = Path(held_out.get("directory") or "/nowhere")
-    with contextlib.suppress(UserError):
-        shards = TokenShards.open(directory, tokenizer.fingerprint)
-        if shards.fingerprint == held_out.get("fingerprint"):
-            return np.asarray(shards.tokens[: min(shards.num_tokens, most)], np.int32)
-    with contextlib.suppress(UserError):
-        conversations = Conversations.open(directory)
-        if conversations.fingerprint == held_out.get("fingerprint"):
-            return conversations.ids[:most].astype(np.int32)
-    return np.zeros(0, np.int32)
 
 
 def bits_per_byte(log_likelihood: Any, ids: np.ndarray, tokenizer: Tokenizer, context: int) -> float:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tfgpt.tokenization.jinja_template import ROLES, ChatTemplate, Span, checked_message, inside, unshielded
+from tfgpt.tokenization.roles import token_name
 
 if TYPE_CHECKING:
     from tfgpt.tokenization.tokenizer import Tokenizer
@@ -127,8 +128,7 @@ def template_of(tokenizer: Tokenizer) -> ChatTemplate:
         source = by_name.get("default") or next(iter(by_name.values()))
     variables = {}
     for name in ("bos_token", "eos_token", "pad_token", "unk_token"):
-        value = config.get(name)
-        value = value.get("content") if isinstance(value, Mapping) else value
+        value = token_name(config.get(name))
         if isinstance(value, str):
             variables[name] = value
     return known_template(source, tuple(tokenizer.special_tokens), tuple(sorted(variables.items())))

@@ -10,7 +10,7 @@ from tfgpt.common.errors import UserError
 from tfgpt.common.files import read_json
 from tfgpt.tokenization.config import SPECIAL_TOKENS
 from tfgpt.tokenization.roles import KEY, choose_roles, token_name
-from tfgpt.tokenization.sentencepiece_tokenizer import FILE, SentencePieceTokenizer, foreign_tokenizer, processor_of
+from tfgpt.tokenization.sentencepiece_tokenizer import FILE, SentencePieceTokenizer, foreign_tokenizer
 from tfgpt.tokenization.tokenizer import Tokenizer
 from tfgpt.tokenization.tokenizer_file import added_token, byte_level_document, read_document, why_not_lossless
 
@@ -68,11 +68,9 @@ def open_sentencepiece(directory: Path, config: dict[str, Any], stop_ids: Iterab
     """The tokenizer of a directory with a `tokenizer.model`."""
     reference = directory / "tokenizer.json"
     model, origin = (directory / FILE).read_bytes(), str(directory / FILE)
-    size = processor_of(model, origin).get_piece_size()
-    added = {name: number for name, number in added_tokens(directory).items() if number >= size}
     text = reference.read_text(encoding="utf-8") if reference.is_file() else None
     try:
-        return foreign_tokenizer(model, origin, config, stop_ids, added, text)
+        return foreign_tokenizer(model, origin, config, stop_ids, added_tokens(directory), text)
     except (ValueError, KeyError) as error:
         raise UserError(f"{directory}: {error}") from error
 

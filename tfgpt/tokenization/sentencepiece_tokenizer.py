@@ -155,14 +155,17 @@ def foreign_tokenizer(
     """A model that another program made, with the parts that its tokens play found out.
 
     Args:
-        model, origin, config, added, reference: as `SentencePieceTokenizer`'s; config as `transformers` writes it.
+        model, origin, config, reference: as `SentencePieceTokenizer`'s; config as `transformers` writes it.
         stop_ids: what ends a generated text.
+        added: name → id of tokens that were added; those that are the model's own pieces are left out.
 
     Raises:
         UserError: it is no SentencePiece model.
         ValueError, KeyError: no token is known to play a part.
     """
-    specials = {**special_pieces(processor_of(model, origin)), **(added or {})}
+    processor = processor_of(model, origin)
+    added = {name: number for name, number in (added or {}).items() if number >= processor.get_piece_size()}
+    specials = {**special_pieces(processor), **added}
     names = {identifier: name for name, identifier in specials.items()}
     starts = config.get("add_bos_token", True) is not False
     roles = choose_roles(

@@ -35,7 +35,7 @@ from tfgpt.pipeline.batches import EpochOrder
 from tfgpt.tokenization.tokenizer import Tokenizer
 from tfgpt.training.example_batches import in_order
 from tfgpt.training.kinds import Feeds, HeldOut, Kind
-from tfgpt.training.preference_config import RewardConfig
+from tfgpt.training.preference_config import ANSWERS_AT_A_TIME, RewardConfig
 from tfgpt.training.preferences import TokenNats, token_nats
 from tfgpt.training.recipe import Recipe
 from tfgpt.training.records import Record, are_conversations, as_row, fingerprint_of, read_sides
@@ -43,8 +43,6 @@ from tfgpt.training.rewards import Answer, rewards_of, total_reward
 from tfgpt.training.strategy import distributed
 
 Arrays = dict[str, np.ndarray]
-# Answers that are written at a time.
-ROWS = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,7 +201,7 @@ class Rounds:
         )
         configs = [dataclasses.replace(plain, seed=seed) for seed in seeds]
         steps = min(self.config.answer_tokens, 32)
-        return self.generator.generate([ids for _, ids in prompts], configs, batch_size=ROWS, steps=steps)
+        return self.generator.generate([ids for _, ids in prompts], configs, batch_size=ANSWERS_AT_A_TIME, steps=steps)
 
     def sampling_seed(self, kind: str, number: int) -> int:
         """A hash of the run's seed and the prompt's number."""

@@ -7,6 +7,9 @@ from typing import ClassVar
 
 from tfgpt.common.settings import Settings, setting
 
+ANSWERS_AT_A_TIME = 256
+"""Answers to rate that are written at once: their keys and values are all in memory."""
+
 
 @dataclasses.dataclass(frozen=True)
 class PreferenceConfig(Settings):
