@@ -10,16 +10,16 @@ make_environment() {
   fi
   venv=$PWD/.venv
   if [ -z "$python" ]; then
-    for candidate in python3 python3.13 python3.12 python3.11 python3.10 python; do
+    for candidate in python3 python3.13 python3.12 python3.11 python; do
       if command -v "$candidate" >/dev/null 2>&1 &&
-        "$candidate" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; then
+        "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; then
         python=$candidate
         break
       fi
     done
   fi
   if [ -z "$python" ]; then
-    echo "tfgpt needs Python 3.10 to 3.13 and found none on PATH; set PYTHON=/path/to/python3" >&2
+    echo "tfgpt needs Python 3.11 to 3.13 and found none on PATH; set PYTHON=/path/to/python3" >&2
     exit 2
   fi
   # Installed again only when what is to be installed has changed. [dev] contains [samples].

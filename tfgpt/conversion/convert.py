@@ -98,7 +98,7 @@ def in_words(checkpoint: Checkpoint) -> str:
 def provenance(config: ConvertConfig, source: Source, dtype: np.dtype) -> dict[str, Any]:
     """What training.json says of a converted model."""
     return {
-        "converted": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "converted": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "source": config.source,
         "source_fingerprint": sha256_of_json(source.provenance),
         "source_description": source.provenance,

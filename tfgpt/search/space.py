@@ -34,18 +34,13 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
-import sys
+import tomllib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tfgpt.common.command import Group, Overrides, flag_names, keyword
 from tfgpt.common.errors import SettingError, UserError
 from tfgpt.common.settings import Settings, checked, field_types, plain_type
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 KEYS = ("type", "min", "max", "step", "scale", "choices", "when")
 TYPES = {"float": float, "int": int, "bool": bool}

@@ -147,7 +147,7 @@ def metadata(
     """What `assets.extra/tfgpt.json` says of a version."""
     defaults = {name: value for name, value in sampling.to_dict().items() if name not in NOT_IN_EXPORTS}
     return {
-        "made": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "made": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "model": config.model,
         "precision": config.precision,
         "operations": operations(tokenizer),
