@@ -15,6 +15,7 @@ from tfgpt.common.command import Command
 from tfgpt.common.quiet import import_tensorflow
 from tfgpt.diagnosis.config import DoctorConfig
 from tfgpt.training.recipe import GROUPS, Recipe
+from tfgpt.training.run_config import flags_of_a_moved_run
 
 
 def run(doctor: DoctorConfig, **settings: Any) -> int:
@@ -37,7 +38,7 @@ def say(text: str) -> None:
     print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
 
 
-COMMAND = Command("doctor", __doc__, (*GROUPS, DoctorConfig), run)
+COMMAND = Command("doctor", __doc__, (*GROUPS, DoctorConfig), run, flags_of_a_moved_run)
 main = COMMAND.run
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from typing import Any
 from tfgpt.common.command import Command
 from tfgpt.search.scaling import ScalingConfig, scale
 from tfgpt.training.recipe import GROUPS
+from tfgpt.training.run_config import flags_of_a_moved_run
 
 
 def run(scaling: ScalingConfig, **settings: Any) -> int:
@@ -20,7 +21,7 @@ def run(scaling: ScalingConfig, **settings: Any) -> int:
     return scale(scaling, settings)
 
 
-COMMAND = Command("scale", __doc__, (ScalingConfig, *GROUPS), run)
+COMMAND = Command("scale", __doc__, (ScalingConfig, *GROUPS), run, flags_of_a_moved_run)
 main = COMMAND.run
 
 if __name__ == "__main__":

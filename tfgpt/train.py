@@ -14,6 +14,7 @@ from tfgpt.common.command import Command
 from tfgpt.common.quiet import import_tensorflow
 from tfgpt.training.recipe import GROUPS, Recipe
 from tfgpt.training.restarts import run_with_restarts
+from tfgpt.training.run_config import flags_of_a_moved_run
 
 
 def run(**settings: Any) -> int:
@@ -33,7 +34,7 @@ def again(recipe: Recipe) -> list[str]:
     return [sys.executable, "-m", "tfgpt.train", *(flag for flag in flags if flag.startswith("--")), "--restarts=0"]
 
 
-COMMAND = Command("train", __doc__, GROUPS, run)
+COMMAND = Command("train", __doc__, GROUPS, run, flags_of_a_moved_run)
 main = COMMAND.run
 
 if __name__ == "__main__":

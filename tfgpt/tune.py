@@ -17,6 +17,7 @@ from tfgpt.search.config import SearchConfig
 from tfgpt.search.judging_config import JudgingConfig
 from tfgpt.search.plan import make_plan
 from tfgpt.training.recipe import GROUPS
+from tfgpt.training.run_config import flags_of_a_moved_run
 
 
 def run(search: SearchConfig, judging: JudgingConfig, **settings: Any) -> int:
@@ -34,7 +35,7 @@ def run(search: SearchConfig, judging: JudgingConfig, **settings: Any) -> int:
     return conclude(plan, judging)
 
 
-COMMAND = Command("tune", __doc__, (SearchConfig, JudgingConfig, *GROUPS), run)
+COMMAND = Command("tune", __doc__, (SearchConfig, JudgingConfig, *GROUPS), run, flags_of_a_moved_run)
 main = COMMAND.run
 
 if __name__ == "__main__":

@@ -50,10 +50,19 @@ class Command:
         groups: the settings classes whose fields become flags. A class is passed to the function under its
             name in snake case without `Config` (`OptimizerConfig` → `optimizer=`), an `Overrides` under its name.
         function: called with the settings; returns None or an exit code. It imports TensorFlow, not its module.
+        flag_file_lines: given the path of a --flagfile and its lines, returns the lines that count.
     """
 
-    def __init__(self, name: str, description: str, groups: Sequence[Group], function: Callable[..., int | None]):
+    def __init__(
+        self,
+        name: str,
+        description: str,
+        groups: Sequence[Group],
+        function: Callable[..., int | None],
+        flag_file_lines: Callable[[str, list[str]], list[str]] | None = None,
+    ):
         self.name, self.description, self.groups, self.function = name, description, tuple(groups), function
+        self.flag_file_lines = flag_file_lines
 
     def flag_values(self) -> absl_flags.FlagValues:
         """The command's flags, none parsed."""
@@ -119,6 +128,8 @@ class Command:
                 lines = values.read_flags_from_files([f"--flagfile={path}"], force_gnu=True)
             except (absl_flags.Error, UnicodeDecodeError, OSError) as error:
                 raise UserError(f"--flagfile: {path}: {' '.join(str(error).split())}") from error
+            if self.flag_file_lines is not None:
+                lines = self.flag_file_lines(path, lines)
             for line in lines:
                 name = flag_name(line)
                 repeatable = name in values and isinstance(values[name], absl_flags.MultiFlag)

@@ -124,3 +124,27 @@ def default_run_dir(train_text: tuple[str, ...]) -> str:
         plain = [part for part in Path(first).parts if not re.search(r"[*?\[]", part) and part not in ("/", "..")]
         name = plain[-1].split(".")[0] if plain and plain[-1].split(".")[0] else "text"
     return f"runs/{re.sub(r'[^A-Za-z0-9_-]+', '_', name).strip('_') or 'text'}"
+
+
+def flags_of_a_moved_run(path: str, lines: list[str]) -> list[str]:
+    """The lines of a flag file; those of a run's or a search's own name the run directory by where the file lies now.
+
+    A run's own is the flags.cfg beside its metrics or checkpoints, a search's the best.cfg beside its search.json,
+    whose run directory is best/. So a run that was moved or copied goes on where it is.
+
+    Args:
+        path: the flag file.
+        lines: what is in it, a flag each.
+    """
+    file = Path(path).expanduser()
+    folder = file.parent
+    if file.name == "flags.cfg" and any((folder / name).exists() for name in ("metrics.jsonl", "checkpoints")):
+        run_dir = folder
+    elif file.name == "best.cfg" and (folder / "search.json").is_file():
+        run_dir = folder / "best"
+    else:
+        return lines
+    named = [line.split("=", 1)[1] for line in lines if line.startswith("--run_dir=")]
+    if named and Path(named[-1]).expanduser().resolve() == run_dir.resolve():
+        return lines
+    return [*lines, f"--run_dir={run_dir}"]
