@@ -5,8 +5,11 @@ Importing this imports no TensorFlow; `load_decoder` does.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import os
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,6 +43,11 @@ __all__ = [
 
 BUFFERS = re.compile(r"(\.attn\.(bias|masked_bias)|\.rotary_emb\.inv_freq)$")
 """Constants that older checkpoints hold beside their weights."""
+
+HEAD = "lm_head.weight"
+EMBEDDINGS = re.compile(r"(transformer\.)?wte\.weight|(model\.)?embed_tokens\.weight")
+COMPARED_BYTES = 1 << 24
+"""Of a head and the embeddings at a time."""
 
 
 def save_decoder(
@@ -109,6 +117,9 @@ def write_checkpoint(
 def load_config(directory: str | os.PathLike) -> DecoderConfig:
     """The decoder's config from a model directory's config.json, or the one of an adapter's base.
 
+    Where config.json ties the head to the embeddings and the weights hold another head, that is the model's, as
+    transformers has it since version 5 (`PreTrainedModel.tie_weights`); a line on standard error says so, once.
+
     Raises:
         UserError: the file is missing, or describes a model that the decoder cannot compute.
     """
@@ -118,7 +129,36 @@ def load_config(directory: str | os.PathLike) -> DecoderConfig:
     json = read_json(path)
     if not isinstance(json, dict):
         raise UserError(f"{path}: should hold a JSON object")
-    return from_hugging_face(json, path)
+    config = from_hugging_face(json, path)
+    weights = path.parent / "model.safetensors"
+    if config.tie_embeddings and (weights.exists() or weights.with_name(f"{weights.name}.index.json").exists()):
+        tensors, file = open_checkpoint(path.parent)
+        if has_another_head(tensors):
+            print_once(
+                f"{file}: {HEAD} is another matrix than the embeddings, though {path} says tie_word_embeddings: it is "
+                "read as the model's head, as transformers does"
+            )
+            return dataclasses.replace(config, tie_embeddings=False)
+    return config
+
+
+def has_another_head(tensors: Mapping[str, np.ndarray]) -> bool:
+    """Whether a checkpoint holds a head that is not the embeddings again."""
+    embeddings = next((tensor for name, tensor in tensors.items() if EMBEDDINGS.fullmatch(name)), None)
+    head = tensors.get(HEAD)
+    if head is None or embeddings is None:
+        return False
+    if head.shape != embeddings.shape or head.dtype != embeddings.dtype:
+        return True
+    one, other = head.reshape(-1).view(np.uint8), embeddings.reshape(-1).view(np.uint8)
+    parts = (slice(start, start + COMPARED_BYTES) for start in range(0, len(one), COMPARED_BYTES))
+    return not all(np.array_equal(one[part], other[part]) for part in parts)
+
+
+@functools.cache
+def print_once(line: str) -> None:
+    """Prints a line for the person at the keyboard, the first time only."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def load_stop_ids(directory: str | os.PathLike) -> list[int]:
@@ -185,6 +225,8 @@ def open_model(directory: str | os.PathLike, config: DecoderConfig | None = None
     shapes = variable_shapes(config)
     wanted = recipes(config, None if model_type == "tfgpt" else model_type, shapes)
     tensors = with_prefix(tensors, wanted)
+    if config.tie_embeddings and wanted[0].name not in tensors and HEAD in tensors:
+        tensors = {wanted[0].name if name == HEAD else name: tensor for name, tensor in tensors.items()}
     check_tensors(tensors, wanted, config, file)
     readers: dict[str, Reader] = {}
     for recipe in wanted:
@@ -216,8 +258,8 @@ def check_tensors(tensors: Mapping[str, np.ndarray], wanted: list[Recipe], confi
         if found.dtype.kind != "f" and found.dtype != np.dtype(ml_dtypes.bfloat16):
             raise UserError(f"{file}: tensor {recipe.name} holds {found.dtype.name} numbers, which is no weight's type")
     known = {recipe.name for recipe in wanted}
-    if config.tie_embeddings:
-        known.add("lm_head.weight")  # Some programs write the tied matrix twice.
+    if config.tie_embeddings and not has_another_head(tensors):
+        known.add(HEAD)  # Some programs write the tied matrix twice.
     for name in tensors:
         if name not in known and not BUFFERS.search(name):
             raise UserError(f"{file}: tensor {name} is one too many: the config has no place for it")
