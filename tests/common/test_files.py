@@ -7,7 +7,14 @@ import errno
 import pytest
 
 from tfgpt.common.errors import RunError, UserError
-from tfgpt.common.files import clear_write_errors, directory_written_beside, read_json, write_text, written_beside
+from tfgpt.common.files import (
+    clear_write_errors,
+    directory_written_beside,
+    read_json,
+    recover_leftovers,
+    write_text,
+    written_beside,
+)
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path):
@@ -32,6 +39,20 @@ def test_a_directory_is_replaced_whole_or_not_at_all(tmp_path):
         (temporary / "two").write_text("2")
     assert [entry.name for entry in path.iterdir()] == ["two"]
     assert [entry.name for entry in tmp_path.iterdir()] == ["model"]
+
+
+def test_what_a_killed_replacement_set_aside_is_put_back_where_nothing_took_its_place(tmp_path):
+    (tmp_path / ".model.abcdef12.old" / "model").mkdir(parents=True)
+    (tmp_path / ".model.abcdef12.old" / "model" / "one").write_text("1")
+    (tmp_path / ".model.zyxwvu98.tmp").mkdir()
+    (tmp_path / ".adapter.abcdef12.old" / "adapter").mkdir(parents=True)
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "new").write_text("2")
+    (tmp_path / ".mine.old").mkdir()  # not ours
+    recover_leftovers(tmp_path)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == [".mine.old", "adapter", "model"]
+    assert (tmp_path / "model" / "one").read_text() == "1"
+    assert (tmp_path / "adapter" / "new").read_text() == "2"
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.conftest import ROOT
 from tfgpt.common.errors import RunError, UserError
 from tfgpt.training import checkpoints as module
 from tfgpt.training.checkpoints import Checkpoints, assign
@@ -48,12 +54,34 @@ def test_training_may_go_on_while_a_checkpoint_is_written(tmp_path):
 
 def test_only_the_newest_stay_and_the_best_besides(tmp_path):
     store = Checkpoints(tmp_path, 2)
-    for step in (1, 2, 3, 4):
-        store.save(step, variables(float(step)), {}, best=step == 2)
+    for step in (1, 2, 3, 4, 5):
+        store.save(step, variables(float(step)), {}, best_step=min(step, 2))
     store.wait()
-    assert store.steps() == [3, 4]
-    assert store.best().step == 2
-    np.testing.assert_array_equal(store.best().arrays()["scale"], np.float32(2))
+    assert store.steps() == [2, 4, 5]
+    best = store.whole(store.newest().facts["best_step"], print, "")
+    np.testing.assert_array_equal(best.arrays()["scale"], np.float32(2))
+
+
+def test_the_best_of_every_checkpoint_that_stays_stays(tmp_path):
+    # When 4, the new best, is damaged, the run goes on from 3, whose best is 1.
+    store = Checkpoints(tmp_path, 2)
+    for step in (1, 2, 3, 4):
+        store.save(step, variables(), {}, best_step=4 if step == 4 else 1)
+    store.wait()
+    (store.path_of(4) / module.STATE).write_bytes(b"")
+    newest = store.newest(lambda line: None)
+    assert (newest.step, store.whole(newest.facts["best_step"], print, "").step) == (3, 1)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+@pytest.mark.parametrize(("step", "best_step"), [(30, 30), (30, 10), (20, 10)])
+def test_a_save_killed_at_any_call_leaves_newest_and_best_whole_and_in_agreement(tmp_path, step, best_step):
+    # Step 20 is there already: it is replaced, as after a roll-back.
+    command = [sys.executable, str(ROOT / "tests/training/killed_saves.py"), str(tmp_path), str(step), str(best_step)]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert done.returncode == 0, done.stderr
+    kills, before = map(int, done.stdout.split())
+    assert kills > before > 20
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "no state", "no facts", "broken facts"])
@@ -78,9 +106,47 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_it_taken(tmp_pa
     assert (tmp_path / "step-00000020.damaged").is_dir()
 
 
+def test_a_damaged_best_is_named_once_and_set_aside_and_what_was_set_aside_stays(tmp_path):
+    store, lines = saved(tmp_path, 10, 20), []
+    for name in ("step-00000010.damaged", "step-00000010.damaged1"):
+        (store.path_of(10) / module.FACTS).write_text("[]")
+        assert store.whole(10, lines.append, "model/ is the last instead") is None
+        assert "damaged, state.json does not hold" in lines[-1]
+        assert lines[-1].endswith(f"; set aside as {name}, model/ is the last instead")
+        assert store.whole(10, lines.append, "model/ is the last instead") is None
+        assert lines[-1] == f"{store.path_of(10)}: is gone; model/ is the last instead"
+        store.save(10, variables(), {})
+        store.wait()
+    assert sorted(entry.name for entry in tmp_path.glob("*damaged*")) == [
+        "step-00000010.damaged",
+        "step-00000010.damaged1",
+    ]
+
+
+def test_a_checkpoint_of_another_format_is_refused_by_name_and_left_where_it_is(tmp_path):
+    store = saved(tmp_path, 10, 20)
+    facts = store.path_of(20) / module.FACTS
+    facts.write_text(json.dumps({**json.loads(facts.read_text()), "format": 99}))
+    with pytest.raises(UserError, match=r"step-00000020: is of format 99, this version of tfgpt reads format 2; "):
+        store.newest()
+    assert store.steps() == [10, 20]
+
+
+def test_a_checkpoint_that_may_not_be_read_is_not_taken_for_damaged(tmp_path, monkeypatch):
+    store = saved(tmp_path, 10, 20)
+
+    def closed(path):  # A mode of 0 would not stop root.
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(module, "sha256_of_file", closed)
+    with pytest.raises(UserError, match=r"step-00000020: state\.safetensors cannot be read \(Permission denied\)"):
+        store.newest()
+    assert store.steps() == [10, 20]
+
+
 def test_a_write_cut_off_by_a_kill_is_no_checkpoint(tmp_path):
     store = saved(tmp_path, 10)
-    torn = tmp_path / ".step-00000020.abc.tmp"
+    torn = tmp_path / ".step-00000020.abcdefgh.tmp"
     torn.mkdir()
     (torn / module.STATE).write_bytes(b"half")
     assert store.newest().step == 10

@@ -212,7 +212,7 @@ def test_early_stopping_ends_a_run_that_learns_nothing(text_file, tmp_path, caps
     assert (tmp_path / "e/model/config.json").is_file()
 
 
-def test_the_best_model_is_kept_not_the_last(text_file, tmp_path):
+def test_the_best_model_is_kept_not_the_last_unless_it_is_damaged(text_file, tmp_path, capsys):
     # The learning rate rises until it is far too high: a later validation is worse than an earlier one.
     run_dir = tmp_path / "f"
     flags = ("--validate_every=4", "--learning_rate=20", "--warmup_steps=400", "--schedule=constant", "--clip_norm=0")
@@ -223,10 +223,17 @@ def test_the_best_model_is_kept_not_the_last(text_file, tmp_path):
     best = min(validations, key=validations.get)
     assert best != 20, "the recipe of this test must diverge"
     assert json.loads((run_dir / "model/training.json").read_text())["step"] == best
-    best_state = safetensors.numpy.load_file(run_dir / "checkpoints/best/state.safetensors")
+    best_state = safetensors.numpy.load_file(run_dir / f"checkpoints/step-{best:08d}/state.safetensors")
     model = safetensors.numpy.load_file(run_dir / "model/model.safetensors")
     embedding = best_state["weights/decoder/token_embedding/embeddings"]
     assert any(np.array_equal(embedding, value) for value in model.values())
+    with (run_dir / f"checkpoints/step-{best:08d}/state.safetensors").open("r+b") as file:
+        file.truncate(100)
+    capsys.readouterr()
+    assert run(text_file, run_dir, *flags, "--checkpoints_kept=1") == 0
+    [line] = [line for line in capsys.readouterr().out.splitlines() if "damaged" in line]
+    assert line.endswith(f"set aside as step-{best:08d}.damaged, model/ is the last, of step 20, instead of the best")
+    assert json.loads((run_dir / "model/training.json").read_text())["step"] == 20
 
 
 def test_non_finite_updates_are_skipped_then_rolled_back_with_a_lower_rate_then_given_up(text_file, tmp_path, capsys):

@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -92,7 +93,29 @@ def replace_directory(new: Path, path: Path) -> None:
     except OSError:
         os.rename(aside / path.name, path)
         raise
-    shutil.rmtree(aside, ignore_errors=True)
+    # Not called .old any more: what is deleted only in part must never be put back.
+    doomed = aside.with_suffix(".tmp")
+    os.rename(aside, doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def recover_leftovers(folder: Path) -> None:
+    """Tidies up after processes that were killed while they wrote to this folder, which nobody does now.
+
+    What `directory_written_beside` had set aside is put back where nothing has taken its place; what was not finished
+    is deleted.
+    """
+    leftovers = [entry for entry in folder.iterdir() if re.fullmatch(r"\..+\.[a-z0-9_]{8}\.(tmp|old)", entry.name)]
+    with clear_write_errors(folder):
+        for entry in leftovers:
+            if entry.suffix == ".old":
+                for former in entry.iterdir():
+                    if not (folder / former.name).exists():
+                        os.rename(former, folder / former.name)
+            if entry.is_dir():
+                shutil.rmtree(entry, ignore_errors=True)
+            else:
+                entry.unlink()
 
 
 def current_umask() -> int:

@@ -6,6 +6,9 @@ fingerprint, settings, best validation loss). The directory is written under ano
 are on the disk, so a directory of that name is whole unless the disk itself fails; the SHA-256 finds that out. There
 is no random state to save: batches and dropout masks are functions of the seed and the step.
 
+The best checkpoint is the one whose step the newest one names as `best_step`: it stays in its place when older ones are
+removed. One rename makes both known, so they cannot contradict each other, whenever the process is killed.
+
 We write safetensors rather than TensorFlow's own checkpoint format because it is one file, hashed as it stands, without
 an object graph: a checkpoint of one device opens on four replicas or on another host.
 """
@@ -13,29 +16,38 @@ an object graph: a checkpoint of one device opens on four replicas or on another
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import dataclasses
+import errno
+import functools
+import itertools
+import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
 import safetensors.numpy
 
 from tfgpt.common.errors import RunError, UserError
 from tfgpt.common.files import (
     clear_write_errors,
     directory_written_beside,
-    read_json,
+    recover_leftovers,
     sha256_of_file,
     write_json,
 )
+from tfgpt.model.checkpoints.safetensors_file import write_safetensors
 
-FORMAT = 1
+FORMAT = 2
 STATE, FACTS = "state.safetensors", "state.json"
+
+
+class DamagedCheckpoint(UserError):
+    """A checkpoint is not as it was written; another one may be."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,14 +82,16 @@ class Checkpoints:
         self.writer = concurrent.futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self.pending: concurrent.futures.Future | None = None
 
-    def save(self, step: int, variables: Mapping[str, Any], facts: Mapping[str, Any], best: bool = False) -> None:
+    def save(
+        self, step: int, variables: Mapping[str, Any], facts: Mapping[str, Any], best_step: int | None = None
+    ) -> None:
         """Copies the variables now and writes them in the background; waits only for the write before this one.
 
         Args:
             step: the optimizer updates done.
             variables: name → variable; `.numpy()` gives the value.
             facts: JSON values to keep beside them.
-            best: the lowest validation loss so far: also keep it as `best`, whatever comes later.
+            best_step: the step of the lowest validation loss so far: its checkpoint stays, whatever comes later.
 
         Raises:
             RunError: the write before this one failed (disk full); the line names the last whole checkpoint.
@@ -85,8 +99,8 @@ class Checkpoints:
         self.wait()
         # A copy: the training step goes on and may write into the buffer that numpy() shares.
         arrays = {name: np.array(variable.numpy()) for name, variable in variables.items()}
-        facts = {**facts, "format": FORMAT, "step": step}
-        self.pending = self.writer.submit(self.write, step, arrays, facts, best)
+        facts = {**facts, "format": FORMAT, "step": step, "best_step": best_step}
+        self.pending = self.writer.submit(self.write, step, arrays, facts)
 
     def wait(self) -> None:
         """Returns when the write in the background is on the disk; raises what it raised."""
@@ -101,7 +115,7 @@ class Checkpoints:
         finally:
             self.writer.shutdown()
 
-    def write(self, step: int, arrays: dict[str, np.ndarray], facts: dict[str, Any], best: bool) -> None:
+    def write(self, step: int, arrays: dict[str, np.ndarray], facts: dict[str, Any]) -> None:
         """Writes one checkpoint and then removes the surplus ones."""
         path = self.path_of(step)
         try:
@@ -111,23 +125,24 @@ class Checkpoints:
                     size = (temporary / STATE).stat().st_size
                     facts = {**facts, "sha256": sha256_of_file(temporary / STATE), "bytes": size}
                     write_json(temporary / FACTS, facts)
-            if best:
-                self.keep_as_best(path)
         except (RunError, UserError) as error:
             steps = [known for known in self.steps() if known != step]
             last = f"the last whole checkpoint is {self.path_of(steps[-1])}" if steps else "there is none before it"
             raise RunError(f"{error}; this checkpoint was not written, {last}") from error
-        for old in self.steps()[: -self.kept]:
-            shutil.rmtree(self.path_of(old), ignore_errors=True)
+        self.remove_surplus()
 
-    def keep_as_best(self, path: Path) -> None:
-        """Makes `best` a second name of the checkpoint's files (hard links cost no space; a copy where none can be)."""
-        with directory_written_beside(self.directory / "best") as temporary:
-            for name in (STATE, FACTS):
-                try:
-                    os.link(path / name, temporary / name)
-                except OSError:
-                    shutil.copyfile(path / name, temporary / name)
+    def remove_surplus(self) -> None:
+        """Removes all but the newest checkpoints and what each of them names as the best."""
+        steps = self.steps()
+        kept = set(steps[-self.kept :])
+        for step in steps[-self.kept :]:
+            try:
+                kept.add(read_facts(self.path_of(step))["best_step"])
+            except UserError:
+                return  # What a damaged one would keep is not known.
+        for step in steps:
+            if step not in kept:
+                shutil.rmtree(self.path_of(step), ignore_errors=True)
 
     def path_of(self, step: int) -> Path:
         """The directory of one step's checkpoint."""
@@ -141,64 +156,101 @@ class Checkpoints:
         return sorted(int(name[1]) for name in names if name)
 
     def newest(self, report=print) -> Checkpoint | None:
-        """The newest whole checkpoint; a damaged newer one is named by `report` and set aside, never deleted."""
-        self.remove_leftovers()
+        """The newest whole checkpoint; a damaged newer one is named by `report` and set aside, never deleted.
+
+        Raises:
+            UserError: it is of another format, or may not be read.
+        """
+        if self.directory.is_dir():
+            recover_leftovers(self.directory)
         for step in reversed(self.steps()):
-            path = self.path_of(step)
-            try:
-                return opened(path)
-            except UserError as error:
-                aside = path.with_name(f"{path.name}.damaged")
-                shutil.rmtree(aside, ignore_errors=True)
-                with clear_write_errors(aside):
-                    os.rename(path, aside)
-                report(f"{error}; set aside as {aside.name}, trying the one before it")
+            checkpoint = self.whole(step, report, "trying the one before it")
+            if checkpoint is not None:
+                return checkpoint
         return None
 
-    def best(self) -> Checkpoint | None:
-        """The checkpoint of the lowest validation loss, or None."""
-        path = self.directory / "best"
-        return opened(path) if path.is_dir() else None
+    def whole(self, step: int, report: Callable[[str], None], remedy: str) -> Checkpoint | None:
+        """The checkpoint of a step, or None: it is gone or damaged, and set aside; `report` is told, with the remedy.
 
-    def remove_leftovers(self) -> None:
-        """Deletes the temporary directories of a killed process."""
-        if self.directory.is_dir():
-            for entry in self.directory.iterdir():
-                if entry.name.startswith(".") and entry.name.endswith((".tmp", ".old")):
-                    shutil.rmtree(entry, ignore_errors=True)
+        Raises:
+            UserError: as `newest`.
+        """
+        path = self.path_of(step)
+        if not path.exists():
+            report(f"{path}: is gone; {remedy}")
+            return None
+        try:
+            return opened(path)
+        except DamagedCheckpoint as error:
+            names = (f"{path.name}.damaged{number or ''}" for number in itertools.count())
+            aside = next(free for name in names if not (free := path.with_name(name)).exists())
+            with clear_write_errors(aside):
+                os.rename(path, aside)
+            report(f"{error}; set aside as {aside.name}, {remedy}")
+            return None
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """A checkpoint's JSON values.
+
+    Raises:
+        DamagedCheckpoint: they are missing or unreadable.
+        UserError: they are of another format, or may not be read.
+    """
+    with clear_read_errors(path):
+        text = (path / FACTS).read_text(encoding="utf-8")
+    try:
+        facts = json.loads(text)
+    except ValueError as error:
+        raise DamagedCheckpoint(f"{path}: damaged, {FACTS} cannot be read as JSON ({error})") from error
+    names = {"format", "step", "best_step", "bytes", "sha256"}
+    if not isinstance(facts, dict) or "format" not in facts or (facts["format"] == FORMAT and not names <= set(facts)):
+        raise DamagedCheckpoint(f"{path}: damaged, {FACTS} does not hold {', '.join(sorted(names))}")
+    if facts["format"] != FORMAT:
+        raise UserError(
+            f"{path}: is of format {facts['format']}, this version of tfgpt reads format {FORMAT}; choose another "
+            "--run_dir, or go on with the version that wrote it"
+        )
+    return facts
 
 
 def opened(path: Path) -> Checkpoint:
     """Checks a checkpoint's hash and returns it.
 
     Raises:
-        UserError: it is torn, damaged or of another format; the line names it and says why.
+        DamagedCheckpoint: it is torn or damaged; the line names it and says why.
+        UserError: it is of another format, or may not be read.
     """
-    facts = read_json(path / FACTS)
-    if facts.get("format") != FORMAT:
-        raise UserError(f"{path}: is of format {facts.get('format')}, this version reads format {FORMAT}")
-    state = path / STATE
-    if not state.is_file():
-        raise UserError(f"{path}: damaged, {STATE} is missing")
-    if state.stat().st_size != facts["bytes"]:
-        raise UserError(f"{path}: damaged, {STATE} has {state.stat().st_size} bytes instead of {facts['bytes']}")
-    if sha256_of_file(state) != facts["sha256"]:
-        raise UserError(f"{path}: damaged, the SHA-256 of {STATE} differs from the one in {FACTS}")
+    facts, state = read_facts(path), path / STATE
+    with clear_read_errors(path):
+        size = state.stat().st_size
+        if size != facts["bytes"]:
+            raise DamagedCheckpoint(f"{path}: damaged, {STATE} has {size} bytes instead of {facts['bytes']}")
+        if sha256_of_file(state) != facts["sha256"]:
+            raise DamagedCheckpoint(f"{path}: damaged, the SHA-256 of {STATE} differs from the one in {FACTS}")
     return Checkpoint(path, facts["step"], facts)
 
 
-def save_arrays(arrays: Mapping[str, np.ndarray], path: Path) -> None:
-    """Writes arrays as one safetensors file; a full disk raises OSError as every other writer does."""
+@contextlib.contextmanager
+def clear_read_errors(path: Path) -> Iterator[None]:
+    """Tells a file that is gone or that the disk cannot read (damage) from one that may not be read at the moment."""
     try:
-        safetensors.numpy.save_file(dict(arrays), path)
-    except safetensors.SafetensorError as error:
-        # The library wraps the operating system's error; its number is only in the text: "... (os error 28)".
-        number = re.search(r"os error (\d+)", str(error))
-        if number:
-            raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
-        raise
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
+        yield
+    except OSError as error:
+        name, reason = Path(error.filename or path).name, error.strerror or str(error)
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO):
+            raise DamagedCheckpoint(f"{path}: damaged, {name} cannot be read ({reason})") from error
+        raise UserError(f"{path}: {name} cannot be read ({reason}); make it readable and run again") from error
+
+
+def save_arrays(arrays: Mapping[str, np.ndarray], path: Path) -> None:
+    """Writes arrays as one safetensors file, on the disk when this returns.
+
+    Not by the safetensors library, which hides the number of the operating system's error in a text.
+    """
+    write_safetensors(
+        path, [(name, array.shape, array.dtype, functools.partial(np.asarray, array)) for name, array in arrays.items()]
+    )
 
 
 def assign(arrays: Mapping[str, np.ndarray], variables: Mapping[str, Any], path: Path) -> None:

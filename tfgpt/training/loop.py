@@ -153,9 +153,8 @@ class TrainingLoop:
                 continue
             improved = self.after_call(before, progress)
             stop, save = self.agreed(signals)
-            best = improved and self.recipe.run.keep_best
-            if best or save:
-                self.save(best=best)
+            if save or (improved and self.recipe.run.keep_best):
+                self.save()
             if stop:
                 outcome = "stopped"
                 break
@@ -275,14 +274,16 @@ class TrainingLoop:
             return self.state.step % self.checkpoint_steps == 0
         return time.monotonic() - self.saved_at >= (self.checkpoint_seconds or 0.0)
 
-    def save(self, best: bool = False) -> None:
+    def save(self) -> None:
         """Writes a checkpoint in the background, unless this step's is there; the chief alone does."""
-        if self.saved_step == self.state.step and not best and self.state.step:
+        state = self.state
+        if self.saved_step == state.step and state.step:
             return
         if self.parts.hosts.is_chief:
-            facts = {**self.parts.facts, "state": dataclasses.asdict(self.state)}
-            self.parts.checkpoints.save(self.state.step, self.parts.trainer.state_variables(), facts, best)
-        self.saved_at, self.saved_step = time.monotonic(), self.state.step
+            facts = {**self.parts.facts, "state": dataclasses.asdict(state)}
+            best = state.best_step if self.recipe.run.keep_best and state.best_loss is not None else None
+            self.parts.checkpoints.save(state.step, self.parts.trainer.state_variables(), facts, best)
+        self.saved_at, self.saved_step = time.monotonic(), state.step
 
     def validate(self) -> dict[str, float]:
         """The whole held-out set, once, with the averaged weights where there are any."""

@@ -18,7 +18,7 @@ import tensorflow as tf
 import tfgpt
 from tfgpt.common.adapters import is_adapter
 from tfgpt.common.errors import UserError
-from tfgpt.common.files import clear_write_errors, directory_written_beside, write_json, write_text
+from tfgpt.common.files import clear_write_errors, directory_written_beside, recover_leftovers, write_json, write_text
 from tfgpt.common.progress import Progress, duration
 from tfgpt.generation.config import SamplingConfig
 from tfgpt.generation.engine import Generator
@@ -190,6 +190,7 @@ def begin_directory(recipe: Recipe, checkpoints: Checkpoints) -> None:
         probe = directory / ".writable"
         probe.touch()
         probe.unlink()
+        recover_leftovers(directory)
     if recipe.run.resume == "never" and checkpoints.steps():
         raise UserError(
             f"--run_dir: {directory} holds a run at step {checkpoints.steps()[-1]}; go on with --resume=auto, "
@@ -296,10 +297,12 @@ def finish(
 ) -> None:
     """Writes model/ and curves.png and says what came of the run and what to do next."""
     directory, trainer = recipe.run_dir, assembly.trainer
-    best = checkpoints.best() if recipe.run.keep_best else None
-    if best is not None and best.step != state.step:
-        assign(best.arrays(), trainer.state_variables(), best.path)
-    step = best.step if best is not None else state.step
+    step = state.step
+    if recipe.run.keep_best and state.best_loss is not None and state.best_step != step:
+        best = checkpoints.whole(state.best_step, say, f"model/ is the last, of step {step}, instead of the best")
+        if best is not None:
+            assign(best.arrays(), trainer.state_variables(), best.path)
+            step = best.step
     write_model(recipe, data, trainer, state, step)
     rows = read_metrics(directory / "metrics.jsonl")
     draw_curves(rows, directory / "curves.png", f"{directory}: {recipe.preset.preset}, {state.step} steps")

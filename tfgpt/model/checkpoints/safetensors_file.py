@@ -58,7 +58,7 @@ def write_safetensors(
     with written_beside(path) as temporary, open(temporary, "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name, shape, dtype, read in tensors:
-            array = np.ascontiguousarray(read(), dtype=dtype)
+            array = np.asarray(read(), dtype, order="C")
             if array.shape != shape:
                 raise ValueError(f"{name} is {array.shape}, announced as {shape}")
             file.write(array.reshape(-1).view(np.uint8).data)
