@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
+import re
 
 import pytest
 
@@ -17,11 +19,12 @@ class BoxConfig(Settings):
     width: float = setting(1.0, "Width.", minimum=0.5)
     lids: int = setting(1, "Lids.")
     labels: tuple[str, ...] = setting((), "Labels.")
+    shelf: str | None = setting(None, "Where it stands.", path=True)
 
 
 def test_settings_turn_to_json_values_and_back():
     box = BoxConfig(width=2, labels=("a", "b"))
-    assert box.to_dict() == {"width": 2.0, "lids": 1, "labels": ["a", "b"]}
+    assert box.to_dict() == {"width": 2.0, "lids": 1, "labels": ["a", "b"], "shelf": None}
     assert BoxConfig.from_dict(box.to_dict()) == box
 
 
@@ -34,3 +37,35 @@ def test_a_wrong_value_is_refused_by_name(values, name):
     with pytest.raises(SettingError, match=f"--{name}:") as caught:
         BoxConfig.from_dict(values)
     assert caught.value.exit_code == 2
+
+
+def test_the_home_directory_is_put_where_a_path_begins_with_a_tilde(monkeypatch, tmp_path):
+    # huggingface/transformers#10628: no shell does it behind `--name=`, and `rm -rf ~` is no way to undo it.
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert BoxConfig(shelf="~/runs/x").shelf == f"{tmp_path}/runs/x"
+    assert BoxConfig(shelf="runs/~x").shelf == "runs/~x"
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [("gs://bucket/run", "no place on this machine"), ("s3://b/x", "no place on this machine"),
+     ("file:///tmp/x", "no place on this machine"), ("~nobody_here/x", "no such home directory")],
+)  # fmt: skip
+def test_a_path_that_is_no_place_here_is_refused(path, words):
+    # tensorpack/tensorpack#1317: Python's Path makes a folder "gs:" of it, lost with the virtual machine.
+    with pytest.raises(SettingError, match=f"--shelf: {path}.*{words}"):
+        BoxConfig(shelf=path)
+
+
+def test_every_flag_that_is_a_path_is_declared_so():
+    commands = "chat convert doctor evaluate export generate prepare scale serve train tune".split()
+    named = re.compile(r".*_(dir|file|path)|model|source|output|load|init_from|tokenizer|quality_text")
+    forgotten = [
+        f"{name} --{field.name}"
+        for name in commands
+        for group in importlib.import_module(f"tfgpt.{name}").COMMAND.groups
+        for field in dataclasses.fields(getattr(group, "settings", group))
+        if named.fullmatch(field.name) and isinstance(field.default, (str, type(None)))
+        and not field.metadata.get("path") and field.name != "tfds_data_dir"
+    ]  # fmt: skip
+    assert not forgotten

@@ -16,9 +16,9 @@ class ChatConfig(Settings):
 
     title: ClassVar[str] = "Model and conversation"
 
-    model: str = setting("", "A model directory, or a run directory that holds one under model/.")
+    model: str = setting("", "A model directory, or a run directory that holds one under model/.", path=True)
     system: str = setting("", "A system message to begin with.")
-    load: str = setting("", "A .jsonl file of conversations; goes on with the last one in it.")
+    load: str = setting("", "A .jsonl file of conversations; goes on with the last one in it.", path=True)
     dtype: str = setting("float32", "The type of weights and computation.", choices=("float32", "bfloat16"))
 
     def check(self) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -20,6 +22,7 @@ def setting(
     choices: tuple[str, ...] | None = None,
     minimum: float | None = None,
     maximum: float | None = None,
+    path: bool = False,
 ) -> Any:
     """A dataclass field that knows its help text and its bounds (both inclusive).
 
@@ -29,11 +32,13 @@ def setting(
         choices: the strings allowed.
         minimum: the smallest number allowed.
         maximum: the largest number allowed.
+        path: it names a file or folder of this machine: `~` at its start becomes the home directory, an address
+            such as gs://bucket/run is refused.
 
     Returns:
         A `dataclasses.field`.
     """
-    metadata = {"help": help, "choices": choices, "minimum": minimum, "maximum": maximum}
+    metadata = {"help": help, "choices": choices, "minimum": minimum, "maximum": maximum, "path": path}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -105,6 +110,8 @@ def checked(field: dataclasses.Field[Any], hint: Any, value: Any) -> Any:
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise SettingError(field.name, f"{value!r} is not of type {kind.__name__}")
     bounds = field.metadata
+    if bounds.get("path"):
+        value = local_path(field.name, str(value))
     if bounds.get("choices") and value not in bounds["choices"]:
         raise SettingError(field.name, f"{value!r} is not one of {', '.join(bounds['choices'])}")
     if kind in (int, float):
@@ -115,3 +122,18 @@ def checked(field: dataclasses.Field[Any], hint: Any, value: Any) -> Any:
         if bounds.get("maximum") is not None and value > bounds["maximum"]:
             raise SettingError(field.name, f"{value} is above the largest allowed, {bounds['maximum']}")
     return value
+
+
+def local_path(name: str, value: str) -> str:
+    """A path with the home directory in the place of `~`: no shell puts it there behind `--name=`.
+
+    Raises:
+        SettingError: it is the address of another machine's file, which Python would take for a folder here called
+            "gs:", or nobody's home.
+    """
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", value):
+        raise SettingError(name, f"{value} is no place on this machine; give a path here, and copy from or to there")
+    expanded = os.path.expanduser(value)
+    if expanded.startswith("~") and not os.path.exists(expanded):
+        raise SettingError(name, f"{value}: there is no such home directory; write the path out")
+    return expanded

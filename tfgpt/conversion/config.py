@@ -19,8 +19,11 @@ class ConvertConfig(Settings):
         "",
         "A Hugging Face directory (a model directory of ours is one), a .gguf file, a KerasHub preset's directory, or "
         "a model's name on the Hugging Face hub, such as HuggingFaceTB/SmolLM2-135M-Instruct.",
+        path=True,
     )
-    output: str = setting("", "The model directory to write; one that is there is replaced by a whole new one.")
+    output: str = setting(
+        "", "The model directory to write; one that is there is replaced by a whole new one.", path=True
+    )
     weights: str = setting(
         "as_stored",
         "The type of the written weights; quantized ones become float32 where it is not said.",

@@ -41,7 +41,9 @@ class CorpusConfig(Settings):
     )
     deduplicate: bool = setting(True, "Keep only the first of documents that are exactly the same.")
     cache_dir: str | None = setting(
-        None, "Folder for documents, tokenizers and token shards made on the way. $TFGPT_CACHE_DIR or ~/.cache/tfgpt."
+        None,
+        "Folder for documents, tokenizers and token shards made on the way. $TFGPT_CACHE_DIR or ~/.cache/tfgpt.",
+        path=True,
     )
     tfds_data_dir: str | None = setting(
         None, "Folder of prepared TensorFlow Datasets. $TFDS_DATA_DIR or ~/tensorflow_datasets."

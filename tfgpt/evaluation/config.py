@@ -15,7 +15,7 @@ class EvaluateConfig(Settings):
 
     title: ClassVar[str] = "Model and text"
 
-    model: str = setting("", "A model directory, or a run directory that holds one under model/.")
+    model: str = setting("", "A model directory, or a run directory that holds one under model/.", path=True)
     text: tuple[str, ...] = setting(
         (),
         "Text to predict, written as --train_text of train is: a file, a folder, a glob, tfds:… or sample:NAME. Given "
@@ -42,7 +42,9 @@ class EvaluateConfig(Settings):
         choices=("float32", "mixed_bfloat16"),
     )
     cache_dir: str | None = setting(
-        None, "Folder for documents and token shards made on the way. $TFGPT_CACHE_DIR or ~/.cache/tfgpt."
+        None,
+        "Folder for documents and token shards made on the way. $TFGPT_CACHE_DIR or ~/.cache/tfgpt.",
+        path=True,
     )
     tfds_data_dir: str | None = setting(
         None, "Folder of prepared TensorFlow Datasets. $TFDS_DATA_DIR or ~/tensorflow_datasets."

@@ -74,13 +74,14 @@ class GenerateConfig(Settings):
 
     title: ClassVar[str] = "Model and prompts"
 
-    model: str = setting("", "A model directory, or a run directory that holds one under model/.")
+    model: str = setting("", "A model directory, or a run directory that holds one under model/.", path=True)
     prompt: tuple[str, ...] = setting((), "The text to go on from.")
     prompt_file: str = setting(
         "",
         "A file with prompts: the whole file is one prompt (without the line break at its end); a file whose name "
         'ends in .jsonl has one a line, a JSON string or an object with "prompt" or "messages". Without this and '
         "--prompt, standard input is the prompt where it is piped, and otherwise there is none.",
+        path=True,
     )
     chat: bool = setting(
         False, "Give each prompt as a user's turn of a chat (ChatML) and write the assistant's; for chat models."

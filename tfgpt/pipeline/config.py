@@ -97,7 +97,9 @@ class PrepareConfig(Settings):
     title: ClassVar[str] = "Results"
 
     output_dir: str | None = setting(
-        None, "Also put tokenizer, token shards and data card here: hard links to the cache, copies on another disk."
+        None,
+        "Also put tokenizer, token shards and data card here: hard links to the cache, copies on another disk.",
+        path=True,
     )
     preview: int = setting(
         0, "With --objective=chat: rows to show as the model sees them, what it does not learn dimmed.", minimum=0

@@ -31,6 +31,7 @@ class SearchConfig(Settings):
         None,
         "Directory of the search: trials.csv, best.cfg, search.json, trials/. The same command goes on with the "
         "search it holds. Not given: that of --run_dir, with -search behind it.",
+        path=True,
     )
     tuner: str = setting(
         "bayesian",

@@ -37,6 +37,7 @@ class ScalingConfig(Settings):
         None,
         "Directory of the runs, runs.csv, scaling.json and scaling.png; the same command goes on. Not given: that of "
         "--run_dir, with -scaling behind it.",
+        path=True,
     )
     scaling_runs: str = setting(
         "32:200000,32:800000,48:400000,64:200000,64:800000,96:400000",

@@ -18,8 +18,10 @@ class ExportConfig(Settings):
 
     title: ClassVar[str] = "Export"
 
-    model: str = setting("", "A model directory, or a run directory that holds one under model/.")
-    output: str = setting("", "The served model's directory, such as models/chat; each export is a version in it.")
+    model: str = setting("", "A model directory, or a run directory that holds one under model/.", path=True)
+    output: str = setting(
+        "", "The served model's directory, such as models/chat; each export is a version in it.", path=True
+    )
     version: int = setting(0, "The version's number; 0 for one more than the highest there is.", minimum=0)
     precision: str = setting(
         "float32",
@@ -29,7 +31,9 @@ class ExportConfig(Settings):
     )
     max_new_tokens_limit: int = setting(2048, "The most tokens that a request gets, whatever it asks for.", minimum=1)
     quality_text: str = setting(
-        "", "A text file on which bits per byte are measured; without it, the run's own held-out text."
+        "",
+        "A text file on which bits per byte are measured; without it, the run's own held-out text.",
+        path=True,
     )
     quality_bytes: int = setting(65_536, "Bytes of that text to read; 0 measures nothing.", minimum=0)
     serving_files: bool = setting(

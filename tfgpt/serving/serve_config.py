@@ -18,7 +18,9 @@ class ServeConfig(Settings):
 
     title: ClassVar[str] = "Serving"
 
-    model: str = setting("", "An export (models/chat; its newest version is taken) or one version (models/chat/3).")
+    model: str = setting(
+        "", "An export (models/chat; its newest version is taken) or one version (models/chat/3).", path=True
+    )
     backend: str = setting(
         "",
         "Empty: the model runs in this process. Otherwise a TensorFlow Serving that runs it: grpc://HOST:8500 or "

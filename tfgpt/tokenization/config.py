@@ -32,6 +32,7 @@ class TokenizerConfig(Settings):
         "bpe",
         "bpe: train byte-level BPE on the training text; bytes: one id a byte; or the path of an existing "
         "tokenizer.json (byte-level BPE) or of a directory that holds one.",
+        path=True,
     )
     vocabulary_size: int = setting(
         4096,

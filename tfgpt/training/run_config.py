@@ -18,12 +18,16 @@ class RunConfig(Settings):
     title: ClassVar[str] = "Run"
 
     run_dir: str | None = setting(
-        None, "Directory of the run: flags, metrics, checkpoints, model. Not given: runs/NAME, NAME from the text."
+        None,
+        "Directory of the run: flags, metrics, checkpoints, model. Not given: runs/NAME, NAME from the text.",
+        path=True,
     )
     max_steps: int = setting(2000, "Optimizer updates in the whole run.", minimum=1)
     seed: int = setting(0, "Seed of the initial weights, the order of the data and dropout.", minimum=0)
     init_from: str | None = setting(
-        None, "Model directory whose weights and tokenizer the run starts from (fine-tuning) instead of random weights."
+        None,
+        "Model directory whose weights and tokenizer the run starts from (fine-tuning) instead of random weights.",
+        path=True,
     )
     resume: str = setting(
         "auto",
