@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tfgpt.tokenization.jinja_template import ROLES, ChatTemplate, Span, checked_message, inside, unshielded
+from tfgpt.tokenization.assistant_spans import Span
+from tfgpt.tokenization.jinja_template import ROLES, ChatTemplate, Tools, checked_message, inside, unshielded
 from tfgpt.tokenization.roles import token_name
 
 if TYPE_CHECKING:
@@ -36,7 +37,10 @@ OURS = ChatTemplate(
 
 
 def encode_messages(
-    tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = False
+    tokenizer: Tokenizer,
+    messages: Sequence[Mapping[str, Any]],
+    add_generation_prompt: bool = False,
+    tools: Tools | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Encodes a dialogue, and says which ids are to be learned.
 
@@ -44,8 +48,10 @@ def encode_messages(
 
     Args:
         tokenizer: the tokenizer, whose template it is.
-        messages: `{"role": "system"|"user"|"assistant", "content": text}` in order.
+        messages: `{"role": "system"|"user"|"assistant"|"tool", "content": text}` in order; the assistant's may have
+            `tool_calls` (and None as content beside them), and `weight` 0 not to be learned.
         add_generation_prompt: end with the start of an assistant's turn.
+        tools: definitions of functions that the assistant may call, as JSON schemas.
 
     Returns:
         [n] int32 ids and [n] float32 weights: 1 on what an assistant says and on the token that ends its turn, 0 on
@@ -53,10 +59,11 @@ def encode_messages(
         starts with white space) has weight 0: generation starts behind that line end and can never emit it.
 
     Raises:
-        UserError: a message without a known role or without text, or the template refuses the conversation.
+        UserError: a message without a known role or without text, or the template refuses the conversation or would
+            leave something out that it cannot say (tools, a system message that is not the first).
     """
-    template = template_of(tokenizer)
-    text, spans = template.written(messages, add_generation_prompt)
+    template = template_of(tokenizer, bool(tools))
+    text, spans = template.written(messages, add_generation_prompt, tools)
     return encoded_text(tokenizer, template, text, spans)
 
 
@@ -113,8 +120,13 @@ def render_messages(
     return template.render(messages, add_generation_prompt)
 
 
-def template_of(tokenizer: Tokenizer) -> ChatTemplate:
-    """The template of a tokenizer, with the names of its special tokens; ChatML for one that comes without."""
+def template_of(tokenizer: Tokenizer, with_tools: bool = False) -> ChatTemplate:
+    """The template of a tokenizer, with the names of its special tokens; ChatML for one that comes without.
+
+    Args:
+        tokenizer: whose.
+        with_tools: take the one for conversations with tools, where there are several.
+    """
     config = tokenizer.config
     source = config.get("chat_template")
     if not source:
@@ -125,7 +137,8 @@ def template_of(tokenizer: Tokenizer) -> ChatTemplate:
     if isinstance(source, list):
         # Several by name, as older files have them; "default" is the one without tools.
         by_name = {entry["name"]: entry["template"] for entry in source}
-        source = by_name.get("default") or next(iter(by_name.values()))
+        first = "tool_use" if with_tools and "tool_use" in by_name else "default"
+        source = by_name.get(first) or next(iter(by_name.values()))
     variables = {}
     for name in ("bos_token", "eos_token", "pad_token", "unk_token"):
         value = token_name(config.get(name))

@@ -9,12 +9,12 @@ Nobody can speak a special token. The name of one in what somebody says is broke
 the template's own. So the rendered text is the one of `transformers`, and its ids differ exactly where a content
 spells a special token.
 
-What the assistant writes is what `{% generation %}` surrounds, where a template has that tag. Otherwise it is found by
-rendering again. It begins where the prompt ends that generation starts from: the template over the messages before
-it, with the generation prompt. It ends with the first special token behind its content, the end of the turn. The
-content itself is found by marks, characters of the private-use area put around it (inside its white space, which
-templates trim). In the rare case that the prompt is no beginning of the whole (templates that treat the last turn in
-another way), the assistant begins behind the same last characters, or with its content.
+What the assistant writes is what `{% generation %}` surrounds, where a template has that tag; otherwise it is found by
+rendering again (`tfgpt.tokenization.assistant_spans`). A message with `weight` 0 is not learned from.
+
+Tools are given as `transformers` gives them: their definitions as `tools` (and as `xml_tools` to templates that ask for
+that, as SmolLM3's), calls in an assistant's `tool_calls`, with the arguments as an object, and what tools answer in
+messages of the role `tool`. A conversation of which a template would leave out something that it cannot say is refused.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tfgpt.common.errors import UserError
+from tfgpt.tokenization.assistant_spans import Marked, Span, assistant_spans, late_system, unused_characters
 
-ROLES = ("system", "user", "assistant")
+ROLES = ("system", "user", "assistant", "tool")
 """Who may speak."""
 
 ESCAPE = "\uf8fe"
@@ -42,11 +43,17 @@ BREAK, ITSELF = f"{ESCAPE}1", f"{ESCAPE}0"
 GENERATION_MARKS: contextvars.ContextVar[str] = contextvars.ContextVar("generation_marks", default="")
 """What stands around the content of `{% generation %}` while a template is rendered in this thread; usually nothing."""
 
-TAILS = (24, 12, 6, 3)
-"""So many of a prompt's last characters are looked for where it is no beginning of the whole, the most first."""
+REASONING = ("reasoning_content", "thinking", "reasoning")
+"""What a message's thoughts are called; templates are given the first two, as by `transformers`."""
+
+PASSED = ("name", "tool_calls", "tool_call_id", *REASONING)
+"""What a template may read of a message besides the role and the content."""
+
+CANNOT_SAY = "the chat template cannot say"
+"""Begins the line about a conversation of which a template would leave something out."""
 
 Message = Mapping[str, Any]
-Span = tuple[int, int]
+Tools = Sequence[Mapping[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,39 +89,52 @@ class ChatTemplate:
         names = sorted((name for name in self.special_tokens if name), key=len, reverse=True)
         return re.compile("|".join(map(re.escape, names)) if names else r"(?!)")
 
-    def shielded(self, content: str) -> str:
-        """A content in which no special token's name is left, for `unshielded` to undo."""
-        if ESCAPE in content:
-            content = content.replace(ESCAPE, ITSELF)
-        return self.names.sub(lambda match: match[0][0] + BREAK + match[0][1:], content)
+    def shielded(self, content: Any) -> Any:
+        """Plain JSON values in which no special token's name is left, for `unshielded` to undo."""
+        if isinstance(content, str):
+            if ESCAPE in content:
+                content = content.replace(ESCAPE, ITSELF)
+            return self.names.sub(lambda match: match[0][0] + BREAK + match[0][1:], content)
+        if isinstance(content, Mapping):
+            return {self.shielded(name): self.shielded(value) for name, value in content.items()}
+        return [self.shielded(value) for value in content] if isinstance(content, (list, tuple)) else content
 
-    def render(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> str:
+    def render(
+        self, messages: Sequence[Message], add_generation_prompt: bool = False, tools: Tools | None = None
+    ) -> str:
         """The template's text with shielded contents.
 
         Args:
-            messages: `{"role": "system"|"user"|"assistant", "content": text}` in order.
+            messages: `{"role": "system"|"user"|"assistant"|"tool", "content": text}` in order, with `PASSED`.
             add_generation_prompt: end with what stands before an assistant's turn.
+            tools: definitions of functions that the assistant may call, as JSON schemas.
 
         Raises:
             UserError: a message without a known role or without text, or the template refuses the conversation.
         """
-        return self.rendered(self.checked(messages), add_generation_prompt)
+        return self.rendered(self.checked(messages), add_generation_prompt, tools=self.shielded(tools or None))
 
-    def checked(self, messages: Sequence[Message]) -> list[dict[str, str]]:
-        """Role and shielded content of each message."""
-        pairs = map(checked_message, messages)
-        return [{"role": role, "content": self.shielded(content)} for role, content in pairs]
+    def checked(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
+        """Each message as the template reads it, shielded but for its role."""
+        return [{**self.shielded(message), "role": message["role"]} for message in map(checked_message, messages)]
 
-    def rendered(self, messages: list[dict[str, str]], add_generation_prompt: bool, marks: str = "") -> str:
+    def rendered(
+        self,
+        messages: list[dict[str, Any]],
+        add_generation_prompt: bool,
+        marks: str = "",
+        tools: list[dict[str, Any]] | None = None,
+    ) -> str:
         """The template's text over messages as they are; with marks, around what `{% generation %}` surrounds."""
         import jinja2
 
         compiled = compiled_template(self.source)
+        variables = {**dict(self.variables), "tools": tools, "documents": None}
+        if tools and "xml_tools" in self.source:
+            variables["xml_tools"] = tools
         token = GENERATION_MARKS.set(marks)
         try:
-            return compiled.render(
-                messages=messages, add_generation_prompt=add_generation_prompt, **dict(self.variables)
-            )
+            return compiled.render(messages=messages, add_generation_prompt=add_generation_prompt, **variables)
         except jinja2.TemplateError as error:
             raise UserError(f"the chat template refuses the conversation: {' '.join(str(error).split())}") from error
         except (TypeError, ValueError, LookupError, AttributeError) as error:
@@ -122,107 +142,69 @@ class ChatTemplate:
         finally:
             GENERATION_MARKS.reset(token)
 
-    def written(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> tuple[str, list[Span]]:
+    def written(
+        self, messages: Sequence[Message], add_generation_prompt: bool = False, tools: Tools | None = None
+    ) -> tuple[str, list[Span]]:
         """The rendered text, and which characters of it the assistant writes (its turns' ends included), in order.
 
+        Turns of weight 0 are left out of the spans.
+
         Raises:
-            UserError: as `render`, or what the assistant writes cannot be told.
+            UserError: as `render`, what the assistant writes cannot be told, or the template leaves something out that
+                it cannot say.
         """
-        checked = self.checked(messages)
-        marks = unused_characters(self.source, *(message["content"] for message in checked))
+        checked, shielded_tools = self.checked(messages), self.shielded(tools or None)
+        weights = [message.get("weight", 1) for message in messages if message["role"] == "assistant"]
+        all_text = self.source + json.dumps([checked, shielded_tools], ensure_ascii=False)
+        unused = unused_characters(3 + Marked.marks_needed(checked), all_text)
+        marks, special = unused[:3], uses_tools(checked, tools) or late_system(checked)
+
+        def render(some: list[dict[str, Any]], prompt: bool) -> str:
+            return self.rendered(some, prompt, tools=shielded_tools)
+
+        try:
+            text = render(checked, add_generation_prompt)
+        except UserError:
+            # Some templates stumble over calls without words.
+            if all("content" in message for message in checked):
+                raise
+            checked = [{"content": "", **message} for message in checked]
+            text = render(checked, add_generation_prompt)
         if self.has_generation_tag:
-            text, (opens, closes, _) = without_marks(self.rendered(checked, add_generation_prompt, marks), marks)
-            return text, list(zip(opens, closes))
-        text = self.rendered(checked, add_generation_prompt)
-        return text, self.assistant_spans(checked, text, marks)
+            tagged = self.rendered(checked, add_generation_prompt, marks, shielded_tools)
+            spans = list(zip(*without_marks(tagged, marks)[1][:2]))
+        if special or not self.has_generation_tag:
+            marked = Marked(render, checked, text, unused[3:])
+            if special:
+                self.check_everything_is_said(marked, text, add_generation_prompt, bool(tools))
+            if not self.has_generation_tag:
+                spans = assistant_spans(render, self.names, marked, text)
+        if all(weights):
+            return text, spans
+        if len(spans) != len(weights):
+            raise UserError("the chat template does not let us tell the assistant's turns apart, as their weight needs")
+        return text, [span for span, weight in zip(spans, weights) if weight]
+
+    def check_everything_is_said(self, marked: Marked, text: str, add_generation_prompt: bool, tools: bool) -> None:
+        """Refuses a conversation of which the template leaves something out.
+
+        Raises:
+            UserError: it does; the line says what.
+        """
+        unsaid = list(marked.unsaid())
+        if tools:
+            try:
+                if self.rendered(marked.messages, add_generation_prompt) == text:
+                    unsaid.insert(0, "the definitions of tools")
+            except UserError:
+                pass  # a template for conversations with tools only
+        if unsaid:
+            raise UserError(f"{CANNOT_SAY} {', '.join(unsaid)}")
 
     @functools.cached_property
     def has_generation_tag(self) -> bool:
         """Whether the template says itself what the assistant writes."""
         return re.search(r"\{%-?\s*generation\s*-?%\}", self.source) is not None
-
-    def assistant_spans(self, messages: list[dict[str, str]], text: str, marks: str) -> list[Span]:
-        """What the assistant writes in `text`, for a template that does not say; see the module's docstring."""
-        turns = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
-        contents, others = self.contents(messages, turns, text, marks)
-        # Where the same stands between somebody else's words and the assistant's, it begins at the same place in that.
-        known: dict[str, int] = {}
-        starts = []
-        for turn in turns:
-            content = contents.get(turn)
-            before = bisect.bisect_right(others, content[0]) - 1 if content else -1
-            between = text[others[before] : content[0]] if content and before >= 0 else ""
-            if between not in known:
-                start = self.start_of_turn(messages, turn, text, content)
-                if content and before >= 0 and others[before] <= start:
-                    known[between] = content[0] - start
-            else:
-                start = content[0] - known[between] if content else 0
-            starts.append(start)
-        spans = []
-        for turn, start, following in zip(turns, starts, [*starts[1:], len(text)]):
-            content_end = contents[turn][1] if turn in contents else None
-            spans.append((start, self.end_of_turn(text, start, content_end, following)))
-        return spans
-
-    def contents(
-        self, messages: list[dict[str, str]], turns: list[int], text: str, marks: str
-    ) -> tuple[dict[int, Span], list[int]]:
-        """Where in `text` the assistant's contents stand and where those of others end, without white space around.
-
-        As far as that can be told: a turn may be missing, or all of them.
-        """
-        marked, wrapped = [], []
-        for turn, message in enumerate(messages):
-            content = message["content"]
-            core = content.strip()
-            assistant = message["role"] == "assistant"
-            if core:
-                before = content.index(core)
-                core = marks[0] + core + marks[1] if assistant else core + marks[2]
-                content = content[:before] + core + content[before + len(core) - (2 if assistant else 1) :]
-                wrapped += [turn] if assistant else []
-            marked.append({"role": message["role"], "content": content})
-        if not wrapped:
-            return {}, []
-        bare, (opens, closes, others) = without_marks(self.rendered(marked, False, ""), marks)
-        if len(closes) != len(wrapped) or not text.startswith(bare):
-            return {}, []
-        if len(opens) != len(closes):
-            opens = closes  # a template that drops the beginning of some contents (thoughts): their ends are known
-        return dict(zip(wrapped, zip(opens, closes))), others
-
-    def start_of_turn(self, messages: list[dict[str, str]], turn: int, text: str, content: Span | None) -> int:
-        """Where in `text` the assistant begins to write."""
-        prompt = None
-        try:
-            prompt = self.rendered(messages[:turn], True)
-        except UserError:
-            if content is None:
-                raise
-        if prompt is not None and text.startswith(prompt):
-            return len(prompt)
-        if content is None:
-            raise UserError(
-                "the chat template does not let us tell what the assistant writes; one with {% generation %} does"
-            )
-        before = text[: content[0]]
-        blank = len(before) - len(before.rstrip())
-        for tail in TAILS:
-            for length in range(blank + 1):
-                if prompt and before[: len(before) - length].endswith(prompt[-tail:]):
-                    return len(before) - length
-        return content[0]
-
-    def end_of_turn(self, text: str, start: int, content_end: int | None, following: int) -> int:
-        """Where in `text` the turn ends that begins at `start`, before `following`."""
-        otherwise = following if content_end is None else content_end
-        found = self.names.search(text, start if content_end is None else content_end)
-        if found is None or found.end() > following:
-            return otherwise
-        if content_end is not None and text[content_end : found.start()].strip():
-            return otherwise
-        return found.end()
 
     def parts(self, text: str) -> list[tuple[bool, int, int]]:
         """A rendered text cut at its special tokens: whether it is one, where it begins and ends; nothing empty."""
@@ -242,27 +224,26 @@ def unshielded(text: str) -> str:
     return text.replace(BREAK, "").replace(ITSELF, ESCAPE) if ESCAPE in text else text
 
 
-def checked_message(message: Message) -> tuple[str, str]:
-    """The role and the content of a message, or a UserError."""
+def checked_message(message: Message) -> dict[str, Any]:
+    """What a template reads of a message; as with `transformers`, nothing in it is None.
+
+    Raises:
+        UserError: its role is not known, or it has no text and no calls.
+    """
     role, content = message.get("role"), message.get("content")
     if role not in ROLES:
         raise UserError(f"a message has the role {role!r}; known are {', '.join(ROLES)}")
-    if not isinstance(content, str):
+    if not isinstance(content, str) and not (content is None and message.get("tool_calls")):
         raise UserError(f"a message of the {role} has no text as its content")
-    return role, content
+    said = {} if content is None else {"content": content}
+    made = {"role": role, **said, **{name: message[name] for name in PASSED if message.get(name)}}
+    thoughts = next((made[name] for name in REASONING if name in made), None)
+    return made if thoughts is None else {"thinking": thoughts, **made, "reasoning_content": thoughts}
 
 
-def unused_characters(*texts: str) -> str:
-    """Three private-use characters that occur nowhere in the texts."""
-    found = ""
-    for code in range(0xE000, 0xF8FE):
-        if not any(chr(code) in text for text in texts):
-            found += chr(code)
-            if len(found) == 3:
-                return found
-    raise UserError(
-        "a conversation uses all of Unicode's private-use characters; three must be free to mark turns with"
-    )
+def uses_tools(messages: Sequence[Message], tools: Tools | None) -> bool:
+    """Whether tools are defined, called or heard."""
+    return bool(tools) or any(message["role"] == "tool" or message.get("tool_calls") for message in messages)
 
 
 def without_marks(text: str, marks: str) -> tuple[str, tuple[list[int], list[int], list[int]]]:
