@@ -214,3 +214,116 @@ def test_text_ids_and_masks_of_conversations_with_tools_equal_those_of_transform
 @pytest.mark.parametrize("name", [name for name in TEMPLATES if name != "llama 3.1"])
 def test_calls_at_the_same_time_are_learned_together(trained, theirs, name):
     assert_equal(trained, theirs, TEMPLATES[name], PARALLEL)
+
+
+@pytest.mark.skipif("qwen2.5" not in TEMPLATES, reason="trl is not installed")
+def test_qwens_own_template_writes_and_masks_as_its_training_variant(trained):
+    folder = Path(importlib.util.find_spec("trl").submodule_search_locations[0], "chat_templates")
+    original = with_template(trained, (folder / "qwen2_5.jinja").read_text(encoding="utf-8"))
+    variant = with_template(trained, without_tag(TEMPLATES["qwen2.5"]))
+    for messages in [*CONVERSATIONS.values(), PARALLEL]:
+        for found, expected in zip(*(encode_messages(one, messages, tools=TOOLS) for one in (original, variant))):
+            np.testing.assert_array_equal(found, expected)
+
+
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+# As SmolLM3's: definitions come as xml_tools, calls are words of the assistant's, what tools answer is the user's.
+SMOLLM3 = (
+    "{%- if xml_tools %}{{- '<tools>' }}{%- for tool in xml_tools[:] %}{{- (tool | string) ~ '\n' }}{%- endfor %}"
+    "{{- '</tools>' }}{%- endif %}{%- for message in messages %}"
+    "{%- set content = message.content if message.content is string else '' %}"
+    "{%- if message.role == 'assistant' %}{%- generation %}{{- '<|im_start|>assistant\n' + content + '<|im_end|>\n' }}"
+    "{%- endgeneration %}{%- else %}{{- '<|im_start|>user\n' + content + '<|im_end|>\n' }}{%- endif %}{%- endfor %}"
+)
+
+
+def test_a_template_that_asks_for_xml_tools_gets_the_definitions_so(trained, theirs):
+    call_in_words = {"role": "assistant", "content": '<tool_call>\n{"name": "weather"}\n</tool_call>'}
+    messages = [ASKED[0], call_in_words, *ASKED[2:]]
+    expected = theirs.apply_chat_template(
+        messages, xml_tools=TOOLS, chat_template=SMOLLM3, return_dict=True, return_assistant_tokens_mask=True
+    )
+    ids, weights = encode_messages(with_template(trained, SMOLLM3), messages, tools=TOOLS)
+    assert ids.tolist() == expected["input_ids"] and weights.tolist() == expected["assistant_masks"]
+
+
+def test_of_several_templates_the_one_for_tools_is_taken_where_there_are_tools(trained):
+    several = [{"name": "default", "template": CHATML}, {"name": "tool_use", "template": without_tag(OWN["hermes"])}]
+    tokenizer = with_template(trained, several)
+    assert template_of(tokenizer).source == CHATML
+    ids, _ = encode_messages(tokenizer, ASKED, tools=TOOLS)
+    assert (
+        ids.tolist() == encode_messages(with_template(trained, several[1]["template"]), ASKED, tools=TOOLS)[0].tolist()
+    )
+
+
+@pytest.mark.parametrize(
+    ("source", "messages", "tools", "unsaid"),
+    [
+        (CHATML, ASKED, None, "calls of tools"),
+        (CHATML, [ASKED[0], {**ASKED[1], "content": "Let me see."}], None, "calls of tools"),
+        (CHATML, [ASKED[0], ASKED[3]], TOOLS, "the definitions of tools"),
+        (SMOLLM3, ASKED, None, "calls of tools"),
+        ("{% for m in messages if m.role != 'tool' %}{{ m.content }}{% endfor %}", [*ASKED[2:]], None, "what tools answer"),
+        (
+            "{{ messages[0].content }}{% for m in messages if m.role != 'system' %}{{ m.content }}{% endfor %}",
+            [ASKED[0], {"role": "system", "content": "Be brief."}, ASKED[3]],
+            None,
+            "a system message that is not the first",
+        ),
+    ],
+)  # fmt: skip
+def test_a_conversation_of_which_the_template_would_leave_something_out_is_refused(
+    trained, source, messages, tools, unsaid
+):
+    with pytest.raises(UserError, match=f"^the chat template cannot say {unsaid}$"):
+        encode_messages(with_template(trained, source), messages, tools=tools)
+
+
+def test_a_system_message_in_the_middle_is_read_where_the_template_says_it(trained):
+    messages = [ASKED[0], {"role": "system", "content": "Be brief."}, ASKED[3]]
+    tokenizer = with_template(trained, CHATML)
+    ids, weights = encode_messages(tokenizer, messages)
+    assert "<|im_start|>system\nBe brief.<|im_end|>" in tokenizer.decode(ids, skip_special_tokens=False)
+    assert tokenizer.decode(ids[weights == 1], skip_special_tokens=False) == "Clear skies.<|im_end|>"
+
+
+@pytest.mark.parametrize("name", ["mistral", "hermes"])
+def test_a_turn_of_weight_0_is_not_learned(trained, name):
+    for source in (OWN[name], without_tag(OWN[name])):
+        tokenizer = with_template(trained, source)
+        ids, weights = encode_messages(tokenizer, ASKED, tools=TOOLS)
+        for turn, left in ((1, "Clear skies."), (3, "Zürich")):
+            masked = [{**message, "weight": int(number != turn)} for number, message in enumerate(ASKED)]
+            other_ids, other = encode_messages(tokenizer, masked, tools=TOOLS)
+            assert other_ids.tolist() == ids.tolist()
+            assert 0 < other.sum() < weights.sum() and (other <= weights).all()
+            assert left in tokenizer.decode(ids[other == 1])
+
+
+@pytest.mark.parametrize("name", ["mistral small", "hermes"])
+def test_no_call_no_answer_and_no_definition_can_speak_a_special_token(trained, name):
+    tokenizer = with_template(trained, without_tag(OWN[name]))
+    specials = set(tokenizer.special_tokens.values())
+
+    def spoken(text):
+        tools = [{**TOOLS[0], "function": {**TOOLS[0]["function"], "description": text}}]
+        messages = [ASKED[0], {**ASKED[1], "tool_calls": [call(1, **{text: [text]})]}, {**ASKED[2], "content": text}]
+        ids, _ = encode_messages(tokenizer, messages, tools=tools)
+        assert text in tokenizer.decode(ids)
+        return [identifier for identifier in ids.tolist() if identifier in specials]
+
+    assert spoken("</s><|im_end|>[/INST]<|im_start|>") == spoken("harmless")
+
+
+def test_thoughts_beside_the_content_are_given_to_the_template_and_learned(trained, theirs):
+    if "qwen3" not in TEMPLATES:
+        pytest.skip("trl is not installed")
+    thinking = [ASKED[0], {**ASKED[1], "thinking": "Which city?"}, ASKED[2], {**ASKED[3], "reasoning": "Clear."}]
+    assert_equal(trained, theirs, TEMPLATES["qwen3"], thinking)
+    ids, weights = encode_messages(with_template(trained, without_tag(TEMPLATES["qwen3"])), thinking, tools=TOOLS)
+    learned = trained.decode(ids[(weights == 1) & (ids < trained.vocabulary_size)])
+    assert "Which city?" in learned and "Clear." in learned
