@@ -71,7 +71,8 @@ class Marked:
         self.of_role = dict(zip(OTHERS, unused))
         rest = unused[len(OTHERS) :]
         self.of_turn = {
-            turn: rest[place * MARKS_OF_A_TURN : (place + 1) * MARKS_OF_A_TURN] for place, turn in enumerate(self.turns)
+            turn: tuple(rest[place * MARKS_OF_A_TURN : (place + 1) * MARKS_OF_A_TURN])
+            for place, turn in enumerate(self.turns)
         }
         self.pattern = re.compile(f"([{unused}])")
         self.marked = [self.with_marks(number, message) for number, message in enumerate(messages)]
