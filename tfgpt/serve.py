@@ -7,7 +7,12 @@ model and this process only fronts it. SIGTERM and Ctrl-C let running answers go
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import errno
 import importlib.util
+import ipaddress
+import logging
 import os
 import socket
 import sys
@@ -16,6 +21,7 @@ from tfgpt.common.command import Command
 from tfgpt.common.errors import UserError
 from tfgpt.common.quiet import import_tensorflow
 from tfgpt.serving.backends import newest_version
+from tfgpt.serving.description import read_description
 from tfgpt.serving.serve_config import ServeConfig
 
 NEEDED = ("fastapi", "uvicorn", "prometheus_client")
@@ -28,8 +34,13 @@ def run(serve: ServeConfig) -> None:
             raise UserError(f"{name} is missing, with which models are served; pip install 'tfgpt[serve]'")
     keys = [key.strip() for key in os.environ.get(serve.api_keys_env, "").split(",") if key.strip()]
     if serve.model:
-        newest_version(serve.model)
-    listening = listener(serve)
+        read_description(newest_version(serve.model))
+    with contextlib.ExitStack() as stack:
+        serve_on(listeners(serve, stack), serve, keys)
+
+
+def serve_on(listening: list[socket.socket], serve: ServeConfig, keys: list[str]) -> None:
+    """Opens the model and serves it until the process is told to stop."""
     import_tensorflow()
     import uvicorn
 
@@ -37,18 +48,17 @@ def run(serve: ServeConfig) -> None:
     from tfgpt.serving.backends import open_backend
 
     client, info = open_backend(serve)
-    app = create_app(client, info, serve, keys)
-    host, port = listening.getsockname()[:2]
-    shown = f"[{host}]" if ":" in host else host
+    host, port = listening[0].getsockname()[:2]
+    shown = serve.host if len(listening) > 1 else f"[{host}]" if ":" in host else host
     where = serve.backend or client.transport.address
     print(f"Model:  {info.name} ({where})", flush=True)
     if not info.context_length:
         print("Note:   the context's length is unknown; give --context_length or --model", flush=True)
-    if not keys and host not in ("127.0.0.1", "::1"):
+    if not keys and not all(ipaddress.ip_address(found.getsockname()[0]).is_loopback for found in listening):
         print(f"Note:   anyone who reaches {shown}:{port} may use the model; set {serve.api_keys_env}", flush=True)
     print(f"Serving: http://{shown}:{port}", flush=True)
     config = uvicorn.Config(
-        app,
+        create_app(client, info, serve, keys),
         access_log=False,
         log_level="warning",
         server_header=False,
@@ -56,8 +66,12 @@ def run(serve: ServeConfig) -> None:
         ws="none",
         timeout_graceful_shutdown=serve.shutdown_seconds,
     )
+    # Requests that shutting down cuts have had their answer: that they were cancelled is no error.
+    logging.getLogger("uvicorn.error").addFilter(
+        lambda record: not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
+    )
     try:
-        uvicorn.Server(config).run(sockets=[listening])
+        uvicorn.Server(config).run(sockets=listening)
     except KeyboardInterrupt:
         pass  # uvicorn raises the signal again after it has shut down.
     finally:
@@ -65,18 +79,39 @@ def run(serve: ServeConfig) -> None:
     print("Stopped.", flush=True)
 
 
-def listener(serve: ServeConfig) -> socket.socket:
-    """The listening socket: a port that is taken is noticed before the model is loaded.
+def listeners(serve: ServeConfig, stack: contextlib.ExitStack) -> list[socket.socket]:
+    """The listening sockets: a port that is taken is noticed before the model is loaded.
+
+    A name gets one for each of its addresses: "localhost" is ::1 to some clients and 127.0.0.1 to others.
+
+    Args:
+        serve: the host and the port.
+        stack: closes them.
 
     Raises:
         UserError: the address cannot be had.
     """
+    found: list[socket.socket] = []
+    port = serve.port
     try:
-        family = socket.getaddrinfo(serve.host, serve.port, type=socket.SOCK_STREAM)[0][0]
-        found = socket.socket(family, socket.SOCK_STREAM)
-        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        found.bind((serve.host, serve.port))
-        found.listen(2048)  # From now on connections wait for the model instead of being refused.
+        known = socket.getaddrinfo(serve.host, port, type=socket.SOCK_STREAM)
+        addresses = dict.fromkeys((family, address[0]) for family, *_, address in known)
+        for family, address in addresses:
+            listening = stack.enter_context(socket.socket(family, socket.SOCK_STREAM))
+            if os.name == "posix":  # On Windows it would let two servers have the same port.
+                listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6 and len(addresses) > 1:
+                listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            try:
+                listening.bind((address, port))
+            except OSError as error:
+                # A name may have an address of a network that this machine is not in.
+                if error.errno == errno.EADDRNOTAVAIL and (found or address != [*addresses][-1][1]):
+                    continue
+                raise
+            listening.listen(2048)  # From now on connections wait for the model instead of being refused.
+            port = listening.getsockname()[1]
+            found.append(listening)
     except socket.gaierror as error:
         raise UserError(f"--host: {serve.host}: {error.strerror}") from error
     except OSError as error:

@@ -18,13 +18,20 @@ from tfgpt.serving.serve_config import ServeConfig
 
 
 class Counted:
-    """A transport that counts the calls of `stream`, notes their rows, and may take its time."""
+    """A transport that counts the calls of `stream`, notes their rows, and may take its time or fail.
+
+    Attributes:
+        error: what every call raises, `stream_error` what `stream` does.
+        left_out: an output that answers lack.
+    """
 
     def __init__(self, transport):
         self.transport, self.address = transport, transport.address
         self.rows: list[int] = []
         self.seconds = 0.0
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
+        self.stream_error: BaseException | None = None
+        self.left_out = ""
 
     def predict(self, name, inputs, seconds):
         if self.error:
@@ -32,7 +39,10 @@ class Counted:
         if name == "stream":
             self.rows.append(len(inputs["ids"]))
             time.sleep(self.seconds)
-        return self.transport.predict(name, inputs, seconds)
+            if self.stream_error:
+                raise self.stream_error
+        answer = self.transport.predict(name, inputs, seconds)
+        return {key: value for key, value in answer.items() if key != self.left_out}
 
     def close(self):
         self.transport.close()

@@ -11,7 +11,8 @@ import pytest
 from tests.serving.conftest import DEFAULTS
 from tests.serving.running import running
 from tfgpt.generation.prompts import encode_chat, encode_prompt
-from tfgpt.serving.client import Client, sampling_inputs
+from tfgpt.serving.answers import sent
+from tfgpt.serving.client import Client, sampling_inputs, text_ids
 from tfgpt.tokenization.chat_template import render_messages
 
 MESSAGES = [{"role": "system", "content": "a"}, {"role": "user", "content": "Quick?"}]
@@ -204,3 +205,63 @@ def test_events_are_those_of_the_standard(server):
     events = answer.text.split("\n\n")
     assert events[-2:] == ["data: [DONE]", ""]
     assert json.loads(events[0].removeprefix("data: "))["choices"][0]["delta"]["role"] == "assistant"
+
+
+def test_an_answer_can_be_sent_back_as_the_client_gives_it(client):
+    said = client.chat.completions.create(model="chat", messages=MESSAGES[1:], max_tokens=2, **SAMPLING)
+    message = said.choices[0].message.model_dump()
+    assert None in message.values()
+    elsewhere = {**message, "annotations": [], "tool_calls": [], "reasoning": "hm", "reasoning_content": "hm"}
+    plain = {"role": "assistant", "content": message["content"]}
+    whole, full, bare = (
+        client.chat.completions.create(model="chat", messages=[MESSAGES[1], one], max_tokens=8, **SAMPLING)
+        for one in (message, elsewhere, plain)
+    )
+    assert whole.choices[0].message.content == full.choices[0].message.content == bare.choices[0].message.content
+
+
+@pytest.mark.parametrize(
+    "nothing",
+    [
+        {"stop": ""},
+        {"stop": ["", ""]},
+        {"tools": [], "tool_choice": "none", "parallel_tool_calls": True},
+        {"tools": None, "functions": None, "stop": None, "logit_bias": None, "stream_options": {"include_usage": None}},
+        {"seed": 7.0, "max_tokens": 9.0},
+        {"stream_options": {"include_usage": True}},
+    ],
+    ids=str,
+)
+def test_what_asks_for_nothing_changes_nothing(client, nothing):
+    request = {"model": "chat", "messages": MESSAGES, "max_tokens": 9, **SAMPLING}
+    found, plain = (
+        client.chat.completions.create(**{**request, "extra_body": body}).choices[0].message.content
+        for body in (nothing, {})
+    )
+    assert found == plain
+
+
+def test_prompts_as_ids_are_taken_as_they_are(client, direct):
+    texts = ["The quick", "zebras"]
+    ids = text_ids(direct.predict("tokenize", {"text": texts}))
+    written = [
+        client.completions.create(model="chat", prompt=prompt, max_tokens=9, **SAMPLING)
+        for prompt in (texts, ids, ids[0])
+    ]
+    found = [[choice.text for choice in one.choices] for one in written]
+    assert found[0] == found[1] and found[2] == found[0][:1]
+    assert written[1].usage == written[0].usage
+
+
+@pytest.mark.parametrize("path", ["/v1/completions/", "/v1//completions", "//v1/completions"])
+def test_a_slash_too_many_in_the_base_url_does_no_harm(server, path):
+    body = {"model": "chat", "prompt": "The", "max_tokens": 1}
+    assert httpx.post(server.url + path, json=body, timeout=60).status_code == 200
+
+
+def test_an_event_is_one_line_whatever_the_reader_takes_for_a_lines_end():
+    content = {"text": "a\x0b\x1c\x85\u2028\u2029é汉😀\n"}
+    read = httpx.Response(200, content=sent(content).encode())
+    [line, end] = read.iter_lines()
+    assert json.loads(line.removeprefix("data: ")) == content and end == ""
+    assert "é汉😀" in line

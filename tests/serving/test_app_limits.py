@@ -1,6 +1,7 @@
 """Full queues, clients that leave, wrong and hostile requests, keys, logs, counters: what an operator relies on."""
 
 import contextlib
+import gzip
 import json
 import socket
 import threading
@@ -17,6 +18,7 @@ from tfgpt.serving.client import failed
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 HELLO = {"model": "chat", "messages": [{"role": "user", "content": "secret words"}], "max_tokens": 2}
 WORDS = {"model": "chat", "input": "a few words"}
+ORIGIN = "https://a.example"
 # The model of the tests never ends this text: after 800 tokens it still repeats itself.
 LONG = {"model": "chat", "prompt": "The", "max_tokens": 2000, "temperature": 0, "logprobs": 0}
 
@@ -63,12 +65,14 @@ WRONG = {
     "no tokens": ({"json": {**HELLO, "max_tokens": 0}}, 400),
     "too many choices": ({"json": {**HELLO, "n": 9}}, 400),
     "huge seed": ({"json": {**HELLO, "seed": 2**63}}, 400),
-    "a tool": ({"json": {**HELLO, "tools": []}}, 400),
+    "a tool": ({"json": {**HELLO, "tools": [{"type": "function"}]}}, 400),
+    "half a token": ({"json": {**HELLO, "max_tokens": 16.5}}, 400),
     "an unknown role": ({"json": {**HELLO, "messages": [{"role": "wizard", "content": "a"}]}}, 400),
     "no messages": ({"json": {**HELLO, "messages": []}}, 400),
-    "an empty stop": ({"json": {**HELLO, "stop": ""}}, 400),
+    "nothing for the model": ({"json": {**HELLO, "model": None}}, 400),
     "10 MB": ({"content": b'{"model": "' + b"a" * 10_000_000 + b'"}'}, 413),
     "a form": ({"data": {"model": "chat"}}, 415),
+    "gzip": ({"content": gzip.compress(b"{}"), "headers": {"Content-Encoding": "gzip"}}, 415),
     "nothing": ({}, 400),
 }
 
@@ -77,7 +81,7 @@ WRONG = {
 def test_wrong_requests_are_refused_in_openais_shape(server, name):
     options, status = WRONG[name]
     if "content" in options:
-        options = {**options, "headers": {"Content-Type": "application/json"}}
+        options = {**options, "headers": {"Content-Type": "application/json", **options.get("headers", {})}}
     answer = post(server, **options)
     assert answer.status_code == status, answer.text
     assert error_of(answer)["type"] == "invalid_request_error"
@@ -86,12 +90,15 @@ def test_wrong_requests_are_refused_in_openais_shape(server, name):
 
 def test_what_is_wrong_is_named(server):
     assert error_of(post(server, json={**HELLO, "temperature": -0.5}))["param"] == "temperature"
-    wrong = error_of(post(server, json={**HELLO, "tools": []}))
-    assert (wrong["param"], wrong["code"]) == ("tools", "unknown_parameter")
+    for unknown in ({"tools": [{"type": "function"}]}, {"best_of": 3}):
+        wrong = error_of(post(server, json={**HELLO, **unknown}))
+        assert ([wrong["param"]], wrong["code"]) == ([*unknown], "unknown_parameter")
     assert error_of(httpx.get(f"{server.url}/nothing"))["type"] == "not_found_error"
     assert httpx.get(server.url + CHAT).status_code == 405
     many = [{"role": "user", "content": "ok"}, {"role": "user", "content": 3}]
-    assert error_of(post(server, json={**HELLO, "messages": many}))["param"].startswith("messages.1.content")
+    assert error_of(post(server, json={**HELLO, "messages": many}))["param"] == "messages.1.content"
+    prompts = {"model": "chat", "prompt": ["a", 3]}
+    assert error_of(post(server, COMPLETIONS, json=prompts))["param"] == "prompt.1"
 
 
 def test_a_full_queue_is_429_with_retry_after_and_comes_free_again(server):
@@ -170,20 +177,63 @@ def test_a_request_that_takes_too_long_ends(version):
         assert len(server.backend.rows) <= calls + 1
 
 
-def test_api_keys_and_cors(version):
-    origin = "https://a.example"
-    with running(version, keys=("one", "two"), cors_origin=(origin,), access_log=False) as server:
-        for key, status in (("one", 200), ("two", 200), ("on", 401), ("one,two", 401)):
-            answer = post(server, json=HELLO, headers={"Authorization": f"Bearer {key}"})
-            assert answer.status_code == status
-        assert error_of(answer)["code"] == "invalid_api_key"
-        assert httpx.get(f"{server.url}/v1/models").status_code == 401
-        assert httpx.get(f"{server.url}/healthz").status_code == 200
-        asked = {"Origin": origin, "Access-Control-Request-Method": "POST"}
-        allowed = httpx.options(server.url + CHAT, headers=asked)
-        assert allowed.headers["access-control-allow-origin"] == origin
-        other = httpx.options(server.url + CHAT, headers={**asked, "Origin": "https://b.example"})
-        assert "access-control-allow-origin" not in other.headers
+@pytest.fixture(scope="module")
+def guarded(version):
+    """A server with keys, for the pages of one origin, whose model has an owner as on the hub."""
+    options = {"keys": ("one", "two"), "cors_origin": (ORIGIN,), "model_name": "org/chat"}
+    with running(version, **options, access_log=False) as found:
+        yield found
+
+
+def test_api_keys_and_a_name_with_an_owner(guarded):
+    named = {**HELLO, "model": "org/chat"}
+    for key, status in (("one", 200), ("two", 200), ("on", 401), ("one,two", 401)):
+        answer = post(guarded, json=named, headers={"Authorization": f"Bearer {key}"})
+        assert answer.status_code == status
+    assert error_of(answer)["code"] == "invalid_api_key"
+    for path in ("/v1/models", "/v1/models/", "//v1//models"):
+        assert httpx.get(guarded.url + path).status_code == 401
+    assert httpx.get(f"{guarded.url}/healthz").status_code == 200
+    with openai.OpenAI(base_url=f"{guarded.url}/v1", api_key="one", max_retries=0) as client:
+        assert client.models.retrieve("org/chat").id == "org/chat"
+    key = {"Authorization": "Bearer one"}
+    for name in ("org/chat", "org%2Fchat"):
+        assert httpx.get(f"{guarded.url}/v1/models/{name}", headers=key).json()["id"] == "org/chat"
+    assert httpx.get(f"{guarded.url}/v1/models/chat", headers=key).status_code == 404
+
+
+def test_a_browsers_preflight_with_openais_headers_is_answered_for_the_origins_that_may(guarded):
+    asked = {
+        "Origin": ORIGIN,
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "authorization,content-type,x-stainless-arch,x-stainless-retry-count",
+        "Access-Control-Request-Private-Network": "true",  # Chrome: from a public page to this machine.
+    }
+    allowed = httpx.options(guarded.url + CHAT, headers=asked)
+    assert allowed.status_code == 200
+    assert allowed.headers["access-control-allow-origin"] == ORIGIN
+    assert "x-stainless-retry-count" in allowed.headers["access-control-allow-headers"]
+    assert allowed.headers["access-control-allow-private-network"] == "true"
+    other = httpx.options(guarded.url + CHAT, headers={**asked, "Origin": "https://b.example"})
+    assert other.status_code == 400 and "access-control-allow-origin" not in other.headers
+
+
+@pytest.mark.parametrize("path", ["/", "/healthz", "/readyz", "/metrics", "/web/app.js", "/v1/models", "/openapi.json"])
+def test_head_is_get_without_the_body(server, path):
+    got, headed = httpx.get(server.url + path), httpx.head(server.url + path)
+    assert headed.status_code == got.status_code == 200 and headed.content == b""
+    assert headed.headers["content-type"] == got.headers["content-type"]
+    assert httpx.head(server.url + CHAT).status_code == 405
+
+
+def test_ids_that_the_model_does_not_have_are_refused_before_it_sees_them(server):
+    calls = len(server.backend.rows)
+    for prompt in ([10**6], [[1, 2], [10**6]], [-1]):
+        answer = post(server, COMPLETIONS, json={**LONG, "prompt": prompt})
+        assert answer.status_code == 400 and error_of(answer)["param"].startswith("prompt")
+    assert len(server.backend.rows) == calls
+    vector = post(server, "/v1/embeddings", json={**WORDS, "input": [[2028, 374]]})
+    assert "check_embedding_ctx_length=False" in error_of(vector)["message"]
 
 
 def test_without_origins_no_cors_header_is_sent(server):
@@ -241,3 +291,22 @@ def test_a_backend_that_is_away_is_said_and_not_an_internal_error(version):
         assert error_of(post(server, json=HELLO))["code"] == "backend_error"
         server.backend.error = None
         assert post(server, json=HELLO).status_code == 200
+
+
+def test_an_answer_that_cannot_be_read_ends_its_request_and_no_other(server):
+    server.backend.left_out = "log_probability"
+    answer = post(server, json=HELLO)
+    assert answer.status_code == 500 and error_of(answer)["code"] == "internal_error"
+    server.backend.left_out = ""
+    assert post(server, json=HELLO).status_code == 200
+    assert httpx.get(f"{server.url}/readyz").status_code == 200
+
+
+def test_when_the_writing_thread_has_ended_requests_fail_at_once_and_readyz_says_so(version):
+    with running(version, access_log=False) as server:
+        server.backend.stream_error = SystemExit("as if the thread were killed")
+        for _ in range(2):  # The one that was being written, and one that comes after.
+            answer = post(server, json=HELLO)
+            assert answer.status_code == 503 and error_of(answer)["code"] == "not_ready"
+        for path in ("/readyz", "/healthz"):
+            assert error_of(httpx.get(server.url + path))["code"] == "not_ready"

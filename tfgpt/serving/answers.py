@@ -26,6 +26,8 @@ from tfgpt.serving.metrics import Metrics
 ALIVE_SECONDS = 10
 # What OpenAI writes for a log-probability of minus infinity, which JSON cannot say.
 IMPOSSIBLE = -9999.0
+# What Python's `splitlines`, and so clients that read with it, takes for a line's end and JSON leaves as it is.
+LINE_ENDS = {ord(character): f"\\u{ord(character):04x}" for character in "\x85\u2028\u2029"}
 
 
 @dataclasses.dataclass
@@ -179,7 +181,7 @@ class Answer:
 
 def sent(content: dict[str, Any]) -> str:
     """One server-sent event."""
-    return f"data: {json.dumps(content, ensure_ascii=False, separators=(',', ':'))}\n\n"
+    return f"data: {json.dumps(content, ensure_ascii=False, separators=(',', ':')).translate(LINE_ENDS)}\n\n"
 
 
 class EventResponse(StreamingResponse):

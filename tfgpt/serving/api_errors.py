@@ -12,10 +12,12 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from tfgpt.common.errors import TfgptError
-from tfgpt.serving.batching import QueueFullError, ShutdownError
+from tfgpt.serving.batching import QueueFullError, ShutdownError, WriterEndedError
 from tfgpt.serving.client import ServingError
 
 TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
+# What Pydantic calls the branches of a union.
+BRANCHES = ("str", "int", "float", "bool")
 # When a client may try again after the backend was away or the server stopped, in seconds.
 AWAY_SECONDS = 2
 
@@ -62,6 +64,9 @@ def as_api_error(error: Exception) -> ApiError:
         return ApiError(429, str(error), code="queue_full", headers={"Retry-After": str(error.seconds)})
     if isinstance(error, ShutdownError):
         return ApiError(503, str(error), code="shutting_down", headers={"Retry-After": str(AWAY_SECONDS)})
+    if isinstance(error, WriterEndedError):
+        log.error("%s", error)
+        return ApiError(503, str(error), code="not_ready")
     if isinstance(error, ServingError):
         log.error("%s", error)
         if error.code == "DEADLINE_EXCEEDED":
@@ -77,15 +82,20 @@ def as_api_error(error: Exception) -> ApiError:
 
 
 def of_validation(error: RequestValidationError) -> ApiError:
-    """The first thing that is wrong with a body."""
-    first = error.errors()[0]
+    """The first thing that is wrong with a body; within a union, what the branch says that got furthest."""
+    errors = error.errors()
+    first = max(
+        (found for found in errors if found["loc"][:2] == errors[0]["loc"][:2]), key=lambda one: len(one["loc"])
+    )
     if first["type"] == "json_invalid":
         return ApiError(400, "the body is not JSON", code="invalid_json")
     place = [str(part) for part in first["loc"] if part != "body"]
     # Inside a union Pydantic adds the branch's name; what clients know is the field and the item's number.
-    name = ".".join(part for part in place if part.isidentifier() or part.isdigit())
+    name = ".".join(part for part in place if part.isdigit() or (part.isidentifier() and part not in BRANCHES))
     if first["type"] == "extra_forbidden":
         return ApiError(400, f"{name}: this server has no such parameter", name, "unknown_parameter")
+    if first["type"] == "too_long" and not first["ctx"]["max_length"]:
+        return ApiError(400, f"{name}: this server has none; only an empty one is taken", name, "unknown_parameter")
     return ApiError(400, f"{name or 'body'}: {first['msg']}", name or None, "invalid_value")
 
 

@@ -4,16 +4,31 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
-StopString = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+StopString = Annotated[str, StringConstraints(max_length=256)]
+TokenIds = Annotated[list[Annotated[int, Field(ge=0, le=2**31 - 1)]], Field(min_length=1)]
+Nothing = Annotated[list[Any], Field(max_length=0)]
 Zero = Annotated[float, Field(ge=0, le=0)]
 
 
 class Body(BaseModel):
-    """What all bodies share: the types of JSON as they are, and no unknown fields."""
+    """What all bodies share: the types of JSON as they are, no unknown fields, and null for what is not given."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def given(cls, values: Any) -> Any:
+        """Leaves out what is null, and writes 16.0 as 16: JSON has one kind of number."""
+        if not isinstance(values, dict):
+            return values
+        return {
+            name: int(value) if isinstance(value, float) and value.is_integer() else value
+            for name, value in values.items()
+            if value is not None
+        }
 
 
 class StreamOptions(Body):
@@ -51,8 +66,8 @@ class WritingRequest(Body):
 
     @property
     def stop_strings(self) -> list[str]:
-        """The stop strings."""
-        return [self.stop] if isinstance(self.stop, str) else self.stop or []
+        """The stop strings; an empty one stops nothing."""
+        return [stop for stop in ([self.stop] if isinstance(self.stop, str) else self.stop or []) if stop]
 
     @property
     def include_usage(self) -> bool:
@@ -85,6 +100,11 @@ class Message(Body):
     content: str | list[TextPart] | None = None
     name: str | None = Field(None, description="Taken and not used.")
     refusal: str | None = Field(None, description="Taken and not used.")
+    # What servers write beside an answer, and clients send back with it.
+    annotations: list[Any] | None = Field(None, description="Taken and not used.")
+    reasoning: str | None = Field(None, description="Taken and not used.")
+    reasoning_content: str | None = Field(None, description="Taken and not used.")
+    tool_calls: Nothing | None = Field(None, description="Only empty.")
 
     def plain(self) -> dict[str, str]:
         """The turn as `render_messages` takes it; OpenAI's developers are what others call the system."""
@@ -101,7 +121,10 @@ class ChatRequest(WritingRequest):
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=0)] | None = Field(None, description="Only 0.")
     response_format: TextFormat | None = None
-    metadata: dict[str, str] | None = Field(None, description="Taken and not used.")
+    tools: Nothing | None = Field(None, description="Only empty.")
+    tool_choice: Literal["none", "auto"] | None = Field(None, description="There are no tools to choose from.")
+    parallel_tool_calls: bool | None = Field(None, description="Taken and not used.")
+    metadata: dict[str, str | None] | None = Field(None, description="Taken and not used.")
     store: Literal[False] | None = None
 
     @property
@@ -113,13 +136,19 @@ class ChatRequest(WritingRequest):
 class CompletionRequest(WritingRequest):
     """POST /v1/completions."""
 
-    prompt: str | Annotated[list[str], Field(min_length=1)]
+    prompt: Annotated[list[str], Field(min_length=1)] | TokenIds | Annotated[list[TokenIds], Field(min_length=1)] | str
     logprobs: Annotated[int, Field(ge=0, le=0)] | None = Field(
         None, description="Only 0: the written tokens' log-probabilities and no others'."
     )
     echo: Literal[False] | None = None
     best_of: Literal[1] | None = None
     suffix: Literal[""] | None = None
+
+    @property
+    def prompts(self) -> list[str | list[int]]:
+        """The prompts, one or several: all texts or all ids."""
+        single = isinstance(self.prompt, str) or isinstance(self.prompt[0], int)
+        return [self.prompt] if single else self.prompt  # type: ignore[list-item, return-value]
 
     @property
     def wants_log_probabilities(self) -> bool:
@@ -138,6 +167,18 @@ class EmbeddingRequest(Body):
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: int | None = Field(None, ge=1, description="Only the model's own.")
     user: str | None = Field(None, description="Taken and not used.")
+
+    @field_validator("input", mode="before")
+    @classmethod
+    def text(cls, value: Any) -> Any:
+        """Refuses ids by name: who sends them (LangChain) has made them with OpenAI's tokenizer."""
+        first = value[0] if isinstance(value, list) and value else value
+        if isinstance(value, list) and isinstance(first, (int, list)):
+            raise PydanticCustomError(
+                "token_ids",
+                "give text; ids of another tokenizer mean other words (LangChain: check_embedding_ctx_length=False)",
+            )
+        return value
 
 
 class ErrorDetail(BaseModel):

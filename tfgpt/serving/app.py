@@ -20,7 +20,7 @@ from tfgpt.serving.answers import Answer, EventResponse, as_base64, unless_gone
 from tfgpt.serving.api_errors import ApiError, add_error_handlers
 from tfgpt.serving.api_models import ChatRequest, CompletionRequest, EmbeddingRequest, ErrorAnswer, WritingRequest
 from tfgpt.serving.backends import ServedInfo
-from tfgpt.serving.batching import Batcher, QueueFullError, Row, Ticket
+from tfgpt.serving.batching import Batcher, QueueFullError, Row, Ticket, WriterEndedError
 from tfgpt.serving.client import Client, ServingError, text_ids
 from tfgpt.serving.gate import Gate
 from tfgpt.serving.metrics import Metrics
@@ -101,6 +101,21 @@ class Server:
         self.check_length(max(map(len, prompts)), param)
         return prompts
 
+    async def prompt_ids(self, prompts: Sequence[str | list[int]]) -> list[list[int]]:
+        """The ids of a completion's prompts: all texts, or all ids already, which are taken as they are."""
+        texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+        if texts:
+            return await self.tokenized(texts, "prompt")
+        ids = [prompt for prompt in prompts if not isinstance(prompt, str)]
+        size = self.info.vocabulary_size
+        # The model would refuse them, and with them what others have in the same call.
+        if not size:
+            raise ApiError(400, "the vocabulary is not known here; give text, or start serve with --model", "prompt")
+        if max(map(max, ids)) >= size:
+            raise ApiError(400, f"ids go from 0 to {size - 1}; {max(map(max, ids))} is none", "prompt", "invalid_value")
+        self.check_length(max(map(len, ids)), "prompt")
+        return ids
+
     async def conversation(self, body: ChatRequest) -> list[int]:
         """The ids of a conversation."""
         try:
@@ -180,11 +195,11 @@ def api(server: Server) -> APIRouter:
     @router.post("/completions", responses=WHOLE_OR_STREAMED)
     async def completions(body: CompletionRequest, request: Request) -> Response:
         server.check_model(body.model)
-        prompts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
+        prompts = body.prompts
         if len(prompts) > server.config.max_choices:
             message = f"{len(prompts)} prompts; this server takes at most {server.config.max_choices} a request"
             raise ApiError(400, message, "prompt", "too_many_choices")
-        answer = server.submit(request, body, await server.tokenized(prompts, "prompt"), body.max_tokens)
+        answer = server.submit(request, body, await server.prompt_ids(prompts), body.max_tokens)
         return await server.respond(request, body, answer)
 
     @router.post("/embeddings")
@@ -213,7 +228,7 @@ def api(server: Server) -> APIRouter:
     async def models() -> Response:
         return JSONResponse({"object": "list", "data": [server.description()]})
 
-    @router.get("/models/{model}")
+    @router.get("/models/{model:path}")
     async def model(model: str) -> Response:
         server.check_model(model)
         return JSONResponse(server.description())
@@ -225,14 +240,18 @@ def operations(server: Server) -> APIRouter:
     """What operators and the browser ask for."""
     router = APIRouter()
 
-    @router.get("/healthz", response_class=PlainTextResponse)
+    @router.get("/healthz", response_class=PlainTextResponse, responses=NOT_READY)
     async def healthz() -> Response:
-        """The process lives."""
+        """The process lives, and the thread that writes."""
+        if not server.batcher.alive:
+            raise WriterEndedError
         return PlainTextResponse("ok\n")
 
     @router.get("/readyz", response_class=PlainTextResponse, responses=NOT_READY)
     async def readyz() -> Response:
-        """The model answers."""
+        """The model answers, and the thread that writes lives."""
+        if not server.batcher.alive:
+            raise WriterEndedError
         ask = server.client.transport.predict
         try:
             await anyio.to_thread.run_sync(ask, "tokenize", {"text": ["ready?"]}, READY_SECONDS)
@@ -280,7 +299,14 @@ def create_app(client: Client, info: ServedInfo, config: ServeConfig, keys: Sequ
         await anyio.to_thread.run_sync(server.batcher.stop)
 
     # No pages of documentation: they load scripts from elsewhere. The document itself is at /openapi.json.
-    app = FastAPI(title="tfgpt", version=tfgpt.__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="tfgpt",
+        version=tfgpt.__version__,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
     app.include_router(api(server))
     app.include_router(operations(server))
     app.mount("/web", PageFiles(directory=WEB), name="web")
@@ -300,8 +326,10 @@ def create_app(client: Client, info: ServedInfo, config: ServeConfig, keys: Sequ
         app.add_middleware(
             CORSMiddleware,
             allow_origins=list(config.cors_origin),
-            allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "Content-Type"],
+            allow_methods=["GET", "HEAD", "POST"],
+            # OpenAI's client in a browser sends a dozen of its own. Nothing is granted by a header but the API key.
+            allow_headers=["*"],
+            allow_private_network="*" not in config.cors_origin,
             expose_headers=["Retry-After", "X-Request-Id"],
         )
     return app

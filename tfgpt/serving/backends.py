@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,11 +10,10 @@ from typing import Any
 
 from tfgpt.common.errors import UserError
 from tfgpt.serving.client import DEFAULTS, Answer, Client, Transport, connect, failed, input_types
+from tfgpt.serving.description import METADATA_FILE, read_description
 from tfgpt.serving.serve_config import ServeConfig
 from tfgpt.serving.transports import as_bytes, with_text
 from tfgpt.tokenization.chat_template import OURS, ChatTemplate
-
-METADATA_FILE = Path("assets.extra", "tfgpt.json")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +24,7 @@ class ServedInfo:
         name: what clients call it.
         created: when the version was made, in seconds since 1970; 0 where that is not known.
         context_length: tokens that a prompt may have; 0 where that is not known.
+        vocabulary_size: the tokenizer's ids; 0 where that is not known.
         defaults: the sampling inputs of a request that does not say otherwise.
         template: how conversations are written.
     """
@@ -33,6 +32,7 @@ class ServedInfo:
     name: str
     created: int
     context_length: int
+    vocabulary_size: int
     defaults: Mapping[str, Any]
     template: ChatTemplate = OURS
 
@@ -54,7 +54,7 @@ class SavedModelTransport:
         self._error: type[Exception] = tf.errors.OpError
         try:
             self._model = SessionModel(version)
-        except (OSError, tf.errors.OpError) as error:
+        except (OSError, RuntimeError, tf.errors.OpError) as error:  # RuntimeError: nothing in it is tagged "serve".
             raise UserError(f"--model: {version} cannot be loaded: {error}") from error
 
     def predict(self, name: str, inputs: Mapping[str, list[Any]], seconds: float) -> Answer:
@@ -93,7 +93,7 @@ def newest_version(model: str) -> Path:
         return directory
     versions = []
     if directory.is_dir():
-        versions = [entry for entry in directory.iterdir() if entry.name.isdigit()]
+        versions = [entry for entry in directory.iterdir() if entry.name.isdecimal() and entry.name.isascii()]
         versions = [entry for entry in versions if (entry / "saved_model.pb").is_file()]
     if not versions:
         hint = f"; python -m tfgpt.export --model={model} --output=models/chat makes one" if directory.is_dir() else ""
@@ -112,20 +112,21 @@ def served_info(config: ServeConfig, version: Path | None) -> ServedInfo:
         UserError: the export's own description cannot be read.
     """
     name, created, context, defaults = config.model_name, 0, config.context_length, dict(DEFAULTS)
-    template = OURS
+    template, vocabulary = OURS, 0
     if version is not None:
+        described = read_description(version)
         try:
-            described = json.loads((version / METADATA_FILE).read_text(encoding="utf-8"))
             context = context or int(described["decoder"]["max_sequence_length"])
+            vocabulary = int(described["tokenizer"]["vocabulary_size"])
             defaults.update({key: value for key, value in described["defaults"].items() if key in DEFAULTS})
             # Exports of before 2026-11-25 have ours, and say nothing of it.
             template = ChatTemplate.from_dict(described["chat_template"]) if "chat_template" in described else OURS
             created = int((version / METADATA_FILE).stat().st_mtime)
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"--model: {version / METADATA_FILE} is no description of an export: {error!r}") from error
+            raise UserError(f"{version / METADATA_FILE}: is no description of an export ({error!r})") from error
         folder = Path(os.path.abspath(version))
         name = name or (folder.parent.name if folder.name.isdigit() else folder.name)
-    return ServedInfo(name, created, context, defaults, template)
+    return ServedInfo(name, created, context, vocabulary, defaults, template)
 
 
 def open_backend(config: ServeConfig) -> tuple[Client, ServedInfo]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import contextlib
 import dataclasses
 import math
 import threading
@@ -38,6 +39,13 @@ class QueueFullError(TfgptError):
 
 class ShutdownError(RunError):
     """The server is stopping."""
+
+
+class WriterEndedError(RunError):
+    """The thread that writes has ended, and nothing but a restart brings it back."""
+
+    def __init__(self) -> None:
+        super().__init__("the thread that writes texts has ended; restart the server")
 
 
 @dataclasses.dataclass
@@ -76,7 +84,7 @@ class Ticket:
 
     def put(self, event: Piece | Exception) -> None:
         """Called by the writing thread."""
-        if not self._loop.is_closed():
+        with contextlib.suppress(RuntimeError):  # The loop is closed: nobody waits for it any longer.
             self._loop.call_soon_threadsafe(self.events.put_nowait, event)
 
     def cancel(self) -> None:
@@ -147,9 +155,15 @@ class Batcher:
         self._wait_seconds, self._metrics = wait_seconds, metrics
         self._waiting: collections.deque[Row] = collections.deque()
         self._changed = threading.Condition()
-        self._stopping = False
+        self._active: list[Row] = []
+        self._stopping = self._ended = False
         self._mean_seconds = 1.0
         self._thread = threading.Thread(target=self._run, name="batcher", daemon=True)
+
+    @property
+    def alive(self) -> bool:
+        """Whether texts are written."""
+        return self._thread.is_alive()
 
     def start(self) -> None:
         """Begins to write."""
@@ -168,8 +182,11 @@ class Batcher:
         Raises:
             QueueFullError: the queue has no room for them.
             ShutdownError: the server is stopping.
+            WriterEndedError: nobody would ever write them.
         """
         with self._changed:
+            if self._ended and not self._stopping:
+                raise WriterEndedError
             if self._stopping:
                 raise ShutdownError("the server is stopping")
             waiting = collections.deque(row for row in self._waiting if not row.ticket.cancelled)
@@ -185,31 +202,41 @@ class Batcher:
         return min(max(math.ceil(self._mean_seconds * waiting / self._max_batch), 1), 60)
 
     def _run(self) -> None:
-        active: list[Row] = []
-        while True:
+        try:
+            while not self._stopping:
+                self._step()
+        finally:
+            # However the thread ends, nobody waits for it.
             with self._changed:
-                self._changed.wait_for(lambda: self._stopping or active or self._waiting)  # noqa: B023
-                if not active and not self._stopping:
-                    self._changed.wait_for(
-                        lambda: self._stopping or len(self._waiting) >= self._max_batch, self._wait_seconds
-                    )
-                while self._waiting and (len(active) < self._max_batch or self._stopping):
-                    active.append(self._waiting.popleft())
-                    active[-1].since = time.monotonic()
-                self._metrics.waiting.set(len(self._waiting))
-                stopping = self._stopping
-            if stopping:
-                for row in active:
-                    row.ticket.put(ShutdownError("the server is stopping"))
-                return
-            active = [row for row in active if not row.ticket.cancelled]
-            self._metrics.active.set(len(active))
-            if active:
-                active = self._chunk(active)
-                self._metrics.active.set(len(active))
+                self._ended = True
+                rows = [*self._active, *self._waiting]
+                self._active, self._waiting = [], collections.deque()
+            for row in rows:
+                row.ticket.put(ShutdownError("the server is stopping") if self._stopping else WriterEndedError())
 
-    def _chunk(self, rows: list[Row]) -> list[Row]:
-        """One call of the model for all rows; returns those that go on."""
+    def _step(self) -> None:
+        """Waits for texts and writes a chunk of each."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._stopping or self._active or self._waiting)
+            if not self._active:
+                self._changed.wait_for(
+                    lambda: self._stopping or len(self._waiting) >= self._max_batch, self._wait_seconds
+                )
+            if self._stopping:
+                return
+            while self._waiting and len(self._active) < self._max_batch:
+                self._active.append(self._waiting.popleft())
+                self._active[-1].since = time.monotonic()
+            self._metrics.waiting.set(len(self._waiting))
+        self._active = [row for row in self._active if not row.ticket.cancelled]
+        self._metrics.active.set(len(self._active))
+        if self._active:
+            self._active = self._chunk(self._active)
+            self._metrics.active.set(len(self._active))
+
+    @staticmethod
+    def _inputs(rows: list[Row]) -> dict[str, list[Any]]:
+        """What the signature gets for the rows."""
         # The smallest chunk that a row wants: nobody's first words wait for another's thirty-two.
         size = min((row.size for row in rows if not row.one_by_one), default=1)
         longest = max(len(row.ids) for row in rows)
@@ -218,10 +245,13 @@ class Batcher:
             "length": [len(row.ids) for row in rows],
             "max_new_tokens": [min(1 if row.one_by_one else size, row.left) for row in rows],
         }
-        inputs.update({name: [row.sampling[name] for row in rows] for name in rows[0].sampling})
+        return {**inputs, **{name: [row.sampling[name] for row in rows] for name in rows[0].sampling}}
+
+    def _chunk(self, rows: list[Row]) -> list[Row]:
+        """One call of the model for all rows; returns those that go on."""
         begun = time.monotonic()
         try:
-            answer = self._client.predict("stream", inputs)
+            answer = self._client.predict("stream", self._inputs(rows))
         except Exception as error:  # Whatever it is, these requests end with it and the thread goes on.
             for row in rows:
                 row.ticket.put(error)
@@ -229,11 +259,16 @@ class Batcher:
         self._metrics.chunk(len(rows), time.monotonic() - begun)
         left = []
         for number, row in enumerate(rows):
-            new = answer["tokens"][number][: answer["num_tokens"][number]]
-            reason, likely = answer["finish_reason"][number], answer["log_probability"][number]
-            if row.advance(new, answer["text_bytes"][number], reason, likely):
+            try:
+                new = answer["tokens"][number][: answer["num_tokens"][number]]
+                reason, likely = answer["finish_reason"][number], answer["log_probability"][number]
+                goes_on = row.advance(new, answer["text_bytes"][number], reason, likely)
+            except Exception as error:  # An answer that makes no sense ends its request, not the thread.
+                row.ticket.put(error)
+                continue
+            self._metrics.written.inc(len(new))
+            if goes_on:
                 left.append(row)
             else:
                 self._mean_seconds += NEWEST * (time.monotonic() - row.since - self._mean_seconds)
-            self._metrics.written.inc(len(new))
         return left

@@ -19,6 +19,7 @@ from tfgpt.generation.layout import lay_out_for_decoding
 from tfgpt.model.checkpoints.huggingface import load_decoder, load_stop_ids
 from tfgpt.model.decoder import Decoder
 from tfgpt.serving.config import NOT_IN_EXPORTS, ExportConfig
+from tfgpt.serving.description import FORMAT, METADATA_FILE
 from tfgpt.serving.precision import ServedWeights
 from tfgpt.serving.quality import bits_per_byte, quality_ids
 from tfgpt.serving.served_model import ServedModel
@@ -30,8 +31,6 @@ from tfgpt.serving.warmup import write_warmup
 from tfgpt.tokenization.chat_template import template_of
 from tfgpt.tokenization.sentencepiece_tokenizer import SentencePieceTokenizer
 from tfgpt.tokenization.tokenizer import Tokenizer
-
-METADATA_FILE = Path("assets.extra", "tfgpt.json")
 
 
 def export(
@@ -147,6 +146,7 @@ def metadata(
     """What `assets.extra/tfgpt.json` says of a version."""
     defaults = {name: value for name, value in sampling.to_dict().items() if name not in NOT_IN_EXPORTS}
     return {
+        "format": FORMAT,
         "made": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "model": config.model,
         "precision": config.precision,

@@ -49,10 +49,12 @@ class Gate:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        begun, identity = time.monotonic(), uuid.uuid4().hex
+        begun, identity, method = time.monotonic(), uuid.uuid4().hex, scope["method"]
         facts: Facts = {}
-        scope["tfgpt.facts"] = facts
-        scope["tfgpt.begun"] = begun
+        # Base URLs are written with and without a slash at the end; HEAD is GET without the body.
+        path = "/" + "/".join(part for part in scope["path"].split("/") if part)
+        changed = {"path": path, "method": "GET" if method == "HEAD" else method}
+        scope = {**scope, **changed, "tfgpt.facts": facts, "tfgpt.begun": begun}
         status, streaming = 0, False
 
         async def sending(message: Message) -> None:
@@ -64,6 +66,8 @@ class Gate:
                 message["headers"] = [*message.get("headers", ()), (b"x-request-id", identity.encode())]
             else:
                 streaming = streaming and message.get("more_body", False)
+                if method == "HEAD":
+                    message = {**message, "body": b""}
             await send(message)
 
         try:
@@ -71,18 +75,19 @@ class Gate:
                 await self._within_limits(scope, receive, sending)
         except (asyncio.CancelledError, Exception) as error:
             facts["cut"] = bool(status)
-            told: Exception | None = error if isinstance(error, Exception) else None
-            if told is None:  # uvicorn's time for shutting down is over; it waits for nobody any longer.
-                told = ShutdownError("the server is stopping")
-            elif isinstance(told, TimeoutError):
+            # Cancelled: uvicorn's time for shutting down is over.
+            told = error if isinstance(error, Exception) else ShutdownError("the server is stopping")
+            if isinstance(told, TimeoutError):
                 told = ApiError(504, f"not finished within {self.config.request_seconds:g} s", code="timeout")
             answer = as_api_error(told).response()
             if not status:
                 await answer(scope, receive, sending)
             elif streaming:
                 await sending({"type": "http.response.body", "body": b"data: " + bytes(answer.body) + b"\n\n"})
+            if not isinstance(error, Exception):
+                raise
         finally:
-            self._report(scope, identity, status, time.monotonic() - begun, facts)
+            self._report({**scope, "method": method}, identity, status, time.monotonic() - begun, facts)
 
     async def _within_limits(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = {name: value for name, value in scope["headers"]}
@@ -93,6 +98,12 @@ class Gate:
             if body and headers.get(b"content-type", b"").split(b";")[0].strip().lower() != b"application/json":
                 # Also keeps web pages of others from posting here without being asked by CORS.
                 raise ApiError(415, "the body must be application/json")
+            encoding = headers.get(b"content-encoding", b"identity").strip().lower()
+            if body and encoding != b"identity":
+                known = {"Accept-Encoding": "identity"}
+                raise ApiError(
+                    415, f"the body is sent as {encoding.decode('latin-1')}; send it as it is", headers=known
+                )
             if body and half_characters(body):
                 raise ApiError(400, "the body has half of a surrogate pair, which is no text", code="invalid_json")
         except ApiError as error:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
-import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfgpt.common.errors import UserError
+from tfgpt.serving.description import METADATA_FILE, read_description
 
 TEXT_OPERATIONS = "core TensorFlow and tensorflow_text"
 """What `assets.extra/tfgpt.json` says of a model whose tokenizer is a SentencePiece model."""
@@ -24,10 +24,9 @@ def register_operations(directory: Path) -> None:
     """Registers the operations that a version needs beside TensorFlow's own.
 
     Raises:
-        UserError: tensorflow_text is needed and not installed.
+        UserError: tensorflow_text is needed and not installed, or the export is of another format.
     """
-    metadata = directory / "assets.extra" / "tfgpt.json"
-    if not metadata.is_file() or json.loads(metadata.read_text(encoding="utf-8")).get("operations") != TEXT_OPERATIONS:
+    if not (directory / METADATA_FILE).is_file() or read_description(directory).get("operations") != TEXT_OPERATIONS:
         return
     if importlib.util.find_spec("tensorflow_text") is None:
         raise UserError(f"{directory}: needs tensorflow_text, whose operations its tokenizer is made of")
@@ -48,8 +47,12 @@ class SessionModel:
         register_operations(Path(directory))
         graph = tf.Graph()
         self._session = tf.compat.v1.Session(graph=graph)
-        with graph.as_default(), without_warnings():
-            loaded = tf.compat.v1.saved_model.load(self._session, ["serve"], str(directory))
+        try:
+            with graph.as_default(), without_warnings():
+                loaded = tf.compat.v1.saved_model.load(self._session, ["serve"], str(directory))
+        except BaseException:
+            self._session.close()
+            raise
         self.signatures = {
             name: signature for name, signature in loaded.signature_def.items() if not name.startswith("__saved_model")
         }
