@@ -21,7 +21,7 @@ def run(scaling: ScalingConfig, **settings: Any) -> int:
     return scale(scaling, settings)
 
 
-COMMAND = Command("scale", __doc__, (ScalingConfig, *GROUPS), run, flags_of_a_moved_run)
+COMMAND = Command("scale", __doc__, (ScalingConfig, *GROUPS), run, flags_of_a_moved_run, resumable=True)
 main = COMMAND.run
 
 if __name__ == "__main__":

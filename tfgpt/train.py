@@ -30,11 +30,10 @@ def run(**settings: Any) -> int:
 
 def again(recipe: Recipe) -> list[str]:
     """The command line of a process that trains the same without starting itself again."""
-    flags = COMMAND.flag_file(recipe.settings()).splitlines()
-    return [sys.executable, "-m", "tfgpt.train", *(flag for flag in flags if flag.startswith("--")), "--restarts=0"]
+    return [sys.executable, "-m", "tfgpt.train", *COMMAND.arguments(recipe.settings()), "--restarts=0"]
 
 
-COMMAND = Command("train", __doc__, GROUPS, run, flags_of_a_moved_run)
+COMMAND = Command("train", __doc__, GROUPS, run, flags_of_a_moved_run, resumable=True)
 main = COMMAND.run
 
 if __name__ == "__main__":

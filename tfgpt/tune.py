@@ -35,7 +35,7 @@ def run(search: SearchConfig, judging: JudgingConfig, **settings: Any) -> int:
     return conclude(plan, judging)
 
 
-COMMAND = Command("tune", __doc__, (SearchConfig, JudgingConfig, *GROUPS), run, flags_of_a_moved_run)
+COMMAND = Command("tune", __doc__, (SearchConfig, JudgingConfig, *GROUPS), run, flags_of_a_moved_run, resumable=True)
 main = COMMAND.run
 
 if __name__ == "__main__":

@@ -8,17 +8,27 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shlex
 import signal
 import sys
 import textwrap
 import threading
+import traceback
 from collections.abc import Callable, Sequence
+from types import FrameType
 from typing import Any
 
 from absl import flags as absl_flags
 
+from tfgpt.common.crash import write_crash_file
 from tfgpt.common.errors import SettingError, TfgptError, UserError
+from tfgpt.common.flag_files import flag_line, read_flag_file
+from tfgpt.common.nearest import did_you_mean
+from tfgpt.common.quiet import show_notices
 from tfgpt.common.settings import Settings, field_types, plain_type
+
+
+VERBOSITY = "1 also shows the notices of TensorFlow and its libraries."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +61,8 @@ class Command:
             name in snake case without `Config` (`OptimizerConfig` → `optimizer=`), an `Overrides` under its name.
         function: called with the settings; returns None or an exit code. It imports TensorFlow, not its module.
         flag_file_lines: given the path of a --flagfile and its lines, returns the lines that count.
+        resumable: whether the command saves when a signal stops it, so that the same command goes on: then such a stop
+            is exit code 0, as launchers need it; else it is 128 and the signal's number.
     """
 
     def __init__(
@@ -60,17 +72,23 @@ class Command:
         groups: Sequence[Group],
         function: Callable[..., int | None],
         flag_file_lines: Callable[[str, list[str]], list[str]] | None = None,
+        resumable: bool = False,
     ):
         self.name, self.description, self.groups, self.function = name, description, tuple(groups), function
-        self.flag_file_lines = flag_file_lines
+        self.flag_file_lines, self.resumable = flag_file_lines, resumable
 
     def flag_values(self) -> absl_flags.FlagValues:
         """The command's flags, none parsed."""
         values = absl_flags.FlagValues()
         for group in self.groups:
             define_group(group, values)
+        absl_flags.DEFINE_integer("verbosity", 0, VERBOSITY, 0, 1, flag_values=values)
         absl_flags.DEFINE_boolean("help", False, "Print this.", flag_values=values, short_name="h")
         return values
+
+    def names(self) -> list[str]:
+        """The names of the flags."""
+        return [*(name for group in self.groups for name in flag_names(group)), "flagfile", "verbosity", "help"]
 
     def parse(self, arguments: Sequence[str]) -> dict[str, Any]:
         """The function's keyword arguments from the command line, flag files included; later flags win.
@@ -85,7 +103,12 @@ class Command:
         values = self.flag_values()
         try:
             rest = values([self.name, *self.with_flag_files(values, list(arguments))])
-        except absl_flags.Error as error:
+        except absl_flags.UnrecognizedFlagError as error:
+            raise UserError(
+                f"--{error.flagname}: no such flag{did_you_mean(error.flagname, self.names(), '--')}"
+                f" (python -m tfgpt.{self.name} --help lists them)"
+            ) from error
+        except (absl_flags.Error, ValueError) as error:
             raise UserError(" ".join(str(error).split())) from error
         if len(rest) > 1:
             raise UserError(f"{rest[1]}: an argument without a flag; flags are written --name=value")
@@ -122,33 +145,35 @@ class Command:
             else:
                 path = arguments[position] if position < len(arguments) else ""
                 position += 1
-            if not os.path.isfile(os.path.expanduser(path)):
-                raise UserError(f"--flagfile: {path or '(nothing)'} is not a file")
-            try:
-                lines = values.read_flags_from_files([f"--flagfile={path}"], force_gnu=True)
-            except (absl_flags.Error, UnicodeDecodeError, OSError) as error:
-                raise UserError(f"--flagfile: {path}: {' '.join(str(error).split())}") from error
-            if self.flag_file_lines is not None:
-                lines = self.flag_file_lines(path, lines)
-            for line in lines:
-                name = flag_name(line)
+            flags = read_flag_file(path)
+            for flag in self.flag_file_lines(path, flags) if self.flag_file_lines else flags:
+                name = flag_name(flag)
                 repeatable = name in values and isinstance(values[name], absl_flags.MultiFlag)
                 if not (repeatable and name in on_line):
-                    read.append(line)
+                    read.append(flag)
         return read
+
+    def titled_flags(self, settings: dict[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
+        """For each group its title and the flags, name and value, that give its part of `settings` again."""
+        groups = []
+        for group in self.groups:
+            value = settings[group.name if isinstance(group, Overrides) else keyword(group)]
+            fields = value if isinstance(value, dict) else value.to_dict()
+            title = group.settings.title if isinstance(group, Overrides) else group.title
+            flags = [(field, item) for field, content in fields.items() for item in flag_items(content)]
+            groups.append((title, flags))
+        return groups
 
     def flag_file(self, settings: dict[str, Any]) -> str:
         """The text of a flag file that gives `settings` again: what a run directory keeps as flags.cfg."""
         lines = []
-        for group in self.groups:
-            name = group.name if isinstance(group, Overrides) else keyword(group)
-            value = settings[name]
-            fields = value.items() if isinstance(value, dict) else value.to_dict().items()
-            title = group.settings.title if isinstance(group, Overrides) else group.title
-            lines.append(f"# {title}")
-            for field, content in fields:
-                lines += [f"--{field}={item}" for item in flag_items(content)]
+        for title, flags in self.titled_flags(settings):
+            lines += [f"# {title}", *(flag_line(name, value) for name, value in flags)]
         return "\n".join(lines) + "\n"
+
+    def arguments(self, settings: dict[str, Any]) -> list[str]:
+        """The arguments of a process that gives `settings` again."""
+        return [f"--{name}={value}" for _, flags in self.titled_flags(settings) for name, value in flags]
 
     def help(self) -> str:
         """The text of --help: the flags by concept, with defaults."""
@@ -164,30 +189,67 @@ class Command:
             parts.append("")
         parts += ["Every command:"]
         parts.append("  --flagfile=FILE\n      Read flags from a file, one a line; flags that come later win.")
+        parts.append(f"  --verbosity=INTEGER\n      {VERBOSITY} (default: 0)")
         parts.append("  --help\n      Print this.")
         return "\n".join(parts)
 
     def run(self, arguments: Sequence[str] | None = None) -> int:
-        """Parses, calls the function and returns the exit code; a known error becomes one line on standard error."""
+        """Parses, calls the function and returns the exit code; an error becomes one line on standard error.
+
+        An exception that is nobody's mistake leaves a crash file and ends with 1; TFGPT_DEBUG=1 prints its traceback.
+        """
         arguments = list(sys.argv[1:] if arguments is None else arguments)
         if threading.current_thread() is threading.main_thread():
             # As Ctrl-C: what is being written beside is cleaned up on the way out.
-            signal.signal(signal.SIGTERM, signal.default_int_handler)
+            signal.signal(signal.SIGTERM, terminate)
         try:
             if any(argument in ("--help", "-h", "-help", "--helpfull", "--helpshort") for argument in arguments):
                 print(self.help())
                 return 0
-            return self.function(**self.parse(arguments)) or 0
+            values = self.parsed(arguments)
+            if values["verbosity"].value:
+                show_notices()
+            return self.function(**self.settings_of(values)) or 0
         except TfgptError as error:
-            print(f"tfgpt.{self.name}: {' '.join(str(error).split())}", file=sys.stderr)
+            self.complain(str(error))
             return error.exit_code
-        except KeyboardInterrupt:
-            print(f"tfgpt.{self.name}: stopped; what was finished is kept, the same command goes on", file=sys.stderr)
-            return 0
+        except KeyboardInterrupt as error:
+            number = signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT
+            if self.resumable:
+                self.complain(f"stopped by {number.name}; what was finished is kept, the same command goes on")
+                return 0
+            self.complain(f"stopped by {number.name} before it was done")
+            return 128 + number
         except BrokenPipeError:
             # The reader of our output has left (`| head`): nothing to say and nobody to say it to.
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115
             return 0
+        except Exception as error:
+            crash = write_crash_file(self.name, arguments, error)
+            if crash is None or os.environ.get("TFGPT_DEBUG", "0") not in ("", "0"):
+                traceback.print_exc()
+            message = textwrap.shorten(f"{type(error).__name__}: {error}", 300)
+            where = f"; please report it with {crash}" if crash else ""
+            self.complain(f"{message}; this is a fault of tfgpt{where}")
+            return 1
+
+    def complain(self, text: str) -> None:
+        """One line on standard error."""
+        print(f"tfgpt.{self.name}: {' '.join(text.split())}", file=sys.stderr)
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: a command ends as with Ctrl-C, with another exit code."""
+
+
+def terminate(number: int, frame: FrameType | None) -> None:
+    """The handler of SIGTERM."""
+    raise Terminated
+
+
+def command_line(command: str, *arguments: str) -> str:
+    """`python -m tfgpt.COMMAND …` as it can be pasted into a shell: what a command prints as the next one."""
+    return shlex.join(["python", "-m", f"tfgpt.{command}", *arguments])
 
 
 def keyword(settings: type[Settings]) -> str:

@@ -1,49 +1,94 @@
-"""Importing TensorFlow without its notices about oneDNN and CUDA, which stand before every output otherwise."""
+"""TensorFlow without its notices: standard error passes through a filter, and real warnings pass the filter.
+
+TensorFlow 2.21 writes some notices before it has read TF_CPP_MIN_LOG_LEVEL, and some of level ERROR while nothing is
+wrong; the level that hides those hides every error of C++ too. So the level is 1 (no INFO), and descriptor 2 is a pipe
+to a small process, `tfgpt.common.notices`, that leaves out the lines it knows. It is a process and no thread because
+what is written last, when C++ ends the process, must be read as well. It stands from before the import to the end;
+nothing is kept back, so that other threads may write meanwhile. Python's own `sys.stderr` does not pass through it and
+stays a terminal where it was one. `--verbosity=1`, or TF_CPP_MIN_LOG_LEVEL=0, shows everything.
+"""
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import logging
 import os
+import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
+from pathlib import Path
+
+from tfgpt.common import notices
+
+LEVEL = "TF_CPP_MIN_LOG_LEVEL"
 
 
 def import_tensorflow() -> None:
-    """Imports TensorFlow and lets it look for devices, without what its libraries write to standard error meanwhile.
+    """Imports TensorFlow and lets it look for devices, without notices."""
+    hide_notices()
+    import tensorflow
 
-    That is shown only if the import fails.
+    # Looking for GPUs where there is no driver writes an error line of its own; afterwards the answer is known.
+    tensorflow.config.list_physical_devices()
 
-    TensorFlow 2.21 writes two notices a shared library whatever TF_CPP_MIN_LOG_LEVEL says, because it logs before
-    it has read it. Set TF_CPP_MIN_LOG_LEVEL=0 to see everything.
-    """
-    if os.environ.get("TF_CPP_MIN_LOG_LEVEL") == "0":
+
+def show_notices() -> None:
+    """What --verbosity=1 does, for this process and those it starts."""
+    os.environ[LEVEL] = "0"
+
+
+def hide_notices() -> None:
+    """Call before TensorFlow is imported; does nothing in a program that has imported it already."""
+    if os.environ.get(LEVEL) == "0" or "tensorflow" in sys.modules:
         return
-    # 3 hides C++ lines of level ERROR too: on CPUs TensorFlow 2.21 writes such lines about what it then does otherwise
-    # (no GPU driver; no oneDNN kernel for an integer product). What fails raises a Python exception besides.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    with captured_standard_error():
-        import tensorflow
-
-        # Looking for GPUs where there is no driver writes an error line of its own; afterwards the answer is known.
-        tensorflow.config.list_physical_devices()
+    os.environ.setdefault(LEVEL, "1")
+    for name in ("tensorflow", "absl"):
+        logging.getLogger(name).addFilter(is_worth_reading)
+    filter_standard_error()
 
 
-@contextlib.contextmanager
-def captured_standard_error() -> Iterator[None]:
-    """Keeps what C++ and Python write to file descriptor 2 inside the block, and writes it out if the block raises."""
-    sys.stderr.flush()
-    with tempfile.TemporaryFile() as kept:
-        before = os.dup(2)
-        try:
-            os.dup2(kept.fileno(), 2)
-            yield
-        except BaseException:
-            os.dup2(before, 2)
-            kept.seek(0)
-            os.write(2, kept.read())
-            raise
-        finally:
-            sys.stderr.flush()
-            os.dup2(before, 2)
-            os.close(before)
+def is_worth_reading(record: logging.LogRecord) -> bool:
+    """A filter for TensorFlow's Python loggers."""
+    return record.levelno >= logging.WARNING and not notices.is_notice(record.getMessage())
+
+
+def filter_standard_error() -> None:
+    """Puts the filter between descriptor 2 and where it leads, until this process ends."""
+    try:
+        screen = os.dup(2)
+    except OSError:
+        return  # Standard error is closed.
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-I", "-S", str(Path(notices.__file__))],
+            stdin=subprocess.PIPE,
+            stdout=screen,
+            stderr=subprocess.DEVNULL,
+        )
+    except OSError:
+        os.close(screen)
+        return  # No further process may be started here: notices are the lesser evil.
+    assert process.stdin is not None
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        sys.stderr.flush()
+        if sys.stderr.fileno() == 2:
+            sys.stderr = open(screen, "w", encoding=sys.stderr.encoding, errors=sys.stderr.errors, buffering=1)
+    os.dup2(process.stdin.fileno(), 2)
+    process.stdin.close()
+    atexit.register(end_filter, process, screen)
+
+
+def end_filter(process: subprocess.Popen, screen: int) -> None:
+    """Lets the filter write what it has before this process is gone."""
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+        os.dup2(screen, 2)
+        process.wait(timeout=1.0)
+
+
+def write_to(file: int) -> None:
+    """Sends everything that this process writes from now on, C++ included, to an open file instead of the screen."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)
