@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import shlex
 import signal
+import tempfile
 from typing import ClassVar
 
 import pytest
 
-from tfgpt.common.command import Command, Overrides
+from tfgpt.common.command import Command, Overrides, command_line
 from tfgpt.common.errors import RunError, SettingError, UserError
 from tfgpt.common.settings import Settings, setting
 
@@ -36,7 +39,7 @@ class PlateConfig(Settings):
 
     title: ClassVar[str] = "Plate"
 
-    width: int = setting(20, "Centimetres.")
+    width: int = setting(20, "Centimetres.", minimum=0)
     colour: str = setting("white", "Colour.")
 
 
@@ -71,13 +74,21 @@ def test_the_written_flag_file_gives_the_same_settings(tmp_path):
 @pytest.mark.parametrize(
     ("argument", "words"),
     [
-        ("--temprature=1", "temprature"),
-        ("--temperature=hot", "--temperature=hot"),
+        ("--temprature=1", "--temprature: no such flag; did you mean --temperature?"),
+        ("--Temperature=1", "did you mean --temperature?"),
+        ("--temperature=hot", "--temperature=hot: not a number"),
+        ("--temperature=1e400", "--temperature: is not finite"),
+        ("--temperature=-inf", "--temperature: is not finite"),
+        ("--minutes=1e2", "--minutes=1e2: not a whole number"),
+        ("--width=99999999999", "--width: 99999999999 is above the largest allowed, 2147483647"),
+        ("--width=" + "9" * 4000, "is above the largest allowed"),
+        ("--width=-3", "--width: -3 is below the smallest allowed, 0"),
         ("--temperature=301", "--temperature: 301.0 is above the largest allowed, 300"),
         ("--temperature=nan", "--temperature: is not a number"),
         ("--minutes=0", "--minutes: 0 is below the smallest allowed, 1"),
-        ("--shelf=low", "--shelf=low"),
-        ("--flagfile=/no/such.cfg", "--flagfile: /no/such.cfg is not a file"),
+        ("--shelf=Midle", "--shelf: 'Midle' is not one of top, middle; did you mean middle?"),
+        ("--verbosity=2", "--verbosity=2"),
+        ("--flagfile=/no/such.cfg", "--flagfile: /no/such.cfg: is not a file (there is no /no); the folder / has"),
         ("loaf", "loaf: an argument without a flag"),
     ],
 )
@@ -111,13 +122,58 @@ def test_help_names_every_flag_with_its_default_by_concept(capsys):
     assert "--colour" not in text
 
 
-def test_sigterm_ends_a_command_as_ctrl_c_does(capsys):
+@pytest.mark.parametrize(
+    ("number", "resumable", "code", "words"),
+    [
+        (signal.SIGINT, False, 130, "stopped by SIGINT before it was done"),
+        (signal.SIGTERM, False, 143, "stopped by SIGTERM before it was done"),
+        (signal.SIGTERM, True, 0, "stopped by SIGTERM; what was finished is kept, the same command goes on"),
+    ],
+)
+def test_a_signal_ends_a_command_with_its_own_exit_code_unless_it_saved(number, resumable, code, words, capsys):
     def wait(**settings):
-        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(number)
 
     before = signal.getsignal(signal.SIGTERM)
     try:
-        assert command(wait).run([]) == 0
+        assert Command("bake", "Bakes.", (OvenConfig,), wait, resumable=resumable).run([]) == code
     finally:
         signal.signal(signal.SIGTERM, before)
-    assert "stopped" in capsys.readouterr().err
+    assert capsys.readouterr().err == f"tfgpt.bake: {words}\n"
+
+
+def crash(**settings):
+    address = "https://me:hunter2@host/x?token=abc"
+    raise ZeroDivisionError(f"no\nluck with {address} and {os.environ['BAKERY_API_KEY']}")
+
+
+def test_an_exception_that_is_nobodys_mistake_leaves_a_crash_file_without_secrets(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.setenv("BAKERY_API_KEY", "wheat-and-rye")
+    monkeypatch.delenv("TFGPT_DEBUG", raising=False)
+    assert command(crash).run(["--dishes=hf_abcdefghij", "--dishes=a b"]) == 1
+    line = capsys.readouterr().err
+    file = next(tmp_path.rglob("crash-bake-*.txt"))
+    assert line.count("\n") == 1 and str(file) in line and line.startswith("tfgpt.bake: ZeroDivisionError: no luck")
+    text = file.read_text()
+    assert file.stat().st_mode & 0o077 == 0
+    for words in ("Traceback", "test_command.py", "ZeroDivisionError", "Python 3.", "numpy ", "'--dishes=a b'"):
+        assert words in text
+    for secret in ("hunter2", "token=abc", "wheat-and-rye", "hf_abcdefghij"):
+        assert secret not in text and secret not in line
+
+
+def test_debugging_prints_the_traceback_and_no_home_is_no_obstacle(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TFGPT_DEBUG", "1")
+    monkeypatch.setenv("BAKERY_API_KEY", "wheat-and-rye")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert command(crash).run([]) == 1
+    assert "Traceback" in capsys.readouterr().err
+    assert len(list(tmp_path.glob("crash-bake-*.txt"))) == 1
+
+
+def test_a_command_line_can_be_pasted():
+    line = command_line("generate", "--model=my runs/it's", "--prompt=a\nb")
+    assert shlex.split(line) == ["python", "-m", "tfgpt.generate", "--model=my runs/it's", "--prompt=a\nb"]

@@ -20,15 +20,17 @@ from typing import Any
 
 from absl import flags as absl_flags
 
-from tfgpt.common.crash import write_crash_file
+from tfgpt.common.crash import without_secrets, write_crash_file
 from tfgpt.common.errors import SettingError, TfgptError, UserError
 from tfgpt.common.flag_files import flag_line, read_flag_file
 from tfgpt.common.nearest import did_you_mean
 from tfgpt.common.quiet import show_notices
 from tfgpt.common.settings import Settings, field_types, plain_type
 
-
 VERBOSITY = "1 also shows the notices of TensorFlow and its libraries."
+
+# How Python refuses what is no number, and how we say it.
+PYTHON_WORDS = {": invalid literal for int": "not a whole number", ": could not convert": "not a number"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,8 +110,15 @@ class Command:
                 f"--{error.flagname}: no such flag{did_you_mean(error.flagname, self.names(), '--')}"
                 f" (python -m tfgpt.{self.name} --help lists them)"
             ) from error
-        except (absl_flags.Error, ValueError) as error:
-            raise UserError(" ".join(str(error).split())) from error
+        except absl_flags.Error as error:
+            said = " ".join(str(error).split()).removeprefix("flag ")
+            for python, words in (
+                ("invalid literal for int", "not a whole number"),
+                ("could not convert", "not a number"),
+            ):
+                if f": {python}" in said:
+                    said = f"{said.split(f': {python}')[0]}: {words}"
+            raise UserError(said) from error
         if len(rest) > 1:
             raise UserError(f"{rest[1]}: an argument without a flag; flags are written --name=value")
         return values
@@ -120,7 +129,8 @@ class Command:
         for group in self.groups:
             if isinstance(group, Overrides):
                 given = {name: flag_value(values, name) for name in flag_names(group)}
-                keywords[group.name] = {name: value for name, value in given.items() if value is not None}
+                given = {name: value for name, value in given.items() if value is not None}
+                keywords[group.name] = group.settings.checked_values(given)
             else:
                 keywords[keyword(group)] = group(**{name: flag_value(values, name) for name in flag_names(group)})
         return keywords
@@ -228,14 +238,15 @@ class Command:
             crash = write_crash_file(self.name, arguments, error)
             if crash is None or os.environ.get("TFGPT_DEBUG", "0") not in ("", "0"):
                 traceback.print_exc()
-            message = textwrap.shorten(f"{type(error).__name__}: {error}", 300)
+            message = textwrap.shorten(without_secrets(f"{type(error).__name__}: {error}"), 300)
             where = f"; please report it with {crash}" if crash else ""
             self.complain(f"{message}; this is a fault of tfgpt{where}")
             return 1
 
     def complain(self, text: str) -> None:
-        """One line on standard error."""
-        print(f"tfgpt.{self.name}: {' '.join(text.split())}", file=sys.stderr)
+        """One line on standard error, whatever characters a file's name or a flag's value has."""
+        line = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in " ".join(text.split()))
+        print(f"tfgpt.{self.name}: {line}", file=sys.stderr)
 
 
 class Terminated(KeyboardInterrupt):
@@ -280,9 +291,6 @@ def define_group(group: Group, values: absl_flags.FlagValues) -> None:
             absl_flags.DEFINE_multi_string(name, default, text, flag_values=values)
             continue
         default = None if overrides or field.default is dataclasses.MISSING else field.default
-        if field.metadata.get("choices"):
-            absl_flags.DEFINE_enum(name, default, list(field.metadata["choices"]), text, flag_values=values)
-            continue
         define = {
             int: absl_flags.DEFINE_integer,
             float: absl_flags.DEFINE_float,

@@ -20,7 +20,7 @@ SECRET_NAMES = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL|AUTH", re.IGNORECA
 # Credentials by their look: in an address, as an address's parameter, and the prefixes that services give their keys.
 SECRET_LOOKS = (
     (re.compile(r"(?<=://)[^\s/@'\"]+@"), "***@"),
-    (re.compile(r"([?&][^=\s&]*(?:token|key|secret|signature|sig|password)[^=\s&]*=)[^\s&'\"]+", re.IGNORECASE), r"\1***"),
+    (re.compile(r"([?&][^=\s&]*(?:token|key|secret|sig|password)[^=\s&]*=)[^\s&'\"]+", re.IGNORECASE), r"\1***"),
     (re.compile(r"\b(?:sk|hf|ghp|gho|github_pat|glpat|xox[abp])[-_][\w-]{8,}"), "***"),
     (re.compile(r"(Bearer\s+)[\w.~+/=-]{8,}", re.IGNORECASE), r"\1***"),
 )  # fmt: skip

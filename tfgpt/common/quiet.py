@@ -72,7 +72,7 @@ def filter_standard_error() -> None:
     with contextlib.suppress(OSError, ValueError, AttributeError):
         sys.stderr.flush()
         if sys.stderr.fileno() == 2:
-            sys.stderr = open(screen, "w", encoding=sys.stderr.encoding, errors=sys.stderr.errors, buffering=1)
+            sys.stderr = os.fdopen(screen, "w", 1, encoding=sys.stderr.encoding, errors=sys.stderr.errors)
     os.dup2(process.stdin.fileno(), 2)
     process.stdin.close()
     atexit.register(end_filter, process, screen)
@@ -91,4 +91,4 @@ def write_to(file: int) -> None:
         stream.flush()
     os.dup2(file, 1)
     os.dup2(file, 2)
-    sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)
+    sys.stderr = os.fdopen(2, "w", 1, encoding="utf-8", errors="backslashreplace", closefd=False)

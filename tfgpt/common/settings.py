@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import re
 import types
@@ -11,7 +12,10 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, TypeVar, Union
 
 from tfgpt.common.errors import SettingError
+from tfgpt.common.nearest import did_you_mean
 
+LARGEST_COUNT = 2**31 - 1  # of what a tensor's shape may have
+LARGEST_FLOAT = 3.4028234e38  # in float32
 SettingsClass = TypeVar("SettingsClass", bound="Settings")
 
 
@@ -22,24 +26,28 @@ def setting(
     choices: tuple[str, ...] | None = None,
     minimum: float | None = None,
     maximum: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
     path: bool = False,
 ) -> Any:
-    """A dataclass field that knows its help text and its bounds (both inclusive).
+    """A dataclass field that knows its help text and its bounds. Numbers are finite whatever the bounds.
 
     Args:
         default: the default value; a tuple makes a repeatable flag.
         help: what the setting does, with its unit; it becomes the flag's `--help`.
         choices: the strings allowed.
         minimum: the smallest number allowed.
-        maximum: the largest number allowed.
+        maximum: the largest number allowed; by default the largest that float32 or the shape of a tensor can have.
+        above: a number that the value must be greater than.
+        below: a number that the value must be less than.
         path: it names a file or folder of this machine: `~` at its start becomes the home directory, an address
             such as gs://bucket/run is refused.
 
     Returns:
         A `dataclasses.field`.
     """
-    metadata = {"help": help, "choices": choices, "minimum": minimum, "maximum": maximum, "path": path}
-    return dataclasses.field(default=default, metadata=metadata)
+    bounds = {"minimum": minimum, "maximum": maximum, "above": above, "below": below}
+    return dataclasses.field(default=default, metadata={"help": help, "choices": choices, "path": path, **bounds})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,12 +78,23 @@ class Settings:
         }
 
     @classmethod
+    def checked_values(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Some of the settings, each checked by itself.
+
+        Raises:
+            SettingError: an unknown name, a wrong type or a value out of bounds.
+        """
+        fields = {field.name: field for field in dataclasses.fields(cls)}
+        for name in values:
+            if name not in fields:
+                raise SettingError(name, f"no such setting in {cls.__name__}{did_you_mean(str(name), fields)}")
+        hints = field_types(cls)
+        return {name: checked(fields[name], hints[name], value) for name, value in values.items()}
+
+    @classmethod
     def from_dict(cls: type[SettingsClass], values: Mapping[str, Any]) -> SettingsClass:
         """The reverse of `to_dict`; an unknown name raises `SettingError`."""
-        known = {field.name for field in dataclasses.fields(cls)}
-        for name in values:
-            if name not in known:
-                raise SettingError(name, f"no such setting in {cls.__name__}")
+        cls.checked_values(values)
         return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
 
@@ -104,23 +123,21 @@ def checked(field: dataclasses.Field[Any], hint: Any, value: Any) -> Any:
             return None
         raise SettingError(field.name, "a value is needed")
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+        value = as_float(value)
     if kind is tuple and isinstance(value, list):
         value = tuple(value)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise SettingError(field.name, f"{value!r} is not of type {kind.__name__}")
+        raise SettingError(field.name, f"{shown(value)} is not of type {kind.__name__}")
+    if kind is tuple and not all(isinstance(item, str) for item in value):
+        raise SettingError(field.name, f"{shown(value)} is not a list of texts")
     bounds = field.metadata
     if bounds.get("path"):
         value = local_path(field.name, str(value))
     if bounds.get("choices") and value not in bounds["choices"]:
-        raise SettingError(field.name, f"{value!r} is not one of {', '.join(bounds['choices'])}")
-    if kind in (int, float):
-        if value != value:
-            raise SettingError(field.name, "is not a number")
-        if bounds.get("minimum") is not None and value < bounds["minimum"]:
-            raise SettingError(field.name, f"{value} is below the smallest allowed, {bounds['minimum']}")
-        if bounds.get("maximum") is not None and value > bounds["maximum"]:
-            raise SettingError(field.name, f"{value} is above the largest allowed, {bounds['maximum']}")
+        near = did_you_mean(value, bounds["choices"])
+        raise SettingError(field.name, f"{shown(value)} is not one of {', '.join(bounds['choices'])}{near}")
+    if kind in (int, float) and (problem := out_of_bounds(value, **numeric_bounds(bounds))):
+        raise SettingError(field.name, problem)
     return value
 
 
@@ -137,3 +154,52 @@ def local_path(name: str, value: str) -> str:
     if expanded.startswith("~") and not os.path.exists(expanded):
         raise SettingError(name, f"{value}: there is no such home directory; write the path out")
     return expanded
+
+
+def numeric_bounds(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """The bounds of a field's metadata."""
+    return {name: metadata.get(name) for name in ("minimum", "maximum", "above", "below")}
+
+
+def out_of_bounds(
+    value: float,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+) -> str:
+    """What is wrong with a number, or "": it is not finite, or breaks a bound of `setting`."""
+    if value != value:
+        return "is not a number"
+    if isinstance(value, float) and math.isinf(value):
+        return "is not finite"
+    if maximum is None:
+        maximum = LARGEST_FLOAT if isinstance(value, float) else LARGEST_COUNT
+    if minimum is None and above is None:
+        minimum = -maximum
+    if minimum is not None and value < minimum:
+        return f"{shown(value)} is below the smallest allowed, {minimum}"
+    if above is not None and value <= above:
+        return f"{shown(value)} is too small; it must be above {above}"
+    if value > maximum:
+        return f"{shown(value)} is above the largest allowed, {maximum}"
+    if below is not None and value >= below:
+        return f"{shown(value)} is too large; it must be below {below}"
+    return ""
+
+
+def as_float(value: int) -> float:
+    """An integer as a float; infinity where it has too many digits."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.copysign(math.inf, value)
+
+
+def shown(value: Any) -> str:
+    """A value in an error's line, shortened."""
+    try:
+        text = repr(value)
+    except ValueError:  # An integer of more than 4,300 digits.
+        return "an integer of thousands of digits"
+    return text if len(text) <= 80 else f"{text[:60]}… ({len(text)} characters)"

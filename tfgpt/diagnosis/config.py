@@ -23,6 +23,7 @@ class DoctorConfig(Settings):
         60.0,
         "About the longest, in seconds, of each trial: overfitting one batch, and measuring the speed.",
         minimum=1.0,
+        maximum=1e9,
     )
     preview_rows: int = setting(2, "Rows of the first training batch that are shown decoded; 0: none.", minimum=0)
     json: bool = setting(False, "Print everything once more at the end, as one line with a JSON object.")

@@ -33,7 +33,7 @@ class SuggestConfig(Settings):
     memory: str = setting("", "Memory of the device that tunes and serves, such as 16GiB; empty: this machine's.")
     device: str = setting("cpu", "What tunes and serves.", choices=("cpu", "gpu", "tpu"))
     cores: int = setting(2, "CPU cores, where --device=cpu; or GPUs, or TPU chips, of --memory each.", minimum=1)
-    days: float = setting(1.0, "Days that a pass over the text may take.", minimum=0.001)
+    days: float = setting(1.0, "Days that a pass over the text may take.", minimum=0.001, maximum=1e6)
     context: int = setting(0, "Tokens that the model must be able to read at once; 0: any.", minimum=0)
     licence: str = setting(
         "any", f"open: {' or '.join(OPEN_LICENCES)} only; any: the makers' own licences too.", choices=("any", "open")

@@ -35,17 +35,22 @@ class DecoderConfig(Settings):
 
     title: ClassVar[str] = "Decoder"
 
-    vocabulary_size: int = setting(4096, "Number of token ids, special tokens included.", minimum=1)
-    num_layers: int = setting(4, "Number of transformer blocks.", minimum=1)
-    num_query_heads: int = setting(3, "Attention heads.", minimum=1)
+    vocabulary_size: int = setting(4096, "Number of token ids, special tokens included.", minimum=1, maximum=2**24)
+    num_layers: int = setting(4, "Number of transformer blocks.", minimum=1, maximum=2**14)
+    num_query_heads: int = setting(3, "Attention heads.", minimum=1, maximum=2**16)
     num_key_value_heads: DerivedInt = setting(
-        None, "Heads of keys and values: as many as query heads, fewer (grouped-query), or 1.", minimum=1
+        None, "Heads of keys and values: as many as query heads, fewer (grouped-query), or 1.", minimum=1, maximum=2**16
     )
-    hidden_dim: int = setting(192, "Width of the residual stream.", minimum=1)
+    hidden_dim: int = setting(192, "Width of the residual stream.", minimum=1, maximum=2**20)
     intermediate_dim: DerivedInt = setting(
-        None, "Width inside the MLP; none: 4 x hidden_dim, or for swiglu 8/3 of it, to a multiple of 64.", minimum=1
+        None,
+        "Width inside the MLP; none: 4 x hidden_dim, or for swiglu 8/3 of it, to a multiple of 64.",
+        minimum=1,
+        maximum=2**24,
     )
-    head_dim: DerivedInt = setting(None, "Width of one head; none: hidden_dim / num_query_heads.", minimum=1)
+    head_dim: DerivedInt = setting(
+        None, "Width of one head; none: hidden_dim / num_query_heads.", minimum=1, maximum=2**16
+    )
     max_sequence_length: int = setting(1024, "Longest sequence, in tokens.", minimum=1)
     position_embedding: str = setting(
         "rope", "Learned position vectors, or rotation of queries and keys.", choices=("learned", "rope")
@@ -77,7 +82,7 @@ class DecoderConfig(Settings):
     )
     query_key_norm: bool = setting(True, "RMS-normalize each head's queries and keys.")
     attention_scale: DerivedFloat = setting(
-        None, "Factor on the query-key products; none: 1 / sqrt(head_dim).", minimum=0.0
+        None, "Factor on the query-key products; none: 1 / sqrt(head_dim).", above=0.0
     )
     logit_soft_cap: float | None = setting(
         None, "Squash output logits smoothly into (-cap, cap): cap x tanh(logits / cap).", minimum=0.0

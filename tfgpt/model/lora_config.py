@@ -19,10 +19,13 @@ class LoraConfig(Settings):
     title: ClassVar[str] = "LoRA"
 
     lora_rank: int = setting(
-        0, "Train adapters of this rank instead of the weights of --init_from; 0: train the weights.", minimum=0
+        0,
+        "Train adapters of this rank instead of the weights of --init_from; 0: train the weights.",
+        minimum=0,
+        maximum=2**20,
     )
     lora_alpha: float | None = setting(
-        None, "The adapters' outputs are multiplied by lora_alpha / lora_rank; none: by 1.", minimum=0.0
+        None, "The adapters' outputs are multiplied by lora_alpha / lora_rank; none: by 1.", above=0.0
     )
     lora_layers: str = setting(
         "all", f"Which projections get one: all, attention, mlp, or a list with commas of {', '.join(LAYERS)}."

@@ -15,9 +15,14 @@ class BatchConfig(Settings):
 
     title: ClassVar[str] = "Batches"
 
-    sequence_length: int = setting(256, "Tokens a row of a batch: the context the model is trained with.", minimum=1)
+    sequence_length: int = setting(
+        256, "Tokens a row of a batch: the context the model is trained with.", minimum=1, maximum=2**24
+    )
     batch_size: int = setting(
-        32, "Rows of the global batch of one optimizer step, over all replicas, hosts and micro-batches.", minimum=1
+        32,
+        "Rows of the global batch of one optimizer step, over all replicas, hosts and micro-batches.",
+        minimum=1,
+        maximum=2**20,
     )
     document_masking: bool = setting(
         False, "Attention stays within a document and positions restart at its beginning, instead of running on."

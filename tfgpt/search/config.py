@@ -46,14 +46,17 @@ class SearchConfig(Settings):
     )
     search_seed: int = setting(0, "Seed of the values tried. --seed is that of every trial's training.", minimum=0)
     max_trials: int = setting(20, "Trials in the whole search.", minimum=1)
-    max_search_tokens: int = setting(0, "No new trial begins after so many tokens of training; 0: no limit.", minimum=0)
+    max_search_tokens: int = setting(
+        0, "No new trial begins after so many tokens of training; 0: no limit.", minimum=0, maximum=2**63 - 1
+    )
     max_search_minutes: float = setting(
-        0.0, "No new trial begins after so many minutes of searching; 0: no limit.", minimum=0.0
+        0.0, "No new trial begins after so many minutes of searching; 0: no limit.", minimum=0.0, maximum=1e9
     )
     trial_tokens: int = setting(
         0,
         "Tokens that every trial trains on, whatever its batch: --max_steps follows. 0: as many as --max_steps says.",
         minimum=0,
+        maximum=2**63 - 1,
     )
     trial_validations: int = setting(
         4,
@@ -72,11 +75,12 @@ class SearchConfig(Settings):
     )
     hyperband_factor: int = setting(3, "With hyperband: one of so many trials goes on to the next rung.", minimum=2)
     hyperband_iterations: int = setting(1, "With hyperband: times that all brackets are run.", minimum=1)
-    parallel: int = setting(1, "Workers on this machine, each with a trial of its own.", minimum=1)
+    parallel: int = setting(1, "Workers on this machine, each with a trial of its own.", minimum=1, maximum=4096)
     worker_timeout: float = setting(
         60.0,
         "Seconds without a sign of life after which a worker counts as lost and its trial is given to another.",
         minimum=2.0,
+        maximum=1e9,
     )
     trial_memory_limit: int = setting(
         0,

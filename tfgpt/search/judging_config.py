@@ -21,5 +21,7 @@ class JudgingConfig(Settings):
         minimum=0,
     )
     top_seeds: int = setting(3, "Seeds of each of them: --seed + 1, --seed + 2, …", minimum=2)
-    top_tokens: int = setting(0, "Tokens that each of them trains on; 0: as many as the trials.", minimum=0)
+    top_tokens: int = setting(
+        0, "Tokens that each of them trains on; 0: as many as the trials.", minimum=0, maximum=2**63 - 1
+    )
     report_only: bool = setting(False, "No new trials: only judge and report those that --search_dir holds.")

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from tfgpt.common.errors import RunError, TfgptError, UserError
-from tfgpt.common.quiet import captured_standard_error
+from tfgpt.common.quiet import hide_notices
 from tfgpt.search.plan import Plan, TrialRequest, first_values
 from tfgpt.training.restarts import die_with_parent
 
@@ -66,16 +66,15 @@ class Role:
 
 def import_everything() -> None:
     """Imports what the forks need, without starting TensorFlow's runtime."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    with captured_standard_error():
-        import matplotlib
+    hide_notices()
+    import matplotlib
 
-        matplotlib.use("Agg")
-        import matplotlib.pyplot
-        import tensorboard.plugins.hparams.api  # noqa: F401
+    matplotlib.use("Agg")
+    import matplotlib.pyplot
+    import tensorboard.plugins.hparams.api  # noqa: F401
 
-        import tfgpt.search.trial
-        import tfgpt.search.tuner  # noqa: F401
+    import tfgpt.search.trial
+    import tfgpt.search.tuner  # noqa: F401
 
 
 def launch(plan: Plan) -> int:

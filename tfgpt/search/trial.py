@@ -13,7 +13,6 @@ import math
 import os
 import shutil
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -25,6 +24,7 @@ import tensorflow as tf
 
 from tfgpt.common.errors import TfgptError, UserError
 from tfgpt.common.files import clear_write_errors, directory_written_beside, read_json, write_json
+from tfgpt.common.quiet import write_to
 from tfgpt.model import presets
 from tfgpt.search.plan import TRAIN, Plan, TrialRequest
 from tfgpt.training.checkpoints import Checkpoints
@@ -57,10 +57,7 @@ def run_trial(plan: Plan, request: TrialRequest, connection: Connection, devices
             # Another process of this trial may be saving still: that of a killed search, or of a worker thought lost.
             fcntl.flock(lock, fcntl.LOCK_EX)
             log = os.open(directory / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os.dup2(log, 1)
-        os.dup2(log, 2)
+        write_to(log)
         result = trained(plan, request, Reports(connection, request))
     except KeyboardInterrupt:
         result = {"status": "interrupted"}

@@ -46,11 +46,14 @@ class ServeConfig(Settings):
     default_max_tokens: int = setting(256, "Tokens written where a request does not say how many.", minimum=1)
     max_choices: int = setting(8, "The most texts a request may ask for (prompts times n).", minimum=1)
     max_body_kb: int = setting(1024, "The largest request, in KiB; larger ones are answered 413.", minimum=1)
-    body_seconds: float = setting(20.0, "How long a client may take to send its request.", minimum=0.1)
+    body_seconds: float = setting(20.0, "How long a client may take to send its request.", minimum=0.1, maximum=1e9)
     backend_seconds: float = setting(
-        30.0, "How long TensorFlow Serving may take for one call of 32 tokens, repeated tries included.", minimum=0.1
+        30.0,
+        "How long TensorFlow Serving may take for one call of 32 tokens, repeated tries included.",
+        minimum=0.1,
+        maximum=1e9,
     )
-    request_seconds: float = setting(600.0, "How long a request may take altogether.", minimum=0.1)
+    request_seconds: float = setting(600.0, "How long a request may take altogether.", minimum=0.1, maximum=1e9)
     shutdown_seconds: int = setting(10, "How long running requests may go on after SIGTERM.", minimum=0)
     access_log: bool = setting(True, "Write a line of JSON for each request to standard output, without its contents.")
 

@@ -45,6 +45,7 @@ class TokenizerConfig(Settings):
         100_000_000,
         "Bytes of training text that the tokenizer is trained on; of a larger corpus, documents spread over it.",
         minimum=1,
+        maximum=2**63 - 1,
     )
 
     def check(self) -> None:

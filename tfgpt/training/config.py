@@ -34,12 +34,12 @@ class OptimizerConfig(Settings):
         "(Muon's updates are scaled to the size of AdamW's, arXiv:2502.16982).",
         minimum=0.0,
     )
-    beta_1: float = setting(0.9, "Decay of the first moment (adamw, muon's AdamW, lion).", minimum=0.0, maximum=1.0)
+    beta_1: float = setting(0.9, "Decay of the first moment (adamw, muon's AdamW, lion).", minimum=0.0, below=1.0)
     beta_2: float = setting(
-        0.95, "Decay of the second moment (adamw, muon's AdamW) or of the momentum (lion).", minimum=0.0, maximum=1.0
+        0.95, "Decay of the second moment (adamw, muon's AdamW) or of the momentum (lion).", minimum=0.0, below=1.0
     )
-    epsilon: float = setting(1e-8, "Added to the root of the second moment (adamw, muon's AdamW).", minimum=0.0)
-    momentum: float = setting(0.95, "Momentum of muon.", minimum=0.0, maximum=1.0)
+    epsilon: float = setting(1e-8, "Added to the root of the second moment (adamw, muon's AdamW).", above=0.0)
+    momentum: float = setting(0.95, "Momentum of muon.", minimum=0.0, below=1.0)
     weight_decay: float = setting(0.1, "Decoupled weight decay, times the learning rate at each update.", minimum=0.0)
     weight_decay_exclude: tuple[str, ...] = setting(
         ("embedding",),
@@ -55,7 +55,7 @@ class OptimizerConfig(Settings):
         0.0,
         "Keep an average of the weights with this decay, used for validation and for the model written; 0: none.",
         minimum=0.0,
-        maximum=1.0,
+        below=1.0,
     )
 
     def check(self) -> None:
@@ -107,6 +107,7 @@ class StepConfig(Settings):
         "Each update's batch is computed in this many parts, one after the other: less memory, the same result. "
         "Must divide the rows of the batch on each replica.",
         minimum=1,
+        maximum=2**20,
     )
     label_smoothing: float = setting(
         0.0, "Probability spread evenly over the vocabulary in the training target.", minimum=0.0, maximum=0.999
@@ -159,11 +160,14 @@ class StrategyConfig(Settings):
         choices=("auto", "one", "mirrored", "multiworker", "tpu"),
     )
     logical_cpus: int = setting(
-        1, "Split the CPU into this many logical devices, to try --strategy=mirrored without GPUs.", minimum=1
+        1,
+        "Split the CPU into this many logical devices, to try --strategy=mirrored without GPUs.",
+        minimum=1,
+        maximum=1024,
     )
     tpu: str = setting("local", "With tpu: local, on a TPU VM; grpc://host:port; or the name of a Cloud TPU.")
     cluster_timeout: float = setting(
-        600.0, "With multiworker: seconds to wait until all workers are there.", minimum=1.0
+        600.0, "With multiworker: seconds to wait until all workers are there.", minimum=1.0, maximum=1e9
     )
     cluster_port: int = setting(
         8888,

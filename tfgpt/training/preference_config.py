@@ -56,7 +56,7 @@ class RewardConfig(Settings):
         "Tokens up to which an answer is rewarded in full for --reward=length; nothing from twice as many on.",
         minimum=1,
     )
-    group_size: int = setting(8, "Answers sampled for each prompt.", minimum=2)
+    group_size: int = setting(8, "Answers sampled for each prompt.", minimum=2, maximum=2**16)
     answer_tokens: int = setting(64, "Most tokens of a sampled answer.", minimum=1)
     answer_temperature: float = setting(1.0, "Temperature they are sampled at.", minimum=0.01)
     updates_per_round: int = setting(
