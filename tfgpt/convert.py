@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 
-from tfgpt.common.command import Command
+from tfgpt.common.command import Command, command_line
 from tfgpt.conversion.config import ConvertConfig
 from tfgpt.diagnosis.suggest_config import SuggestConfig
 
@@ -25,7 +25,8 @@ def run(convert: ConvertConfig, suggest: SuggestConfig) -> None:
     from tfgpt.conversion.convert import convert as write
 
     output = write(convert, lambda line: print(line, flush=True))
-    print(f'Next:    python -m tfgpt.generate --model={output} --prompt="The capital of France is"')
+    command = command_line("generate", f"--model={output}", "--prompt=The capital of France is")
+    print(f"Next:    {command}")
 
 
 COMMAND = Command("convert", __doc__, [ConvertConfig, SuggestConfig], run)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -41,10 +42,8 @@ def run(export: ExportConfig, sampling: dict[str, Any]) -> None:
     version = write_export(export, defaults, directory, tokenizer, lambda line: print(line, flush=True))
     size = sum(path.stat().st_size for path in version.rglob("*") if path.is_file())
     print(f"Written: {version} ({size / 1e6:.1f} MB)")
-    print(
-        f"Serve:   tensorflow_model_server --port=8500 --rest_api_port=8501 --model_name={version.parent.name} "
-        f"--model_base_path={os.path.abspath(version.parent)}"
-    )
+    flags = [f"--model_name={version.parent.name}", f"--model_base_path={os.path.abspath(version.parent)}"]
+    print(f"Serve:   tensorflow_model_server --port=8500 --rest_api_port=8501 {shlex.join(flags)}")
 
 
 def exportable_tokenizer(directory: Path) -> Tokenizer:

@@ -9,10 +9,9 @@ flags, find it there.
 
 from __future__ import annotations
 
-import shlex
 import sys
 
-from tfgpt.common.command import Command, flag_items
+from tfgpt.common.command import Command, command_line, flag_items
 from tfgpt.common.errors import SettingError
 from tfgpt.common.quiet import import_tensorflow
 from tfgpt.common.settings import Settings
@@ -47,7 +46,7 @@ def run(
     if prepare.output_dir:
         print(f"Results: {put_results(data, prepare.output_dir)}")
     print(f"Data card: {data.documents.card}")
-    print(f"Next: python -m tfgpt.train {flags_of(corpus, tokenizer)}")
+    print(f"Next: {command_line('train', *flags_of(corpus, tokenizer))}")
 
 
 def prepare_conversations(
@@ -73,18 +72,18 @@ def prepare_conversations(
     for line in show(recipe, prepare.preview, dimmed=sys.stdout.isatty()):
         print(line)
     given = flags_of(corpus, tokenizer, objective, batch, mixture, augmentation)
-    print(f"Next: python -m tfgpt.train {given} --init_from=MODEL")
+    print(f"Next: {command_line('train', *given, '--init_from=MODEL')}")
 
 
-def flags_of(*settings: Settings) -> str:
-    """The flags that are not at their defaults, as one types them."""
-    return " ".join(
-        shlex.quote(f"--{name}={item}")
+def flags_of(*settings: Settings) -> list[str]:
+    """The flags that are not at their defaults."""
+    return [
+        f"--{name}={item}"
         for group in settings
         for name, value in group.to_dict().items()
         if value != type(group)().to_dict()[name]
         for item in flag_items(value)
-    )
+    ]
 
 
 GROUPS = (

@@ -164,8 +164,9 @@ def write_best(plan: Plan, rows: list[Row]) -> None:
     # As the command has it: what a trial leaves out to be quick.
     text = TRAIN.flag_file({**settings, "run": run, "watching": plan.settings["watching"]})
     name = plan.search.search_objective
+    directory = " ".join(str(plan.directory).split())  # A comment is one line.
     heading = (
-        f"# Trial {best.trial_id} of {plan.directory}: {name} {in_words(name, best.objective)} after {best.tokens:,} "
+        f"# Trial {best.trial_id} of {directory}: {name} {in_words(name, best.objective)} after {best.tokens:,} "
         f"tokens,\n# the best of {sum(row.status in ('completed', 'stopped', 'failed') for row in rows)} trials. "
         f"A longer training: --max_steps=…\n"
     )

@@ -22,6 +22,7 @@ from keras_tuner.src.distribute import oracle_client
 from keras_tuner.src.distribute.oracle_chief import OracleServicer
 from keras_tuner.src.distribute.oracle_client import OracleClient
 
+from tfgpt.common.command import command_line
 from tfgpt.common.errors import RunError, TfgptError
 from tfgpt.common.files import clear_write_errors, write_json
 from tfgpt.search.launch import TrialProcess
@@ -310,5 +311,5 @@ def summary(plan: Plan, oracle: Any) -> int:
         f"{in_words(name, best.objective)}")  # fmt: skip
     say(f"  {best.values_in_words()}")
     say(f"Table: {plan.directory / 'trials.csv'}")
-    say(f"Train with it: python -m tfgpt.train --flagfile={plan.directory / 'best.cfg'}")
+    say("Train with it: " + command_line("train", f"--flagfile={plan.directory / 'best.cfg'}"))
     return 0

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tfgpt.common.command import command_line
 from tfgpt.common.errors import UserError
 from tfgpt.serving.client import DEFAULTS, Answer, Client, Transport, connect, failed, input_types
 from tfgpt.serving.description import METADATA_FILE, read_description
@@ -96,7 +97,8 @@ def newest_version(model: str) -> Path:
         versions = [entry for entry in directory.iterdir() if entry.name.isdecimal() and entry.name.isascii()]
         versions = [entry for entry in versions if (entry / "saved_model.pb").is_file()]
     if not versions:
-        hint = f"; python -m tfgpt.export --model={model} --output=models/chat makes one" if directory.is_dir() else ""
+        command = command_line("export", f"--model={model}", "--output=models/chat")
+        hint = f"; {command} makes one" if directory.is_dir() else ""
         raise UserError(f"--model: {directory} holds no exported version{hint}")
     return max(versions, key=lambda entry: int(entry.name))
 

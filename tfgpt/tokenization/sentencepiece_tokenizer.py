@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import sentencepiece
 
+from tfgpt.common.command import command_line
 from tfgpt.common.errors import UserError
 from tfgpt.common.files import read_json, sha256_of_json, write_json, write_text, written_beside
 from tfgpt.tokenization.roles import KEY, Roles, choose_roles, token_name
@@ -83,7 +84,7 @@ class SentencePieceTokenizer(Tokenizer):
         if not isinstance(config, dict) or KEY not in config:
             raise UserError(
                 f"{directory}: has a SentencePiece model that was not converted; "
-                f"python -m tfgpt.convert --source={directory}"
+                f"{command_line('convert', f'--source={directory}', '--output=MODEL')}"
             )
         own = dict(config.pop(KEY))
         reference = directory / "tokenizer.json"

@@ -17,6 +17,7 @@ import tensorflow as tf
 
 import tfgpt
 from tfgpt.common.adapters import is_adapter
+from tfgpt.common.command import command_line
 from tfgpt.common.errors import UserError
 from tfgpt.common.files import clear_write_errors, directory_written_beside, recover_leftovers, write_json, write_text
 from tfgpt.common.progress import Progress, duration
@@ -377,4 +378,4 @@ def write_model(recipe: Recipe, data: Any, trainer: Any, state: State, step: int
 
 def resume_command(directory: Path) -> str:
     """What to type to go on."""
-    return f"python -m tfgpt.train --flagfile={shlex.quote(str(directory / 'flags.cfg'))}"
+    return command_line("train", f"--flagfile={directory / 'flags.cfg'}")
