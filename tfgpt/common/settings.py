@@ -128,7 +128,7 @@ def checked(field: dataclasses.Field[Any], hint: Any, value: Any) -> Any:
         value = tuple(value)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise SettingError(field.name, f"{shown(value)} is not of type {kind.__name__}")
-    if kind is tuple and not all(isinstance(item, str) for item in value):
+    if isinstance(value, tuple) and not all(isinstance(item, str) for item in value):
         raise SettingError(field.name, f"{shown(value)} is not a list of texts")
     bounds = field.metadata
     if bounds.get("path"):
