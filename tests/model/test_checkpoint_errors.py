@@ -3,21 +3,27 @@
 import json
 import shutil
 
+import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
 
 from tests.model.options import GPT2, MODERN, NANOCHAT, random_decoder, random_ids
 from tfgpt.common.errors import UserError
+from tfgpt.common.files import read_json, write_json
 from tfgpt.model.checkpoints.huggingface import (
     load_config,
     load_decoder,
+    load_stop_ids,
     load_weights,
+    open_model,
     save_decoder,
     transformers_model_type,
+    write_checkpoint,
 )
 from tfgpt.model.checkpoints.safetensors_file import open_safetensors
 from tfgpt.model.config import DecoderConfig
+from tfgpt.tokenization.tokenizer_file import read_document
 
 
 @pytest.fixture(scope="module")
@@ -169,3 +175,49 @@ def test_saving_leaves_other_files_alone_and_no_temporaries(tmp_path):
     save_decoder(random_decoder(MODERN), tmp_path, end_of_text_id=0)
     names = ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json"]
     assert sorted(path.name for path in tmp_path.iterdir()) == names
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+def test_a_tensor_with_numbers_that_are_none_is_named(directory, number):
+    # openvla/openvla#53: the model of a diverged run, which writes one token for ever.
+    rewrite(directory, lambda tensors: tensors["model.layers.1.mlp.down_proj.weight"].__setitem__((0, 0), number))
+    line = line_of(directory)
+    assert "model.safetensors: tensor model.layers.1.mlp.down_proj.weight is damaged: 1 of its" in line
+
+
+def test_weights_that_float16_cannot_hold_are_not_written_as_infinity(directory, tmp_path):
+    # ggml-org/llama.cpp#13722.
+    rewrite(directory, lambda tensors: tensors["model.norm.weight"].fill(1e6))
+    with pytest.raises(UserError, match="tensor model.norm.weight: float16 ends at 65,504"):
+        write_checkpoint(open_model(directory), tmp_path / "half", np.dtype(np.float16), {})
+    write_checkpoint(open_model(directory), tmp_path / "bfloat", np.dtype(ml_dtypes.bfloat16), {})
+
+
+def test_a_git_lfs_pointer_is_called_so(directory):
+    # huggingface/transformers#27923: a clone without git-lfs.
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+    for name in ("model.safetensors", "config.json"):
+        (directory / name).write_text(pointer)
+        assert line_of(directory).startswith(f"{directory / name}: is a git-lfs pointer, not the file itself")
+    (directory / "tokenizer.json").write_text(pointer)
+    with pytest.raises(UserError, match="tokenizer.json: is a git-lfs pointer"):
+        read_document(directory / "tokenizer.json")
+
+
+def test_a_byte_order_mark_before_the_config_is_skipped(directory):
+    # huggingface/datasets#8241; Windows editors write it.
+    config = load_config(directory)
+    (directory / "config.json").write_bytes(b"\xef\xbb\xbf" + (directory / "config.json").read_bytes())
+    assert load_config(directory) == config
+
+
+def test_what_ends_a_text_stands_in_the_config_where_there_is_no_generation_config(directory):
+    # vllm-project/vllm#5954: without it the model writes on behind its answer.
+    write_json(directory / "generation_config.json", {"eos_token_id": [5, 7]})
+    assert load_stop_ids(directory) == [5, 7]
+    write_json(directory / "config.json", {**read_json(directory / "config.json"), "eos_token_id": [3, 9]})
+    assert load_stop_ids(directory) == [5, 7]
+    write_json(directory / "generation_config.json", {"temperature": 0.7})
+    assert load_stop_ids(directory) == [3, 9]
+    (directory / "generation_config.json").unlink()
+    assert load_stop_ids(directory) == [3, 9]

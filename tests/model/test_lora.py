@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import keras
@@ -11,6 +12,7 @@ import tensorflow as tf
 import transformers
 
 from tests.model.options import GPT2, MODERN, ONE_BLOCK, random_decoder, random_ids
+from tfgpt.common.adapters import is_adapter
 from tfgpt.common.errors import SettingError, UserError
 from tfgpt.common.files import read_json, write_json
 from tfgpt.model.checkpoints.adapters import save_adapter
@@ -218,6 +220,11 @@ def test_an_adapter_that_cannot_be_merged_is_refused_in_one_line(tmp_path: Path)
     for change, line in (
         ({"use_dora": True}, "use_dora is True, which is not supported"),
         ({"peft_type": "IA3"}, "is no LoRA adapter's configuration"),
+        # huggingface/peft#2184: base + BA is another model than the one that was trained.
+        (
+            {"init_lora_weights": "pissa_niter_4"},
+            "init_lora_weights is 'pissa_niter_4': it was trained on a changed base",
+        ),
         ({"base_model_name_or_path": "/nowhere"}, "where there is no model; write its directory there"),
         ({"base_model_name_or_path": None}, "has no base_model_name_or_path"),
     ):
@@ -229,3 +236,21 @@ def test_an_adapter_that_cannot_be_merged_is_refused_in_one_line(tmp_path: Path)
     write_json(path, config | {"base_model_name_or_path": "../other"})
     with pytest.raises(UserError, match="adapts model.layers.1.self_attn.q_proj, which the model does not have"):
         load_decoder(tmp_path / "adapter")
+
+
+def test_a_config_beside_an_adapter_is_the_bases_and_a_model_beside_it_is_not_guessed_at(tmp_path: Path):
+    # huggingface/transformers#43781: trainers leave config.json there; some programs merge into the same folder.
+    lora = LoraConfig(lora_rank=2, lora_layers="query")
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    save_decoder(random_decoder(MODERN), base)
+    decoder = adapted(base, lora)
+    save_adapter(decoder, lora, adapter, base)
+    expected = load_decoder(adapter)({"token_ids": IDS}).numpy()
+    shutil.copy(base / "config.json", adapter)
+    assert is_adapter(adapter)
+    np.testing.assert_array_equal(load_decoder(adapter)({"token_ids": IDS}).numpy(), expected)
+    shutil.copy(base / "model.safetensors", adapter)
+    with pytest.raises(UserError, match="holds a whole model .* and an adapter .*; which one is meant"):
+        load_decoder(adapter)
+    (adapter / "adapter_model.safetensors").unlink()
+    assert not is_adapter(adapter)

@@ -9,12 +9,29 @@ from tfgpt.common.errors import UserError
 from tfgpt.common.files import read_json
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 
 
 def is_adapter(directory: str | os.PathLike) -> bool:
-    """Whether a directory holds an adapter and no model of its own."""
+    """Whether a directory holds an adapter and no model of its own.
+
+    A config.json without weights is the base's, which trainers leave beside the adapter.
+
+    Raises:
+        UserError: it holds both: some programs apply the adapter to the model beside it, others have merged it.
+    """
     directory = Path(directory)
-    return (directory / ADAPTER_CONFIG).is_file() and not (directory / "config.json").is_file()
+    if not (directory / ADAPTER_CONFIG).is_file():
+        return False
+    whole = next((name for name in WEIGHTS if (directory / name).is_file()), None)
+    if whole and (directory / "config.json").is_file():
+        if (directory / ADAPTER_WEIGHTS).is_file():
+            raise UserError(
+                f"{directory}: holds a whole model ({whole}) and an adapter ({ADAPTER_WEIGHTS}); which one is meant? "
+                "Move the other elsewhere"
+            )
+        return False
+    return True
 
 
 def base_directory(directory: str | os.PathLike) -> Path:

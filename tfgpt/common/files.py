@@ -152,14 +152,36 @@ def write_csv(path: str | os.PathLike, names: Sequence[str], rows: Iterable[Sequ
     write_text(path, text.getvalue())
 
 
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+"""How the small file begins that git puts in a large one's place where git-lfs is not installed."""
+
+
+def refuse_pointer(path: str | os.PathLike, first_bytes: bytes | None = None) -> None:
+    """Refuses a git-lfs pointer that stands where a file should.
+
+    Args:
+        path: the file; one that cannot be opened is left to whoever opens it next.
+        first_bytes: what it begins with, where that is known.
+
+    Raises:
+        UserError: it is one.
+    """
+    if first_bytes is None:
+        with contextlib.suppress(OSError), open(path, "rb") as file:
+            first_bytes = file.read(len(LFS_POINTER))
+    if (first_bytes or b"").startswith(LFS_POINTER):
+        raise UserError(f"{path}: is a git-lfs pointer, not the file itself; run git lfs pull where it was cloned")
+
+
 def read_json(path: str | os.PathLike) -> Any:
-    """Reads a JSON file.
+    """Reads a JSON file, a byte-order mark before it or not.
 
     Raises:
         UserError: the file is missing or not JSON; the line names it.
     """
+    refuse_pointer(path)
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read as JSON ({error})") from error
 

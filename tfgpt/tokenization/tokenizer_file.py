@@ -10,6 +10,7 @@ from typing import Any
 import tokenizers
 
 from tfgpt.common.errors import UserError
+from tfgpt.common.files import refuse_pointer
 from tfgpt.tokenization.config import SPECIAL_TOKENS
 from tfgpt.tokenization.foreign_patterns import FAMILIES
 from tfgpt.tokenization.pattern import BYTE_OF_CHARACTER, DECODER, PRE_TOKENIZER, byte_alphabet
@@ -128,8 +129,9 @@ def read_document(path: Path, complete: bool = True) -> dict[str, Any]:
     """
     if path.is_dir():
         path = path / "tokenizer.json"
+    refuse_pointer(path)
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise UserError(f"{path}: there is no such file; a tokenizer is a tokenizer.json") from error
     except (OSError, ValueError) as error:

@@ -43,6 +43,10 @@ PLAIN = {
 }
 
 
+KNOWN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
+"""Values of init_lora_weights that leave the base's weights alone; PiSSA, OLoRA, CorDA and LoftQ change them."""
+
+
 def save_adapter(decoder: Decoder, config: LoraConfig, directory: str | os.PathLike, base: str | os.PathLike) -> None:
     """Writes adapter_model.safetensors and adapter_config.json into `directory`.
 
@@ -157,6 +161,12 @@ def checked_config(config: Any, path: Path) -> dict[str, Any]:
     for name, value in PLAIN.items():
         if config.get(name, value) not in (value, None, [], {}):
             raise UserError(f"{path}: {name} is {config[name]!r}, which is not supported")
+    start = config.get("init_lora_weights")
+    if start not in KNOWN_STARTS:
+        raise UserError(
+            f"{path}: init_lora_weights is {start!r}: it was trained on a changed base, which is not here; save it "
+            "with peft's path_initial_model_for_weight_conversion"
+        )
     return config
 
 

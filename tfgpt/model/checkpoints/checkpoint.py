@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from tfgpt.common.errors import UserError
 from tfgpt.model.config import DecoderConfig
 
 Reader = Callable[[], np.ndarray]
@@ -25,6 +26,19 @@ class Checkpoint:
     config: DecoderConfig
     readers: Mapping[str, Reader]
     dtype: np.dtype
+
+
+def finite(value: np.ndarray, origin: str) -> np.ndarray:
+    """The numbers of a tensor, which `origin` names in the line of refusal.
+
+    Raises:
+        UserError: one of them is NaN or infinite, as in what a diverged or overflown training leaves: such a model
+            writes the same token for ever.
+    """
+    if not np.isfinite(value).all():
+        count = value.size - np.count_nonzero(np.isfinite(value))
+        raise UserError(f"{origin} is damaged: {count:,} of its {value.size:,} numbers are NaN or infinite")
+    return value
 
 
 def variable_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:

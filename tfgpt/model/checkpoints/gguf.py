@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from tfgpt.common.errors import SettingError, UserError
-from tfgpt.model.checkpoints.checkpoint import Checkpoint, Reader, variable_shapes
+from tfgpt.common.files import refuse_pointer
+from tfgpt.model.checkpoints.checkpoint import Checkpoint, Reader, finite, variable_shapes
 from tfgpt.model.config import DecoderConfig
 from tfgpt.model.rope import inverse_frequencies
 
@@ -70,6 +71,7 @@ class GGUFFile:
             raise UserError("the package gguf is missing, which reads GGUF files; pip install 'tfgpt[convert]'")
         if not path.is_file():
             raise UserError(f"--source: {path} is no file")
+        refuse_pointer(path)
         import gguf
 
         self.path, self.dequantize = path, gguf.quants.dequantize
@@ -159,7 +161,8 @@ def reader(file: GGUFFile, name: str, path: str, config: DecoderConfig) -> Reade
     turned = path.endswith("kernel") and path != "head/kernel"
 
     def read() -> np.ndarray:
-        value = unpermuted(file.read(name), heads) if heads else file.read(name)
+        value = finite(file.read(name), f"{file.path}: tensor {name}")
+        value = unpermuted(value, heads) if heads else value
         return value.T if turned else value
 
     return read

@@ -21,7 +21,7 @@ from tfgpt.common.adapters import base_directory
 from tfgpt.common.errors import UserError
 from tfgpt.common.files import read_json, write_json
 from tfgpt.model.checkpoints.adapters import with_adapter
-from tfgpt.model.checkpoints.checkpoint import Checkpoint, Reader, variable_shapes
+from tfgpt.model.checkpoints.checkpoint import Checkpoint, Reader, finite, variable_shapes
 from tfgpt.model.checkpoints.huggingface_config import from_hugging_face, to_hugging_face, transformers_model_type
 from tfgpt.model.checkpoints.huggingface_tensors import Recipe, recipes
 from tfgpt.model.checkpoints.safetensors_file import open_checkpoint, write_safetensors
@@ -100,7 +100,7 @@ def write_checkpoint(
 
     def reader(recipe: Recipe) -> Reader:
         paths = [part.path for part in recipe.parts if part.path in readers]
-        return lambda: recipe.join({path: readers[path]() for path in paths}, dtype)
+        return lambda: fitting(recipe.join({path: readers[path]() for path in paths}, dtype), dtype, recipe.name)
 
     made = recipes(config, model_type, variable_shapes(config))
     weights = directory / "model.safetensors"
@@ -112,6 +112,21 @@ def write_checkpoint(
     names = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
     written = to_hugging_face(config) | names | tokens | ends | {"dtype": dtype.name, "torch_dtype": dtype.name}
     write_json(directory / "config.json", written)
+
+
+def fitting(value: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
+    """A tensor in the type that it is about to be written in.
+
+    Raises:
+        UserError: float16 is too narrow for a number in it.
+    """
+    with np.errstate(over="ignore"):
+        value = value.astype(dtype, copy=False)
+    if dtype == np.float16 and np.isinf(value).any():
+        raise UserError(
+            f"tensor {name}: float16 ends at 65,504, which is too little for it; choose bfloat16 or float32"
+        )
+    return value
 
 
 def load_config(directory: str | os.PathLike) -> DecoderConfig:
@@ -162,20 +177,23 @@ def print_once(line: str) -> None:
 
 
 def load_stop_ids(directory: str | os.PathLike) -> list[int]:
-    """The token ids that end a generated text, as a model directory's generation_config.json says; none without one.
+    """The token ids that end a generated text, as generation_config.json says, or config.json where it says nothing.
+
+    Args:
+        directory: a model directory, or an adapter's, whose base says it.
 
     Raises:
         UserError: the file is damaged.
     """
-    path = Path(directory) / "generation_config.json"
-    if not path.is_file():
-        return []
-    json = read_json(path)
-    ends = json.get("eos_token_id") if isinstance(json, dict) else None
-    ends = [] if ends is None else ends if isinstance(ends, list) else [ends]
-    if not all(isinstance(end, int) and end >= 0 for end in ends):
-        raise UserError(f"{path}: eos_token_id should be a token id or a list of them")
-    return ends
+    for path in (base_directory(directory) / name for name in ("generation_config.json", "config.json")):
+        json = read_json(path) if path.is_file() else None
+        ends = json.get("eos_token_id") if isinstance(json, dict) else None
+        if ends is not None:
+            ends = ends if isinstance(ends, list) else [ends]
+            if not all(isinstance(end, int) and end >= 0 for end in ends):
+                raise UserError(f"{path}: eos_token_id should be a token id or a list of them")
+            return ends
+    return []
 
 
 def load_decoder(directory: str | os.PathLike, packed: bool = False, dtype: Any = None) -> Decoder:
@@ -232,7 +250,7 @@ def open_model(directory: str | os.PathLike, config: DecoderConfig | None = None
     for recipe in wanted:
         for number, part in enumerate(recipe.parts):
             if part.path in shapes:
-                readers[part.path] = part_reader(recipe, number, tensors[recipe.name])
+                readers[part.path] = part_reader(recipe, number, tensors[recipe.name], file)
             elif np.any(recipe.divide(tensors[recipe.name])[number][1].astype(np.float32) != part.fill):
                 problem = f"is not all {part.fill:g}, and the decoder has no {part.path}"
                 raise UserError(f"{file}: tensor {recipe.name} {problem}")
@@ -242,9 +260,9 @@ def open_model(directory: str | os.PathLike, config: DecoderConfig | None = None
     return Checkpoint(config, readers, widest)
 
 
-def part_reader(recipe: Recipe, number: int, tensor: np.ndarray) -> Reader:
-    """Gives one part of a tensor, a view where that is possible."""
-    return lambda: recipe.divide(tensor)[number][1]
+def part_reader(recipe: Recipe, number: int, tensor: np.ndarray, file: Path) -> Reader:
+    """Gives one part of a tensor, a view where that is possible; NaN and infinity are refused."""
+    return lambda: finite(recipe.divide(tensor)[number][1], f"{file}: tensor {recipe.name}")
 
 
 def check_tensors(tensors: Mapping[str, np.ndarray], wanted: list[Recipe], config: DecoderConfig, file: Path) -> None:

@@ -15,7 +15,7 @@ import ml_dtypes
 import numpy as np
 
 from tfgpt.common.errors import UserError
-from tfgpt.common.files import read_json, sha256_of_file, sha256_of_json, written_beside
+from tfgpt.common.files import read_json, refuse_pointer, sha256_of_file, sha256_of_json, written_beside
 
 DTYPES: dict[str, np.dtype] = {
     "F64": np.dtype("<f8"),
@@ -70,6 +70,7 @@ def open_safetensors(path: Path) -> dict[str, np.ndarray]:
     Raises:
         UserError: the file is missing, truncated or no safetensors file; the line names it.
     """
+    refuse_pointer(path)
     try:
         size = path.stat().st_size
         with open(path, "rb") as file:
