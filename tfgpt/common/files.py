@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import csv
 import errno
+import glob
 import hashlib
 import io
 import json
 import os
 import re
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -47,10 +48,8 @@ def written_beside(path: str | os.PathLike) -> Iterator[Path]:
     path = Path(path)
     with clear_write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        os.fchmod(handle, 0o666 & ~current_umask())
-        os.close(handle)
-        temporary = Path(name)
+        temporary = new_sibling(path, ".tmp")
+        temporary.touch(0o666, exist_ok=False)
         try:
             yield temporary
             with open(temporary, "rb") as file:
@@ -63,12 +62,15 @@ def written_beside(path: str | os.PathLike) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def directory_written_beside(path: str | os.PathLike) -> Iterator[Path]:
-    """Like `written_beside` for a whole directory: an existing `path` is replaced only by a complete one."""
-    path = Path(path)
+    """Like `written_beside` for a whole directory: an existing `path` is replaced only by a complete one.
+
+    For what a person names, use `tfgpt.common.outputs.result_directory`, which deletes nothing of theirs.
+    """
+    path = Path(path).resolve()
     with clear_write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
-        os.chmod(temporary, 0o777 & ~current_umask())
+        temporary = new_sibling(path, ".tmp")
+        temporary.mkdir()
         try:
             yield temporary
             for file in temporary.rglob("*"):
@@ -86,12 +88,12 @@ def replace_directory(new: Path, path: Path) -> None:
     if not path.exists():
         os.rename(new, path)
         return
-    aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".old"))
-    os.rename(path, aside / path.name)
+    aside = new_sibling(path, ".old")
+    os.rename(path, aside)
     try:
         os.rename(new, path)
     except OSError:
-        os.rename(aside / path.name, path)
+        os.rename(aside, path)
         raise
     # Not called .old any more: what is deleted only in part must never be put back.
     doomed = aside.with_suffix(".tmp")
@@ -109,24 +111,35 @@ def recover_leftovers(folder: Path) -> None:
     with clear_write_errors(folder):
         for entry in leftovers:
             if entry.suffix == ".old":
-                for former in entry.iterdir():
-                    if not (folder / former.name).exists():
-                        os.rename(former, folder / former.name)
+                put_back(folder / entry.name[1:].rsplit(".", 2)[0])
+            if not entry.exists():
+                continue
             if entry.is_dir():
                 shutil.rmtree(entry, ignore_errors=True)
             else:
                 entry.unlink()
 
 
-def current_umask() -> int:
-    """The process's file mode mask (reading it means setting it)."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def put_back(path: Path) -> None:
+    """Restores a directory whose replacement was interrupted between the two renames of `replace_directory`.
+
+    Where `path` is missing and the directory that it was is still there under its temporary name, that is renamed back.
+    """
+    if not path.exists():
+        olds = sorted(path.parent.glob(f".{glob.escape(path.name)}.*.old"), key=lambda old: old.stat().st_mtime)
+        if olds:
+            os.rename(olds[-1], path)
+
+
+def new_sibling(path: Path, suffix: str) -> Path:
+    """A name beside `path` that nothing has; what is made under it gets the permissions that the umask allows."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}{suffix}")
 
 
 def sync_directory(path: Path) -> None:
-    """Makes a rename inside `path` survive a power cut."""
+    """Makes a rename inside `path` survive a power cut; Windows opens no directories and needs none of this."""
+    if os.name == "nt":
+        return
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
