@@ -13,6 +13,7 @@ import sys
 
 from tfgpt.common.command import Command, command_line, flag_items
 from tfgpt.common.errors import SettingError
+from tfgpt.common.outputs import check_replaceable
 from tfgpt.common.quiet import import_tensorflow
 from tfgpt.common.settings import Settings
 from tfgpt.corpus.config import CorpusConfig
@@ -41,10 +42,12 @@ def run(
     from tfgpt.pipeline.prepare import put_results
     from tfgpt.pipeline.report import report_of
 
+    if prepare.output_dir:
+        check_replaceable(prepare.output_dir, "prepared data", "output_dir", prepare.overwrite)
     data = prepare_data(corpus, tokenizer)
     print("\n".join(["", *report_of(data), ""]))
     if prepare.output_dir:
-        print(f"Results: {put_results(data, prepare.output_dir)}")
+        print(f"Results: {put_results(data, prepare.output_dir, prepare.overwrite)}")
     print(f"Data card: {data.documents.card}")
     print(f"Next: {command_line('train', *flags_of(corpus, tokenizer))}")
 

@@ -11,6 +11,7 @@ import sys
 from typing import Any
 
 from tfgpt.common.command import Command
+from tfgpt.common.outputs import check_working_directory
 from tfgpt.common.quiet import import_tensorflow
 from tfgpt.training.recipe import GROUPS, Recipe
 from tfgpt.training.restarts import run_with_restarts
@@ -22,6 +23,7 @@ def run(**settings: Any) -> int:
     recipe = Recipe(**settings)
     if recipe.run.restarts:
         return run_with_restarts(again(recipe), recipe.run.restarts)
+    check_working_directory(recipe.run_dir, "run", "run_dir")
     import_tensorflow()
     from tfgpt.training.run import train
 

@@ -101,16 +101,22 @@ def check_replaceable(path: str | os.PathLike, kind: str, flag: str, overwrite: 
 
 
 def foreign_names(directory: Path, kind: str, flag: str) -> list[str]:
-    """The names in a directory that no earlier result of this kind has written there."""
-    names = {entry.name for entry in directory.iterdir()} - CLUTTER
-    written: set[str] = set()
-    if DESCRIPTION in names:
-        try:
-            check_format(directory, kind)
-        except UserError as error:
-            raise SettingError(flag, f"{error}; give another folder, or --overwrite to replace it") from error
-        written = {DESCRIPTION, *read_json(directory / DESCRIPTION).get("files", [])}
-    return sorted(names - written)
+    """What is in a directory and was not written there by an earlier result of this kind."""
+    try:
+        if not check_format(directory, kind):
+            return sorted({entry.name for entry in directory.iterdir()} - CLUTTER)
+    except UserError as error:
+        raise SettingError(flag, f"{error}; give another folder, or --overwrite to replace it") from error
+    return sorted(set(file_names(directory)) - {DESCRIPTION, *read_json(directory / DESCRIPTION).get("files", [])})
+
+
+def file_names(directory: Path) -> list[str]:
+    """The files in a directory and those below it, relative to it, without what file managers leave."""
+    return sorted(
+        path.relative_to(directory).as_posix()
+        for path in directory.rglob("*")
+        if path.name not in CLUTTER and (path.is_symlink() or not path.is_dir())
+    )
 
 
 def in_short(names: list[str]) -> str:
@@ -133,7 +139,7 @@ def result_directory(path: str | os.PathLike, kind: str, flag: str, overwrite: b
     real = check_replaceable(path, kind, flag, overwrite)
     with writer_lock(real.with_name(f".{real.name}{LOCK}"), path, flag), directory_written_beside(real) as temporary:
         yield temporary
-        write_description(temporary, kind, files=sorted(entry.name for entry in temporary.iterdir()))
+        write_description(temporary, kind, files=file_names(temporary))
         # Seconds or hours have passed since the first look.
         check_replaceable(path, kind, flag, overwrite)
 
@@ -149,13 +155,27 @@ def working_directory(path: str | os.PathLike, kind: str, flag: str) -> Iterator
             written.
         RunError: the disk is full.
     """
+    path = make_working_directory(path, kind, flag)
+    with writer_lock(path / LOCK, path, flag):
+        yield path
+
+
+def make_working_directory(path: str | os.PathLike, kind: str, flag: str) -> Path:
+    """Makes a working directory without locking it, or sees that it is one.
+
+    Returns:
+        The path, with `~` expanded.
+
+    Raises:
+        UserError: it holds other files and no earlier result of this kind, or it cannot be written.
+        RunError: the disk is full.
+    """
     path = check_working_directory(path, kind, flag)
     with clear_write_errors(path):
         path.mkdir(parents=True, exist_ok=True)
-    with writer_lock(path / LOCK, path, flag):
-        if not (path / DESCRIPTION).is_file():
-            write_description(path, kind)
-        yield path
+    if not (path / DESCRIPTION).is_file():
+        write_description(path, kind)
+    return path
 
 
 def check_working_directory(path: str | os.PathLike, kind: str, flag: str) -> Path:

@@ -22,8 +22,12 @@ class ConvertConfig(Settings):
         path=True,
     )
     output: str = setting(
-        "", "The model directory to write; one that is there is replaced by a whole new one.", path=True
+        "",
+        "The model directory to write. One that an earlier conversion wrote is replaced by a whole new one; a folder "
+        "with other files is refused.",
+        path=True,
     )
+    overwrite: bool = setting(False, "Replace --output whatever it holds.")
     weights: str = setting(
         "as_stored",
         "The type of the written weights; quantized ones become float32 where it is not said.",

@@ -12,7 +12,8 @@ import numpy as np
 
 import tfgpt
 from tfgpt.common.errors import UserError
-from tfgpt.common.files import directory_written_beside, sha256_of_json, write_json
+from tfgpt.common.files import sha256_of_json, write_json
+from tfgpt.common.outputs import check_replaceable, result_directory
 from tfgpt.conversion.config import ConvertConfig
 from tfgpt.conversion.gguf_source import open_gguf
 from tfgpt.conversion.hugging_face_source import HUB_NAME, open_hub, open_hugging_face
@@ -39,10 +40,13 @@ def convert(config: ConvertConfig, say: Callable[[str], None]) -> Path:
         The written directory.
 
     Raises:
-        UserError: the source cannot be read, or has something that we cannot compute; nothing is written then.
+        UserError: the source cannot be read, or has something that we cannot compute, or --output holds other files;
+            nothing is written then.
         RunError: the disk is full.
     """
-    source, output = open_source(config.source), Path(config.output).expanduser()
+    output = Path(config.output).expanduser()
+    check_replaceable(output, "model directory", "output", config.overwrite)
+    source = open_source(config.source)
     checkpoint, tokenizer = source.checkpoint, source.tokenizer
     if tokenizer.vocabulary_size > checkpoint.config.vocabulary_size:
         raise UserError(
@@ -52,7 +56,7 @@ def convert(config: ConvertConfig, say: Callable[[str], None]) -> Path:
     dtype = checkpoint.dtype if config.weights == "as_stored" else DTYPES[config.weights]
     say(f"Source:  {source.kind}")
     say(f"Model:   {in_words(checkpoint)}")
-    with directory_written_beside(output) as temporary:
+    with result_directory(output, "model directory", "output", config.overwrite) as temporary:
         ends = tokenizer.stop_ids
         start = tokenizer.start_ids[0] if tokenizer.start_ids else None
         # The last one is what config.json says ends a text.

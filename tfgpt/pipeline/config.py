@@ -106,6 +106,7 @@ class PrepareConfig(Settings):
         "Also put tokenizer, token shards and data card here: hard links to the cache, copies on another disk.",
         path=True,
     )
+    overwrite: bool = setting(False, "Replace --output_dir whatever it holds.")
     preview: int = setting(
         0, "With --objective=chat: rows to show as the model sees them, what it does not learn dimmed.", minimum=0
     )

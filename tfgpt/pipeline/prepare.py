@@ -28,6 +28,7 @@ from tfgpt.common.files import (
     sha256_of_json,
     write_json,
 )
+from tfgpt.common.outputs import result_directory
 from tfgpt.common.progress import duration
 from tfgpt.corpus.build import build_documents
 from tfgpt.corpus.cache import locked, remove_leftovers
@@ -269,14 +270,14 @@ def making(directory: Path) -> Iterator[None]:
         yield
 
 
-def put_results(data: PreparedData, output_dir: str | os.PathLike) -> Path:
+def put_results(data: PreparedData, output_dir: str | os.PathLike, overwrite: bool = False) -> Path:
     """Hard links (copies, on another disk) of tokenizer, shards and card in a directory of the user's choice.
 
     The directory then holds `tokenizer/`, `train/`, `validation/`, `card.md` and `prepared.json`; an earlier result of
     this function is replaced when it is another one.
 
     Raises:
-        UserError: the directory holds something else; nothing of it is touched.
+        UserError: the directory holds something else, which `overwrite` allows to replace; nothing of it is touched.
     """
     output = Path(output_dir).expanduser()
     earlier = output / PREPARED
@@ -287,9 +288,7 @@ def put_results(data: PreparedData, output_dir: str | os.PathLike) -> Path:
                 if TokenShards.open(output / side, fingerprint).fingerprint != shards.fingerprint:
                     raise DamagedShards(f"{output / side}: another side's shards")
             return output
-    elif output.exists() and not earlier.is_file() and (not output.is_dir() or any(output.iterdir())):
-        raise UserError(f"--output_dir: {output} holds something else; give a new or an empty directory")
-    with directory_written_beside(output) as temporary:
+    with result_directory(output, "prepared data", "output_dir", overwrite) as temporary:
         data.tokenizer.save(temporary / "tokenizer")
         for side, shards in (("train", data.train), ("validation", data.validation)):
             (temporary / side).mkdir()

@@ -9,6 +9,7 @@ from typing import Any
 
 from tfgpt.common.errors import RunError, UserError
 from tfgpt.common.files import read_json, write_json
+from tfgpt.common.outputs import make_working_directory
 from tfgpt.model.presets import count_parameters
 from tfgpt.search.plan import TRAIN
 from tfgpt.training.recipe import Recipe
@@ -63,7 +64,7 @@ def finished_run(recipe: Recipe) -> dict[str, Any] | None:
 
     recipe = quiet(recipe)
     keras.backend.clear_session()
-    recipe.run_dir.mkdir(parents=True, exist_ok=True)
+    make_working_directory(recipe.run_dir, "run", "run_dir")
     with open(recipe.run_dir / "log.txt", "a", encoding="utf-8") as log, contextlib.redirect_stdout(log):
         if train(recipe, TRAIN.flag_file(recipe.settings())) == STOPPED:
             return None

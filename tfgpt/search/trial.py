@@ -24,6 +24,7 @@ import tensorflow as tf
 
 from tfgpt.common.errors import TfgptError, UserError
 from tfgpt.common.files import clear_write_errors, directory_written_beside, read_json, write_json
+from tfgpt.common.outputs import make_working_directory
 from tfgpt.common.quiet import write_to
 from tfgpt.model import presets
 from tfgpt.search.plan import TRAIN, Plan, TrialRequest
@@ -52,7 +53,7 @@ def run_trial(plan: Plan, request: TrialRequest, connection: Connection, devices
     fatal, result = "", None
     try:
         with clear_write_errors(directory):
-            directory.mkdir(parents=True, exist_ok=True)
+            make_working_directory(directory, "run", "search_dir")
             lock = open(directory / ".lock", "ab")  # noqa: SIM115 (held as long as the process lives)
             # Another process of this trial may be saving still: that of a killed search, or of a worker thought lost.
             fcntl.flock(lock, fcntl.LOCK_EX)

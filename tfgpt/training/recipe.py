@@ -213,7 +213,7 @@ class Recipe:
     @property
     def run_dir(self) -> Path:
         """The run's directory."""
-        return Path(str(self.run.run_dir))
+        return Path(str(self.run.run_dir)).expanduser()
 
     def settings(self) -> dict[str, Any]:
         """The settings by the keyword each group of flags has."""

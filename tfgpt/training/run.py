@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import os
 import shlex
 import sys
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,8 @@ import tfgpt
 from tfgpt.common.adapters import is_adapter
 from tfgpt.common.command import command_line
 from tfgpt.common.errors import UserError
-from tfgpt.common.files import clear_write_errors, directory_written_beside, recover_leftovers, write_json, write_text
+from tfgpt.common.files import recover_leftovers, write_json, write_text
+from tfgpt.common.outputs import check_replaceable, result_directory, working_directory
 from tfgpt.common.progress import Progress, duration
 from tfgpt.generation.config import SamplingConfig
 from tfgpt.generation.engine import Generator
@@ -62,7 +65,11 @@ def train(recipe: Recipe, flag_file: str, callbacks: tuple[keras.callbacks.Callb
     hosts = Hosts(strategy)
     checkpoints = Checkpoints(recipe.run_dir / "checkpoints", recipe.run.checkpoints_kept)
     try:
-        with hosts.watched(lambda: after_a_loss(recipe, checkpoints)):
+        with (
+            contextlib.ExitStack() as held,
+            hosts.watched(lambda: after_a_loss(recipe, checkpoints)),
+        ):
+            hosts.chief_does(lambda: held.enter_context(claimed_directory(recipe, checkpoints)))
             outcome = train_together(recipe, flag_file, callbacks, strategy, hosts, checkpoints)
     finally:
         checkpoints.close()
@@ -79,7 +86,6 @@ def train_together(
 ) -> str:
     """What every host does: the chief writes, reads checkpoints and speaks, all of them train; how it ended."""
     directory, say = recipe.run_dir, hosts.say
-    hosts.chief_does(lambda: begin_directory(recipe, checkpoints))
     objective = recipe.objective.kind()
     data = prepared(recipe, objective, hosts)
     assembly = assemble(recipe, data, strategy, objective)
@@ -179,24 +185,24 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
-def begin_directory(recipe: Recipe, checkpoints: Checkpoints) -> None:
-    """Makes the run directory, before hours of preparing show that it cannot be written.
+@contextlib.contextmanager
+def claimed_directory(recipe: Recipe, checkpoints: Checkpoints) -> Iterator[None]:
+    """Makes the run directory and locks it, before hours of preparing show that it cannot be written.
 
     Raises:
-        UserError: it cannot be written, or holds a run that --resume=never must not touch.
+        UserError: it cannot be written, another process writes it, it holds other files, or it holds a run that
+            --resume=never must not touch.
     """
-    directory = recipe.run_dir
-    with clear_write_errors(directory):
-        directory.mkdir(parents=True, exist_ok=True)
-        probe = directory / ".writable"
-        probe.touch()
-        probe.unlink()
+    with working_directory(recipe.run_dir, "run", "run_dir") as directory:
         recover_leftovers(directory)
-    if recipe.run.resume == "never" and checkpoints.steps():
-        raise UserError(
-            f"--run_dir: {directory} holds a run at step {checkpoints.steps()[-1]}; go on with --resume=auto, "
-            "choose another --run_dir or delete the directory"
-        )
+        check_replaceable(directory / "model", "model directory", "run_dir")
+        check_replaceable(directory / "adapter", "adapter", "run_dir")
+        if recipe.run.resume == "never" and checkpoints.steps():
+            raise UserError(
+                f"--run_dir: {directory} holds a run at step {checkpoints.steps()[-1]}; go on with --resume=auto, "
+                "choose another --run_dir or delete the directory"
+            )
+        yield
 
 
 def check_same_run(recipe: Recipe, data: Any, checkpoint: Checkpoint) -> None:
@@ -341,7 +347,10 @@ def finish(
 def write_model(recipe: Recipe, data: Any, trainer: Any, state: State, step: int) -> None:
     """The model directory: weights, configuration, tokenizer, and where it all came from."""
     tokenizer = data.tokenizer
-    with directory_written_beside(recipe.run_dir / "model") as temporary, trainer.averaged_weights():
+    with (
+        result_directory(recipe.run_dir / "model", "model directory", "run_dir") as temporary,
+        trainer.averaged_weights(),
+    ):
         save_decoder(
             trainer.decoder,
             temporary,
@@ -371,7 +380,10 @@ def write_model(recipe: Recipe, data: Any, trainer: Any, state: State, step: int
         )
 
     if recipe.lora.lora_rank:
-        with directory_written_beside(recipe.run_dir / "adapter") as temporary, trainer.averaged_weights():
+        with (
+            result_directory(recipe.run_dir / "adapter", "adapter", "run_dir") as temporary,
+            trainer.averaged_weights(),
+        ):
             save_adapter(trainer.decoder, recipe.lora, temporary, str(recipe.run.init_from))
             tokenizer.save(temporary)
 
