@@ -103,3 +103,21 @@ def test_places_that_cannot_be_used_are_named(tmp_path):
     (tmp_path / "latin.jsonl").write_bytes(b"caf\xe9")
     with pytest.raises(UserError, match=r"is not UTF-8 \(byte 3\)"):
         Conversation.load(tmp_path / "latin.jsonl")
+
+
+def test_a_conversation_with_calls_and_tools_is_read_in_any_shape_and_saved_whole(tmp_path):
+    path = tmp_path / "a.jsonl"
+    tool = {"type": "function", "function": {"name": "f"}}
+    turns = [
+        ("human", "Go"),
+        ("function_call", '{"name": "f", "arguments": {}}'),
+        ("observation", "1"),
+        ("gpt", "One."),
+    ]
+    shared = {"conversations": [{"from": name, "value": text} for name, text in turns], "tools": [tool]}
+    path.write_text(json.dumps(shared) + "\n", encoding="utf-8")
+    chat = Conversation.load(path)
+    assert [message["role"] for message in chat.messages] == ["user", "assistant", "tool", "assistant"]
+    assert chat.messages[1]["tool_calls"][0]["function"]["name"] == "f" and chat.tools == [tool]
+    chat.save(path)
+    assert Conversation.load(path).messages == chat.messages and Conversation.load(path).tools == [tool]

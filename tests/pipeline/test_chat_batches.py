@@ -12,10 +12,12 @@ from tfgpt.pipeline.augmentation import Augmentation
 from tfgpt.pipeline.chat_batches import ChatRows, chat_training_batches, chat_validation_batches, packings
 from tfgpt.pipeline.chat_prepare import prepare_chat
 from tfgpt.pipeline.config import AugmentationConfig
+from tfgpt.pipeline.conversations import write_conversations
 from tfgpt.pipeline.mixture import BLOCK, Mixture, mixture_weights
 from tfgpt.pipeline.packing import Packing
 from tfgpt.tokenization.chat_template import encode_messages
 from tfgpt.tokenization.config import TokenizerConfig
+from tfgpt.tokenization.train import byte_tokenizer
 
 LENGTH = 96
 SYSTEM = {"role": "system", "content": "Be kind."}
@@ -98,7 +100,7 @@ def test_long_conversations_are_cut_before_what_a_user_says_and_keep_the_system_
     for repeat_system in (True, False):
         data = prepared(tmp_path, files=files, repeat_system=repeat_system)
         side = data.train if data.train.manifest["counts"].get("cut") else data.validation
-        parts = [side.messages(number) for number in range(len(side))]
+        parts = [side.dialogue(number)["messages"] for number in range(len(side))]
         parts = [part for part in parts if "turn" in part[-1]["content"]]
         begins = [part[0] == SYSTEM for part in parts]
         assert len(parts) > 1 and begins == [True] + [repeat_system] * (len(parts) - 1)
@@ -106,6 +108,48 @@ def test_long_conversations_are_cut_before_what_a_user_says_and_keep_the_system_
         assert all(messages[0]["role"] == "user" for messages in said)
         assert [message for messages in said for message in messages] == long["messages"][1:]
         assert max(side.lengths) <= LENGTH
+
+
+TOOL = {"type": "function", "function": {"name": "f", "description": "A function."}}
+CALL = {"type": "function", "id": "call00001", "function": {"name": "f", "arguments": {"x": 1}}}
+CALLING = {"role": "assistant", "content": None, "tool_calls": [CALL]}
+TOOL_TEMPLATE = (
+    "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}"
+    "{{ m.content or '' }}{% for call in m.tool_calls or [] %}{{ call.function | tojson }}{% endfor %}"
+    "{{ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def test_calls_of_tools_are_learned_and_every_part_of_a_long_conversation_knows_the_tools(tmp_path):
+    exchange = [{"role": "user", "content": "Go!"}, CALLING, {"role": "tool", "content": "1"},
+                {"role": "assistant", "content": "One."}]  # fmt: skip
+    tokenizer = byte_tokenizer()
+    tokenizer.config = {**tokenizer.config, "chat_template": TOOL_TEMPLATE}
+    document = {"messages": exchange * 3, "tools": [TOOL], "source": "a", "id": "1"}
+    made = write_conversations(
+        [document], tokenizer, tmp_path / "made", length=230, repeat_system=True, sources={"a": "a"}
+    )
+    assert len(made) == 3 and made.manifest["counts"] == {"cut": 1}
+    for number in range(3):
+        assert made.dialogue(number) == {"messages": exchange, "tools": [TOOL]}
+        ids, weights = made.part(number)
+        assert tokenizer.decode(ids).startswith('[{"type": "function"')
+        learned = tokenizer.decode(ids[weights > 0], skip_special_tokens=False)
+        assert learned == '{"name": "f", "arguments": {"x": 1}}<|im_end|>One.<|im_end|>'
+
+
+def test_conversations_whose_tools_the_template_cannot_express_are_counted_in_one_line(tmp_path):
+    files = {"a.jsonl": [{"messages": [chat("Go!")["messages"][0], CALLING]}] * 1
+             + [{**chat("a", str(n)), "tools": [TOOL] if n < 9 else None} for n in range(40)]}  # fmt: skip
+    lines = []
+    data = prepared(tmp_path, files=files, say=lines.append)
+    said = "\n".join(line for line in lines if "conversations:" in line)
+    dropped = {**data.train.manifest["counts"]}
+    for reason, count in data.validation.manifest["counts"].items():
+        dropped[reason] = dropped.get(reason, 0) + count
+    cannot = "dropped: the chat template cannot express"
+    assert dropped == {f"{cannot} the definitions of tools": 9, f"{cannot} calls of tools": 1}
+    assert cannot in said and len(data.train) + len(data.validation) == 31
 
 
 def test_an_exchange_longer_than_a_row_loses_its_end_and_a_useless_one_is_dropped(tmp_path):

@@ -279,7 +279,7 @@ def test_of_several_templates_the_one_for_tools_is_taken_where_there_are_tools(t
 def test_a_conversation_of_which_the_template_would_leave_something_out_is_refused(
     trained, source, messages, tools, unsaid
 ):
-    with pytest.raises(UserError, match=f"^the chat template cannot say {unsaid}$"):
+    with pytest.raises(UserError, match=f"^the chat template cannot express {unsaid}$"):
         encode_messages(with_template(trained, source), messages, tools=tools)
 
 

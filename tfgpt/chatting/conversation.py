@@ -6,27 +6,35 @@ import bisect
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from tfgpt.common.errors import UserError
 from tfgpt.common.files import write_text
-from tfgpt.corpus.sources.base import checked_messages
-
-Message = dict[str, str]
+from tfgpt.corpus.sources.dialogue_shapes import messages_in, tools_in
+from tfgpt.corpus.sources.messages import Message
 
 
 class Conversation:
     """What was said.
 
-    A file of conversations has one a line, `{"messages": [{"role": …, "content": …}, …]}`, as `train` reads them.
+    A file of conversations has one a line, `{"messages": [{"role": …, "content": …}, …]}`, as `train` reads them; the
+    other shapes that `train` reads are read too.
 
     Args:
         messages: in order; a system message, if there is one, comes first.
         place: the file that the conversation was read from or written to last, and its line there, from 0.
+        tools: definitions of functions that the model is told it may call.
     """
 
-    def __init__(self, messages: Sequence[Message] = (), place: tuple[Path, int] | None = None):
+    def __init__(
+        self,
+        messages: Sequence[Message] = (),
+        place: tuple[Path, int] | None = None,
+        tools: Sequence[dict[str, Any]] = (),
+    ):
         self.messages = list(messages)
         self.place = place
+        self.tools = list(tools)
 
     @property
     def system(self) -> str | None:
@@ -56,7 +64,8 @@ class Conversation:
         if path.suffix != ".jsonl":
             raise UserError(f"{path}: give a name that ends in .jsonl, so that train reads it")
         number = self.place[1] if self.place and self.place[0] == path and self.place[1] < len(lines) else len(lines)
-        lines[number : number + 1] = [json.dumps({"messages": self.messages}, ensure_ascii=False)]
+        content = {"messages": self.messages, **({"tools": self.tools} if self.tools else {})}
+        lines[number : number + 1] = [json.dumps(content, ensure_ascii=False)]
         write_text(path, "".join(f"{line}\n" for line in lines))
         self.place = (path, number)
         return number + 1
@@ -81,9 +90,10 @@ class Conversation:
             found = json.loads(lines[place - 1])
         except ValueError as error:
             raise UserError(f"{where} is not JSON ({error})") from error
-        if not isinstance(found, dict) or "messages" not in found:
+        messages = messages_in(found, where) if isinstance(found, dict) else None
+        if messages is None:
             raise UserError(f'{where} is no object with "messages"')
-        return cls(checked_messages(found["messages"], where), (path, place - 1))
+        return cls(messages, (path, place - 1), tools_in(found, where).get("tools", ()))
 
 
 def read_lines(path: Path) -> list[str]:

@@ -14,6 +14,7 @@ from tfgpt.chatting.config import ChatSamplingConfig
 from tfgpt.chatting.conversation import Conversation, Message, readable
 from tfgpt.common.errors import SettingError, UserError
 from tfgpt.common.settings import field_types, plain_type
+from tfgpt.corpus.sources.base import message_text
 from tfgpt.generation.prompts import checked_utf8, encode
 
 if TYPE_CHECKING:
@@ -147,12 +148,12 @@ class Session:
         tokenizer, context = self.generator.tokenizer, self.generator.context
 
         def length(part: Sequence[Message]) -> int:
-            return len(encode(tokenizer, list(part), self.sampling.add_end_of_text))
+            return len(encode(tokenizer, list(part), self.sampling.add_end_of_text, self.conversation.tools))
 
         # Room for the whole reply, so that nothing is lost while it is written; at most half of the context.
         room = context - min(self.sampling.max_new_tokens, context // 2)
         part, left_out = readable(messages, length, room)
-        ids = encode(tokenizer, part, self.sampling.add_end_of_text)
+        ids = encode(tokenizer, part, self.sampling.add_end_of_text, self.conversation.tools)
         if len(ids) > context:
             raise UserError(
                 f"the message has {len(ids)} tokens{' with the system message' if part[0]['role'] == 'system' else ''}"
@@ -214,7 +215,7 @@ class Session:
     def transcript(self) -> Iterator[str]:
         """The conversation so far, a paragraph a message."""
         for message in self.conversation.messages:
-            yield f"{message['role']}: {message['content']}"
+            yield f"{message['role']}: {message_text(message)}"
 
 
 COMMANDS = {

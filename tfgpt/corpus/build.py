@@ -23,7 +23,7 @@ from tfgpt.corpus.sources.base import content_digest
 from tfgpt.corpus.split import contiguous_cut, contiguous_sides, hashed_side, num_characters, why_not_hashed
 
 # Part of every fingerprint: raise it when the same sources and options give other documents than before.
-FORMAT = 1
+FORMAT = 2
 
 
 def build_documents(config: CorpusConfig) -> DocumentSet:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from tfgpt.corpus.sources.base import Document
+from tfgpt.corpus.sources.base import Document, message_text
 
 EXAMPLE_CHARACTERS = 300
 
@@ -53,6 +53,6 @@ def shortened(document: Document) -> str:
     if "text" in document:
         text = document["text"]
     else:
-        text = "\n".join(f"{message['role']}: {message['content']}" for message in document["messages"])
+        text = "\n".join(f"{message['role']}: {message_text(message)}" for message in document["messages"])
     text = text.strip().replace("~~~~", "~~~ ")
     return text if len(text) <= EXAMPLE_CHARACTERS else text[:EXAMPLE_CHARACTERS] + "…"

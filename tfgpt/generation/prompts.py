@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -144,28 +144,36 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str | np.ndarray, add_end_of_tex
     return np.asarray(ids if len(ids) else [tokenizer.end_of_text_id], np.int32)
 
 
-def encode_chat(tokenizer: Tokenizer, messages: Sequence[dict[str, Any]], add_end_of_text: bool = True) -> np.ndarray:
+def encode_chat(
+    tokenizer: Tokenizer,
+    messages: Sequence[dict[str, Any]],
+    add_end_of_text: bool = True,
+    tools: Sequence[Mapping[str, Any]] = (),
+) -> np.ndarray:
     """The ids of a dialogue up to where the assistant speaks next as the model's template has it.
 
     Args:
         tokenizer: the model's.
-        messages: `{"role": "system"|"user"|"assistant", "content": text}` in order.
+        messages: as `chat_template.encode_messages` takes them.
         add_end_of_text: False leaves out what texts begin with (`Tokenizer.start_ids`), where the template begins so.
+        tools: definitions of functions that the assistant may call.
 
     Returns:
         [n] int32.
     """
-    ids, _ = encode_messages(tokenizer, messages, add_generation_prompt=True)
+    ids, _ = encode_messages(tokenizer, messages, add_generation_prompt=True, tools=tools)
     start = list(tokenizer.start_ids)
     begins = bool(start) and ids[: len(start)].tolist() == start
     return ids[len(start) :] if begins and not add_end_of_text else ids
 
 
-def encode(tokenizer: Tokenizer, prompt: Prompt, add_end_of_text: bool = True) -> np.ndarray:
+def encode(
+    tokenizer: Tokenizer, prompt: Prompt, add_end_of_text: bool = True, tools: Sequence[Mapping[str, Any]] = ()
+) -> np.ndarray:
     """As `encode_prompt` for text, as `encode_chat` for messages."""
     if isinstance(prompt, str):
         return encode_prompt(tokenizer, prompt, add_end_of_text)
-    return encode_chat(tokenizer, prompt, add_end_of_text)
+    return encode_chat(tokenizer, prompt, add_end_of_text, tools)
 
 
 def check_lengths(prompts: Sequence[np.ndarray], max_sequence_length: int) -> None:

@@ -106,13 +106,15 @@ class ChatRows(Rows):
     def part(self, number: int, epoch: int, free: int) -> tuple[np.ndarray, np.ndarray, int]:
         """Ids and weights of a part in an epoch, and the free places that are left of `free`."""
         if self.augmentation is not None and self.tokenizer is not None:
-            messages = self.conversations.messages(number)
+            dialogue = self.conversations.dialogue(number)
+            messages, tools = dialogue["messages"], dialogue.get("tools")
             length = int(self.conversations.lengths[number])
             for attempt in range(ATTEMPTS):
                 changed = self.augmentation.changed(messages, epoch, number, attempt)
                 if changed == messages:
                     break
-                ids, weights = trimmed(*encode_messages(self.tokenizer, changed), self.sequence_length + length)
+                encoded = encode_messages(self.tokenizer, changed, tools=tools)
+                ids, weights = trimmed(*encoded, self.sequence_length + length)
                 # A part whose end does not fit a row was shortened when it was made; its words stay.
                 more = len(ids) - 1 - length
                 if len(ids) and more <= free and self.conversations.learned[number] == (weights[1:] > 0).sum():

@@ -93,7 +93,11 @@ def prepare_chat(
     if not len(train):
         raise UserError(f"--train_text: no conversation is left to learn from ({in_words(train.manifest['counts'])})")
     if paraphrases:
-        said = {message["content"].strip() for part in range(len(train)) for message in train.messages(part)}
+        said = {
+            (message["content"] or "").strip()
+            for part in range(len(train))
+            for message in train.dialogue(part)["messages"]
+        }
         found = len(said & paraphrases.keys())
         say(f"paraphrases: {len(paraphrases):,} phrasings, {found:,} of them are said in the training conversations")
     fingerprint = sha256_of_json([train.fingerprint, validation.fingerprint, paraphrases])
@@ -125,7 +129,7 @@ def prepared_side(
         "documents": documents.fingerprint,
         "side": side,
         "tokenizer": tokenizer.fingerprint,
-        "template": template_of(tokenizer).to_dict(),
+        "templates": [template_of(tokenizer, with_tools).to_dict() for with_tools in (False, True)],
         "sources": sources,
         **options,
     }

@@ -7,7 +7,8 @@ nothing of the assistant's is left then is dropped. A part ends with the last to
 last end of turn, and a user's word that nobody answers, teach nothing.
 
 A directory holds `tokens.bin` (uint16 or uint32), `weights.bin` (uint8, of each token as a target), `parts.jsonl` (the
-messages of each part, for augmentation and for people), `index.npy` and `manifest.json`.
+messages of each part and the tools that may be called in it, for augmentation and for people), `index.npy` and
+`manifest.json`.
 """
 
 from __future__ import annotations
@@ -29,10 +30,11 @@ from tfgpt.tokenization.chat_template import encode_messages
 from tfgpt.tokenization.tokenizer import Tokenizer
 
 FORMAT = "tfgpt conversations"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 FILES = ("tokens.bin", "weights.bin", "parts.jsonl", "index.npy")
 
-Messages = Sequence[Mapping[str, str]]
+Messages = Sequence[Mapping[str, Any]]
+Tools = Sequence[Mapping[str, Any]] | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,11 +45,13 @@ class Part:
         ids: [n + 1] int32, at most a row's length and one.
         weights: [n + 1] float32 of each id as a target; the last is above 0.
         messages: what was encoded.
+        tools: what may be called in it.
     """
 
     ids: np.ndarray
     weights: np.ndarray
     messages: Messages
+    tools: Tools
 
 
 def trimmed(ids: np.ndarray, weights: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
@@ -58,13 +62,16 @@ def trimmed(ids: np.ndarray, weights: np.ndarray, length: int) -> tuple[np.ndarr
     return ids[:end], weights[:end]
 
 
-def exchanges(messages: Messages) -> tuple[list[Mapping[str, str]], list[list[Mapping[str, str]]]]:
-    """The system message (or none), and the rest in runs that begin where a user speaks after the assistant."""
+def exchanges(messages: Messages) -> tuple[list[Mapping[str, Any]], list[list[Mapping[str, Any]]]]:
+    """The system message (or none), and the rest in runs that begin where a user (or the system) speaks anew.
+
+    What tools answer belongs to the run in which they were called.
+    """
     system = [message for message in messages[:1] if message["role"] == "system"]
-    runs: list[list[Mapping[str, str]]] = []
+    runs: list[list[Mapping[str, Any]]] = []
     for message in messages[len(system) :]:
-        follows_assistant = bool(runs) and runs[-1][-1]["role"] == "assistant"
-        if not runs or (message["role"] == "user" and follows_assistant):
+        answered = bool(runs) and runs[-1][-1]["role"] in ("assistant", "tool")
+        if not runs or (message["role"] in ("user", "system") and answered):
             runs.append([])
         runs[-1].append(message)
     return system, runs
@@ -86,20 +93,20 @@ class Cutter:
         self.tokenizer, self.length, self.repeat_system = tokenizer, length, repeat_system
         self.counts: collections.Counter[str] = collections.Counter()
 
-    def parts(self, messages: Messages) -> Iterator[Part]:
+    def parts(self, messages: Messages, tools: Tools = None) -> Iterator[Part]:
         """The parts of a conversation, in order."""
         try:
-            ids, weights = encode_messages(self.tokenizer, messages)
+            ids, weights = encode_messages(self.tokenizer, messages, tools=tools)
             whole = trimmed(ids, weights, len(ids))
             if len(whole[0]) <= self.length + 1:
-                yield from self.useful(Part(*whole, messages))
+                yield from self.useful(Part(*whole, messages, tools))
                 return
             self.counts["cut"] += 1
-            yield from self.cut(messages)
+            yield from self.cut(messages, tools)
         except UserError as error:
             self.counts[f"dropped: {error}"] += 1
 
-    def cut(self, messages: Messages) -> Iterator[Part]:
+    def cut(self, messages: Messages, tools: Tools = None) -> Iterator[Part]:
         """As many exchanges in each part as fit."""
         system, runs = exchanges(messages)
         first = 0
@@ -108,20 +115,20 @@ class Cutter:
             last, part = first, None
             while last < len(runs):
                 said = [*system, *(message for run in runs[first : last + 1] for message in run)]
-                ids, weights = encode_messages(self.tokenizer, said)
-                longer = Part(*trimmed(ids, weights, len(ids)), said)
+                ids, weights = encode_messages(self.tokenizer, said, tools=tools)
+                longer = Part(*trimmed(ids, weights, len(ids)), said, tools)
                 if len(longer.ids) > self.length + 1:
                     break
                 part, last = longer, last + 1
             if part is None:
-                part = Part(*trimmed(ids, weights, self.length), said)
+                part = Part(*trimmed(ids, weights, self.length), said, tools)
                 last = first + 1
                 if len(part.ids):
                     self.counts["shortened"] += 1
             yield from self.useful(part)
             first = last
             if not self.repeat_system:
-                system = []
+                system, tools = [], None
 
     def useful(self, part: Part) -> Iterator[Part]:
         """The part, unless nothing in it is learned."""
@@ -186,8 +193,8 @@ class Conversations:
         start, end = self.offsets[number], self.offsets[number + 1]
         return self.ids[start:end], self.weights[start:end]
 
-    def messages(self, number: int) -> list[dict[str, str]]:
-        """What a part says."""
+    def dialogue(self, number: int) -> dict[str, Any]:
+        """What a part says: `messages`, and the `tools` that may be called in it."""
         with open(self.directory / "parts.jsonl", "rb") as file:
             file.seek(self.lines[number])
             return json.loads(file.readline())
@@ -246,10 +253,11 @@ def write_conversations(
                         "--objective=chat learns from conversations (messages)"
                     )
                 conversations += 1
-                for part in cutter.parts(document["messages"]):
+                for part in cutter.parts(document["messages"], document.get("tools")):
                     tokens.write(part.ids.astype(dtype.newbyteorder("<")).tobytes())
                     weights.write((part.weights > 0).astype(np.uint8).tobytes())
-                    line = json.dumps(part.messages, ensure_ascii=False).encode() + b"\n"
+                    dialogue = {"messages": part.messages, **({"tools": part.tools} if part.tools else {})}
+                    line = json.dumps(dialogue, ensure_ascii=False).encode() + b"\n"
                     parts.write(line)
                     offsets.append(offsets[-1] + len(part.ids))
                     lines.append(lines[-1] + len(line))

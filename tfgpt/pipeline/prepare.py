@@ -246,6 +246,8 @@ def prepared_shards(
     rate = f" ({shards.num_bytes / (shards.num_tokens - 1):.2f} bytes a token)" if shards.num_tokens > 1 else ""
     of = f" of {', '.join(sources[:3])}{', …' if len(sources) > 3 else ''}" if sources else ""
     say(f"{side} tokens{of}: {shards.num_tokens:,}{rate}; {made_or_reused(made, started)} {directory}")
+    for reason, count in shards.left_out.items():
+        say(f"{side} tokens{of}: {count:,} conversations are left out: {reason}")
     return shards
 
 

@@ -17,6 +17,7 @@ remembered in `verified.json`: hashing a terabyte takes an hour, opening it shou
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import hashlib
 import os
@@ -29,6 +30,7 @@ import numpy as np
 from tfgpt.common.errors import TfgptError, UserError
 from tfgpt.common.files import directory_written_beside, read_json, sha256_of_file, sha256_of_json, write_json
 from tfgpt.common.progress import Progress
+from tfgpt.corpus.sources.base import content_texts
 from tfgpt.pipeline.stream import MappedStream
 
 if TYPE_CHECKING:
@@ -61,6 +63,7 @@ class TokenShards:
         num_tokens: ids in the stream, the first end-of-text included; `num_tokens - 1` are predicted.
         num_bytes: bytes that the ids stand for; special tokens stand for none. Bits per byte divides by it.
         num_documents: documents in the stream.
+        left_out: how many dialogues the chat template refused, by reason.
         end_of_text_id: the id between documents.
         padding_id: the id that fills rows; never in the stream.
         tokenizer_fingerprint: which tokenizer made the ids.
@@ -72,6 +75,7 @@ class TokenShards:
         self.num_tokens: int = manifest["tokens"]
         self.num_bytes: int = manifest["bytes"]
         self.num_documents: int = manifest["documents"]
+        self.left_out: dict[str, int] = manifest.get("left_out", {})
         self.end_of_text_id: int = manifest["end_of_text_id"]
         self.padding_id: int = manifest["padding_id"]
         self.vocabulary_size: int = manifest["vocabulary_size"]
@@ -186,7 +190,8 @@ def write_token_shards(
 
     Args:
         documents: `{"text": …}` or `{"messages": […]}`, read once, never all in memory. Dialogues are written in the
-            chat template; documents without a token are skipped.
+            chat template; documents without a token are skipped, and dialogues that the template refuses are counted
+            in the manifest's "left_out", by reason.
         tokenizer: encodes; its end-of-text id goes before the first and behind every document.
         directory: the directory to write.
         store_weights: keep loss weights beside the ids: 1 for all of a text, and only for what the assistant says
@@ -206,6 +211,7 @@ def write_token_shards(
     dtype = np.dtype("uint16" if tokenizer.vocabulary_size <= 1 << 16 else "uint32")
     byte_lengths = tokenizer.byte_lengths().astype(np.int64)
     counted_bytes = counted_documents = 0
+    left_out: collections.Counter[str] = collections.Counter()
     with directory_written_beside(directory) as temporary:
         tokens = ArrayWriter(temporary, "tokens", dtype, shard_tokens)
         weights = ArrayWriter(temporary, "weights", np.dtype("uint8"), shard_tokens) if store_weights else None
@@ -217,7 +223,7 @@ def write_token_shards(
                 open_files.callback(weights.close)
                 weights.write(np.ones(1))
             for batch in batches_of_documents(documents):
-                ids, kept_weights, kept = encoded(batch, tokenizer)
+                ids, kept_weights, kept = encoded(batch, tokenizer, left_out)
                 tokens.write(ids)
                 if weights:
                     weights.write(kept_weights)
@@ -231,6 +237,7 @@ def write_token_shards(
             "tokens": tokens.total,
             "bytes": counted_bytes,
             "documents": counted_documents,
+            **({"left_out": dict(left_out)} if left_out else {}),
             "vocabulary_size": tokenizer.vocabulary_size,
             "end_of_text_id": tokenizer.end_of_text_id,
             "padding_id": tokenizer.padding_id,
@@ -249,7 +256,7 @@ def batches_of_documents(documents: Iterable[Mapping[str, Any]]) -> Iterator[lis
     characters = 0
     for document in documents:
         batch.append(document)
-        characters += len(document["text"]) if "text" in document else sum(map(message_length, document["messages"]))
+        characters += sum(map(len, content_texts(document)))
         if characters >= ENCODE_CHARACTERS:
             yield batch
             batch, characters = [], 0
@@ -257,13 +264,13 @@ def batches_of_documents(documents: Iterable[Mapping[str, Any]]) -> Iterator[lis
         yield batch
 
 
-def message_length(message: Mapping[str, Any]) -> int:
-    """Characters of a dialogue's message."""
-    return len(message["content"])
+def encoded(
+    batch: list[Mapping[str, Any]], tokenizer: Tokenizer, left_out: collections.Counter[str]
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """Ids [n] and weights [n] of a batch of documents, each followed by end-of-text, and how many had a token.
 
-
-def encoded(batch: list[Mapping[str, Any]], tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray, int]:
-    """Ids [n] and weights [n] of a batch of documents, each followed by end-of-text, and how many had a token."""
+    Dialogues that the chat template refuses are counted in `left_out`.
+    """
     from tfgpt.tokenization.chat_template import encode_messages
 
     texts = iter(tokenizer.encode_batch([document["text"] for document in batch if "text" in document]))
@@ -275,7 +282,9 @@ def encoded(batch: list[Mapping[str, Any]], tokenizer: Tokenizer) -> tuple[np.nd
             document_ids = next(texts)
             document_weights = np.ones(len(document_ids) + 1, np.float32)
         else:
-            document_ids, document_weights = encode_messages(tokenizer, document["messages"])
+            document_ids, document_weights = encode_messages(
+                tokenizer, document["messages"], tools=document.get("tools")
+            )
             if len(document_ids) and document_ids[0] == tokenizer.end_of_text_id:
                 # The template writes it, and it is there already: it ends the document before.
                 document_ids, document_weights = document_ids[1:], document_weights[1:]

@@ -49,7 +49,7 @@ REASONING = ("reasoning_content", "thinking", "reasoning")
 PASSED = ("name", "tool_calls", "tool_call_id", *REASONING)
 """What a template may read of a message besides the role and the content."""
 
-CANNOT_SAY = "the chat template cannot say"
+CANNOT_EXPRESS = "the chat template cannot express"
 """Begins the line about a conversation of which a template would leave something out."""
 
 Message = Mapping[str, Any]
@@ -199,7 +199,7 @@ class ChatTemplate:
             except UserError:
                 pass  # a template for conversations with tools only
         if unsaid:
-            raise UserError(f"{CANNOT_SAY} {', '.join(unsaid)}")
+            raise UserError(f"{CANNOT_EXPRESS} {', '.join(unsaid)}")
 
     @functools.cached_property
     def has_generation_tag(self) -> bool:

@@ -14,8 +14,6 @@ from tfgpt.common.errors import UserError
 # A document longer than this is handed on in parts, so that no step needs a whole book collection in memory.
 LARGEST_DOCUMENT_BYTES = 64 * 2**20
 
-ROLES = ("system", "user", "assistant")
-
 Document = dict[str, Any]
 
 
@@ -23,9 +21,9 @@ class Source(abc.ABC):
     """One place that documents come from.
 
     A document is `{"text": str, "source": str, "id": str}` or `{"messages": [{"role": …, "content": …}, …],
-    "source": str, "id": str}`. Documents whose ids agree up to the first "#" belong together (parts of a long text,
-    chapters of a book): a split by hash never separates them. Without an id of its own a document's id is a hash of
-    its content.
+    "source": str, "id": str}` (see `messages`), with the `tools` that may be called in it. Documents whose ids agree up
+    to the first "#" belong together (parts of a long text, chapters of a book): a split by hash never separates them.
+    Without an id of its own a document's id is a hash of its content.
 
     Attributes:
         spec: what the user wrote.
@@ -69,7 +67,11 @@ def content_bytes(document: Mapping[str, Any]) -> bytes:
     """The content in bytes; a dialogue is never equal to a text."""
     if "text" in document:
         return document["text"].encode("utf-8")
-    turns = [[message["role"], message["content"]] for message in document["messages"]]
+    turns: list[Any] = []
+    for message in document["messages"]:
+        more = {name: value for name, value in message.items() if name not in ("role", "content")}
+        turns.append([message["role"], message["content"], *([more] if more else [])])
+    turns += [document["tools"]] if document.get("tools") else []
     return b"\0" + json.dumps(turns, ensure_ascii=False).encode("utf-8")
 
 
@@ -79,10 +81,18 @@ def content_id(document: Mapping[str, Any]) -> str:
 
 
 def content_texts(document: Mapping[str, Any]) -> list[str]:
-    """The pieces of text in a document: one, or one a message."""
+    """The pieces of text in a document: one, or one a message; tools and calls of them as JSON."""
     if "text" in document:
         return [document["text"]]
-    return [message["content"] for message in document["messages"]]
+    texts = [json.dumps(document["tools"], ensure_ascii=False)] if document.get("tools") else []
+    return texts + [message_text(message) for message in document["messages"]]
+
+
+def message_text(message: Mapping[str, Any]) -> str:
+    """What a message says: thoughts, content, and calls as JSON."""
+    calls = message.get("tool_calls")
+    thoughts, content = message.get("reasoning_content") or "", message["content"] or ""
+    return thoughts + content + (json.dumps(calls, ensure_ascii=False) if calls else "")
 
 
 def text_documents(text: str, source: str, identity: str | None = None) -> Iterator[Document]:
@@ -138,32 +148,6 @@ def checked_text(text: Any, place: str, field: str = "text") -> str:
     return text
 
 
-def checked_messages(messages: Any, place: str) -> list[dict[str, str]]:
-    """The messages with role and content only.
-
-    Raises:
-        UserError: not a list of `{"role": "system"|"user"|"assistant", "content": str}`, or a system message that
-            is not the first.
-    """
-    if not isinstance(messages, list):
-        raise UserError(f"{place}: 'messages' is {kind_of(messages)}, not a list")
-    checked = []
-    for number, message in enumerate(messages, start=1):
-        if not isinstance(message, Mapping):
-            raise UserError(f"{place}: message {number} is {kind_of(message)}, not an object with role and content")
-        role = message.get("role")
-        if role not in ROLES:
-            words = "has no 'role'" if role is None else f"has the role {role!r}"
-            raise UserError(f"{place}: message {number} {words}; roles are {', '.join(ROLES)}")
-        if role == "system" and number > 1:
-            raise UserError(f"{place}: message {number} has the role 'system', which only the first message may have")
-        if "content" not in message:
-            raise UserError(f"{place}: message {number} has no 'content'")
-        content = checked_text(message["content"], f"{place}: message {number}", "content")
-        checked.append({"role": role, "content": content})
-    return checked
-
-
 def kind_of(value: Any) -> str:
     """What JSON calls a value."""
     if value is None:
@@ -176,7 +160,7 @@ def reason_to_drop(document: Mapping[str, Any]) -> str | None:
     """Why a well-formed document is of no use, or None."""
     if "text" in document:
         return None if document["text"].strip() else "empty"
-    if not any(message["content"].strip() for message in document["messages"]):
+    if not any(message_text(message).strip() for message in document["messages"]):
         return "empty"
     if not any(message["role"] == "assistant" for message in document["messages"]):
         return "no assistant message"

@@ -23,7 +23,7 @@ from typing import BinaryIO
 from tfgpt.common.errors import SettingError, UserError
 from tfgpt.common.files import sha256_of_json
 from tfgpt.corpus.sources import base, compressed
-from tfgpt.corpus.sources.dialogue_shapes import messages_in
+from tfgpt.corpus.sources.dialogue_shapes import messages_in, tools_in
 from tfgpt.corpus.sources.fingerprints import FileHashes
 
 SEPARATOR = b"<|endoftext|>"
@@ -275,7 +275,7 @@ def json_documents(line: str, name: str, place: str) -> Iterator[base.Document]:
         identity = base.checked_text(str(identity), place, "id")
     messages = messages_in(value, place)
     if messages is not None:
-        document: base.Document = {"messages": messages, "source": name}
+        document: base.Document = {"messages": messages, **tools_in(value, place), "source": name}
         yield {**document, "id": identity if identity is not None else base.content_id(document)}
     elif "text" in value:
         yield from base.text_documents(base.checked_text(value["text"], place), name, identity)

@@ -36,6 +36,7 @@ from tfgpt.common.quiet import import_tensorflow
 from tfgpt.corpus.sources import base
 from tfgpt.corpus.sources.dialogue_shapes import CONTENT_FIELDS, SPEAKER_FIELDS, as_openai, first_field
 from tfgpt.corpus.sources.fingerprints import FileHashes
+from tfgpt.corpus.sources.messages import checked_messages
 
 PATTERN = re.compile(r"(?P<dataset>.+?)(:(?P<version>\d+\.\d+\.\d+))?:(?P<split>[^:/\[\]]+(\[[^\]]*\].*)?)")
 VERSION = re.compile(r"\d+\.\d+\.\d+")
@@ -249,7 +250,7 @@ class TensorFlowDatasetsSource(base.Source):
 
     def dialogue(self, messages: Any, place: str) -> base.Document:
         """The document of a dialogue."""
-        document = {"messages": base.checked_messages(messages, place), "source": self.spec}
+        document = {"messages": checked_messages(messages, place), "source": self.spec}
         return {**document, "id": base.content_id(document)}
 
 
