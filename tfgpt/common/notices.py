@@ -6,6 +6,7 @@ nothing but the standard library, so that it starts at once.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -58,8 +59,9 @@ def hidden(line: bytes, before: bool) -> bool:
 
 def main() -> None:
     """Copies until the last writer has closed; what is no line yet passes at once unless it begins like a notice."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     rest, before = b"", False
     while chunk := os.read(0, 1 << 16):
         *lines, rest = (rest + chunk).split(b"\n")
@@ -69,8 +71,14 @@ def main() -> None:
             shown += [] if before else [line + b"\n"]
         if rest and not re.match(rb"[IWEFT\t \d]", rest):
             shown, rest = [*shown, rest], b""
-        os.write(1, b"".join(shown))
-    os.write(1, b"" if hidden(rest, before) else rest)
+        write(b"".join(shown))
+    write(b"" if hidden(rest, before) else rest)
+
+
+def write(content: bytes) -> None:
+    """Writes to standard output, or nowhere when its terminal is gone: who writes to us must not learn of it."""
+    with contextlib.suppress(OSError):
+        os.write(1, content)
 
 
 if __name__ == "__main__":

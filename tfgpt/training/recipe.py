@@ -181,6 +181,17 @@ class Recipe:
             if period % length:
                 raise SettingError(name, f"{period} is no multiple of --updates_per_round={length}")
 
+    def cautions(self) -> list[str]:
+        """What can be done and is hardly meant, a line each."""
+        warmup, steps, highest = self.schedule.warmup_steps, self.run.max_steps, self.optimizer.learning_rate
+        if warmup < steps:
+            return []
+        reached = steps / (warmup + 1)
+        return [
+            f"Warm-up: {warmup:,} updates (--warmup_steps) of a run of {steps:,}: the learning rate gets to "
+            f"{reached * highest:.2g} only, {reached:.1%} of --learning_rate"
+        ]
+
     def decoder_config(self, vocabulary_size: int) -> DecoderConfig:
         """The decoder's configuration for a tokenizer of `vocabulary_size` ids."""
         if self.run.init_from is not None:

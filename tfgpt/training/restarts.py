@@ -9,6 +9,8 @@ import sys
 import time
 from types import FrameType
 
+from tfgpt.training.stopping import stop_signals
+
 # What a process ends with that lost another worker, see `tfgpt.training.rendezvous.WorkerLost`.
 WORKER_LOST = 75
 PAUSE = 2.0  # seconds before a new start
@@ -18,8 +20,8 @@ def run_with_restarts(command: list[str], restarts: int) -> int:
     """Runs the command, again when it was killed or lost another worker of its cluster, at most `restarts` times more.
 
     On a cluster every worker has such a parent: when one is killed, the others end with `WORKER_LOST`, and all start
-    again and meet. SIGTERM is passed on, and then nothing is started again. Should this process be killed itself, the
-    child gets SIGTERM from the kernel (Linux), saves and stops.
+    again and meet. SIGTERM and its kin are passed on, and then nothing is started again. Should this process be killed
+    itself, the child gets SIGTERM from the kernel (Linux), saves and stops.
 
     Returns:
         The last exit code; 128 + the signal's number when it was killed too often.
@@ -41,7 +43,7 @@ def run_with_restarts(command: list[str], restarts: int) -> int:
 
 
 class Parent:
-    """Starts a child, passes SIGTERM on and waits.
+    """Starts a child, passes signals on and waits.
 
     Attributes:
         stopping: whether a signal asked to stop.
@@ -50,8 +52,8 @@ class Parent:
     def __init__(self) -> None:
         self.stopping = False
         self.child: subprocess.Popen | None = None
-        signal.signal(signal.SIGTERM, self.stop)
-        signal.signal(signal.SIGINT, self.stop)
+        for number in stop_signals():
+            signal.signal(number, self.stop)
 
     def run(self, command: list[str]) -> int:
         """The child's exit code, negative for a signal."""
@@ -59,10 +61,10 @@ class Parent:
         return self.child.wait()
 
     def stop(self, number: int, frame: FrameType | None) -> None:
-        """The handler. The terminal gives Ctrl-C to the child as well; a SIGTERM comes to this process only."""
+        """The handler. The terminal gives Ctrl-C to the child as well; others may come to this process only."""
         self.stopping = True
-        if number == signal.SIGTERM and self.child is not None and self.child.poll() is None:
-            self.child.terminate()
+        if number != signal.SIGINT and self.child is not None and self.child.poll() is None:
+            self.child.send_signal(number)
 
 
 def die_with_parent() -> None:

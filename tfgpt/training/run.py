@@ -30,6 +30,7 @@ from tfgpt.model import presets
 from tfgpt.model.checkpoints.adapters import save_adapter
 from tfgpt.model.checkpoints.huggingface import save_decoder
 from tfgpt.model.checkpoints.safetensors_file import weights_fingerprint
+from tfgpt.tokenization.tokenizer import Tokenizer
 from tfgpt.training import rendezvous
 from tfgpt.training.assembly import Assembly, assemble
 from tfgpt.training.checkpoints import Checkpoint, Checkpoints, assign
@@ -96,6 +97,9 @@ def train_together(
     state = State() if facts is None else State(**facts["state"])
     if hosts.is_chief:
         say(f"Data: {objective.in_words(recipe, data)}")
+        if is_foreign(data.tokenizer, recipe.run.init_from):
+            say(f"Tokenizer: {recipe.tokenizer.tokenizer} is not that of {recipe.run.init_from}: what the model has")
+            say("           learned of its own tokens is given to others; without --tokenizer it keeps its own")
         describe(recipe, trainer.decoder, strategy)
         write_text(directory / "flags.cfg", flag_file)
     if facts is not None:
@@ -225,6 +229,11 @@ def check_same_run(recipe: Recipe, data: Any, checkpoint: Checkpoint) -> None:
         )
 
 
+def is_foreign(tokenizer: Tokenizer, base: str | None) -> bool:
+    """Whether a run that goes on from the model `base` has another tokenizer than it."""
+    return base is not None and tokenizer.fingerprint != Tokenizer.load(base).fingerprint
+
+
 def check_base(recipe: Recipe) -> None:
     """Refuses an adapter as the base of an adapter.
 
@@ -250,6 +259,8 @@ def describe(recipe: Recipe, decoder: Any, strategy: tf.distribute.Strategy) -> 
         f"Model: {presets.count_parameters(decoder.config):,} parameters, vocabulary {decoder.config.vocabulary_size}; "
         f"{recipe.run.max_steps:,} updates of {tokens:,} tokens; run directory {recipe.run_dir}"
     )
+    for caution in recipe.cautions():
+        say(caution)
     if recipe.lora.lora_rank:
         adapters = sum(math.prod(variable.shape) for variable in decoder.trainable_variables)
         say(f"LoRA:  {adapters:,} parameters are trained; the model's own are frozen ({recipe.lora.base_weights})")

@@ -1,7 +1,8 @@
-"""Ctrl-C and SIGTERM as a wish to stop at the next whole step, instead of an exception in the middle of one."""
+"""Ctrl-C and other signals as a wish to stop at the next whole step, instead of an exception in the middle of one."""
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -11,9 +12,18 @@ from types import FrameType
 # SIGTERM comes twice at once where a scheduler signals every process and the parent of --restarts passes it on too.
 SAME_WISH = 5.0  # seconds
 
+# The terminal or ssh connection went away; what schedulers are asked to send some time before the end (SLURM's
+# --signal=USR1@90). They may come several times and never end a process at once. Windows has neither.
+GENTLE = tuple(getattr(signal, name) for name in ("SIGHUP", "SIGUSR1") if hasattr(signal, name))
+
+
+def stop_signals() -> tuple[int, ...]:
+    """The signals that ask a training to stop; SIGHUP only where `nohup` has not had it ignored."""
+    return (signal.SIGINT, signal.SIGTERM, *(one for one in GENTLE if signal.getsignal(one) is not signal.SIG_IGN))
+
 
 class StopSignals:
-    """While the block runs, SIGINT and SIGTERM set `requested`; a second one ends the process at once.
+    """While the block runs, `stop_signals` set `requested`; a second SIGINT or SIGTERM ends the process at once.
 
     Attributes:
         requested: the signal's name, or None.
@@ -28,7 +38,8 @@ class StopSignals:
     def __enter__(self) -> StopSignals:
         # Python delivers signals to the main thread alone; elsewhere (a tuner's worker thread) nothing is caught.
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            self.terminals = [place for place in (1, 2) if os.isatty(place)]
+            for number in stop_signals():
                 self.before[number] = signal.signal(number, self.handle)
         return self
 
@@ -39,6 +50,10 @@ class StopSignals:
     def handle(self, number: int, frame: FrameType | None) -> None:
         """The handler."""
         name = signal.Signals(number).name
+        if name == "SIGHUP":
+            self.leave_terminal()
+        if self.requested and number in GENTLE:
+            return
         if self.requested and number == signal.SIGTERM and time.monotonic() - self.requested_at < SAME_WISH:
             return
         if self.requested:
@@ -47,3 +62,10 @@ class StopSignals:
             signal.raise_signal(number)
         self.requested, self.requested_at = name, time.monotonic()
         print(f"\n{name}: stopping after this step; again to end at once", file=sys.stderr, flush=True)
+
+    def leave_terminal(self) -> None:
+        """Writes nowhere what would go to a terminal that is gone, where every write is an error."""
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for place in self.terminals:
+            os.dup2(nowhere, place)
+        os.close(nowhere)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -68,14 +69,13 @@ class MetricsFile:
 
 
 def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl; a last line cut off by a kill is left out."""
+    """The rows of a metrics.jsonl; lines that a kill cut off or a power cut filled with zeros are left out."""
     rows = []
     if Path(path).is_file():
         for line in Path(path).read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                rows.append(json.loads(line))
-            except ValueError:
-                break
+            with contextlib.suppress(ValueError):
+                row = json.loads(line.strip("\0"))
+                rows += [row] if isinstance(row, dict) and isinstance(row.get("step"), int) else []
     return rows
 
 
@@ -159,14 +159,15 @@ def draw_curves(rows: list[dict[str, Any]], path: Path, title: str) -> None:
     ]
     lines = -(-len(panels) // 3)
     figure, axes = pyplot.subplots(lines, 3, figsize=(13, 3.5 * lines), constrained_layout=True)
-    figure.suptitle(title)
+    # A path may hold dollar signs, which would begin a formula.
+    figure.suptitle(title, parse_math=False)
     for axis, (label, names, logarithmic) in zip(axes.flat, panels):
         for name in names:
             points = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
             if points:
                 style = {"marker": "o", "markersize": 3} if len(points) < 40 else {}
                 axis.plot(*zip(*points, strict=True), label=name.replace("_", " "), linewidth=1, **style)
-        axis.set_title(label, fontsize=10)
+        axis.set_title(label, fontsize=10, parse_math=False)
         axis.set_xlabel("step", fontsize=8)
         axis.grid(alpha=0.3)
         if logarithmic and any(height > 0 for line in axis.lines for height in line.get_ydata()):
