@@ -8,7 +8,7 @@ import importlib.util
 import sys
 from pathlib import Path
 
-COMMANDS = ("prepare", "train", "tune", "scale", "evaluate", "generate", "chat", "convert", "export", "serve", "doctor")
+COMMANDS = tuple("prepare train tune scale evaluate generate chat convert export serve doctor cache".split())
 
 
 def first_line(name: str) -> str:

@@ -22,6 +22,7 @@ from tfgpt.common.locks import writer_lock
 # written now; a directory of another number is refused by name.
 FORMATS = {
     "run": 1,
+    "cache entry": 1,
     "model directory": 1,
     "adapter": 1,
     "prepared data": 1,

@@ -14,7 +14,7 @@ import tfgpt
 from tfgpt.common.errors import RunError, SettingError, UserError
 from tfgpt.common.files import directory_written_beside, sha256_of_json, write_json, write_text
 from tfgpt.common.progress import Progress
-from tfgpt.corpus.cache import locked, remove_leftovers
+from tfgpt.corpus.cache import locked, mark_used, remove_leftovers
 from tfgpt.corpus.card import data_card
 from tfgpt.corpus.config import CorpusConfig
 from tfgpt.corpus.document_set import CARD, MANIFEST, SIDES, DocumentSet, ShardWriter
@@ -66,6 +66,7 @@ def build_documents(config: CorpusConfig) -> DocumentSet:
                 with directory_written_beside(directory) as temporary:
                     Build(options, training, held_out, temporary).run(fingerprint)
                 documents = DocumentSet.open(directory)
+    mark_used(directory, documents.text)
     if documents.manifest["split"]["note"]:
         print(documents.manifest["split"]["note"], file=sys.stderr)
     return documents

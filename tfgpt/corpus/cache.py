@@ -1,23 +1,47 @@
-"""The shared cache folder: one builder at a time for each entry, and no rubbish of stopped ones."""
+"""The cache: where it lies, one builder at a time for each entry, what is in it, and how it is emptied.
+
+An entry lies in CACHE/STAGE/HASH, the hash being that of what it is made from, so that an entry is right or absent.
+Two processes that need the same entry at the same time want the same bytes: the second waits for the first and then
+reads, instead of ending as a second writer of a run does. A cache that cannot be written is read.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import os
 import shutil
-import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import platformdirs
+
 from tfgpt.common.errors import SettingError, UserError
-from tfgpt.common.files import clear_write_errors
+from tfgpt.common.files import new_sibling, read_json
+from tfgpt.common.locks import waiting_writer_lock, writer_lock
+from tfgpt.common.outputs import DESCRIPTION, write_description
 
-try:
-    import fcntl
-except ImportError:  # not a POSIX system: two builders would do the same work twice, and one of them wins
-    fcntl = None  # type: ignore[assignment]
-
+ENVIRONMENT_VARIABLE = "TFGPT_CACHE_DIR"
 LEFTOVER_SECONDS = 24 * 3600
+
+
+def cache_directory(flag: str | None = None) -> Path:
+    """The cache folder: --cache_dir, else $TFGPT_CACHE_DIR, else the system's place for caches. Not made by this.
+
+    The system's place is $XDG_CACHE_HOME/tfgpt or ~/.cache/tfgpt on Linux, ~/Library/Caches/tfgpt on macOS and
+    %LOCALAPPDATA%\\tfgpt\\Cache on Windows.
+
+    Raises:
+        SettingError: the user has no home folder (a container with an unknown user id), and nothing else is given.
+    """
+    given = flag or os.environ.get(ENVIRONMENT_VARIABLE)
+    try:
+        return Path(given).expanduser() if given else Path(platformdirs.user_cache_dir("tfgpt", appauthor=False))
+    except RuntimeError as error:
+        raise SettingError(
+            "cache_dir", f"this user has no home folder; give a folder, or set {ENVIRONMENT_VARIABLE} or HOME"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -30,29 +54,122 @@ def locked(directory: Path) -> Iterator[None]:
     """
     with contextlib.ExitStack() as stack:
         try:
-            with clear_write_errors(directory.parent):
-                directory.parent.mkdir(parents=True, exist_ok=True)
-                file = stack.enter_context(open(directory.parent / f".{directory.name}.lock", "ab"))
+            stack.enter_context(waiting_writer_lock(lock_file(directory), directory))
         except UserError as error:
             raise SettingError("cache_dir", str(error)) from error
-        if fcntl is not None:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                print(f"waiting for another process that makes {directory}", file=sys.stderr)
-                fcntl.flock(file, fcntl.LOCK_EX)
-            except OSError:  # a file system without locks
-                pass
         yield
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Removes what a killed build left behind under a temporary name, when nothing in it changed for a day."""
-    oldest = time.time() - LEFTOVER_SECONDS
+@contextlib.contextmanager
+def making(directory: Path, text: Iterable[str]) -> Iterator[None]:
+    """One process at a time makes an entry; the others wait and find it. Afterwards it counts as used now.
+
+    Args:
+        directory: the entry.
+        text: which text it is made from, for people who look at the cache.
+    """
+    with contextlib.ExitStack() as stack:
+        if not directory.exists() or os.access(directory.parent, os.W_OK):
+            stack.enter_context(locked(directory))
+            remove_leftovers(directory.parent)
+        yield
+    mark_used(directory, text)
+
+
+def mark_used(entry: Path, text: Iterable[str] = ()) -> None:
+    """Notes that an entry was used now; in a cache that cannot be written, nothing happens."""
+    with contextlib.suppress(OSError, UserError):
+        if entry.is_dir() and not (entry / DESCRIPTION).exists():
+            write_description(entry, "cache entry", text=list(text))
+        os.utime(entry)
+
+
+def lock_file(entry: Path) -> Path:
+    """The file whose lock is the right to make an entry."""
+    return entry.with_name(f".{entry.name}.lock")
+
+
+def remove_leftovers(folder: Path) -> int:
+    """Removes what a killed build left behind under a temporary name, when nothing in it changed for a day.
+
+    Returns:
+        The bytes that it took.
+    """
+    oldest, freed = time.time() - LEFTOVER_SECONDS, 0
     for temporary in (*folder.glob(".*.tmp"), *folder.glob(".*.old")):
         with contextlib.suppress(OSError):
-            if temporary.is_file():
-                if temporary.stat().st_mtime < oldest:
-                    temporary.unlink()
-            elif max(path.stat().st_mtime for path in (temporary, *temporary.rglob("*"))) < oldest:
-                shutil.rmtree(temporary, ignore_errors=True)
+            if max(path.stat().st_mtime for path in (temporary, *temporary.rglob("*"))) < oldest:
+                freed += size_of(temporary)
+                shutil.rmtree(temporary, ignore_errors=True) if temporary.is_dir() else temporary.unlink()
+    return freed
+
+
+@dataclasses.dataclass(frozen=True)
+class CacheEntry:
+    """What lies in one place of the cache.
+
+    Attributes:
+        path: a directory or a file.
+        name: STAGE/HASH, as it is shown and removed.
+        text: which text it is made from; empty where it does not say.
+        size: bytes on disk.
+        used: when it was used last, in seconds since the epoch.
+    """
+
+    path: Path
+    name: str
+    text: tuple[str, ...]
+    size: int
+    used: float
+
+
+def entries(cache: Path) -> list[CacheEntry]:
+    """What is in the cache, the longest unused first.
+
+    Raises:
+        UserError: it is not a folder that can be read.
+    """
+    found = []
+    try:
+        stages = [folder for folder in cache.iterdir() if folder.is_dir()] if cache.exists() else []
+        for path in (path for stage in stages for path in stage.iterdir() if not path.name.startswith(".")):
+            with contextlib.suppress(FileNotFoundError):  # removed by another process meanwhile
+                name = f"{path.parent.name}/{path.name}"
+                found.append(CacheEntry(path, name, text_of(path), size_of(path), path.stat().st_mtime))
+    except OSError as error:
+        raise UserError(f"{cache}: cannot be read ({error.strerror}); give the cache's folder") from error
+    return sorted(found, key=lambda entry: entry.used)
+
+
+def text_of(entry: Path) -> tuple[str, ...]:
+    """Which text an entry is made from, as far as it says."""
+    with contextlib.suppress(UserError, AttributeError, TypeError):
+        return tuple(map(str, read_json(entry / DESCRIPTION).get("text", ())))
+    return ()
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of all files below a directory."""
+    files = (file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files)
+
+
+def remove(entry: CacheEntry) -> None:
+    """Removes an entry. Processes that have it open go on reading it, except on Windows, where they keep it there.
+
+    Raises:
+        DirectoryInUse: a process makes it just now.
+        UserError: it cannot be removed.
+    """
+    lock = lock_file(entry.path)
+    with writer_lock(lock, entry.path):
+        doomed = new_sibling(entry.path, ".tmp")
+        try:
+            os.rename(entry.path, doomed)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise UserError(f"{entry.path}: cannot be removed ({error.strerror})") from error
+        shutil.rmtree(doomed) if doomed.is_dir() else doomed.unlink()
+        with contextlib.suppress(OSError):
+            lock.unlink()

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from pathlib import Path
 from typing import ClassVar
 
 from tfgpt.common.errors import SettingError
 from tfgpt.common.settings import Settings, setting
+from tfgpt.corpus.cache import cache_directory
 
 SMALLEST_VALIDATION_FRACTION = 0.0001
 
@@ -42,7 +42,8 @@ class CorpusConfig(Settings):
     deduplicate: bool = setting(True, "Keep only the first of documents that are exactly the same.")
     cache_dir: str | None = setting(
         None,
-        "Folder for documents, tokenizers and token shards made on the way. $TFGPT_CACHE_DIR or ~/.cache/tfgpt.",
+        "Folder for documents, tokenizers and token shards made on the way. $TFGPT_CACHE_DIR or the system's place, "
+        "such as ~/.cache/tfgpt (python -m tfgpt.cache lists and empties it).",
         path=True,
     )
     tfds_data_dir: str | None = setting(
@@ -62,5 +63,20 @@ class CorpusConfig(Settings):
 
     @property
     def cache_directory(self) -> Path:
-        """The cache folder: the flag, else $TFGPT_CACHE_DIR, else ~/.cache/tfgpt. Not made by this."""
-        return Path(self.cache_dir or os.environ.get("TFGPT_CACHE_DIR") or "~/.cache/tfgpt").expanduser()
+        """The cache folder (see `tfgpt.corpus.cache.cache_directory`)."""
+        return cache_directory(self.cache_dir)
+
+
+@dataclasses.dataclass(frozen=True)
+class CacheConfig(Settings):
+    """What to remove from the cache."""
+
+    title: ClassVar[str] = "Cache"
+
+    cache_dir: str | None = setting(
+        None, "The cache's folder. $TFGPT_CACHE_DIR or the system's place, such as ~/.cache/tfgpt.", path=True
+    )
+    remove: tuple[str, ...] = setting((), "Remove this entry, named as the list names it or by the start of that.")
+    unused_days: float | None = setting(
+        None, "Remove every entry that was not used for this many days; 0 removes all.", minimum=0.0
+    )

@@ -59,6 +59,11 @@ class DocumentSet:
         return self.manifest["fingerprint"]
 
     @property
+    def text(self) -> tuple[str, ...]:
+        """The sources, as the user wrote them."""
+        return tuple(dict.fromkeys(source["spec"] for source in self.manifest["sources"]))
+
+    @property
     def card(self) -> Path:
         """The data card, Markdown."""
         return self.directory / CARD

@@ -43,7 +43,7 @@ class EvaluateConfig(Settings):
     )
     cache_dir: str | None = setting(
         None,
-        "Folder for documents and token shards made on the way. $TFGPT_CACHE_DIR or ~/.cache/tfgpt.",
+        "Folder for documents and token shards made on the way. $TFGPT_CACHE_DIR or the system's place.",
         path=True,
     )
     tfds_data_dir: str | None = setting(

@@ -134,7 +134,7 @@ def prepared_side(
         **options,
     }
     directory = cache / "conversations" / sha256_of_json(key)[:32]
-    with making(directory):
+    with making(directory, documents.text):
         found = cached(directory, lambda: Conversations.open(directory), f"{side} conversations", say)
         made = found or write_conversations(
             documents.documents(side),

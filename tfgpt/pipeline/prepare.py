@@ -16,7 +16,7 @@ import dataclasses
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,9 +29,9 @@ from tfgpt.common.files import (
     write_json,
 )
 from tfgpt.common.outputs import result_directory
-from tfgpt.common.progress import duration
+from tfgpt.common.progress import amount, duration
 from tfgpt.corpus.build import build_documents
-from tfgpt.corpus.cache import locked, remove_leftovers
+from tfgpt.corpus.cache import making
 from tfgpt.corpus.config import CorpusConfig
 from tfgpt.corpus.document_set import DocumentSet
 from tfgpt.corpus.sources import open_sources
@@ -176,7 +176,7 @@ def prepared_tokenizer(
         return made
     key = {"format": TOKENIZER_FORMAT, "documents": documents.fingerprint, "settings": config.to_dict()}
     directory = cache / "tokenizers" / sha256_of_json(key)[:32]
-    with making(directory):
+    with making(directory, documents.text):
         found = cached_tokenizer(directory, say)
         made = found or trained_tokenizer(config, documents, directory)
     say(f"tokenizer: {made.vocabulary_size:,} ids; {made_or_reused(found is None, started)} {directory}")
@@ -231,7 +231,7 @@ def prepared_shards(
     if sources:
         chosen = (document for document in chosen if document["source"] in sources)
     directory = cache / "tokens" / sha256_of_json(key)[:32]
-    with making(directory):
+    with making(directory, documents.text):
         shards = cached(directory, lambda: TokenShards.open(directory, tokenizer.fingerprint), f"{side} tokens", say)
         made = shards is None
         if shards is None:
@@ -260,16 +260,6 @@ def cached(directory: Path, open_it: Callable[[], Opened], what: str, say: Calla
     except DamagedShards as error:
         say(f"{what}: {str(error).split(';')[0]}; making them again")
         return None
-
-
-@contextlib.contextmanager
-def making(directory: Path) -> Iterator[None]:
-    """One process at a time makes an entry of the cache; the others wait and find it."""
-    with contextlib.ExitStack() as stack:
-        if not directory.exists() or os.access(directory.parent, os.W_OK):
-            stack.enter_context(locked(directory))
-            remove_leftovers(directory.parent)
-        yield
 
 
 def put_results(data: PreparedData, output_dir: str | os.PathLike, overwrite: bool = False) -> Path:
@@ -313,14 +303,3 @@ def link_or_copy(source: Path, target: Path) -> None:
 def made_or_reused(made: bool, started: float) -> str:
     """How a stage's line ends, before the place."""
     return f"made in {duration(time.monotonic() - started)}," if made else "reused,"
-
-
-def amount(count: int) -> str:
-    """1234567 → "1.2 MB"."""
-    if count < 1000:
-        return f"{count} bytes"
-    value, units = count / 1000, ["kB", "MB", "GB", "TB"]
-    while value >= 999.95 and len(units) > 1:
-        value /= 1000
-        units.pop(0)
-    return f"{value:.1f} {units[0]}"

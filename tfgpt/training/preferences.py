@@ -16,7 +16,7 @@ from tfgpt.common.adapters import base_directory
 from tfgpt.common.errors import SettingError
 from tfgpt.common.files import written_beside
 from tfgpt.common.progress import Progress
-from tfgpt.corpus.cache import locked
+from tfgpt.corpus.cache import making
 from tfgpt.model.checkpoints.huggingface import load_decoder
 from tfgpt.model.checkpoints.safetensors_file import weights_fingerprint
 from tfgpt.model.decoder import Decoder
@@ -158,7 +158,7 @@ def reference_nats(recipe: Recipe, pairs: Arrays, say: Callable[[str], None]) ->
     rows = {name: pairs[name] for name in ("token_ids", "targets")}
     key = fingerprint_of(rows, *model_fingerprints(directory), dtype)
     path = recipe.corpus.cache_directory / "references" / f"{key[:32]}.safetensors"
-    with locked(path):
+    with making(path, ()):
         if path.is_file():
             return safetensors.numpy.load_file(path)["reference_nats"]
         say(f"Reference: what {directory} thinks of {len(pairs['token_ids']):,} pairs, computed once")

@@ -53,6 +53,9 @@ class FileHashes:
             # A memory that cannot be written only costs time; the build says what is wrong with the cache.
             with contextlib.suppress(TfgptError, OSError):
                 write_json(memory, settled)
+        elif memory:
+            with contextlib.suppress(OSError):
+                os.utime(memory)  # Used now: the cache is emptied of what was not used for long.
         return [result[path] for path in absolute]
 
 

@@ -1,0 +1,73 @@
+"""Lists what the cache holds, and empties it: one entry, or all that has not been used for some days.
+
+`python -m tfgpt.cache` lists the entries: what they are, from which text they were made, their size and when they were
+used last. `--remove=tokens/1a2b3c` removes one, `--unused_days=30` all that was not used for 30 days. What is removed
+is made again when it is needed.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from tfgpt.common.command import Command
+from tfgpt.common.errors import SettingError
+from tfgpt.common.progress import amount
+from tfgpt.corpus.cache import CacheEntry, cache_directory, entries, remove, remove_leftovers
+from tfgpt.corpus.config import CacheConfig
+
+HASH_DIGITS = 12
+
+
+def run(cache: CacheConfig) -> None:
+    """Removes what is named, or lists."""
+    folder = cache_directory(cache.cache_dir)
+    found = entries(folder)
+    if not cache.remove and cache.unused_days is None:
+        print("\n".join(table(found)))
+        print(f"{amount(sum(entry.size for entry in found))} in {len(found)} entries of {folder}")
+        return
+    doomed = [named(found, name) for name in cache.remove]
+    freed = 0
+    if cache.unused_days is not None:
+        oldest = time.time() - cache.unused_days * 86400
+        doomed += [entry for entry in found if entry.used <= oldest and entry not in doomed]
+        freed += sum(remove_leftovers(stage) for stage in {entry.path.parent for entry in found})
+    for entry in doomed:
+        remove(entry)
+        freed += entry.size
+        print(f"Removed {entry.name} ({amount(entry.size)})", flush=True)
+    print(f"{amount(freed)} freed, {len(doomed)} of {len(found)} entries of {folder} removed")
+
+
+def table(found: list[CacheEntry]) -> list[str]:
+    """A line an entry, under a heading."""
+    if not found:
+        return []
+    lines = [f"{'ENTRY':<28}  {'SIZE':>9}  {'LAST USED':<10}  FROM"]
+    for entry in found:
+        stage, name = entry.name.split("/", 1)
+        used = time.strftime("%Y-%m-%d", time.localtime(entry.used))
+        shown = f"{stage}/{name[:HASH_DIGITS]}"
+        lines.append(f"{shown:<28}  {amount(entry.size):>9}  {used}  {', '.join(entry.text)}".rstrip())
+    return lines
+
+
+def named(found: list[CacheEntry], name: str) -> CacheEntry:
+    """The one entry whose name begins so.
+
+    Raises:
+        SettingError: there is none, or more than one.
+    """
+    fitting = [entry for entry in found if entry.name.startswith(name)]
+    if len(fitting) != 1:
+        problem = f"{len(fitting)} entries begin with {name}; give more of it" if fitting else f"no entry {name}"
+        raise SettingError("remove", f"{problem}; python -m tfgpt.cache lists them")
+    return fitting[0]
+
+
+COMMAND = Command("cache", __doc__, [CacheConfig], run)
+main = COMMAND.run
+
+if __name__ == "__main__":
+    sys.exit(main())
