@@ -164,3 +164,12 @@ def test_another_format_is_refused_by_name(tmp_path, monkeypatch):
         with working_directory(tmp_path / "run", "run", "run_dir"):
             pass
     assert json.loads((tmp_path / "run" / "tfgpt.json").read_text())["format"] == 2
+
+
+def test_a_model_directory_of_another_format_is_refused_by_name(tmp_path):
+    from tfgpt.model.checkpoints.huggingface import load_config
+
+    write(tmp_path / "model", "{}")
+    (tmp_path / "model" / "tfgpt.json").write_text('{"kind": "model directory", "format": 7}')
+    with pytest.raises(UserError, match="model: is a model directory of format 7, and this tfgpt knows format 1"):
+        load_config(tmp_path / "model")

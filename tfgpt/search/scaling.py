@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 
 from tfgpt.common.errors import SettingError
 from tfgpt.common.files import write_csv, write_json, written_beside
+from tfgpt.common.outputs import working_directory
 from tfgpt.common.settings import Settings, setting
 from tfgpt.model.presets import count_parameters
 from tfgpt.search.at_width import at_width
@@ -113,19 +114,20 @@ def scale(scaling: ScalingConfig, settings: dict[str, Any]) -> int:
     recipes = [recipe_of(whole, directory, width, tokens) for width, tokens in wanted]
     for recipe in recipes:
         check_same_flags("scaling_dir", recipe)
-    measured = []
-    for number, (recipe, (width, _)) in enumerate(zip(recipes, wanted), 1):
-        if not (recipe.run_dir / "result.json").is_file():
-            print(f"Run {number} of {len(recipes)}: {recipe.run_dir}", flush=True)
-        result = finished_run(recipe)
-        if result is None:
-            print("Stopped; the same command goes on where it stopped.", flush=True)
-            return 0
-        run = Run(result["parameters"], result["tokens"], result["validation_loss"])
-        measured.append(Measured(width, run, result["validation_bits_per_byte"]))
-        say(measured[-1])
-    law = fit([each.run for each in measured[:-1]])
-    tell(scaling, whole, directory, measured, law)
+    with working_directory(directory, "scaling runs", "scaling_dir"):
+        measured = []
+        for number, (recipe, (width, _)) in enumerate(zip(recipes, wanted), 1):
+            if not (recipe.run_dir / "result.json").is_file():
+                print(f"Run {number} of {len(recipes)}: {recipe.run_dir}", flush=True)
+            result = finished_run(recipe)
+            if result is None:
+                print("Stopped; the same command goes on where it stopped.", flush=True)
+                return 0
+            run = Run(result["parameters"], result["tokens"], result["validation_loss"])
+            measured.append(Measured(width, run, result["validation_bits_per_byte"]))
+            say(measured[-1])
+        law = fit([each.run for each in measured[:-1]])
+        tell(scaling, whole, directory, measured, law)
     return 0
 
 

@@ -20,6 +20,7 @@ import numpy as np
 from tfgpt.common.adapters import base_directory
 from tfgpt.common.errors import UserError
 from tfgpt.common.files import read_json, write_json
+from tfgpt.common.outputs import check_format
 from tfgpt.model.checkpoints.adapters import with_adapter
 from tfgpt.model.checkpoints.checkpoint import Checkpoint, Reader, finite, variable_shapes
 from tfgpt.model.checkpoints.huggingface_config import from_hugging_face, to_hugging_face, transformers_model_type
@@ -136,11 +137,14 @@ def load_config(directory: str | os.PathLike) -> DecoderConfig:
     transformers has it since version 5 (`PreTrainedModel.tie_weights`); a line on standard error says so, once.
 
     Raises:
-        UserError: the file is missing, or describes a model that the decoder cannot compute.
+        UserError: the file is missing, describes a model that the decoder cannot compute, or the directory was written
+            in another format than this program's.
     """
-    path = base_directory(directory) / "config.json"
+    base = base_directory(directory)
+    path = base / "config.json"
     if not path.is_file():
         raise UserError(f"{directory}: is no model directory (config.json is missing)")
+    check_format(base, "model directory")
     json = read_json(path)
     if not isinstance(json, dict):
         raise UserError(f"{path}: should hold a JSON object")
