@@ -20,6 +20,7 @@ from tfgpt.common.quiet import import_tensorflow
 from tfgpt.generation.config import SamplingConfig
 from tfgpt.generation.prompts import model_directory
 from tfgpt.serving.config import NOT_IN_EXPORTS, ExportConfig
+from tfgpt.serving.description import check_export_root
 from tfgpt.tokenization.tokenizer import Tokenizer
 
 
@@ -30,6 +31,7 @@ def run(export: ExportConfig, sampling: dict[str, Any]) -> None:
         raise UserError(
             f"--max_new_tokens: {defaults.max_new_tokens} is above --max_new_tokens_limit={export.max_new_tokens_limit}"
         )
+    check_export_root(export.output)
     directory = model_directory(export.model)
     tokenizer = exportable_tokenizer(directory)
     if importlib.util.find_spec("tensorflow_serving") is None:
@@ -42,7 +44,8 @@ def run(export: ExportConfig, sampling: dict[str, Any]) -> None:
     version = write_export(export, defaults, directory, tokenizer, lambda line: print(line, flush=True))
     size = sum(path.stat().st_size for path in version.rglob("*") if path.is_file())
     print(f"Written: {version} ({size / 1e6:.1f} MB)")
-    flags = [f"--model_name={version.parent.name}", f"--model_base_path={os.path.abspath(version.parent)}"]
+    root = os.path.abspath(version.parent)
+    flags = [f"--model_name={os.path.basename(root)}", f"--model_base_path={root}"]
     print(f"Serve:   tensorflow_model_server --port=8500 --rest_api_port=8501 {shlex.join(flags)}")
 
 

@@ -63,6 +63,16 @@ def test_a_models_config_that_cannot_be_read_is_refused_and_kept(output):
     assert "nonsense" in (folder / "models.config").read_text()
 
 
+def test_other_files_in_the_folder_are_kept_unless_it_may_be_replaced(output):
+    folder = written(output, 1)
+    (folder / "mine.yaml").write_text("a: 1")
+    with pytest.raises(UserError, match=r"holds files that are not part of .* serving files \(mine.yaml\)"):
+        written(output, 2)
+    assert (folder / "mine.yaml").is_file() and dict(model(folder).version_labels)["canary"] == 1
+    write_serving_files(output, output / "2", "example.org/serving:2", 4, overwrite=True)
+    assert not (folder / "mine.yaml").exists() and dict(model(folder).version_labels)["canary"] == 2
+
+
 def message(name: str, fields: dict[str, tuple[str, bool]]):
     """A message type made from field names; tensorflow-serving-api leaves these configurations' protos out."""
     file = descriptor_pb2.FileDescriptorProto(name=f"{name}.proto", syntax="proto3")

@@ -30,5 +30,5 @@ def test_a_load_that_fails_leaves_no_session_open(tmp_path, monkeypatch):
 def test_an_export_of_another_format_is_refused_by_name(tmp_path):
     (tmp_path / METADATA_FILE).parent.mkdir()
     (tmp_path / METADATA_FILE).write_text(json.dumps({"format": FORMAT + 1}))
-    with pytest.raises(UserError, match=rf"{tmp_path}: is an export of format {FORMAT + 1}, .* reads format {FORMAT}"):
+    with pytest.raises(UserError, match=rf"{tmp_path}: is an export of format {FORMAT + 1}, .* knows format {FORMAT}"):
         SessionModel(tmp_path)

@@ -39,6 +39,7 @@ class ExportConfig(Settings):
     serving_files: bool = setting(
         False, "Also write what TensorFlow Serving and its operators need, into serving/ beside the versions."
     )
+    overwrite: bool = setting(False, "Replace serving/ whatever it holds; a version is never replaced.")
     serving_image: str = setting("tensorflow/serving:latest", "The container image in those files; better a fixed one.")
     serving_cores: int = setting(2, "CPUs that the server gets in those files.", minimum=1)
 

@@ -13,17 +13,18 @@ import tensorflow as tf
 import tfgpt
 from tfgpt.common.errors import UserError
 from tfgpt.common.files import directory_written_beside, write_json
+from tfgpt.common.outputs import working_directory
 from tfgpt.generation.config import SamplingConfig
 from tfgpt.generation.engine import Generator
 from tfgpt.generation.layout import lay_out_for_decoding
 from tfgpt.model.checkpoints.huggingface import load_decoder, load_stop_ids
 from tfgpt.model.decoder import Decoder
 from tfgpt.serving.config import NOT_IN_EXPORTS, ExportConfig
-from tfgpt.serving.description import FORMAT, METADATA_FILE
+from tfgpt.serving.description import FORMAT, METADATA_FILE, check_export_root, is_version
 from tfgpt.serving.precision import ServedWeights
 from tfgpt.serving.quality import bits_per_byte, quality_ids
 from tfgpt.serving.served_model import ServedModel
-from tfgpt.serving.serving_files import FOLDER, stable_version, write_serving_files
+from tfgpt.serving.serving_files import check_serving_files, write_serving_files
 from tfgpt.serving.session import TEXT_OPERATIONS
 from tfgpt.serving.signatures import SIGNATURES
 from tfgpt.serving.verification import verify
@@ -49,13 +50,26 @@ def export(
         The version's directory.
 
     Raises:
-        UserError: the model cannot be exported, or the version is there already.
+        UserError: the model cannot be exported, the version is there already, the folder holds something else or is
+            being written by another process.
         RunError: the written version does not answer as the model does; nothing is left of it.
     """
-    output = Path(config.output).expanduser()
-    version = version_directory(output, config.version)
+    output = check_export_root(config.output)
+    with working_directory(output, "export", "output"):
+        return write_version(config, sampling, directory, tokenizer, version_directory(output, config.version), say)
+
+
+def write_version(
+    config: ExportConfig,
+    sampling: SamplingConfig,
+    directory: Path,
+    tokenizer: Tokenizer,
+    version: Path,
+    say: Callable[[str], None],
+) -> Path:
+    """As `export`, for a version whose place is known and kept."""
     if config.serving_files:
-        stable_version(output / FOLDER / "models.config", output.resolve().name)  # An unreadable one is refused now.
+        check_serving_files(version.parent, config.overwrite)
     measured = Measured(config, directory, tokenizer)
     if config.precision != "float32":
         measured.add("float32", load_decoder(directory, dtype="float32"), "float32")
@@ -74,10 +88,12 @@ def export(
         write_json(temporary / METADATA_FILE, metadata(config, sampling, decoder, tokenizer, measured))
         weights.assign_to_decoder()
         verify(temporary, generator, sampling)
+        version_directory(version.parent, int(version.name))  # Nobody else has put one there meanwhile.
     equal = "tokens equal those of generate" if decoder.compute_dtype == "float32" else "tokens as probable as it says"
     say(f"Verified: {len(SIGNATURES)} signatures through the session loader; {equal}")
     if config.serving_files:
-        folder = write_serving_files(version.parent, version, config.serving_image, config.serving_cores)
+        settings = config.serving_image, config.serving_cores, config.overwrite
+        folder = write_serving_files(version.parent, version, *settings)
         say(f"Serving files: {folder} (serve.sh, models.config, docker-compose.yaml, kubernetes.yaml, ROLLOUT.md, …)")
     return version
 
@@ -88,7 +104,7 @@ def version_directory(output: Path, version: int) -> Path:
     Raises:
         UserError: there is such a version.
     """
-    present = [int(entry.name) for entry in output.iterdir() if entry.name.isdigit()] if output.is_dir() else []
+    present = [int(entry.name) for entry in output.iterdir() if is_version(entry)]
     if version in present:
         raise UserError(
             f"--version: {output / str(version)} is there already; a version is never changed, take another"

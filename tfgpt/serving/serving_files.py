@@ -14,15 +14,21 @@ from google.protobuf import text_format
 from tensorflow_serving.config import model_server_config_pb2
 
 from tfgpt.common.errors import UserError
-from tfgpt.common.files import directory_written_beside
+from tfgpt.common.outputs import check_replaceable, result_directory
+from tfgpt.serving.description import SERVING_FOLDER
 
 TEMPLATES = Path(__file__).with_name("templates")
-FOLDER = "serving"
 # Memory of a server beside its weights: graphs, caches, batches.
 SPARE_BYTES = 2 << 30
 
 
-def write_serving_files(output: Path, version: Path, image: str, cores: int) -> Path:
+def check_serving_files(output: Path, overwrite: bool) -> None:
+    """Refuses, before any work, a `serving/` that holds other files, or a models.config that cannot be read."""
+    check_replaceable(output / SERVING_FOLDER, "serving files", "serving_files", overwrite)
+    stable_version(output / SERVING_FOLDER / "models.config", output.resolve().name)
+
+
+def write_serving_files(output: Path, version: Path, image: str, cores: int, overwrite: bool = False) -> Path:
     """Writes the files for a served model.
 
     Args:
@@ -30,14 +36,15 @@ def write_serving_files(output: Path, version: Path, image: str, cores: int) -> 
         version: the newest version's directory.
         image: the container image of TensorFlow Serving.
         cores: CPUs that the server gets.
+        overwrite: replace `serving/` whatever it holds.
 
     Returns:
         The folder.
 
     Raises:
-        UserError: the models.config that is there cannot be read, or names this model otherwise.
+        UserError: `serving/` holds other files, or its models.config cannot be read.
     """
-    name, canary, folder = output.resolve().name, int(version.name), output / FOLDER
+    name, canary, folder = output.resolve().name, int(version.name), output / SERVING_FOLDER
     stable = stable_version(folder / "models.config", name)
     if stable is None or not (output / str(stable)).is_dir():
         stable = canary
@@ -56,7 +63,7 @@ def write_serving_files(output: Path, version: Path, image: str, cores: int) -> 
         # Two versions, each read from a copy in the file cache.
         "memory": f"{(3 * weights + SPARE_BYTES) // (1 << 20)}Mi",
     }
-    with directory_written_beside(folder) as temporary:
+    with result_directory(folder, "serving files", "serving_files", overwrite) as temporary:
         for template in sorted(TEMPLATES.iterdir()):
             text = string.Template(template.read_text(encoding="utf-8")).substitute(values)
             (temporary / template.name).write_text(text, encoding="utf-8")
