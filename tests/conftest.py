@@ -27,6 +27,7 @@ TOGETHER = {
         "training/test_exactness.py",
         "training/test_tuning_exactness.py",
         "training/test_faults.py",
+        "training/test_hosts.py",
         "scripts/test_launch.py",
     ),
     "readme": ("test_readme.py",),

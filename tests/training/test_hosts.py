@@ -1,32 +1,24 @@
-"""Which worker an error of TensorFlow is about; the messages are cut from real ones (TensorFlow 2.21, 2026-11-23)."""
+"""Which worker an error is about, and that all workers end alike."""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import socket
+import subprocess
+import sys
 
 import pytest
 import tensorflow as tf
 
-from tests.training.topologies import free_addresses
+from tests.conftest import ROOT
+from tests.training.topologies import free_addresses, tf_config
 from tfgpt.training import hosts as module
 from tfgpt.training.cluster import Cluster
-from tfgpt.training.hosts import Hosts
+from tfgpt.training.hosts import Hosts, WorkerStopped
 from tfgpt.training.rendezvous import WorkerLost
 
-KILLED = (
-    "Collective ops is aborted by: Collective ops is aborted by: Socket closed\\nAdditional GRPC error information "
-    "from remote target /job:worker/replica:0/task:2 while calling /tensorflow.WorkerService/RecvBuf:\\n:UNKNOWN:Error "
-    'received from peer  {grpc_status:14, grpc_message:\\"Socket closed\\"}\\nThe error could be from a previous '
-    "operation. Restart your program to reset.\nAdditional GRPC error information from remote target "
-    "/job:worker/replica:0/task:3 while calling /tensorflow.WorkerService/RecvBuf:\n:UNKNOWN:Error received from peer  "
-    '{grpc_status:14, grpc_message:"Collective ops is aborted by: Socket closed\\nAdditional GRPC error information '
-    'from remote target /job:worker/replica:0/task:2 while calling /tensorflow.WorkerService/RecvBuf:\\n"}'
-)
-HANGING = (
-    "Collective ops is aborted by: Error reported from /job:worker/task:2: The following tasks are unhealthy (stopped "
-    "sending heartbeats):\\n/job:worker/replica:0/task:2\\n/job:worker/replica:0/task:3\\nThe tasks have crashed. "
-    "Check the task logs.\\nAdditional GRPC error information from remote target /job:worker/replica:0/task:0 while"
-)
+DERIVED = {module.DERIVED: b""}
 
 
 @pytest.fixture
@@ -38,21 +30,71 @@ def hosts(monkeypatch) -> Hosts:
     return found
 
 
-@pytest.mark.parametrize(("message", "words"), [(KILLED, ["worker 2 ("]), (HANGING, ["worker 2 (", "worker 3 ("])])
-def test_the_worker_at_the_root_of_the_error_is_named(hosts, message, words):
-    with pytest.raises(WorkerLost) as caught, hosts.watched(lambda: "go on"):
-        raise tf.errors.UnavailableError(None, None, message)
+def listening(hosts: Hosts, *numbers: int) -> contextlib.ExitStack:
+    """Servers at the addresses of these workers."""
+    stack = contextlib.ExitStack()
+    for number in numbers:
+        host, port = hosts.cluster.workers[number].split(":")
+        stack.enter_context(socket.create_server((host, int(port))))
+    return stack
+
+
+def test_those_that_do_not_answer_are_lost(hosts):
+    with listening(hosts, 0), pytest.raises(WorkerLost) as caught, hosts.watched(lambda: "go on"):
+        raise tf.errors.UnavailableError(None, None, "Connection reset by peer")
     line = str(caught.value)
-    assert line.startswith("lost worker 2 (") and line.endswith("; go on") and "\n" not in line
-    assert [f"worker {number} (" in line for number in range(4)] == [
-        f"worker {number} (" in words for number in range(4)
+    assert line.startswith("lost worker 2 (") and "), worker 3 (" in line and line.endswith("; go on")
+
+
+def test_where_all_answer_those_whose_heartbeats_are_missing_are_lost(hosts, monkeypatch):
+    # Worker 0 has told the service that it noticed something; it is not lost.
+    told, silent = tf.errors.AbortedError(None, None, ""), tf.errors.UnavailableError(None, None, "")
+    monkeypatch.setattr(type(module.context.context()), "get_task_states", lambda *_: [told, None, silent, None])
+    with listening(hosts, 0, 2, 3), pytest.raises(WorkerLost, match=r"^lost worker 2 \(\S+\): "):
+        with hosts.watched(lambda: "go on"):
+            raise tf.errors.InternalError(None, None, "Collective ops is aborted", DERIVED)
+
+
+@pytest.mark.parametrize(
+    ("told", "kind", "words", "code"),
+    [
+        ({"lost": [2]}, WorkerLost, "lost worker 2 (", 75),
+        ({"worker": 3, "failure": [2, 'a "line";']}, WorkerStopped, "worker 3 (", 2),
+    ],
+)
+def test_what_another_worker_tells_counts(hosts, monkeypatch, told, kind, words, code):
+    said = []
+    monkeypatch.setattr(
+        type(module.context.context()), "report_error_to_cluster", lambda _, *report: said.append(report)
+    )
+    hosts.tell(told)
+    [(number, text)] = said
+    assert number == tf.errors.ABORTED
+    with pytest.raises(kind) as caught, hosts.watched(lambda: "go on"):
+        raise tf.errors.AbortedError(None, None, f"Collective ops is aborted by: {text}\nThe error could be")
+    assert str(caught.value).startswith(words) and caught.value.exit_code == code
+
+
+def test_whatever_ends_the_chief_ends_the_others_with_its_reason_and_exit_code():
+    addresses, program = free_addresses(2), str(ROOT / "tests/training/failing_worker.py")
+    settings = {**os.environ, "TF_NUM_INTRAOP_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    workers = [
+        subprocess.Popen(
+            [sys.executable, program],
+            env={**settings, "TF_CONFIG": tf_config(addresses, index)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(2)
     ]
-
-
-def test_without_a_name_in_the_error_those_that_do_not_answer_are_lost(hosts):
-    host, port = hosts.cluster.workers[0].split(":")
-    with socket.create_server((host, int(port))):
-        assert hosts.lost("Connection reset by peer") == [2, 3]
+    (chief, _), (other, errors) = (worker.communicate(timeout=200) for worker in workers)
+    bug = 'ZeroDivisionError: a "bug"; of two lines (its own output says where)'
+    assert chief.splitlines() == ['ZeroDivisionError 1: a "bug";  of two lines'] * 2
+    assert other.splitlines() == [
+        f"WorkerStopped 1: the chief stopped: {bug}",
+        f"WorkerStopped 1: worker 0 ({addresses[0]}) stopped: {bug}",
+    ], errors
 
 
 def test_an_error_of_the_computation_stays_what_it_is(hosts):
@@ -62,4 +104,4 @@ def test_an_error_of_the_computation_stays_what_it_is(hosts):
 
 def test_alone_nothing_is_a_lost_worker():
     with pytest.raises(tf.errors.UnavailableError), Hosts(tf.distribute.get_strategy()).watched(lambda: "go on"):
-        raise tf.errors.UnavailableError(None, None, KILLED)
+        raise tf.errors.UnavailableError(None, None, "Socket closed")

@@ -8,6 +8,7 @@ they would wait for each other in different places. It does so here, through the
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import re
@@ -20,13 +21,28 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.eager import context
 
-from tfgpt.common.errors import RunError, TfgptError, UserError
+from tfgpt.common.errors import TfgptError
 from tfgpt.training.cluster import Cluster
 from tfgpt.training.rendezvous import WorkerLost, in_words
 
 Result = TypeVar("Result")
 GRACE = 5.0  # seconds
-TOLD, TOLD_END = "tfgpt lost workers ", "; "
+DERIVED = b"type.googleapis.com/tensorflow.DerivedStatus"
+TOLD = "tfgpt told "
+"""Begins what one worker tells the others, see `Hosts.tell`."""
+
+
+class WorkerStopped(TfgptError):
+    """Another worker of the cluster ended with an error: the line says which and why.
+
+    Args:
+        message: the line.
+        exit_code: the other's, so that all workers end alike and `--restarts` repeats none of them.
+    """
+
+    def __init__(self, message: str, exit_code: int):
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 class Hosts:
@@ -39,6 +55,7 @@ class Hosts:
         cluster: their addresses and this one's number.
         count: how many there are.
         is_chief: whether this one writes files and speaks.
+        all_know: whether the others have been told of the error that this process ends with.
     """
 
     def __init__(self, strategy: tf.distribute.Strategy):
@@ -49,6 +66,7 @@ class Hosts:
             self.cluster = Cluster(tuple(resolver.cluster_spec().as_dict()["worker"]), resolver.task_id)
         self.count = len(self.cluster.workers)
         self.is_chief = self.cluster.index == 0
+        self.all_know = False
         self.sum_function = tf.function(self.sum_in_graph, autograph=False, reduce_retracing=True)
 
     def say(self, text: str) -> None:
@@ -108,22 +126,23 @@ class Hosts:
         """The chief calls `function` while the others wait; they return None.
 
         Raises:
-            TfgptError: what the chief's call raised, on every host with the same exit code; the others say whose line
-                to read.
+            Exception: what the chief's call raised, on the chief.
+            WorkerStopped: the same on the others, with the same exit code.
         """
         if self.count == 1:
             return function()
-        result, failure, caught = None, [0, ""], None
+        result, failure, caught = None, None, None
         if self.is_chief:
             try:
                 result = function()
-            except TfgptError as error:
-                caught, failure = error, [error.exit_code, str(error)]
-        exit_code, message = self.share(failure)
+            except Exception as error:
+                caught, failure = error, facts_of(error)
+        failure = self.share(failure)
+        self.all_know = failure is not None
         if caught is not None:
             raise caught
-        if exit_code:
-            raise (UserError if exit_code == UserError.exit_code else RunError)(f"the chief stopped: {message}")
+        if failure is not None:
+            raise WorkerStopped(f"the chief stopped: {failure[1]}", failure[0])
         return result
 
     def share_variables(
@@ -138,7 +157,7 @@ class Hosts:
 
     @contextlib.contextmanager
     def watched(self, advice: Callable[[], str]) -> Iterator[None]:
-        """Turns TensorFlow's errors about a lost worker into one line.
+        """Turns TensorFlow's errors about a lost worker into one line, and tells the others of an error of this one.
 
         A worker that dies is noticed at the next collective operation, within seconds; one that hangs, or whose network
         fails, when its heartbeats have been missing for `HEARTBEAT_SECONDS` of `tfgpt.training.strategy`.
@@ -148,59 +167,76 @@ class Hosts:
 
         Raises:
             WorkerLost: a worker is gone.
+            WorkerStopped: a worker ended with an error.
         """
         try:
             yield
-        except tf.errors.OpError as error:
-            if self.count == 1 or not self.speaks_of_a_loss(error):
+        except Exception as error:
+            if self.count == 1 or self.all_know:
                 raise
-            numbers = self.lost(str(error))
-            self.tell(numbers)
-            # Who leaves at once is taken for the lost one by those that notice later.
-            time.sleep(GRACE)
+            if not speaks_of_a_loss(error):
+                self.tell({"worker": self.cluster.index, "failure": facts_of(error)})
+                raise
+            told = told_in(str(error))
+            if "failure" in told:
+                exit_code, message = told["failure"]
+                who = in_words(self.cluster, [told["worker"]])
+                raise WorkerStopped(f"{who} stopped: {message}", exit_code) from error
+            numbers = told.get("lost") or self.lost()
+            self.tell({"lost": numbers})
             who = in_words(self.cluster, numbers) if numbers else "one of the workers"
             raise WorkerLost(f"lost {who}: it was killed, or its machine or network failed; {advice()}") from error
 
-    def tell(self, numbers: Sequence[int]) -> None:
-        """Has the coordination service tell the other workers which ones are lost.
+    def tell(self, facts: Mapping[str, Any]) -> None:
+        """Has the coordination service give the other workers JSON values, as the text of the error that they get.
 
         Without it one of four workers, on a machine that others used too, noticed nothing until the first of the others
         left, and named that one (two runs of four; seven of seven were right since; TensorFlow 2.21, 2026-11-25).
         """
-        if numbers:
-            # The service is the chief's: when that one is lost, all notice by themselves. ValueError: there is none.
-            with contextlib.suppress(tf.errors.OpError, ValueError):
-                context.context().report_error_to_cluster(
-                    tf.errors.UNAVAILABLE, TOLD + " ".join(map(str, numbers)) + TOLD_END
-                )
+        content = base64.urlsafe_b64encode(json.dumps(facts).encode()).decode()
+        # The service is the chief's: when that one is lost, all notice by themselves. ValueError: there is none.
+        with contextlib.suppress(tf.errors.OpError, ValueError):
+            context.context().report_error_to_cluster(tf.errors.ABORTED, f"{TOLD}{content};")
+        # Who leaves at once is taken for the lost one by those that notice later.
+        time.sleep(GRACE)
 
-    def speaks_of_a_loss(self, error: tf.errors.OpError) -> bool:
-        """Whether an error is about the connection rather than the computation."""
-        if isinstance(error, (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError)):
-            return True
-        return "/job:worker" in str(error) and ("Collective" in str(error) or "oordination" in str(error))
+    def lost(self) -> list[int]:
+        """The workers that are gone: those that do not answer, else those whose heartbeats the service misses."""
+        others = [number for number in range(self.count) if number != self.cluster.index]
+        silent = [number for number in others if not answers(self.cluster.workers[number])]
+        if silent:
+            return silent
+        try:
+            states = context.context().get_task_states([("worker", self.count)])
+        except (tf.errors.OpError, ValueError):
+            return []
+        # Those that told the others something are ABORTED.
+        return [number for number in others if isinstance(states[number], tf.errors.UnavailableError)]
 
-    def lost(self, message: str) -> list[int]:
-        """The workers that an error is about.
 
-        Those that another worker tells of; else those without heartbeats; else the one where the chain of errors began,
-        which went from worker to worker and names the last link first; else those that do not answer.
-        """
-        told = re.search(rf"{TOLD}([\d ]+){TOLD_END}", message)
-        if told:
-            return [int(number) for number in told[1].split()]
-        _, found, names = message.replace("\\n", "\n").partition("stopped sending heartbeats):")
-        silent = re.match(r"(?:\s*/job:worker/replica:0/task:\d+)+", names)
-        if found and silent:
-            return sorted({int(number) for number in re.findall(r"task:(\d+)", silent[0])})
-        chain = re.findall(r"remote target /job:worker/replica:0/task:(\d+)", message)
-        if chain:
-            return [int(chain[-1])]
-        return [
-            number
-            for number, address in enumerate(self.cluster.workers)
-            if number != self.cluster.index and not answers(address)
-        ]
+def speaks_of_a_loss(error: Exception) -> bool:
+    """Whether an error comes from another worker or the connection to it rather than from this one's computation."""
+    if isinstance(error, (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError)):
+        return True
+    # Of whatever type, an error that aborted a collective operation from outside is marked as derived.
+    return isinstance(error, tf.errors.OpError) and DERIVED in error.experimental_payloads
+
+
+def facts_of(error: Exception) -> tuple[int, str]:
+    """The exit code and the line of an error; with its type where it is none of ours."""
+    line = " ".join(str(error).split())[:1000]
+    if isinstance(error, TfgptError):
+        return error.exit_code, line
+    return 1, f"{type(error).__name__}: {line} (its own output says where)"
+
+
+def told_in(message: str) -> dict[str, Any]:
+    """What another worker told (see `Hosts.tell`), out of the text of TensorFlow's error; nothing if it told nothing.
+
+    The text is our own; TensorFlow 2.21 has no other field in which it arrives.
+    """
+    found = re.search(rf"{TOLD}([\w=-]+);", message)
+    return json.loads(base64.urlsafe_b64decode(found[1])) if found else {}
 
 
 def answers(address: str) -> bool:

@@ -1,0 +1,29 @@
+"""A program, one of two workers: the chief fails twice, first while the other waits for it in `chief_does`, then alone.
+
+Prints on each worker what ended it, with the exit code, both times.
+"""
+
+from __future__ import annotations
+
+from tfgpt.training.config import StrategyConfig
+from tfgpt.training.hosts import Hosts
+from tfgpt.training.strategy import resolve
+
+
+def fail() -> None:
+    raise ZeroDivisionError('a "bug";\n of two lines')
+
+
+strategy = resolve(StrategyConfig(strategy="multiworker", cluster_timeout=120.0))
+for together in (True, False):
+    hosts = Hosts(strategy)
+    try:
+        with hosts.watched(lambda: "start again"):
+            hosts.gather([0.0])
+            if together:
+                hosts.chief_does(fail)
+            elif hosts.is_chief:
+                fail()
+            hosts.gather([0.0])
+    except Exception as error:
+        print(f"{type(error).__name__} {getattr(error, 'exit_code', 1)}: {error}".replace("\n", " "), flush=True)
