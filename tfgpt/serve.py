@@ -112,8 +112,9 @@ def listeners(serve: ServeConfig, stack: contextlib.ExitStack) -> list[socket.so
             listening.listen(2048)  # From now on connections wait for the model instead of being refused.
             port = listening.getsockname()[1]
             found.append(listening)
-    except socket.gaierror as error:
-        raise UserError(f"--host: {serve.host}: {error.strerror}") from error
+    except (socket.gaierror, UnicodeError) as error:  # UnicodeError: what no name of a host can be.
+        reason = error.strerror if isinstance(error, socket.gaierror) else "is no host's name"
+        raise UserError(f"--host: {serve.host}: {reason}") from error
     except OSError as error:
         raise UserError(f"--port: cannot listen on {serve.host}:{serve.port}: {error.strerror}") from error
     return found

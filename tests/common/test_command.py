@@ -7,6 +7,7 @@ import os
 import shlex
 import signal
 import tempfile
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -177,3 +178,12 @@ def test_debugging_prints_the_traceback_and_no_home_is_no_obstacle(tmp_path, mon
 def test_a_command_line_can_be_pasted():
     line = command_line("generate", "--model=my runs/it's", "--prompt=a\nb")
     assert shlex.split(line) == ["python", "-m", "tfgpt.generate", "--model=my runs/it's", "--prompt=a\nb"]
+
+
+def test_a_path_that_the_system_refuses_is_the_users_to_change(capsys):
+    def read(**settings):
+        Path("x" * 5000).read_text()
+
+    assert command(read).run([]) == 2
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1 and "File name too long" in line and len(line) < 400

@@ -7,6 +7,7 @@ Flags are parsed and checked before anything imports TensorFlow.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import shlex
 import signal
@@ -25,10 +26,14 @@ from tfgpt.common.errors import SettingError, TfgptError, UserError
 from tfgpt.common.flag_files import flag_line, read_flag_file
 from tfgpt.common.nearest import did_you_mean
 from tfgpt.common.quiet import show_notices
-from tfgpt.common.settings import Settings, field_types, plain_type
+from tfgpt.common.settings import Settings, field_types, plain_type, shown
 
 VERBOSITY = "1 also shows the notices of TensorFlow and its libraries."
 
+# What the system says of a path that a person gave, where nobody expected it.
+PATHS_FAULTS = (
+    errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EROFS,
+)  # fmt: skip
 # How Python refuses what is no number, and how we say it.
 PYTHON_WORDS = {": invalid literal for int": "not a whole number", ": could not convert": "not a number"}
 
@@ -234,14 +239,23 @@ class Command:
             # The reader of our output has left (`| head`): nothing to say and nobody to say it to.
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115
             return 0
+        except OSError as error:
+            if error.errno not in PATHS_FAULTS or not error.filename:
+                return self.crashed(arguments, error)
+            self.complain(f"{shown(error.filename)}: {error.strerror}")
+            return UserError.exit_code
         except Exception as error:
-            crash = write_crash_file(self.name, arguments, error)
-            if crash is None or os.environ.get("TFGPT_DEBUG", "0") not in ("", "0"):
-                traceback.print_exc()
-            message = textwrap.shorten(without_secrets(f"{type(error).__name__}: {error}"), 300)
-            where = f"; please report it with {crash}" if crash else ""
-            self.complain(f"{message}; this is a fault of tfgpt{where}")
-            return 1
+            return self.crashed(arguments, error)
+
+    def crashed(self, arguments: Sequence[str], error: Exception) -> int:
+        """Leaves a crash file, says so in one line, and returns the exit code."""
+        crash = write_crash_file(self.name, arguments, error)
+        if crash is None or os.environ.get("TFGPT_DEBUG", "0") not in ("", "0"):
+            traceback.print_exc()
+        message = without_secrets(f"{type(error).__name__}: {error}")[:300]
+        where = f"; please report it with {crash}" if crash else ""
+        self.complain(f"{message}; this is a fault of tfgpt{where}")
+        return 1
 
     def complain(self, text: str) -> None:
         """One line on standard error, whatever characters a file's name or a flag's value has."""

@@ -75,7 +75,7 @@ def size_of(name: str, text: str) -> int:
     Raises:
         SettingError: no such size; it names the flag.
     """
-    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([a-z]*)", text.strip().lower())
+    match = re.fullmatch(r"([0-9]{1,18}(?:\.[0-9]{1,18})?)\s*([a-z]*)", text.strip().lower())
     if not match or match[2] not in UNITS or float(match[1]) <= 0:
         raise SettingError(name, f"{text!r} is no size; write it as 800KB, 20MB or 16GiB")
     return int(float(match[1]) * UNITS[match[2]])

@@ -95,6 +95,8 @@ def prepare(
         RunError: the disk is full, or documents in the cache are damaged.
     """
     cache = corpus.cache_directory
+    if tokenizer.tokenizer not in ("bpe", "bytes"):
+        Tokenizer.load(tokenizer.tokenizer)  # What is wrong with it is said before the text is read.
     documents = prepared_documents(corpus, cache, say)
     made_tokenizer = prepared_tokenizer(tokenizer, documents, cache, say)
     train, validation = (

@@ -72,7 +72,7 @@ class ScalingConfig(Settings):
 
 def width_and_tokens(flag: str, text: str) -> tuple[int, int]:
     """`"64:400000"` → (64, 400000)."""
-    match = re.fullmatch(r"\s*([1-9]\d*):([1-9]\d*)\s*", text)
+    match = re.fullmatch(r"\s*([1-9]\d{0,8}):([1-9]\d{0,17})\s*", text)
     if not match:
         raise SettingError(flag, f"{text!r} is not WIDTH:TOKENS, such as 64:400000")
     return int(match[1]), int(match[2])

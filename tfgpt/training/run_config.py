@@ -101,7 +101,7 @@ class WatchingConfig(Settings):
         """The first and last step of the profiler trace."""
         if not self.profile_steps:
             return None
-        match = re.fullmatch(r"(\d+):(\d+)", self.profile_steps)
+        match = re.fullmatch(r"(\d{1,18}):(\d{1,18})", self.profile_steps)
         if not match or not 0 < int(match[1]) <= int(match[2]):
             raise SettingError("profile_steps", f"{self.profile_steps!r} is not FIRST:LAST with 0 < FIRST <= LAST")
         return int(match[1]), int(match[2])
@@ -113,7 +113,7 @@ def steps_or_minutes(text: str) -> tuple[int | None, float | None]:
     Raises:
         SettingError: neither form.
     """
-    match = re.fullmatch(r"(\d+)|(\d+(?:\.\d+)?)m", text)
+    match = re.fullmatch(r"(\d{1,18})|(\d{1,9}(?:\.\d{1,9})?)m", text)
     if not match or float(match[1] or match[2]) <= 0:
         raise SettingError("checkpoint_every", f"{text!r} is neither a number of steps (500) nor of minutes (10m)")
     return (int(match[1]), None) if match[1] else (None, float(match[2]) * 60)
