@@ -7,11 +7,12 @@ command goes on where it stopped.
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any
 
 from tfgpt.common.command import Command
-from tfgpt.common.outputs import check_working_directory
+from tfgpt.common.outputs import check_not_in_use, check_working_directory
 from tfgpt.common.quiet import import_tensorflow
 from tfgpt.training.recipe import GROUPS, Recipe
 from tfgpt.training.restarts import run_with_restarts
@@ -24,6 +25,9 @@ def run(**settings: Any) -> int:
     if recipe.run.restarts:
         return run_with_restarts(again(recipe), recipe.run.restarts)
     check_working_directory(recipe.run_dir, "run", "run_dir")
+    if recipe.strategy.strategy != "multiworker" and "TF_CONFIG" not in os.environ:
+        # Of a cluster, only the chief writes, and only TensorFlow knows who that is.
+        check_not_in_use(recipe.run_dir, "run_dir")
     import_tensorflow()
     from tfgpt.training.run import train
 

@@ -161,6 +161,18 @@ def working_directory(path: str | os.PathLike, kind: str, flag: str) -> Iterator
         yield path
 
 
+def check_not_in_use(path: str | os.PathLike, flag: str) -> None:
+    """Refuses a working directory that another process writes now, before any work; `working_directory` locks it.
+
+    Raises:
+        DirectoryInUse: so it is; the line names the process.
+    """
+    path = Path(path).expanduser()
+    if path.is_dir():
+        with writer_lock(path / LOCK, path, flag):
+            pass
+
+
 def make_working_directory(path: str | os.PathLike, kind: str, flag: str) -> Path:
     """Makes a working directory without locking it, or sees that it is one.
 
