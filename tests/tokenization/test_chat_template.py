@@ -5,7 +5,7 @@ import pytest
 import transformers
 
 from tfgpt.common.errors import UserError
-from tfgpt.tokenization.chat_template import encode_messages
+from tfgpt.tokenization.chat_template import encode_messages, template_of
 
 DIALOGUES = [
     [{"role": "user", "content": "Hello!"}, {"role": "assistant", "content": "Hi, how are you?"}],
@@ -93,3 +93,25 @@ def test_user_cannot_type_special_tokens(tokenizer):
 def test_malformed_messages_are_refused(tokenizer, message, reason):
     with pytest.raises(UserError, match=reason):
         encode_messages(tokenizer, [message])
+
+
+@pytest.mark.parametrize(
+    ("names", "with_tools", "taken"),
+    [
+        (["rag", "default", "tool_use"], False, "default"),
+        (["rag", "default", "tool_use"], True, "tool_use"),
+        (["rag", "default"], True, "default"),
+        (["rag"], False, "rag"),
+        (["rag", "tool_use"], True, "tool_use"),
+        (["rag", "tool_use"], False, None),
+    ],
+)
+def test_of_several_templates_the_one_of_the_right_name_is_taken(trained, monkeypatch, names, with_tools, taken):
+    # ggml-org/llama.cpp#6484; transformers refuses several without a default as well.
+    several = [{"name": name, "template": f"{name}{{{{ messages[0].content }}}}"} for name in names]
+    monkeypatch.setitem(trained.config, "chat_template", several)
+    if taken:
+        assert template_of(trained, with_tools).render([{"role": "user", "content": "!"}]) == f"{taken}!"
+        return
+    with pytest.raises(UserError, match=r"several chat templates \(rag, tool_use\) and none is called default"):
+        template_of(trained, with_tools)

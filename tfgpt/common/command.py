@@ -27,6 +27,7 @@ from tfgpt.common.flag_files import flag_line, read_flag_file
 from tfgpt.common.nearest import did_you_mean
 from tfgpt.common.quiet import show_notices
 from tfgpt.common.settings import Settings, field_types, plain_type, shown
+from tfgpt.common.streams import open_standard_streams
 
 VERBOSITY = "1 also shows the notices of TensorFlow and its libraries."
 
@@ -213,6 +214,7 @@ class Command:
 
         An exception that is nobody's mistake leaves a crash file and ends with 1; TFGPT_DEBUG=1 prints its traceback.
         """
+        open_standard_streams()
         arguments = list(sys.argv[1:] if arguments is None else arguments)
         if threading.current_thread() is threading.main_thread():
             # As Ctrl-C: what is being written beside is cleaned up on the way out.

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tfgpt.common.errors import UserError
 from tfgpt.tokenization.assistant_spans import Span
 from tfgpt.tokenization.jinja_template import ROLES, ChatTemplate, Tools, checked_message, inside, unshielded
 from tfgpt.tokenization.roles import token_name
@@ -135,16 +136,31 @@ def template_of(tokenizer: Tokenizer, with_tools: bool = False) -> ChatTemplate:
         for mark, name in turns.items():
             source = source.replace(mark, name.replace("\\", "\\\\").replace("'", "\\'"))
     if isinstance(source, list):
-        # Several by name, as older files have them; "default" is the one without tools.
-        by_name = {entry["name"]: entry["template"] for entry in source}
-        first = "tool_use" if with_tools and "tool_use" in by_name else "default"
-        source = by_name.get(first) or next(iter(by_name.values()))
+        source = of_several(source, with_tools)
     variables = {}
     for name in ("bos_token", "eos_token", "pad_token", "unk_token"):
         value = token_name(config.get(name))
         if isinstance(value, str):
             variables[name] = value
     return known_template(source, tuple(tokenizer.special_tokens), tuple(sorted(variables.items())))
+
+
+def of_several(named: Sequence[Mapping[str, str]], with_tools: bool) -> str:
+    """The template among several with names that transformers takes too: "default", with tools "tool_use".
+
+    Raises:
+        UserError: none is called so.
+    """
+    by_name = {entry["name"]: entry["template"] for entry in named}
+    wanted = ["tool_use", "default"] if with_tools else ["default"]
+    wanted += list(by_name) if len(by_name) == 1 else []
+    source = next((by_name[name] for name in wanted if name in by_name), None)
+    if source is None:
+        raise UserError(
+            f"the model has several chat templates ({', '.join(by_name)}) and none is called default; call the one "
+            "that is meant so in its tokenizer_config.json"
+        )
+    return source
 
 
 @functools.lru_cache(maxsize=64)

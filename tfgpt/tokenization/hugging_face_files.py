@@ -105,10 +105,6 @@ def tokenizer_config(directory: Path) -> dict[str, Any]:
     template = directory / "chat_template.jinja"
     if template.is_file():
         config["chat_template"] = template.read_text(encoding="utf-8")
-    if isinstance(config.get("chat_template"), list):
-        # Several by name; "default" is the one for chats.
-        named = {item["name"]: item["template"] for item in config["chat_template"]}
-        config["chat_template"] = named.get("default") or next(iter(named.values()))
     return config
 
 
