@@ -13,7 +13,7 @@ import tensorflow as tf
 from tests.model.options import MODERN, VOCABULARY, random_decoder
 from tests.training.test_run import assert_same_end, rows
 from tfgpt import train as command
-from tfgpt.common.errors import RunError, SettingError, UserError
+from tfgpt.common.errors import SettingError, UserError
 from tfgpt.model.checkpoints.huggingface import save_decoder
 from tfgpt.tokenization.config import TokenizerConfig
 from tfgpt.tokenization.train import make_tokenizer
@@ -105,13 +105,12 @@ def test_rewards():
         ("speed", "'speed' is not known; there are exact_match, number, format, length and module:function"),
         ("no.such:thing", "no.such:thing: cannot be imported"),
         ("much*format", "'much' is no number"),
+        ("inf*format", "'inf' is no number"),
     ):
         with pytest.raises(SettingError, match=problem):
             reward(answer(""), name)
     with pytest.raises(UserError, match='line 1: has no "answer"'):
         reward(answer("46"), "exact_match")
-    with pytest.raises(RunError, match="gives nan"):
-        total_reward([(1.0, lambda _: float("nan"))], answer("46"))
 
 
 @pytest.fixture(scope="module")
@@ -179,3 +178,13 @@ def test_rounds_that_do_not_come_out_even_are_refused(base: Path, tmp_path: Path
     ):
         with pytest.raises(SettingError, match=problem):
             reward_recipe(base, tmp_path, flag)
+
+
+def test_prompts_that_leave_no_room_for_an_answer_are_counted_under_the_flags_as_they_were_given(base, tmp_path):
+    recipe = reward_recipe(base, tmp_path, "--answer_tokens=11")
+    with pytest.raises(SettingError) as caught:
+        recipe.objective.kind().prepare(recipe)
+    assert str(caught.value).startswith("--train_text: none of ")
+    assert "(the shortest has 3 tokens) fits into --sequence_length=12 with --answer_tokens=11 behind" in str(
+        caught.value
+    )

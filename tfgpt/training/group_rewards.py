@@ -68,14 +68,18 @@ class GroupRewards(Kind):
         rewards = rewards_of(recipe.reward)
         tokenizer = Tokenizer.load(str(recipe.run.init_from))
         sides = []
-        for name, records in zip(("train_text", "validation_fraction"), read_sides(recipe.corpus)):
-            longest = recipe.batch.sequence_length + 1 - recipe.reward.answer_tokens
-            prompts = [(record, encode(tokenizer, record.prompt)) for record in records]
+        held_out = "validation_text" if recipe.corpus.validation_text else "validation_fraction"
+        longest = recipe.batch.sequence_length + 1 - recipe.reward.answer_tokens
+        for name, records in zip(("train_text", held_out), read_sides(recipe.corpus)):
+            prompts = [(record, encode(tokenizer, record.prompt, tools=record.tools)) for record in records]
             fitting = [(record, ids) for record, ids in prompts if len(ids) <= longest]
             if len(fitting) < len(prompts):
                 say(f"Rewards: {len(prompts) - len(fitting)} prompts of more than {longest} tokens are left out")
             if not fitting:
-                problem = f"leaves no prompt that fits into --sequence_length with --answer_tokens={longest} behind it"
+                shortest = min((len(ids) for _, ids in prompts), default=0)
+                problem = f"none of {len(prompts)} prompts (the shortest has {shortest} tokens) fits into "
+                problem += f"--sequence_length={recipe.batch.sequence_length} with "
+                problem += f"--answer_tokens={recipe.reward.answer_tokens} behind it"
                 raise SettingError(name, problem)
             # A record that cannot be judged is named now, not in the middle of the run.
             for record, _ in fitting:

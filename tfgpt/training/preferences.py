@@ -123,7 +123,10 @@ def encode_pairs(tokenizer: Tokenizer, records: list[Record], length: int, say: 
     pairs = []
     for record in records:
         answers = [answer_of(record, name) for name in ("chosen", "rejected")]
-        rows = [as_row(*encoded(tokenizer, record.prompt, answer), length, tokenizer.padding_id) for answer in answers]
+        rows = [
+            as_row(*encoded(tokenizer, record.prompt, answer, record.tools), length, tokenizer.padding_id)
+            for answer in answers
+        ]
         if answers[0] != answers[1] and None not in rows:
             pairs.append(rows)
     if len(pairs) < len(records):

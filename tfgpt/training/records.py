@@ -6,7 +6,7 @@ import dataclasses
 import glob
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,10 @@ import numpy as np
 
 from tfgpt.common.errors import SettingError, UserError
 from tfgpt.corpus.config import CorpusConfig
+from tfgpt.corpus.sources.dialogue_shapes import LISTS, as_openai, tools_in
+from tfgpt.corpus.sources.messages import Message, checked_messages
 from tfgpt.corpus.split import hashed_side
-from tfgpt.generation.prompts import encode, is_message
+from tfgpt.generation.prompts import encode
 from tfgpt.tokenization.chat_template import encode_messages
 from tfgpt.tokenization.tokenizer import Tokenizer
 
@@ -30,11 +32,13 @@ class Record:
         where: "FILE, line 3", for messages.
         content: the whole JSON object.
         prompt: plain text, or a conversation up to where the assistant speaks next.
+        tools: definitions of functions that the assistant may call.
     """
 
     where: str
     content: dict[str, Any]
     prompt: Prompt
+    tools: Sequence[Mapping[str, Any]] = ()
 
 
 def read_sides(corpus: CorpusConfig) -> tuple[list[Record], list[Record]]:
@@ -81,8 +85,8 @@ def read_records(specs: Sequence[str], flag: str) -> Iterator[Record]:
 def parsed(line: str, where: str) -> Record:
     """One line as a record.
 
-    `prompt` is text or messages; `messages` is another name for it. Where both `chosen` and `rejected` are whole
-    conversations and there is no prompt, it is what they begin with alike (trl's "implicit prompt").
+    `prompt` is text or messages; `messages` and its like are other names for it. Where both `chosen` and `rejected` are
+    whole conversations, it is what they begin with alike (trl's "implicit prompt"), whatever text `prompt` has.
     """
     try:
         content = json.loads(line)
@@ -90,47 +94,64 @@ def parsed(line: str, where: str) -> Record:
         raise UserError(f"{where} is not JSON ({error})") from error
     if not isinstance(content, dict):
         raise UserError(f"{where}: should be a JSON object")
-    prompt = content.get("prompt", content.get("messages"))
-    if prompt is None and isinstance(content.get("chosen"), list) and isinstance(content.get("rejected"), list):
-        prompt = content["chosen"][:-1]
-        if not prompt or prompt != content["rejected"][:-1]:
+    named = next((name for name in ("prompt", *LISTS) if content.get(name) is not None), "prompt")
+    prompt, tools = content.get(named), tools_in(content, where).get("tools", [])
+    answers = [content.get(name) for name in ("chosen", "rejected")]
+    lists = [answer for answer in answers if isinstance(answer, list)]
+    if not isinstance(prompt, list) and len(lists) == 2 and max(map(len, lists)) > 1:
+        prompt, other = (messages_of(answer[:-1], "chosen", where) for answer in lists)
+        if prompt != other:
             raise UserError(f"{where}: chosen and rejected should differ in their last message only, or give a prompt")
-        content = {**content, "chosen": content["chosen"][-1:], "rejected": content["rejected"][-1:]}
-    if isinstance(prompt, list) and prompt and all(map(is_message, prompt)):
-        return Record(where, content, prompt)
-    if isinstance(prompt, str):
-        return Record(where, content, prompt)
-    raise UserError(f'{where}: has neither a "prompt" (text or messages) nor "messages"')
+        content = {**content, "chosen": lists[0][-1:], "rejected": lists[1][-1:]}
+    elif isinstance(prompt, list) and prompt:
+        prompt = messages_of(prompt, named, where)
+    elif not isinstance(prompt, str):
+        raise UserError(f'{where}: has neither a "prompt" (text or messages) nor "messages"')
+    return Record(where, content, prompt, tools)
 
 
-def answer_of(record: Record, name: str) -> str:
-    """The text of an answer: a string, or a list of one message.
+def messages_of(turns: list[Any], name: str, where: str) -> list[Message]:
+    """A field's turns as messages, whoever they call the speakers."""
+    return checked_messages(as_openai(turns, name, where), where)
+
+
+def answer_of(record: Record, name: str) -> str | Message:
+    """An answer: a string, a message or a list of one. A message without calls of tools is its text.
 
     Raises:
-        UserError: it is neither.
+        UserError: it is none of them.
     """
     answer = record.content.get(name)
-    if isinstance(answer, list) and len(answer) == 1 and is_message(answer[0]):
-        answer = answer[0]["content"]
-    if not isinstance(answer, str):
+    if isinstance(answer, str):
+        return answer
+    turns = [answer] if isinstance(answer, Mapping) else answer
+    if not isinstance(turns, list) or len(turns) != 1:
         raise UserError(f'{record.where}: "{name}" should be a text, or a list of one message')
-    return answer
+    [message] = messages_of(turns, name, record.where)
+    if message["role"] != "assistant":
+        raise UserError(f'{record.where}: "{name}" is a message of the {message["role"]}, not of the assistant')
+    message.pop("weight", None)
+    return message if set(message) > {"role", "content"} else message["content"]
 
 
-def encoded(tokenizer: Tokenizer, prompt: Prompt, answer: str) -> tuple[np.ndarray, np.ndarray]:
+def encoded(
+    tokenizer: Tokenizer, prompt: Prompt, answer: str | Message, tools: Sequence[Mapping[str, Any]] = ()
+) -> tuple[np.ndarray, np.ndarray]:
     """A prompt and its answer as a model reads them.
 
     Returns:
         [n] int32 ids and [n] float32 weights: 1 on the answer and on what ends it (the end of the turn behind messages,
         the end of the text behind plain text).
     """
-    if isinstance(prompt, str):
+    if isinstance(prompt, str) and isinstance(answer, str):
         start, said = encode(tokenizer, prompt), tokenizer.encode(answer)
         ids = np.concatenate([start, said, [tokenizer.end_of_text_id]]).astype(np.int32)
         return ids, (np.arange(len(ids)) >= len(start)).astype(np.float32)
-    ids, weights = encode_messages(tokenizer, [*prompt, {"role": "assistant", "content": answer}])
+    asked = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    spoken = {"role": "assistant", "content": answer} if isinstance(answer, str) else answer
+    ids, weights = encode_messages(tokenizer, [*asked, spoken], tools=tools)
     # Earlier turns of the assistant are the prompt's.
-    return ids, weights * (np.arange(len(ids)) >= len(encode(tokenizer, prompt)))
+    return ids, weights * (np.arange(len(ids)) >= len(encode(tokenizer, asked, tools=tools)))
 
 
 def as_row(ids: np.ndarray, weights: np.ndarray, length: int, padding_id: int) -> dict[str, np.ndarray] | None:

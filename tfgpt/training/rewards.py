@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
 import importlib
 import math
 import operator
 import re
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tfgpt.common.errors import RunError, SettingError, UserError
+from tfgpt.common.errors import SettingError, UserError
 from tfgpt.training.preference_config import RewardConfig
 from tfgpt.training.records import Record
 
@@ -41,17 +43,49 @@ def exact_match(answer: Answer) -> float:
     return float(answer.ended and answer.text.strip() == str(wanted(answer.record)).strip())
 
 
+MARK = "####"
+"""Stands before the number that answers a question of GSM8K, behind how it is found."""
+
+NUMBER = re.compile(r"(?:(?<![\d.])-)?(?:\d+(?:\.\d+)?|\.\d+)")
+
+
 def number(answer: Answer) -> float:
     """1 when the last number in the answer is the right one: the record's "answer", or the sum that is asked for."""
-    found = re.findall(r"-?\d+(?:\.\d+)?", answer.text.replace(",", ""))
-    content = answer.record.content
-    right = float(str(wanted(answer.record)).replace(",", "")) if "answer" in content else result_asked(answer.record)
-    return float(bool(found) and math.isclose(float(found[-1]), right, rel_tol=1e-9))
+    found = numbers_in(answer.text)
+    given = answer.record.content.get("answer")
+    right = result_asked(answer.record) if given is None else number_wanted(given, answer.record)
+    return float(bool(found) and math.isclose(found[-1], right, rel_tol=1e-9))
+
+
+def numbers_in(text: str) -> list[float]:
+    """The numbers in a text; commas in them are left out."""
+    return [float(found) for found in NUMBER.findall(text.replace(",", "").replace("\N{MINUS SIGN}", "-"))]
+
+
+def number_wanted(given: Any, record: Record) -> float:
+    """The number in a record's "answer": a number, a text with one number, or GSM8K's, with `####` before it.
+
+    Raises:
+        UserError: it is not clear which one.
+    """
+    if isinstance(given, str):
+        with contextlib.suppress(ValueError):
+            given = float(given.replace(",", ""))
+    if isinstance(given, str):
+        found = numbers_in(given.rpartition(MARK)[2])
+        if len(found) != 1:
+            what = f"holds {len(found)} numbers" if found else "holds no number"
+            where = f" behind its last {MARK}" if MARK in given else "" if not found else f" and no {MARK} before one"
+            raise UserError(f'{record.where}: "answer" {what}{where}; --reward=number compares with one')
+        return found[0]
+    if isinstance(given, bool) or not isinstance(given, (int, float)) or not math.isfinite(given):
+        raise UserError(f'{record.where}: "answer" is {given!r}, no number, which --reward=number compares with')
+    return float(given)
 
 
 def wanted(record: Record) -> Any:
     """The record's "answer"."""
-    if "answer" not in record.content:
+    if record.content.get("answer") is None:
         raise UserError(f'{record.where}: has no "answer", which --reward compares with')
     return record.content["answer"]
 
@@ -75,7 +109,7 @@ def result_asked(record: Record) -> float:
     found = max(re.findall(r"[-+*/().\d\s]+", asked), key=len, default="").strip()
     try:
         return float(value_of(ast.parse(found, mode="eval").body))
-    except (SyntaxError, KeyError, AttributeError, ZeroDivisionError, TypeError) as error:
+    except (SyntaxError, ArithmeticError, LookupError, AttributeError, TypeError, ValueError, RecursionError) as error:
         raise UserError(f'{record.where}: has no "answer", and its prompt asks for no arithmetic') from error
 
 
@@ -110,22 +144,63 @@ NAMED: dict[str, Callable[[RewardConfig], Reward]] = {
 }
 
 
-def rewards_of(config: RewardConfig) -> list[tuple[float, Reward]]:
+@dataclasses.dataclass(frozen=True)
+class Weighted:
+    """A function that --reward names.
+
+    Attributes:
+        factor: what its values are multiplied with in the sum.
+        name: what the flag calls it.
+        function: the function.
+    """
+
+    factor: float
+    name: str
+    function: Reward
+
+    def of(self, answer: Answer) -> float:
+        """The function's value.
+
+        Raises:
+            UserError: it fails, or gives no finite number.
+        """
+        where = f"{answer.record.where}: --reward={self.name}"
+        text = repr(answer.text if len(answer.text) <= 60 else answer.text[:60] + "…")
+        try:
+            value: Any = self.function(answer)
+        except UserError:
+            raise
+        except Exception as error:  # somebody's own function
+            frame = traceback.extract_tb(error.__traceback__)[-1]
+            raise UserError(f"{where} fails on {text}: {error!r} ({frame.filename}:{frame.lineno})") from error
+        try:
+            made = math.nan if isinstance(value, (str, bytes)) else float(value)
+        except (TypeError, ValueError, OverflowError):
+            made = math.nan
+        if not math.isfinite(made):
+            raise UserError(f"{where} gives {value!r} for {text}; it should return a finite number")
+        return made
+
+
+def rewards_of(config: RewardConfig) -> list[Weighted]:
     """The functions that --reward names, each with its factor.
 
     Raises:
         SettingError: a name is not known, or its module cannot be imported.
     """
-    return [(factor, named(name, config)) for factor, name in map(factor_and_name, config.reward)]
+    return [Weighted(factor, name, named(name, config)) for factor, name in map(factor_and_name, config.reward)]
 
 
 def factor_and_name(text: str) -> tuple[float, str]:
     """ "0.2*format" → (0.2, "format"); without a factor 1."""
     factor, star, name = text.rpartition("*")
     try:
-        return (float(factor), name.strip()) if star else (1.0, text.strip())
-    except ValueError as error:
-        raise SettingError("reward", f"{text!r}: {factor!r} is no number; write it as 0.2*format") from error
+        made = float(factor) if star else 1.0
+    except ValueError:
+        made = math.nan
+    if not math.isfinite(made):
+        raise SettingError("reward", f"{text!r}: {factor!r} is no number; write it as 0.2*format")
+    return made, name.strip()
 
 
 def named(name: str, config: RewardConfig) -> Reward:
@@ -144,18 +219,11 @@ def named(name: str, config: RewardConfig) -> Reward:
     return found
 
 
-def total_reward(rewards: Sequence[tuple[float, Reward]], answer: Answer) -> tuple[float, float]:
+def total_reward(rewards: Sequence[Weighted], answer: Answer) -> tuple[float, float]:
     """The sum of the rewards, and whether the first of them is given in full (1 or 0): the answer passes.
 
     Raises:
-        RunError: a function gives no finite number.
+        UserError: a function fails or gives no finite number.
     """
-    values = []
-    for _, function in rewards:
-        value = float(function(answer))
-        if not math.isfinite(value):
-            raise RunError(
-                f"{answer.record.where}: --reward gives {value} for {answer.text!r}, which is no finite number"
-            )
-        values.append(value)
-    return sum(factor * value for (factor, _), value in zip(rewards, values)), float(values[0] >= 1.0)
+    values = [reward.of(answer) for reward in rewards]
+    return sum(reward.factor * value for reward, value in zip(rewards, values)), float(values[0] >= 1.0)
