@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Everything that must hold: style, types, import directions, tests. Makes .venv and installs tfgpt [dev] first.
 # More arguments go to pytest, in one process: scripts/test.sh tests/model -k cache
+# Without arguments the tests marked slow are left out; scripts/test.sh -m slow runs them alone.
 #
 # Without arguments, two processes share the tests (pytest-xdist; tests/conftest.py says what stays together): most tests
 # trace graphs or import TensorFlow, on one core. They do so in two parts, because a process that has compiled hundreds
@@ -18,7 +19,7 @@ lint-imports
 if (($#)); then
   exec python -m pytest "$@"
 fi
-side_by_side=(-n 2 --dist loadgroup --no-loadscope-reorder)
+side_by_side=(-m "not slow" -n 2 --dist loadgroup --no-loadscope-reorder)
 in_memory=(tests/model tests/generation tests/diagnosis tests/tokenization)
 code=0
 python -m pytest "${side_by_side[@]}" tests "${in_memory[@]/#/--ignore=}" || code=$?

@@ -17,18 +17,28 @@ from tests.training.topologies import UPDATES, make_shards, run_cluster, run_mir
 TOLERANCE = 1e-5
 
 
+FOUR = pytest.mark.slow  # four processes on two cores
+
+
+class Topologies(dict[str, list[dict[str, np.ndarray]]]):
+    """The results of every process of a topology, run when they are asked for first."""
+
+    def __init__(self, directory: Path):
+        super().__init__()
+        self.directory, self.shards = directory, make_shards(directory / "shards")
+
+    def __missing__(self, name: str) -> list[dict[str, np.ndarray]]:
+        kind, count = name.split()
+        if kind == "cluster":
+            self[name] = run_cluster(self.shards, self.directory, int(count))
+        else:
+            self[name] = [run_mirrored(self.shards, self.directory, int(count))]
+        return self[name]
+
+
 @pytest.fixture(scope="session")
-def topologies(tmp_path_factory) -> dict[str, list[dict[str, np.ndarray]]]:
-    """The results of every process of every topology."""
-    directory: Path = tmp_path_factory.mktemp("topologies")
-    shards = make_shards(directory / "shards")
-    return {
-        "one": [run_mirrored(shards, directory, 1)],
-        "mirrored 2": [run_mirrored(shards, directory, 2)],
-        "mirrored 4": [run_mirrored(shards, directory, 4)],
-        "cluster 2": run_cluster(shards, directory, 2),
-        "cluster 4": run_cluster(shards, directory, 4),
-    }
+def topologies(tmp_path_factory) -> Topologies:
+    return Topologies(tmp_path_factory.mktemp("topologies"))
 
 
 def largest_difference(one: dict, other: dict, case: str) -> float:
@@ -40,16 +50,17 @@ def largest_difference(one: dict, other: dict, case: str) -> float:
 
 
 @pytest.mark.parametrize("case", ["adamw", "muon"])
-@pytest.mark.parametrize("topology", ["mirrored 2", "mirrored 4", "cluster 2", "cluster 4"])
+@pytest.mark.parametrize("topology", ["mirrored 2", "cluster 2", *(pytest.param(f"{kind} 4", marks=FOUR) for kind in ("mirrored", "cluster"))]
+)
 def test_every_topology_equals_one_device(topologies, topology, case):
-    expected = topologies["one"][0]
+    expected = topologies["one 1"][0]
     for found in topologies[topology]:
         difference = largest_difference(expected, found, case)
         print(f"\n{topology}, {case}: largest difference {difference:.1e}")
         assert difference < TOLERANCE
 
 
-@pytest.mark.parametrize("replicas", [2, 4])
+@pytest.mark.parametrize("replicas", [2, pytest.param(4, marks=FOUR)])
 def test_dropout_is_the_same_on_a_cluster_and_on_one_machine_with_as_many_replicas(topologies, replicas):
     expected = topologies[f"mirrored {replicas}"][0]
     for found in topologies[f"cluster {replicas}"]:
@@ -60,17 +71,17 @@ def test_dropout_is_the_same_on_a_cluster_and_on_one_machine_with_as_many_replic
 
 def test_dropout_masks_differ_by_replica(topologies):
     # With one mask for all replicas the other half of the batch would be treated otherwise than here.
-    assert largest_difference(topologies["one"][0], topologies["mirrored 2"][0], "dropout") > 1e-4
+    assert largest_difference(topologies["one 1"][0], topologies["mirrored 2"][0], "dropout") > 1e-4
 
 
-def test_all_workers_of_a_cluster_end_with_the_same_bits(topologies):
-    for name in ("cluster 2", "cluster 4"):
-        first, *others = topologies[name]
-        for other in others:
-            assert all(np.array_equal(first[key], other[key]) for key in first if not key.endswith("/read"))
+@pytest.mark.parametrize("workers", [2, pytest.param(4, marks=FOUR)])
+def test_all_workers_of_a_cluster_end_with_the_same_bits(topologies, workers):
+    first, *others = topologies[f"cluster {workers}"]
+    for other in others:
+        assert all(np.array_equal(first[key], other[key]) for key in first if not key.endswith("/read"))
 
 
-@pytest.mark.parametrize("workers", [2, 4])
+@pytest.mark.parametrize("workers", [2, pytest.param(4, marks=FOUR)])
 def test_each_host_reads_only_its_rows(topologies, workers):
     for found in topologies[f"cluster {workers}"]:
         share = ROWS * sum(UPDATES) // workers
