@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
 import platform
@@ -52,11 +53,11 @@ def write_crash_file(command: str, arguments: Sequence[str], error: BaseExceptio
         ]
     )
     content = without_secrets(text, arguments).encode("utf-8", "backslashreplace")
-    for folder in (platformdirs.user_log_path("tfgpt", appauthor=False), Path(tempfile.gettempdir())):
+    folders = [Path(tempfile.gettempdir())]
+    with contextlib.suppress(RuntimeError):  # raised where the user has no home folder
+        folders.insert(0, platformdirs.user_log_path("tfgpt", appauthor=False))
+    for folder in folders:
         path = folder / f"crash-{command}-{now:%Y%m%d-%H%M%S}-{os.getpid()}.txt"
-        # Without a home, "~" stays as it is: no folder of that name is to be made here.
-        if not folder.is_absolute():
-            continue
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
