@@ -64,6 +64,13 @@ def test_dialogues_are_the_chat_template_followed_by_end_of_text(tmp_path, token
     assert write_token_shards([DIALOGUE], tokenizer, tmp_path / "plain").weights is None
 
 
+def test_dialogues_that_the_template_refuses_are_left_out_and_counted(tmp_path, tokenizer):
+    with_tools = {**DIALOGUE, "tools": [{"type": "function", "function": {"name": "f"}}]}
+    shards = write_token_shards([with_tools, {"text": "ab"}, with_tools], tokenizer, tmp_path / "shards")
+    assert shards.left_out == {"the chat template cannot express the definitions of tools": 2}
+    assert shards.num_documents == 1 and shards.num_bytes == 2
+
+
 def test_the_same_documents_give_the_same_files(tmp_path, tokenizer):
     documents = [{"text": f"document {number} " * 50} for number in range(200)]
     for name in "ab":

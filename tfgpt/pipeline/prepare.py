@@ -248,8 +248,11 @@ def prepared_shards(
     rate = f" ({shards.num_bytes / (shards.num_tokens - 1):.2f} bytes a token)" if shards.num_tokens > 1 else ""
     of = f" of {', '.join(sources[:3])}{', …' if len(sources) > 3 else ''}" if sources else ""
     say(f"{side} tokens{of}: {shards.num_tokens:,}{rate}; {made_or_reused(made, started)} {directory}")
-    for reason, count in shards.left_out.items():
-        say(f"{side} tokens{of}: {count:,} conversations are left out: {reason}")
+    reasons = [f"{count:,} conversation{'s' * (count > 1)} left out: {why}" for why, count in shards.left_out.items()]
+    for reason in reasons:
+        say(f"{side} tokens{of}: {reason}")
+    if reasons and side == "train" and not shards.num_documents:
+        raise UserError(f"--train_text: nothing is left to learn from ({', '.join(reasons)})")
     return shards
 
 

@@ -282,9 +282,13 @@ def encoded(
             document_ids = next(texts)
             document_weights = np.ones(len(document_ids) + 1, np.float32)
         else:
-            document_ids, document_weights = encode_messages(
-                tokenizer, document["messages"], tools=document.get("tools")
-            )
+            try:
+                document_ids, document_weights = encode_messages(
+                    tokenizer, document["messages"], tools=document.get("tools")
+                )
+            except UserError as error:
+                left_out[str(error)] += 1
+                continue
             if len(document_ids) and document_ids[0] == tokenizer.end_of_text_id:
                 # The template writes it, and it is there already: it ends the document before.
                 document_ids, document_weights = document_ids[1:], document_weights[1:]
