@@ -167,7 +167,9 @@ def test_held_out_text_is_made_again_where_the_cache_is_gone_and_refused_where_i
     changed.write_text(texts[0].read_text() + TEXT)
     said["data"]["corpus"]["train_text"] = [str(changed)]
     (moved / "training.json").write_text(json.dumps(said))
-    assert refused(capsys, f"--model={moved}", cache).endswith("cannot be made again: it has changed since")
+    assert refused(capsys, f"--model={moved}", cache).endswith(
+        "cannot be made again: it, or how it is read, has changed since"
+    )
     said["flags"]["objective"] = "dpo"
     (moved / "training.json").write_text(json.dumps(said))
     assert "what --objective=dpo holds out is no text" in refused(capsys, f"--model={moved}", cache)

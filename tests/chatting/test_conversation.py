@@ -1,13 +1,15 @@
 """What a conversation keeps, what of it is read, and its line in a file."""
 
+import gzip
 import json
 from pathlib import Path
 
 import pytest
+import zstandard
 
 from tfgpt.chatting.conversation import Conversation, readable
 from tfgpt.common.errors import UserError
-from tfgpt.corpus.sources.files import json_lines
+from tfgpt.corpus.sources import open_sources
 
 SYSTEM = {"role": "system", "content": "Be kind."}
 
@@ -69,20 +71,19 @@ def test_a_saved_conversation_is_a_line_of_its_own_until_it_is_saved_again(tmp_p
 def test_train_reads_a_saved_conversation(tmp_path):
     path = tmp_path / "chats.jsonl"
     Conversation([SYSTEM, *turns(2)]).save(path)
-    with open(path, "rb") as file:
-        [document] = json_lines(file, str(path))
+    [document] = open_sources([str(path)], strict=True)[0].documents()
     assert document["messages"] == [SYSTEM, *turns(2)]
 
 
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("nonsense", "line 1 is not JSON"),
-        ('["a"]', 'line 1 is no object with "messages"'),
-        ('{"messages": [3]}', "line 1: message 1 is a number"),
-        ('{"messages": [{"role": "robot", "content": "x"}]}', "line 1: message 1 has the role 'robot'"),
-        ('{"messages": [{"role": "user"}]}', "line 1: message 1 has no 'content'"),
-        ("", "has 0 lines"),
+        ("nonsense", "chats.jsonl:1: not JSON"),
+        ('["a"]', 'chats.jsonl:1: no object with "messages"'),
+        ('{"messages": [3]}', "chats.jsonl:1: message 1 is a number"),
+        ('{"messages": [{"role": "robot", "content": "x"}]}', "chats.jsonl:1: message 1 has the role 'robot'"),
+        ('{"messages": [{"role": "user"}]}', "chats.jsonl:1: message 1 has no 'content'"),
+        ("", "has 0 lines, none with a conversation"),
     ],
 )
 def test_what_is_no_conversation_is_named(tmp_path, line, words):
@@ -95,13 +96,13 @@ def test_what_is_no_conversation_is_named(tmp_path, line, words):
 def test_places_that_cannot_be_used_are_named(tmp_path):
     with pytest.raises(UserError, match=r"ends in \.jsonl"):
         Conversation(turns(1)).save(tmp_path / "chat.txt")
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="/nowhere/chats.jsonl: cannot be opened"):
         Conversation.load(Path("/nowhere/chats.jsonl"))
     Conversation(turns(1)).save(tmp_path / "chats.jsonl")
-    with pytest.raises(UserError, match="has 1 lines, no line 3"):
+    with pytest.raises(UserError, match="has 1 line, no line 3 with a conversation"):
         Conversation.load(tmp_path / "chats.jsonl", 3)
     (tmp_path / "latin.jsonl").write_bytes(b"caf\xe9")
-    with pytest.raises(UserError, match=r"is not UTF-8 \(byte 3\)"):
+    with pytest.raises(UserError, match=r"latin.jsonl: line 1, byte 3: not UTF-8 \(0xe9\)"):
         Conversation.load(tmp_path / "latin.jsonl")
 
 
@@ -121,3 +122,16 @@ def test_a_conversation_with_calls_and_tools_is_read_in_any_shape_and_saved_whol
     assert chat.messages[1]["tool_calls"][0]["function"]["name"] == "f" and chat.tools == [tool]
     chat.save(path)
     assert Conversation.load(path).messages == chat.messages and Conversation.load(path).tools == [tool]
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
+def test_a_conversation_is_loaded_from_its_line_blank_ones_counted(tmp_path, suffix):
+    lines = [json.dumps({"messages": turns(number)}) for number in (1, 2)]
+    content = f"\n{lines[0]}\n\n{lines[1]}\n\n".encode()
+    compress = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.ZstdCompressor().compress}[suffix]
+    path = tmp_path / f"chats.jsonl{suffix}"
+    path.write_bytes(compress(content))
+    assert Conversation.load(path, 2).messages == turns(1)
+    assert Conversation.load(path).messages == Conversation.load(path, 4).messages == turns(2)
+    with pytest.raises(UserError, match="has 5 lines, no line 3 with a conversation"):
+        Conversation.load(path, 3)

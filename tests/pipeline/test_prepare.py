@@ -126,7 +126,7 @@ def test_nothing_held_out_is_a_side_without_targets(tmp_path, text_file):
     data = prepare(corpus, BPE, say=Lines().append)
     assert data.train.num_bytes == text_file.stat().st_size
     assert data.validation.num_tokens == 1
-    with pytest.raises(UserError, match="no token to validate on"):
+    with pytest.raises(UserError, match="--validation_fraction: no token is held out: 1 document read"):
         validation_batches(data.validation, sequence_length=8, batch_size=2)
 
 

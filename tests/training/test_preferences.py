@@ -27,7 +27,7 @@ from tfgpt.training.optimizers import build_optimizer
 from tfgpt.training.preference_config import PreferenceConfig
 from tfgpt.training.preference_losses import pair_losses
 from tfgpt.training.recipe import Recipe
-from tfgpt.training.records import encoded, parsed
+from tfgpt.training.records import encoded, record_of
 from tfgpt.training.run import train
 from tfgpt.training.schedules import build_schedule
 from tfgpt.training.step import Trainer
@@ -232,16 +232,15 @@ def test_only_the_answer_counts(byte_tokenizer: Tokenizer):
 def test_lines_that_are_no_pairs_are_named():
     turns = [{"role": "user", "content": "Hi"}]
     implicit = {name: [*turns, {"role": "assistant", "content": name}] for name in ("chosen", "rejected")}
-    record = parsed(json.dumps(implicit), "x")
+    record = record_of(implicit, "x")
     assert record.prompt == turns and record.content["chosen"] == implicit["chosen"][1:]
     for line, problem in (
-        ("{", "pairs.jsonl, line 3 is not JSON"),
-        ("[]", "line 3: should be a JSON object"),
-        ('{"chosen": "a"}', 'has neither a "prompt"'),
-        (json.dumps(implicit | {"rejected": turns}), "should differ in their last message only"),
+        ([], "pairs.jsonl:3: should be a JSON object"),
+        ({"chosen": "a"}, 'has neither a "prompt"'),
+        (implicit | {"rejected": turns}, "should differ in their last message only"),
     ):
         with pytest.raises(UserError, match=problem):
-            parsed(line, "pairs.jsonl, line 3")
+            record_of(line, "pairs.jsonl:3")
 
 
 @pytest.fixture(scope="module")
@@ -314,5 +313,5 @@ def test_samples_are_answers_where_the_records_are_conversations(
 def test_objectives_that_need_a_model_say_so(base: Path, tmp_path: Path):
     with pytest.raises(SettingError, match="dpo goes on from a trained model: name it with --init_from"):
         Recipe(**command.COMMAND.parse(["--train_text=x", "--objective=dpo"]))
-    with pytest.raises(SettingError, match="leaves no pair that fits into --sequence_length=4"):
+    with pytest.raises(UserError, match=r"none of 25 pairs is left: 25 longer than --sequence_length=4 \(.* takes \d"):
         run(preference_recipe(base, tmp_path, "--objective=simpo", "--sequence_length=4"))

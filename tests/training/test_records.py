@@ -6,7 +6,7 @@ import pytest
 
 from tfgpt.common.errors import UserError
 from tfgpt.tokenization.train import byte_tokenizer
-from tfgpt.training.records import Record, answer_of, encoded, parsed
+from tfgpt.training.records import Record, answer_of, encoded, record_of
 
 HI = {"role": "user", "content": "Hi"}
 YES = {"role": "assistant", "content": "Yes?"}
@@ -15,7 +15,7 @@ CALL = {"id": "call00001", "type": "function", "function": {"name": "f", "argume
 
 
 def record(**content) -> Record:
-    return parsed(json.dumps(content), "a.jsonl, line 1")
+    return record_of(content, "a.jsonl:1")
 
 
 @pytest.mark.parametrize(
@@ -76,5 +76,5 @@ def test_pairs_with_tools_are_given_to_the_template_with_them():
     ],
 )
 def test_records_that_are_none_are_named(content, problem):
-    with pytest.raises(UserError, match=f"^a.jsonl, line 1.*{problem}"):
+    with pytest.raises(UserError, match=f"^a.jsonl:1.*{problem}"):
         answer_of(record(**content), "chosen")

@@ -18,7 +18,9 @@ class ChatConfig(Settings):
 
     model: str = setting("", "A model directory, or a run directory that holds one under model/.", path=True)
     system: str = setting("", "A system message to begin with.")
-    load: str = setting("", "A .jsonl file of conversations; goes on with the last one in it.", path=True)
+    load: str = setting(
+        "", "A file of conversations, .jsonl or that as .gz or .zst; goes on with the last one in it.", path=True
+    )
     dtype: str = setting("float32", "The type of weights and computation.", choices=("float32", "bfloat16"))
 
     def check(self) -> None:

@@ -12,6 +12,7 @@ from tfgpt.common.errors import UserError
 from tfgpt.common.files import write_text
 from tfgpt.corpus.sources.dialogue_shapes import messages_in, tools_in
 from tfgpt.corpus.sources.messages import Message
+from tfgpt.corpus.sources.records import parsed, read_lines
 
 
 class Conversation:
@@ -60,9 +61,11 @@ class Conversation:
         Raises:
             UserError: the file's name is not one that `train` reads, or what is there cannot be added to.
         """
-        lines = read_lines(path) if path.exists() else []
         if path.suffix != ".jsonl":
             raise UserError(f"{path}: give a name that ends in .jsonl, so that train reads it")
+        lines = [line for _, line in read_lines(path)] if path.exists() else []
+        while lines and not lines[-1].strip():
+            lines.pop()
         number = self.place[1] if self.place and self.place[0] == path and self.place[1] < len(lines) else len(lines)
         content = {"messages": self.messages, **({"tools": self.tools} if self.tools else {})}
         lines[number : number + 1] = [json.dumps(content, ensure_ascii=False)]
@@ -81,33 +84,19 @@ class Conversation:
         Raises:
             UserError: there is no such line, or it holds no conversation.
         """
-        lines = read_lines(path)
-        place = len(lines) if number is None else number
-        if not 1 <= place <= len(lines):
-            raise UserError(f"{path} has {len(lines)} lines" + ("" if number is None else f", no line {number}"))
-        where = f"{path}, line {place}"
-        try:
-            found = json.loads(lines[place - 1])
-        except ValueError as error:
-            raise UserError(f"{where} is not JSON ({error})") from error
+        lines = list(read_lines(path))
+        written = [place for place, line in lines if line.strip()]
+        place = number or (written[-1] if written else 1)
+        if place not in written:
+            words = f"{len(lines)} line{'' if len(lines) == 1 else 's'}"
+            wanted = "none" if number is None else f"no line {number}"
+            raise UserError(f"{path} has {words}, {wanted} with a conversation")
+        where = f"{path}:{place}"
+        found = parsed(lines[place - 1][1], where)
         messages = messages_in(found, where) if isinstance(found, dict) else None
         if messages is None:
-            raise UserError(f'{where} is no object with "messages"')
+            raise UserError(f'{where}: no object with "messages"')
         return cls(messages, (path, place - 1), tools_in(found, where).get("tools", ()))
-
-
-def read_lines(path: Path) -> list[str]:
-    """A UTF-8 file's lines that are not empty.
-
-    Raises:
-        UserError: it cannot be read.
-    """
-    try:
-        return [line for line in path.read_bytes().decode().split("\n") if line.strip()]
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 (byte {error.start})") from error
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror})") from error
 
 
 def readable(

@@ -14,19 +14,17 @@ import tfgpt
 from tfgpt.common.errors import RunError, SettingError, UserError
 from tfgpt.common.files import directory_written_beside, sha256_of_json, write_json, write_text
 from tfgpt.common.progress import Progress
+from tfgpt.corpus.account import account
 from tfgpt.corpus.cache import locked, mark_used, remove_leftovers
 from tfgpt.corpus.card import data_card
 from tfgpt.corpus.config import CorpusConfig
-from tfgpt.corpus.document_set import CARD, MANIFEST, SIDES, DocumentSet, ShardWriter
+from tfgpt.corpus.document_set import CARD, FORMAT, MANIFEST, SIDES, DocumentSet, ShardWriter
 from tfgpt.corpus.sources import Document, Source, open_sources
 from tfgpt.corpus.sources.base import content_digest
 from tfgpt.corpus.split import contiguous_cut, contiguous_sides, hashed_side, num_characters, why_not_hashed
 
-# Part of every fingerprint: raise it when the same sources and options give other documents than before.
-FORMAT = 2
 
-
-def build_documents(config: CorpusConfig) -> DocumentSet:
+def build_documents(config: CorpusConfig, flag: str = "train_text") -> DocumentSet:
     """The documents of a configuration, made unless they are in the cache.
 
     They are kept in `cache_dir/documents/HASH/`, where the hash is of the sources' contents and the options; a second
@@ -36,16 +34,20 @@ def build_documents(config: CorpusConfig) -> DocumentSet:
     Deduplication is exact, by 16 bytes of SHA-256 a document (about 100 bytes of memory each). Documents of
     `validation_text` that also occur in `train_text` are left out of training in every case.
 
+    Args:
+        config: the configuration.
+        flag: the flag that `train_text` was given with, for error lines.
+
     Raises:
         UserError: a source or an option is at fault, or a side of the split has no document; the line names it.
         RunError: the disk is full.
     """
     if not config.train_text:
-        raise SettingError("train_text", "nothing to learn from; give a file, a folder, a glob, tfds:… or sample:…")
+        raise SettingError(flag, "nothing to learn from; give a file, a folder, a glob, tfds:… or sample:…")
     cache = config.cache_directory
-    training = open_sources(config.train_text, "train_text", cache_dir=cache, tfds_data_dir=config.tfds_data_dir)
-    held_out = open_sources(
-        config.validation_text, "validation_text", cache_dir=cache, tfds_data_dir=config.tfds_data_dir
+    training, held_out = (
+        open_sources(specs, name, cache_dir=cache, tfds_data_dir=config.tfds_data_dir, strict=config.strict)
+        for specs, name in ((config.train_text, flag), (config.validation_text, "validation_text"))
     )
     options = options_of(config)
     fingerprint = sha256_of_json(
@@ -64,11 +66,20 @@ def build_documents(config: CorpusConfig) -> DocumentSet:
             if documents is None:
                 remove_leftovers(directory.parent)
                 with directory_written_beside(directory) as temporary:
-                    Build(options, training, held_out, temporary).run(fingerprint)
+                    Build(options, training, held_out, temporary, flag).run(fingerprint)
                 documents = DocumentSet.open(directory)
     mark_used(directory, documents.text)
-    if documents.manifest["split"]["note"]:
-        print(documents.manifest["split"]["note"], file=sys.stderr)
+    for source in (*training, *held_out):
+        for note in source.notes:
+            print(note, file=sys.stderr)
+    described = documents.manifest["sources"]
+    if config.strict:
+        for source in described:
+            for line in source["odd"]:
+                raise UserError(line)
+    for remark in (*(one for source in described for one in source["remarks"]), documents.manifest["split"]["note"]):
+        if remark:
+            print(remark, file=sys.stderr)
     return documents
 
 
@@ -95,12 +106,19 @@ class Build:
         training: the sources of `--train_text`.
         held_out: the sources of `--validation_text`.
         directory: an empty directory to write to.
+        flag: the flag to name in error lines.
     """
 
     def __init__(
-        self, options: dict[str, Any], training: Sequence[Source], held_out: Sequence[Source], directory: Path
+        self,
+        options: dict[str, Any],
+        training: Sequence[Source],
+        held_out: Sequence[Source],
+        directory: Path,
+        flag: str,
     ):
         self.options, self.training, self.held_out, self.directory = options, training, held_out, directory
+        self.flag = flag
         self.fraction = options["validation_fraction"] or 0.0
         self.note: str | None = None
 
@@ -199,19 +217,30 @@ class Build:
                         yield document
 
     def refuse_empty(self, sides: dict[str, Any], used: str) -> None:
-        if not sides["train"]["documents"]:
-            if used == "files":
-                raise UserError("--train_text: no document is left to train on: all of them are in --validation_text")
-            if not sides["validation"]["documents"]:
-                raise UserError("--train_text: the train split has no document: nothing is left of this text")
-            raise UserError(
-                "--train_text: the train split has no document; give more text or less --validation_fraction"
+        """Refuses a side without a document, and says what became of what was read."""
+        sources = [described_source(source, "") for source in (*self.training, *self.held_out)]
+        words = account(sources, sides, used)
+        left = sides["train"]["documents"] + sides["validation"]["documents"]
+        if used == "files" and not sides["train"]["documents"]:
+            raise SettingError(self.flag, f"no document is left to train on: {words}; give other text than held out")
+        if used == "files" and not sides["validation"]["documents"]:
+            raise SettingError("validation_text", f"no document is left to hold out: {words}; give other text")
+        if not left:
+            raise SettingError(self.flag, f"no document is left: {words}; give other text")
+        if used == "none" or all(side["documents"] for side in sides.values()):
+            return
+        if left == 1:
+            raise SettingError(
+                self.flag,
+                f"1 document is left, which cannot be on both sides: {words}; give more text that differs, or "
+                "--validation_text",
             )
-        if not sides["validation"]["documents"] and used != "none":
-            raise UserError(
-                f"--split={used}: the validation split has no document ({sides['train']['documents']} in all, "
-                f"--validation_fraction={self.fraction}); give more text, a larger fraction or --split=contiguous"
-            )
+        empty = "train on" if not sides["train"]["documents"] else "hold out"
+        raise SettingError(
+            self.flag,
+            f"--split={used} with --validation_fraction={self.fraction} leaves nothing to {empty}: {words}; give more "
+            "text, another fraction or split, or --validation_text",
+        )
 
     def manifest(self, fingerprint: str, used: str, sides: dict[str, Any]) -> dict[str, Any]:
         described = [
@@ -246,7 +275,13 @@ class Build:
 
 def described_source(source: Source, side: str) -> dict[str, Any]:
     """A source's part of the manifest."""
-    dropped = {**source.dropped, "duplicate": source.duplicates, "also in --validation_text": source.held_out}
+    dropped = {
+        **source.dropped,
+        "duplicate": source.duplicates,
+        "also in --validation_text": source.held_out,
+        "that cannot be read": source.odd.left_out,
+    }
+    odd = source.odd.in_words(source.spec)
     return {
         "spec": source.spec,
         "of": f"{side}_text",
@@ -255,4 +290,6 @@ def described_source(source: Source, side: str) -> dict[str, Any]:
         "fingerprint": source.fingerprint(),
         "documents": source.kept,
         "dropped": {reason: count for reason, count in sorted(dropped.items()) if count},
+        "odd": source.odd.first,
+        "remarks": [*([odd] if odd else []), *source.remarks],
     }

@@ -22,7 +22,7 @@ class CorpusConfig(Settings):
     train_text: tuple[str, ...] = setting(
         (),
         "Text to train on: a file, a folder, a glob ('my/**/*.txt'), tfds:NAME/CONFIG:SPLIT#FEATURE or sample:NAME. "
-        "Files may be plain text, Markdown or JSON Lines, each also .gz or .zst.",
+        "Files may be plain text, Markdown, JSON Lines or a JSON list of records, each also .gz or .zst.",
     )
     validation_text: tuple[str, ...] = setting(
         (), "Text to hold out, written as --train_text is; used whole instead of a share of --train_text."
@@ -40,6 +40,9 @@ class CorpusConfig(Settings):
         choices=("auto", "hash", "contiguous"),
     )
     deduplicate: bool = setting(True, "Keep only the first of documents that are exactly the same.")
+    strict: bool = setting(
+        False, "Stop at the first record that cannot be read, instead of leaving it out, counting it and saying so."
+    )
     cache_dir: str | None = setting(
         None,
         "Folder for documents, tokenizers and token shards made on the way. $TFGPT_CACHE_DIR or the system's place, "

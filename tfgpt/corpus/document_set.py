@@ -12,8 +12,11 @@ from typing import Any, BinaryIO
 
 from tfgpt.common.errors import RunError, UserError
 from tfgpt.common.files import read_json
+from tfgpt.corpus.account import account
 from tfgpt.corpus.sources.base import Document, content_texts
 
+# Part of every fingerprint: raise it when the same sources and options give other documents than before.
+FORMAT = 3
 SIDES = ("train", "validation")
 SHARD_BYTES = 256 * 2**20
 MANIFEST = "manifest.json"
@@ -45,6 +48,11 @@ class DocumentSet:
         manifest = read_json(directory / MANIFEST)
         if not isinstance(manifest, dict) or "sides" not in manifest:
             raise UserError(f"{directory / MANIFEST}: not a manifest of documents")
+        if manifest.get("format") != FORMAT:
+            raise UserError(
+                f"{directory / MANIFEST}: documents of format {manifest.get('format')}, this version reads {FORMAT}; "
+                f"delete {directory} and run again"
+            )
         for shard in (shard for side in SIDES for shard in manifest["sides"][side]["shards"]):
             path = directory / shard["name"]
             if not path.is_file():
@@ -67,6 +75,11 @@ class DocumentSet:
     def card(self) -> Path:
         """The data card, Markdown."""
         return self.directory / CARD
+
+    def account(self, spec: str | None = None) -> str:
+        """What was read, of one spec or of all, what was left out and why, and what is left, in a sentence."""
+        sources = [source for source in self.manifest["sources"] if spec in (None, source["spec"])]
+        return account(sources, None if spec else self.manifest["sides"], self.manifest["split"]["used"])
 
     def num_documents(self, side: str) -> int:
         """How many documents a side has."""

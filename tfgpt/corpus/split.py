@@ -24,8 +24,13 @@ def hashed_side(document: Document, validation_fraction: float) -> str:
     The side depends on nothing but the group and the fraction: not on the order, the other documents or the run. A
     larger fraction holds out all that a smaller one does, and more.
     """
+    return "validation" if hashed_number(document) < validation_fraction * 2.0**64 else "train"
+
+
+def hashed_number(document: Document) -> int:
+    """A number below 2^64 from a document's group; a fraction holds out those below that fraction of 2^64."""
     digest = hashlib.sha256(b"tfgpt split\0" + group_of(document).encode("utf-8")).digest()
-    return "validation" if int.from_bytes(digest[:8], "big") < validation_fraction * 2.0**64 else "train"
+    return int.from_bytes(digest[:8], "big")
 
 
 def num_characters(document: Document) -> int:

@@ -23,7 +23,7 @@ from tfgpt.pipeline.chat_prepare import prepared_side, spec_of_source
 from tfgpt.pipeline.conversations import Conversations
 from tfgpt.pipeline.held_out import open_held_out
 from tfgpt.pipeline.prepare import prepared_shards
-from tfgpt.pipeline.shards import TokenShards
+from tfgpt.pipeline.shards import DamagedShards, TokenShards
 from tfgpt.tokenization.tokenizer import Tokenizer
 
 HELD_OUT = "held out by the run"
@@ -100,7 +100,7 @@ class Reader:
         self, name: str, corpus: CorpusConfig, side: str, check: Callable[[DocumentSet], None] = lambda documents: None
     ) -> Text:
         """One side of a corpus; the cache's when it is there."""
-        documents = build_documents(corpus)
+        documents = build_documents(corpus, "text" if self.config.text else "train_text")
         check(documents)
         cache = corpus.cache_directory
         if not self.chat:
@@ -128,7 +128,7 @@ class Reader:
 
         def check(documents: DocumentSet) -> None:
             if documents.fingerprint != data.get("documents", {}).get("fingerprint"):
-                raise UserError("it has changed since")
+                raise UserError("it, or how it is read, has changed since")
 
         try:
             return self.encoded(HELD_OUT, self.corpus(**data.get("corpus", {})), "validation", check)
@@ -139,7 +139,11 @@ class Reader:
 
     def in_the_cache(self, wanted: dict[str, Any]) -> Text | None:
         """The tokens that the run itself was judged by, if they are where they were."""
-        opened = open_held_out(wanted, self.tokenizer)
+        try:
+            opened = open_held_out(wanted, self.tokenizer)
+        except DamagedShards as error:
+            say(f"held out: {str(error).split(';')[0]}; making it again from its text")
+            return None
         if isinstance(opened, Conversations):
             as_wanted = self.chat and self.length == self.flags.get("sequence_length")
             return self.of_conversations(HELD_OUT, opened) if as_wanted else None

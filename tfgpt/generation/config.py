@@ -79,7 +79,8 @@ class GenerateConfig(Settings):
     prompt_file: str = setting(
         "",
         "A file with prompts: the whole file is one prompt (without the line break at its end); a file whose name "
-        'ends in .jsonl has one a line, a JSON string or an object with "prompt" or "messages". Without this and '
+        'ends in .jsonl or .json has one a record, a JSON string or an object with "prompt" or "messages". Each may '
+        "also be .gz or .zst. Without this and "
         "--prompt, standard input is the prompt where it is piped, and otherwise there is none.",
         path=True,
     )

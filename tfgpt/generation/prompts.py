@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from tfgpt.common.adapters import base_directory, is_adapter
-from tfgpt.common.errors import UserError
+from tfgpt.common.errors import SettingError, UserError
+from tfgpt.corpus.sources.records import holds_records, read_records, read_text
 from tfgpt.generation.config import GenerateConfig
 from tfgpt.tokenization.chat_template import encode_messages
 from tfgpt.tokenization.tokenizer import Tokenizer
@@ -24,16 +24,18 @@ def read_prompts(config: GenerateConfig) -> list[Prompt]:
     """The command's prompts: --prompt, --prompt_file, or piped standard input; "" where there is none of them.
 
     Returns:
-        Texts; a .jsonl file and --chat also give dialogues, as lists of messages.
+        Texts; a file of records and --chat also give dialogues, as lists of messages.
 
     Raises:
         UserError: a file is missing, empty, not UTF-8, or a line of it is no prompt; the line names it.
     """
     prompts: list[Prompt] = []
-    if config.prompt_file.endswith(".jsonl"):
-        prompts += read_json_lines(Path(config.prompt_file).expanduser())
-    elif config.prompt_file:
-        prompts.append(without_last_line_break(read_text(Path(config.prompt_file).expanduser())))
+    if config.prompt_file:
+        path = Path(config.prompt_file).expanduser()
+        try:
+            prompts += recorded_prompts(path) if holds_records(path) else [without_last_line_break(read_text(path))]
+        except UserError as error:
+            raise SettingError("prompt_file", str(error)) from error
     elif config.prompt:
         prompts += [checked_utf8(prompt, "--prompt") for prompt in config.prompt]
     elif not sys.stdin.isatty():
@@ -45,36 +47,17 @@ def read_prompts(config: GenerateConfig) -> list[Prompt]:
     return prompts
 
 
-def read_text(path: Path) -> str:
-    """A UTF-8 file's text, line breaks as they are."""
-    try:
-        return path.read_bytes().decode()
-    except UnicodeDecodeError as error:
-        raise UserError(f"--prompt_file: {path} is not UTF-8 (byte {error.start})") from error
-    except OSError as error:
-        raise UserError(f"--prompt_file: {path} cannot be read ({error.strerror})") from error
-
-
-def read_json_lines(path: Path) -> list[Prompt]:
-    """The prompts of a JSON Lines file."""
+def recorded_prompts(path: Path) -> list[Prompt]:
+    """The prompts of a file of records; none is left out, since each has a text to come."""
     prompts: list[Prompt] = []
-    for number, line in enumerate(read_text(path).split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line)
-        except ValueError as error:
-            raise UserError(f"--prompt_file: {path}, line {number} is not JSON ({error})") from error
+    for place, value in read_records(path):
         if isinstance(value, dict):
             value = value.get("messages", value.get("prompt"))
         if not isinstance(value, (str, list)) or (isinstance(value, list) and not all(map(is_message, value))):
-            raise UserError(
-                f"--prompt_file: {path}, line {number} is neither a JSON string nor an object with "
-                'a "prompt" text or "messages"'
-            )
+            raise UserError(f'{place}: neither a JSON string nor an object with a "prompt" text or "messages"')
         prompts.append(value)
     if not prompts:
-        raise UserError(f"--prompt_file: {path} has no line with a prompt")
+        raise UserError(f"{path}: has no line with a prompt")
     return prompts
 
 

@@ -6,17 +6,17 @@ every restart, another one in every epoch.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import hashlib
-import json
 import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from tfgpt.common.errors import SettingError, UserError
 from tfgpt.corpus.sources import open_sources
+from tfgpt.corpus.sources.records import holds_records, read_lines, read_records
 from tfgpt.pipeline.config import AugmentationConfig
 
 # A word with the white space behind it; each character of scripts that put no space between words.
@@ -131,28 +131,20 @@ def pairs_of_dataset(spec: str, tfds_data_dir: str | None) -> Iterator[tuple[str
 
 def pairs_in(file: Path) -> Iterator[tuple[str, str]]:
     """The pairs of a file, without white space around them."""
-    json_lines = file.suffix in (".jsonl", ".ndjson")
-    try:
-        with open(file, encoding="utf-8", newline="") as stream:
-            lines = stream if json_lines else csv.reader(stream, delimiter="\t", quoting=csv.QUOTE_NONE)
-            for number, line in enumerate(lines, start=1):
-                if isinstance(line, str):
-                    if line.strip():
-                        yield from json_pairs(line, f"{file}:{number}")
-                elif len(line) == 2:
-                    yield line[0].strip(), line[1].strip()
-                elif line:
-                    raise UserError(f"{file}:{number}: {len(line)} columns, not two separated by a tab")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file}: not UTF-8 (byte {error.start})") from None
+    if holds_records(file):
+        for place, value in read_records(file):
+            yield from json_pairs(value, place)
+        return
+    for number, line in read_lines(file):
+        columns = line.split("\t")
+        if len(columns) == 2:
+            yield columns[0].strip(), columns[1].strip()
+        elif line:
+            raise UserError(f"{file}:{number}: {len(columns)} columns, not two separated by a tab")
 
 
-def json_pairs(line: str, place: str) -> Iterator[tuple[str, str]]:
-    """The pairs in a line of JSON Lines."""
-    try:
-        value = json.loads(line)
-    except ValueError as error:
-        raise UserError(f"{place}: not JSON ({error})") from None
+def json_pairs(value: Any, place: str) -> Iterator[tuple[str, str]]:
+    """The pairs in a record."""
     text = value.get("text") if isinstance(value, dict) else None
     others = value.get("paraphrases", [value.get("paraphrase")]) if isinstance(value, dict) else None
     if not isinstance(text, str) or not isinstance(others, list) or not all(isinstance(one, str) for one in others):

@@ -82,8 +82,8 @@ def training_batches(
     windows = targets // sequence_length
     if windows == 0:
         raise UserError(
-            f"{shards.directory}: {shards.num_tokens} tokens are fewer than one row of --sequence_length="
-            f"{sequence_length} needs ({sequence_length + 1}); give more text or set --sequence_length to at most "
+            f"--train_text: {shards.num_tokens} tokens are fewer than one row of --sequence_length={sequence_length} "
+            f"needs ({sequence_length + 1}): {shards.origin}; give more text or set --sequence_length to at most "
             f"{max(targets, 1)}"
         )
     order = EpochOrder(targets, sequence_length, seed)
@@ -140,7 +140,7 @@ def validation_steps(shards: TokenShards, sequence_length: int, batch_size: int)
     targets = shards.num_tokens - 1
     if targets == 0:
         raise UserError(
-            f"{shards.directory}: no token to validate on; give more text or a larger --validation_fraction"
+            f"--validation_fraction: no token is held out: {shards.origin}; give more text or a larger fraction"
         )
     return -(-targets // (sequence_length * batch_size))
 

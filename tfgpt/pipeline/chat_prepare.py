@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tfgpt.common.errors import UserError
+from tfgpt.common.errors import SettingError
 from tfgpt.common.files import sha256_of_json
 from tfgpt.corpus.config import CorpusConfig
 from tfgpt.corpus.document_set import DocumentSet
@@ -90,14 +90,12 @@ def prepare_chat(
     train, validation = (
         prepared_side(documents, side, made_tokenizer, cache, sources, options, say) for side, sources in sides.items()
     )
-    if not len(train):
-        raise UserError(f"--train_text: no conversation is left to learn from ({in_words(train.manifest['counts'])})")
+    refuse_nothing(train, "train_text", "to learn from", documents)
+    if corpus.validation_text or corpus.validation_fraction:
+        flag = "validation_text" if corpus.validation_text else "validation_fraction"
+        refuse_nothing(validation, flag, "held out", documents)
     if paraphrases:
-        said = {
-            (message["content"] or "").strip()
-            for part in range(len(train))
-            for message in train.dialogue(part)["messages"]
-        }
+        said = {(message["content"] or "").strip() for part in train.dialogues() for message in part["messages"]}
         found = len(said & paraphrases.keys())
         say(f"paraphrases: {len(paraphrases):,} phrasings, {found:,} of them are said in the training conversations")
     fingerprint = sha256_of_json([train.fingerprint, validation.fingerprint, paraphrases])
@@ -152,6 +150,21 @@ def prepared_side(
         f"{made_or_reused(found is None, started)} {directory}"
     )
     return made
+
+
+def refuse_nothing(conversations: Conversations, flag: str, what: str, documents: DocumentSet) -> None:
+    """Refuses a side of which no conversation is left, and says what became of those that were read.
+
+    Raises:
+        SettingError: naming the flag.
+    """
+    if len(conversations):
+        return
+    read, counts = conversations.manifest["conversations"], conversations.manifest["counts"]
+    became = f" of {read:,} ({in_words(counts)})" if counts else ""
+    raise SettingError(
+        flag, f"no conversation is left {what}{became}: {documents.account()}; give more conversations or other ones"
+    )
 
 
 def in_words(counts: Mapping[str, int], before: str = "") -> str:

@@ -161,6 +161,7 @@ class Conversations:
         count = int(self.offsets[-1])
         self.ids = mapped(directory / "tokens.bin", manifest["dtype"], count)
         self.weights = mapped(directory / "weights.bin", "uint8", count)
+        self.text = mapped(directory / "parts.jsonl", "uint8", int(self.lines[-1]))
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -195,9 +196,11 @@ class Conversations:
 
     def dialogue(self, number: int) -> dict[str, Any]:
         """What a part says: `messages`, and the `tools` that may be called in it."""
-        with open(self.directory / "parts.jsonl", "rb") as file:
-            file.seek(self.lines[number])
-            return json.loads(file.readline())
+        return json.loads(self.text[self.lines[number] : self.lines[number + 1]].tobytes())
+
+    def dialogues(self) -> Iterator[dict[str, Any]]:
+        """What every part says, in order."""
+        return map(self.dialogue, range(len(self)))
 
 
 def mapped(path: Path, dtype: str, count: int) -> np.ndarray:
@@ -236,6 +239,7 @@ def write_conversations(
     cutter = Cutter(tokenizer, length, repeat_system)
     dtype = np.dtype("uint16" if tokenizer.vocabulary_size <= 1 << 16 else "uint32")
     names = list(dict.fromkeys(sources.values()))
+    numbers = {name: number for number, name in enumerate(names)}
     offsets, lines, learned, of_source = [0], [0], list[int](), list[int]()
     conversations = 0
     with directory_written_beside(directory) as temporary:
@@ -249,8 +253,8 @@ def write_conversations(
                 progress.advance(1)
                 if "messages" not in document:
                     raise UserError(
-                        f"--train_text: {sources.get(document['source'], document['source'])} holds plain text; "
-                        "--objective=chat learns from conversations (messages)"
+                        f"{document['source']}: holds plain text (document {document['id']}), and --objective=chat is "
+                        "for conversations (messages); leave it out, or take --objective=pretrain"
                     )
                 conversations += 1
                 for part in cutter.parts(document["messages"], document.get("tools")):
@@ -262,7 +266,7 @@ def write_conversations(
                     offsets.append(offsets[-1] + len(part.ids))
                     lines.append(lines[-1] + len(line))
                     learned.append(int((part.weights[1:] > 0).sum()))
-                    of_source.append(names.index(sources[document["source"]]))
+                    of_source.append(numbers[sources[document["source"]]])
         # (4, parts + 1): where each part's ids and line begin, and the ends; its learned targets and source.
         np.save(temporary / "index.npy", np.array([offsets, lines, [*learned, 0], [*of_source, 0]], np.int64))
         manifest = {

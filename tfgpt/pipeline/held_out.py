@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tfgpt.common.errors import UserError
+from tfgpt.common.files import read_json
+from tfgpt.pipeline import conversations, shards
 from tfgpt.pipeline.conversations import Conversations
 from tfgpt.pipeline.shards import TokenShards
 from tfgpt.tokenization.tokenizer import Tokenizer
@@ -21,13 +22,25 @@ def open_held_out(held_out: Mapping[str, Any], tokenizer: Tokenizer) -> TokenSha
         tokenizer: the model's.
 
     Returns:
-        None where nothing of that kind was held out (a run on preferences, say), or the cache has it no more.
+        None where nothing of that kind was held out (a run on preferences, say), the cache has it no more, or other
+        tokens or ids of another tokenizer are there now.
+
+    Raises:
+        DamagedShards: it is there and damaged; the line names the file.
     """
-    directory = held_out.get("directory")
-    if directory:
-        for kind, more in ((TokenShards, (tokenizer.fingerprint,)), (Conversations, ())):
-            with contextlib.suppress(UserError):
-                opened = kind.open(Path(directory), *more)
-                if opened.fingerprint == held_out.get("fingerprint"):
-                    return opened
-    return None
+    directory = Path(held_out.get("directory") or "")
+    if not held_out.get("directory") or not (directory / shards.MANIFEST).is_file():
+        return None
+    opened: TokenShards | Conversations
+    try:
+        manifest = read_json(directory / shards.MANIFEST)
+        is_conversations = manifest["format"] == conversations.FORMAT
+    except (UserError, KeyError, TypeError):
+        is_conversations = False  # TokenShards says what is wrong with it.
+    if is_conversations:
+        opened = Conversations.open(directory)
+    else:
+        opened = TokenShards.open(directory)
+        if opened.tokenizer_fingerprint != tokenizer.fingerprint:
+            return None
+    return opened if opened.fingerprint == held_out.get("fingerprint") else None

@@ -61,7 +61,7 @@ def windows(shards: TokenShards, sequence_length: int, name: str) -> int:
     if not found:
         raise UserError(
             f"--train_text: {name} has {shards.num_tokens} tokens to learn from, fewer than one row of "
-            f"--sequence_length={sequence_length}; leave it out, or --mixture"
+            f"--sequence_length={sequence_length} ({shards.origin}); leave it out, or --mixture"
         )
     return found
 

@@ -111,21 +111,16 @@ def prepare(
         "train": summary(train),
         "validation": summary(validation),
     }
-    apart = {}
+    apart: dict[str, dict[str, TokenShards]] = {}
     for side, specs in (("train", corpus.train_text), ("validation", corpus.validation_text or corpus.train_text)):
-        sources = spec_of_source(corpus, specs) if by_source else {}
-        apart[side] = {
-            name: prepared_shards(
-                documents,
-                side,
-                made_tokenizer,
-                cache,
-                store_weights,
-                say,
-                [one for one in sources if sources[one] == name],
-            )
-            for name in dict.fromkeys(sources.values())
-        }
+        names: dict[str, list[str]] = {}
+        for name, spec in (spec_of_source(corpus, specs) if by_source else {}).items():
+            names.setdefault(spec, []).append(name)
+        apart[side] = {}
+        for spec, of_spec in names.items():
+            shards = prepared_shards(documents, side, made_tokenizer, cache, store_weights, say, of_spec)
+            shards.origin = documents.account(spec)
+            apart[side][spec] = shards
     return PreparedData(
         train, validation, made_tokenizer, documents, fingerprint, manifest, apart["train"], apart["validation"]
     )
@@ -231,7 +226,8 @@ def prepared_shards(
     }
     chosen = documents.documents(side)
     if sources:
-        chosen = (document for document in chosen if document["source"] in sources)
+        among = frozenset(sources)
+        chosen = (document for document in chosen if document["source"] in among)
     directory = cache / "tokens" / sha256_of_json(key)[:32]
     with making(directory, documents.text):
         shards = cached(directory, lambda: TokenShards.open(directory, tokenizer.fingerprint), f"{side} tokens", say)
@@ -245,6 +241,7 @@ def prepared_shards(
                 num_documents=None if sources else documents.num_documents(side),
                 title=f"encoding {side}",
             )
+    shards.origin = documents.account()
     rate = f" ({shards.num_bytes / (shards.num_tokens - 1):.2f} bytes a token)" if shards.num_tokens > 1 else ""
     of = f" of {', '.join(sources[:3])}{', …' if len(sources) > 3 else ''}" if sources else ""
     say(f"{side} tokens{of}: {shards.num_tokens:,}{rate}; {made_or_reused(made, started)} {directory}")

@@ -68,6 +68,7 @@ class TokenShards:
         padding_id: the id that fills rows; never in the stream.
         tokenizer_fingerprint: which tokenizer made the ids.
         fingerprint: sha256 of the manifest, and so of all content.
+        origin: what they were made from, for error lines; who makes them from documents says it.
     """
 
     def __init__(self, directory: Path, manifest: Mapping[str, Any]):
@@ -81,6 +82,7 @@ class TokenShards:
         self.vocabulary_size: int = manifest["vocabulary_size"]
         self.tokenizer_fingerprint: str = manifest["tokenizer_fingerprint"]
         self.fingerprint = sha256_of_json(manifest)
+        self.origin = str(directory)
         self.tokens = mapped_stream(directory, manifest["shards"], manifest["dtype"])
         self.weights = mapped_stream(directory, manifest["weights"], "uint8") if manifest["weights"] else None
 

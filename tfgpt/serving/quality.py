@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfgpt.common.errors import UserError
+from tfgpt.common.errors import SettingError, UserError
 from tfgpt.common.files import read_json
+from tfgpt.corpus.sources.compressed import opened
 from tfgpt.pipeline.conversations import Conversations
 from tfgpt.pipeline.held_out import open_held_out
 from tfgpt.tokenization.tokenizer import Tokenizer
@@ -35,10 +36,10 @@ def quality_ids(model: Path, text: str, tokenizer: Tokenizer, byte_limit: int) -
         return None
     if text:
         try:
-            with open(Path(text).expanduser(), "rb") as file:
+            with opened(Path(text).expanduser(), text) as (file, _):
                 content = file.read(byte_limit)
-        except OSError as error:
-            raise UserError(f"--quality_text: {text} cannot be read ({error.strerror})") from error
+        except UserError as error:
+            raise SettingError("quality_text", str(error)) from error
         if not content:
             raise UserError(f"--quality_text: {text} is empty")
         first = tokenizer.start_ids or (tokenizer.end_of_text_id,)
@@ -46,10 +47,10 @@ def quality_ids(model: Path, text: str, tokenizer: Tokenizer, byte_limit: int) -
     provenance = model / "training.json"
     if not provenance.is_file():
         return None
-    opened = open_held_out(read_json(provenance).get("data", {}).get("validation", {}), tokenizer)
-    if opened is None:
+    held_out = open_held_out(read_json(provenance).get("data", {}).get("validation", {}), tokenizer)
+    if held_out is None:
         return None
-    tokens = opened.ids if isinstance(opened, Conversations) else opened.tokens
+    tokens = held_out.ids if isinstance(held_out, Conversations) else held_out.tokens
     ids = np.asarray(tokens[:byte_limit], np.int32)
     behind = np.cumsum(tokenizer.byte_lengths()[ids]) <= byte_limit
     return (ids[behind], "the held-out text") if behind.sum() > 1 else None

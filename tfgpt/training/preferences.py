@@ -13,7 +13,7 @@ import safetensors.numpy
 import tensorflow as tf
 
 from tfgpt.common.adapters import base_directory
-from tfgpt.common.errors import SettingError
+from tfgpt.common.errors import UserError
 from tfgpt.common.files import written_beside
 from tfgpt.common.progress import Progress
 from tfgpt.corpus.cache import making
@@ -58,13 +58,10 @@ class Preferences(Kind):
 
     def prepare(self, recipe: Recipe, say: Callable[[str], None] = print) -> PairData:
         tokenizer = Tokenizer.load(str(recipe.run.init_from))
-        sides = read_sides(recipe.corpus)
+        sides = read_sides(recipe.corpus, lambda record: [answer_of(record, name) for name in ("chosen", "rejected")])
         self.conversations = are_conversations(sides[0])
         length = recipe.batch.sequence_length
         train, validation = (encode_pairs(tokenizer, side, length, say) for side in sides)
-        for name, side in (("train_text", train), ("validation_fraction", validation)):
-            if not len(side["token_ids"]):
-                raise SettingError(name, f"leaves no pair that fits into --sequence_length={length}")
         fingerprint = fingerprint_of(
             {
                 f"{side}/{name}": array
@@ -115,25 +112,30 @@ class Preferences(Kind):
 
 
 def encode_pairs(tokenizer: Tokenizer, records: list[Record], length: int, say: Callable[[str], None]) -> Arrays:
-    """The pairs that fit, as `PairData` has them; says how many do not.
+    """The pairs that fit, as `PairData` has them; says how many do not, and why.
 
     Raises:
-        UserError: a record has no chosen or no rejected answer.
+        UserError: none does, or a record has no chosen or no rejected answer.
     """
     pairs = []
+    equal, too_long = 0, list[int]()
     for record in records:
         answers = [answer_of(record, name) for name in ("chosen", "rejected")]
-        rows = [
-            as_row(*encoded(tokenizer, record.prompt, answer, record.tools), length, tokenizer.padding_id)
-            for answer in answers
-        ]
-        if answers[0] != answers[1] and None not in rows:
+        found = [encoded(tokenizer, record.prompt, answer, record.tools) for answer in answers]
+        rows = [as_row(*one, length, tokenizer.padding_id) for one in found]
+        if answers[0] == answers[1]:
+            equal += 1
+        elif None in rows:
+            too_long.append(max(len(ids) for ids, _ in found) - 1)
+        else:
             pairs.append(rows)
-    if len(pairs) < len(records):
-        say(
-            f"Preferences: {len(records) - len(pairs)} of {len(records)} pairs are left out, equal answers or longer "
-            f"than --sequence_length={length}"
-        )
+    reasons = [f"{equal} with equal answers"] if equal else []
+    if too_long:
+        reasons.append(f"{len(too_long)} longer than --sequence_length={length} (the shortest takes {min(too_long)})")
+    if not pairs:
+        raise UserError(f"--train_text: none of {len(records)} pairs is left: {', '.join(reasons)}")
+    if reasons:
+        say(f"Preferences: {len(records) - len(pairs)} of {len(records)} pairs are left out: {', '.join(reasons)}")
     shape = (len(pairs), 2, length)
     types = {"token_ids": np.int32, "targets": np.int32, "weights": np.float32}
     arrays: Arrays = {

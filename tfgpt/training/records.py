@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-import glob
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+import math
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from tfgpt.common.errors import SettingError, UserError
+from tfgpt.corpus.account import number_of
 from tfgpt.corpus.config import CorpusConfig
 from tfgpt.corpus.sources.dialogue_shapes import LISTS, as_openai, tools_in
+from tfgpt.corpus.sources.finding import find_files
 from tfgpt.corpus.sources.messages import Message, checked_messages
-from tfgpt.corpus.split import hashed_side
+from tfgpt.corpus.sources.records import OddRecords, holds_records
+from tfgpt.corpus.sources.records import read_records as file_records
+from tfgpt.corpus.split import hashed_number, hashed_side
 from tfgpt.generation.prompts import encode
 from tfgpt.tokenization.chat_template import encode_messages
 from tfgpt.tokenization.tokenizer import Tokenizer
@@ -29,7 +33,7 @@ class Record:
     """One line.
 
     Attributes:
-        where: "FILE, line 3", for messages.
+        where: FILE:LINE, for messages.
         content: the whole JSON object.
         prompt: plain text, or a conversation up to where the assistant speaks next.
         tools: definitions of functions that the assistant may call.
@@ -41,21 +45,58 @@ class Record:
     tools: Sequence[Mapping[str, Any]] = ()
 
 
-def read_sides(corpus: CorpusConfig) -> tuple[list[Record], list[Record]]:
+def read_sides(
+    corpus: CorpusConfig, check: Callable[[Record], Any] = lambda record: None
+) -> tuple[list[Record], list[Record]]:
     """The records to learn from and those held out: by a hash of the prompt, or from --validation_text.
 
+    Args:
+        corpus: which files, how split, and whether an odd record is refused or left out.
+        check: raises `UserError` for a record that cannot be used.
+
     Raises:
-        UserError: a file is missing or a line is no record; the line names it.
+        UserError: a file is missing, most of its records cannot be used, or a side has none; the line names it.
     """
-    records = list(read_records(corpus.train_text, "train_text"))
+    records = list(read_records(corpus.train_text, "train_text", corpus.strict, check))
     if corpus.validation_text:
-        return records, list(read_records(corpus.validation_text, "validation_text"))
+        held_out = list(read_records(corpus.validation_text, "validation_text", corpus.strict, check))
+        for flag, side in (("train_text", records), ("validation_text", held_out)):
+            if not side:
+                raise SettingError(flag, f"no record in {', '.join(getattr(corpus, flag))}")
+        return records, held_out
+    documents = [
+        {"id": hashlib.sha256(json.dumps(record.prompt, sort_keys=True).encode()).hexdigest()} for record in records
+    ]
     sides: dict[str, list[Record]] = {"train": [], "validation": []}
-    for record in records:
-        prompt = json.dumps(record.prompt, sort_keys=True).encode()
-        side = hashed_side({"id": hashlib.sha256(prompt).hexdigest()}, corpus.validation_fraction)
-        sides[side].append(record)
+    for record, document in zip(records, documents):
+        sides[hashed_side(document, corpus.validation_fraction)].append(record)
+    refuse_empty_side(corpus, sides, sorted({hashed_number(document) / 2**64 for document in documents}))
     return sides["train"], sides["validation"]
+
+
+def refuse_empty_side(corpus: CorpusConfig, sides: Mapping[str, list[Record]], places: Sequence[float]) -> None:
+    """Refuses a split that leaves a side without a record, and names a fraction that does not.
+
+    Args:
+        corpus: the settings.
+        sides: the records of "train" and "validation".
+        places: of each different prompt, between 0 and 1: a fraction holds out those below it; sorted.
+    """
+    what = "to learn from" if not sides["train"] else "held out" if not sides["validation"] else ""
+    if not what:
+        return
+    records = [*sides["train"], *sides["validation"]]
+    if not records:
+        raise SettingError("train_text", f"no record in {', '.join(corpus.train_text)}")
+    better = [round(math.ceil(place * 100 + 1e-9) / 100, 2) for place in places[:-1]]
+    better = [fraction for place, fraction in zip(places[1:], better) if fraction <= place and fraction <= 0.9]
+    advice = f", or --validation_fraction={better[0]}" if better else ""
+    raise SettingError(
+        "validation_fraction",
+        f"{corpus.validation_fraction} leaves none of {number_of(len(records), 'record')} {what} "
+        f"({number_of(len(places), 'different prompt')}; a hash of the prompt says on which side it is); give more "
+        f"records, --validation_text{advice}",
+    )
 
 
 def are_conversations(records: Sequence[Record]) -> bool:
@@ -63,35 +104,40 @@ def are_conversations(records: Sequence[Record]) -> bool:
     return all(not isinstance(record.prompt, str) for record in records)
 
 
-def read_records(specs: Sequence[str], flag: str) -> Iterator[Record]:
-    """The lines of the files that the flag names: files, folders of .jsonl files, globs."""
+def read_records(
+    specs: Sequence[str], flag: str, strict: bool = False, check: Callable[[Record], Any] = lambda record: None
+) -> Iterator[Record]:
+    """The records of the files that the flag names: files, folders of records, globs, each also compressed.
+
+    A record that cannot be used is left out and said, unless `strict`.
+
+    Raises:
+        UserError: a spec stands for nothing, or more than half of a file's records cannot be used.
+    """
     for spec in specs:
-        path = Path(spec).expanduser()
-        files = (
-            sorted(path.glob("**/*.jsonl")) if path.is_dir() else [Path(name) for name in sorted(glob.glob(str(path)))]
-        )
-        if not files:
-            raise SettingError(flag, f"{spec}: there is no such JSON Lines file")
-        for file in files:
-            try:
-                lines = file.read_text(encoding="utf-8").split("\n")
-            except (OSError, UnicodeDecodeError) as error:
-                raise SettingError(flag, f"{file} cannot be read as UTF-8 text ({error})") from error
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    yield parsed(line, f"{file}, line {number}")
+        notes: list[str] = []
+        for file in find_files(spec, flag, notes, holds_records):
+            odd = OddRecords(strict)
+            for place, value in file_records(file, odd):
+                try:
+                    record = record_of(value, place)
+                    check(record)
+                except UserError as error:
+                    odd.leave_out(error)
+                else:
+                    yield record
+            odd.refuse_if_most(str(file))
+            notes += [words] if (words := odd.in_words(str(file))) else []
+        for note in notes:
+            print(note, file=sys.stderr)
 
 
-def parsed(line: str, where: str) -> Record:
-    """One line as a record.
+def record_of(content: Any, where: str) -> Record:
+    """One line's value as a record.
 
     `prompt` is text or messages; `messages` and its like are other names for it. Where both `chosen` and `rejected` are
     whole conversations, it is what they begin with alike (trl's "implicit prompt"), whatever text `prompt` has.
     """
-    try:
-        content = json.loads(line)
-    except ValueError as error:
-        raise UserError(f"{where} is not JSON ({error})") from error
     if not isinstance(content, dict):
         raise UserError(f"{where}: should be a JSON object")
     named = next((name for name in ("prompt", *LISTS) if content.get(name) is not None), "prompt")

@@ -14,7 +14,7 @@ SYSTEM = {"role": "system", "content": "Be kind."}
 def read(tmp_path, *values, whole=False):
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values), encoding="utf-8")
-    documents = list(open_sources([str(path)])[0].documents())
+    documents = list(open_sources([str(path)], strict=True)[0].documents())
     if whole:
         return [{name: document[name] for name in ("messages", "tools") if name in document} for document in documents]
     return [document["messages"] for document in documents]

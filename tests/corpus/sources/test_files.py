@@ -16,8 +16,9 @@ from tfgpt.common.errors import UserError
 from tfgpt.corpus.sources import base, files, open_sources
 
 
-def documents(*specs: object) -> list[dict]:
-    return [document for source in open_sources([str(spec) for spec in specs]) for document in source.documents()]
+def documents(*specs: object, strict: bool = False) -> list[dict]:
+    sources = open_sources([str(spec) for spec in specs], strict=strict)
+    return [document for source in sources for document in source.documents()]
 
 
 def texts(*specs: object) -> list[str]:
@@ -102,7 +103,7 @@ def test_a_dialogue_without_an_answer_is_left_out_and_counted(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(json_lines(question, {"text": "a"}))
     (source,) = open_sources([str(tmp_path / "a.jsonl")])
     assert len(list(source.documents())) == 1
-    assert source.dropped == {"no assistant message": 1}
+    assert source.dropped == {"without a turn of the assistant": 1}
 
 
 def compressed_forms(content: bytes) -> dict[str, bytes]:
@@ -249,7 +250,7 @@ def test_a_bad_file_is_named_in_one_line(tmp_path, case):
     name, content, expected = BAD_FILES[case]
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError) as caught:
-        documents(tmp_path / name)
+        documents(tmp_path / name, strict=True)
     line = str(caught.value)
     assert line.startswith(f"{tmp_path}/")
     assert expected in line

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -190,7 +191,6 @@ LISTED = (
         ("lm1bb:train#text", "and TensorFlow Datasets has no such name; did you mean lm1b"),
         ("letters:9.9.9:train#text", "unknown dataset: not prepared in"),
         ("/nowhere/1.0.0:train#text", "no prepared dataset in /nowhere/1.0.0: no such folder"),
-        ("only_text:train#body", "example 2: byte 3: not UTF-8 (0xe9)"),
     ],
 )
 def test_what_is_not_there_has_one_line(data_dir, spec, expected):
@@ -199,6 +199,16 @@ def test_what_is_not_there_has_one_line(data_dir, spec, expected):
     assert f"tfds:{spec}" in str(caught.value)
     assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_an_odd_example_is_left_out_and_counted_unless_strict(data_dir):
+    source = opened("tfds:only_text:train#body", data_dir)
+    assert [document["text"] for document in source.documents()] == ["0", "2"]
+    words = "tfds:only_text:train#body: example 2: byte 3: not UTF-8 (0xe9)"
+    assert (source.odd.left_out, source.odd.read, source.odd.first) == (1, 3, [words])
+    source.strict = True
+    with pytest.raises(UserError, match=re.escape(words)):
+        list(source.documents())
 
 
 def test_a_folder_above_the_dataset_is_told(data_dir):

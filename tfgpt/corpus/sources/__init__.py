@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tfgpt.corpus.sources.base import Document, Source
-from tfgpt.corpus.sources.files import FileSource, find_files
+from tfgpt.corpus.sources.files import FileSource
+from tfgpt.corpus.sources.finding import find_files
 from tfgpt.corpus.sources.fingerprints import FileHashes
 from tfgpt.corpus.sources.samples import SampleSource
 from tfgpt.corpus.sources.tfds import TensorFlowDatasetsSource
@@ -20,6 +21,7 @@ def open_sources(
     *,
     cache_dir: Path | None = None,
     tfds_data_dir: str | None = None,
+    strict: bool = False,
 ) -> list[Source]:
     """Finds what each spec stands for; reads no document yet.
 
@@ -28,12 +30,16 @@ def open_sources(
         flag: the flag to name when a spec stands for nothing.
         cache_dir: where hashes of unchanged files are remembered; None remembers nothing.
         tfds_data_dir: the folder of prepared TensorFlow Datasets, as `CorpusConfig.tfds_data_dir`.
+        strict: refuse a record that cannot be read, as `Source.strict`.
 
     Raises:
         UserError: a spec stands for nothing; the line names flag and spec.
     """
     hashes = FileHashes(cache_dir / "file_hashes" if cache_dir else None)
-    return [open_source(spec, flag, hashes, tfds_data_dir) for spec in specs]
+    sources = [open_source(spec, flag, hashes, tfds_data_dir) for spec in specs]
+    for source in sources:
+        source.strict = strict
+    return sources
 
 
 def open_source(spec: str, flag: str, hashes: FileHashes, tfds_data_dir: str | None) -> Source:
@@ -42,4 +48,7 @@ def open_source(spec: str, flag: str, hashes: FileHashes, tfds_data_dir: str | N
         return SampleSource(spec, flag, hashes)
     if spec.startswith("tfds:"):
         return TensorFlowDatasetsSource(spec, flag, hashes, tfds_data_dir)
-    return FileSource(spec, find_files(spec, flag), hashes)
+    notes: list[str] = []
+    source = FileSource(spec, find_files(spec, flag, notes), hashes)
+    source.notes = notes
+    return source

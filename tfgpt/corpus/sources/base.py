@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tfgpt.common.errors import UserError
+from tfgpt.corpus.sources.records import OddRecords
 
 # A document longer than this is handed on in parts, so that no step needs a whole book collection in memory.
 LARGEST_DOCUMENT_BYTES = 64 * 2**20
@@ -30,7 +31,11 @@ class Source(abc.ABC):
         licence: what is known of the licence, for the data card.
         description: a few words for the data card.
         size: bytes to be read, or None when unknown; `position` is how many were read so far.
+        strict: whether a record that cannot be read is refused; else it is left out and counted in `odd`.
+        notes: what a person should know of how the spec was taken: lines about what of a folder is left out.
         dropped: how many documents the source itself left out in the last reading, by reason.
+        odd: the records that it could not read in the last reading.
+        remarks: lines about what else was left out in the last reading.
         kept, duplicates, held_out: what the build did with the rest: used, left out as already seen, left out
             because they are in the validation text.
     """
@@ -41,9 +46,17 @@ class Source(abc.ABC):
     def __init__(self, spec: str):
         self.spec = spec
         self.size: int | None = None
+        self.strict = False
+        self.notes: list[str] = []
+        self.start_reading()
+        self.kept = self.duplicates = self.held_out = 0
+
+    def start_reading(self) -> None:
+        """Forgets what an earlier reading counted."""
         self.position = 0
         self.dropped: collections.Counter[str] = collections.Counter()
-        self.kept = self.duplicates = self.held_out = 0
+        self.odd = OddRecords(self.strict)
+        self.remarks: list[str] = []
 
     @abc.abstractmethod
     def fingerprint(self) -> str:
@@ -163,5 +176,5 @@ def reason_to_drop(document: Mapping[str, Any]) -> str | None:
     if not any(message_text(message).strip() for message in document["messages"]):
         return "empty"
     if not any(message["role"] == "assistant" for message in document["messages"]):
-        return "no assistant message"
+        return "without a turn of the assistant"
     return None

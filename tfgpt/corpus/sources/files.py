@@ -4,33 +4,33 @@
   lines that are exactly `<|endoftext|>` (the TinyStories convention): those lines are taken out and the file is cut
   there. Everything else is kept byte for byte, line ends too; only a UTF-8 byte-order mark at the very start, which
   is no text, is left out.
-- JSON Lines (`.jsonl`, `.ndjson`): an object a line, with `text` or a dialogue in one of the usual shapes (see
-  `dialogue_shapes`), and an `id` if it has one; other fields are not used. UTF-8; a byte-order mark at the start is
-  skipped; blank lines are skipped.
+- Records (`.jsonl`, `.ndjson`, `.json`; see `records`): an object a line, or a list of objects, with `text` or a
+  dialogue in one of the usual shapes (see `dialogue_shapes`), and an `id` if it has one; other fields are not used. A
+  record that cannot be read is left out and counted, or refused where the source is strict; a file in which most are
+  of that kind is refused.
 - Blank documents are left out and counted. A file in which nothing is left is refused.
+- Formats that hold text and are none (`formats`: tables, web pages, PDF, …) are refused by name.
 - A document of more than 64 MiB is cut, at empty lines where there are any, into parts that belong together.
 """
 
 from __future__ import annotations
 
-import glob
-import json
-import os
-from collections.abc import Iterator, Sequence
+import codecs
+import collections
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-from tfgpt.common.errors import SettingError, UserError
+from tfgpt.common.errors import UserError
 from tfgpt.common.files import sha256_of_json
 from tfgpt.corpus.sources import base, compressed
 from tfgpt.corpus.sources.dialogue_shapes import messages_in, tools_in
 from tfgpt.corpus.sources.fingerprints import FileHashes
+from tfgpt.corpus.sources.records import OddRecords, decoded, holds_records, records, skip_byte_order_mark
 
 SEPARATOR = b"<|endoftext|>"
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 PIECE_BYTES = 1 << 20
-LARGEST_LINE_BYTES = 2**30
-JSON_LINES_SUFFIXES = (".jsonl", ".ndjson")
 
 
 class FileSource(base.Source):
@@ -54,71 +54,59 @@ class FileSource(base.Source):
         return sha256_of_json([[str(path), digest] for path, digest in zip(self.paths, self.hashes.of(self.paths))])
 
     def documents(self) -> Iterator[base.Document]:
-        self.dropped.clear()
-        before = 0
+        self.start_reading()
+        before, nothing_in = 0, []
         for path in self.paths:
             self.position = before
-            kept = 0
-            for document in self.in_file(path):
+            kept, dropped, odd = 0, collections.Counter[str](), OddRecords(self.strict)
+            for document in self.in_file(path, odd):
                 reason = base.reason_to_drop(document)
                 if reason:
-                    self.dropped[reason] += 1
+                    dropped[reason] += 1
                 else:
                     kept += 1
                     yield document
+            odd.refuse_if_most(str(path))
+            self.dropped.update(dropped)
+            self.odd.add(odd)
             if not kept:
-                raise UserError(f"{path}: holds no document (only blank text); leave it out")
+                nothing_in.append(f"{path}: {self.nothing_left(dropped, odd)}")
+                if len(nothing_in) == len(self.paths):
+                    others = f"; nor does another of the {len(self.paths)} files hold one" if nothing_in[1:] else ""
+                    raise UserError(f"{nothing_in[0]}{others}; leave it out")
             before += size_of(path)
         self.position = before
+        if nothing_in:
+            number = f"{len(nothing_in)} of {len(self.paths)} files {'holds' if len(nothing_in) == 1 else 'hold'}"
+            self.remarks.append(f"{self.spec}: {number} nothing to learn from, the first: {nothing_in[0]}")
 
-    def in_file(self, path: Path) -> Iterator[base.Document]:
-        """The documents of one file, the useless ones too."""
-        read = json_lines if compressed.inner_suffix(path) in JSON_LINES_SUFFIXES else plain_text
-        before = self.position
-        with compressed.opened(path, str(path)) as (stream, file):
-            if not first_bytes(stream):
-                raise UserError(f"{path}: the file is empty; leave it out")
-            for document in read(stream, str(path)):
+    def nothing_left(self, dropped: Mapping[str, int], odd: OddRecords) -> str:
+        """Why a file gave no document."""
+        if not dropped and not odd.left_out:
+            return "the file is empty"
+        if set(dropped) == {"empty"} and not odd.left_out:
+            return "holds no document (only blank text)"
+        reasons = [f"{count:,} {reason}" for reason, count in dropped.items()]
+        reasons += [f"{odd.left_out:,} that cannot be read"] if odd.left_out else []
+        return f"holds no document that can be used ({', '.join(reasons)})"
+
+    def in_file(self, path: Path, odd: OddRecords) -> Iterator[base.Document]:
+        """The documents of one file, the useless ones too; odd records are counted."""
+        before, name = self.position, str(path)
+        with compressed.opened(path, name) as (stream, file):
+            read = json_file(stream, name, odd) if holds_records(path) else plain_text(stream, name)
+            for document in read:
                 self.position = before + file.tell()
                 yield document
 
 
-def find_files(spec: str, flag: str) -> list[Path]:
-    """The files that a path, a folder or a glob stands for, sorted by name.
-
-    Of a folder every file is taken, in folders within it too, except what has a name that starts with a dot. A glob
-    is read as Python's `glob` does, `**` included; folders that it matches are passed over.
-
-    Raises:
-        UserError: nothing is there.
-    """
-    path = Path(spec).expanduser()
-    if path.is_file():
-        return [path]
-    if path.is_dir():
-        found = sorted(files_under(path))
-        if not found:
-            raise SettingError(flag, f"{spec}: no file in this folder")
-        return found
-    if path.exists():
-        raise SettingError(flag, f"{spec}: neither a file nor a folder")
-    if not glob.has_magic(spec):
-        raise SettingError(flag, f"{spec}: no such file or folder")
-    matches = sorted(Path(match) for match in glob.glob(str(path), recursive=True))
-    found = [match for match in matches if match.is_file()]
-    if not found:
-        words = "matches folders only; add /** to take the files in them" if matches else "matches no file"
-        raise SettingError(flag, f"{spec}: {words}")
-    return found
-
-
-def files_under(folder: Path) -> Iterator[Path]:
-    for parent, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in names:
-            path = Path(parent, name)
-            if not name.startswith(".") and path.is_file():
-                yield path
+def json_file(stream: BinaryIO, name: str, odd: OddRecords) -> Iterator[base.Document]:
+    """The documents of a file of records."""
+    for place, value in records(stream, name, odd):
+        try:
+            yield from json_documents(value, name, place)
+        except UserError as error:
+            odd.leave_out(error)
 
 
 def size_of(path: Path) -> int:
@@ -128,21 +116,10 @@ def size_of(path: Path) -> int:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
 
 
-def first_bytes(stream: BinaryIO) -> bytes:
-    """What comes first, left to be read; empty for an empty stream."""
-    return stream.peek(1)  # type: ignore[attr-defined]
-
-
-def skip_byte_order_mark(stream: BinaryIO) -> int:
-    """Skips a UTF-8 byte-order mark; returns how many bytes that were."""
-    if stream.peek(3)[:3] != BYTE_ORDER_MARK:  # type: ignore[attr-defined]
-        return 0
-    return len(stream.read(3))
-
-
 def plain_text(stream: BinaryIO, name: str) -> Iterator[base.Document]:
     """The documents of a plain text: cut at separator lines, very long ones in parts."""
     text = TextCutter(name, skip_byte_order_mark(stream))
+    refuse_utf16(stream.peek(1 << 12)[: 1 << 12], name)  # type: ignore[attr-defined]
     for lines, line_start in whole_lines(stream):
         position = 0
         for start, end in separator_lines(lines, line_start):
@@ -151,6 +128,20 @@ def plain_text(stream: BinaryIO, name: str) -> Iterator[base.Document]:
             position = end
         yield from text.add(lines[position:])
     yield from text.end_document(0)
+
+
+def refuse_utf16(start: bytes, name: str) -> None:
+    """Refuses UTF-16 without a byte-order mark, which for Latin letters is valid UTF-8 with a zero at each of them.
+
+    Raises:
+        UserError: a quarter or more of the first bytes is 0.
+    """
+    with contextlib.suppress(UnicodeDecodeError):
+        codecs.getincrementaldecoder("utf-8")().decode(start)
+        if start.count(b"\0") * 4 < max(1, len(start)):
+            return
+        order = "LE" if start[1::2].count(b"\0") >= start[::2].count(b"\0") else "BE"
+        raise UserError(f"{name}: looks like UTF-16 (zero bytes); convert it with iconv -f UTF-16{order} -t UTF-8")
 
 
 class TextCutter:
@@ -227,52 +218,11 @@ def separator_lines(lines: bytes, line_start: bool) -> Iterator[tuple[int, int]]
         start = lines.find(SEPARATOR, end)
 
 
-def decoded(content: bytes, name: str, offset: int, line: int) -> str:
-    """The text.
-
-    Raises:
-        UserError: not UTF-8; the line names the file, the byte and the line, counted from 0 and 1.
-    """
-    try:
-        return content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line += content.count(b"\n", 0, error.start)
-        hint = "convert it, for example with iconv -t UTF-8"
-        if offset == 0 and content[:2] in (b"\xff\xfe", b"\xfe\xff"):
-            hint = "it looks like UTF-16; convert it with iconv -f UTF-16 -t UTF-8"
-        elif b"\0" in content[:4096]:
-            hint = "it looks like no text at all; leave it out"
-        byte = content[error.start]
-        raise UserError(f"{name}: line {line}, byte {offset + error.start}: not UTF-8 (0x{byte:02x}); {hint}") from None
-
-
-def json_lines(stream: BinaryIO, name: str) -> Iterator[base.Document]:
-    """The documents of a JSON Lines file."""
-    offset, number = skip_byte_order_mark(stream), 0
-    while content := stream.readline(LARGEST_LINE_BYTES + 1):
-        number += 1
-        place = f"{name}:{number}"
-        if len(content) > LARGEST_LINE_BYTES:
-            raise UserError(f"{place}: a line of more than {LARGEST_LINE_BYTES} bytes; is this JSON Lines?")
-        if content.strip():
-            yield from json_documents(decoded(content, name, offset, number), name, place)
-        offset += len(content)
-
-
-def json_documents(line: str, name: str, place: str) -> Iterator[base.Document]:
-    """The document (or the parts of a very long one) in a line."""
-    try:
-        value = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        words = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
-        raise UserError(f"{place}: not JSON ({words})") from None
+def json_documents(value: Any, name: str, place: str) -> Iterator[base.Document]:
+    """The document (or the parts of a very long one) of a record."""
     if not isinstance(value, dict):
         raise UserError(f"{place}: {base.kind_of(value)}, not an object with 'text' or 'messages'")
-    identity = value.get("id")
-    if identity is not None:
-        if isinstance(identity, bool) or not isinstance(identity, (str, int)):
-            raise UserError(f"{place}: 'id' is {base.kind_of(identity)}, not a string or a whole number")
-        identity = base.checked_text(str(identity), place, "id")
+    identity = identity_of(value.get("id"), place)
     messages = messages_in(value, place)
     if messages is not None:
         document: base.Document = {"messages": messages, **tools_in(value, place), "source": name}
@@ -285,3 +235,14 @@ def json_documents(line: str, name: str, place: str) -> Iterator[base.Document]:
             f"{place}: neither 'text' nor 'messages' in this object (its fields: {fields}); dialogues may also have "
             "'conversations' (ShareGPT) or 'instruction' and 'output' (Alpaca)"
         )
+
+
+def identity_of(value: Any, place: str) -> str | None:
+    """A record's id as text; a number is one too, as tables write it (7.0 is 7, and "not a number" is no id)."""
+    if value is None or value != value:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        raise UserError(f"{place}: 'id' is {base.kind_of(value)}, not a string or a number")
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return base.checked_text(str(value), place, "id")

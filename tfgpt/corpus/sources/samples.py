@@ -169,8 +169,7 @@ class SampleSource(base.Source):
         return sha256_of_json([READERS, self.variant, list(zip(names, self.hashes.of(self.files)))])
 
     def documents(self) -> Iterator[base.Document]:
-        self.dropped.clear()
-        self.position = 0
+        self.start_reading()
         for document in self.sample.read(self.files, self.dropped):
             reason = base.reason_to_drop(document)
             if reason:

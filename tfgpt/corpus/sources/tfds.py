@@ -147,8 +147,7 @@ class TensorFlowDatasetsSource(base.Source):
         return sha256_of_json([list(zip(names, self.hashes.of(self.files)))])
 
     def documents(self) -> Iterator[base.Document]:
-        self.dropped.clear()
-        self.position = 0
+        self.start_reading()
         import_tensorflow()
         tfds = imported(self.spec)
         try:
@@ -161,15 +160,21 @@ class TensorFlowDatasetsSource(base.Source):
         paths = [self.feature_path(builder.info.features, name, len(wanted) > 1) for name in wanted]
         number = 0
         for number, example in enumerate(self.examples(tfds, builder, [path[0] for path in paths]), start=1):
-            place = f"{self.spec}: example {number}"
-            for document in self.example_documents([value_at(example, path) for path in paths], place):
-                reason = base.reason_to_drop(document)
-                if reason:
-                    self.dropped[reason] += 1
-                else:
-                    yield document
+            self.odd.read += 1
+            try:
+                for document in self.example_documents(
+                    [value_at(example, path) for path in paths], f"{self.spec}: example {number}"
+                ):
+                    reason = base.reason_to_drop(document)
+                    if reason:
+                        self.dropped[reason] += 1
+                    else:
+                        yield document
+            except UserError as error:
+                self.odd.leave_out(error)
         if not number:
             raise UserError(f"{self.spec}: the split has no example")
+        self.odd.refuse_if_most(self.spec)
 
     def examples(self, tfds: Any, builder: Any, names: list[str]) -> Iterator[Mapping[str, Any]]:
         """The examples in the order of the files, of each only the features `names`; keeps `position`.
