@@ -20,6 +20,7 @@ from tfgpt.pipeline.prepare import PreparedData, amount, prepare, put_results
 from tfgpt.pipeline.shards import DamagedShards, TokenShards
 from tfgpt.tokenization.config import TokenizerConfig
 from tfgpt.tokenization.tokenizer import Tokenizer
+from tfgpt.tokenization.train import byte_tokenizer
 
 BPE = TokenizerConfig(vocabulary_size=300)
 
@@ -119,6 +120,21 @@ def test_dialogues_keep_their_weights_when_asked(tmp_path):
     np.testing.assert_array_equal(plain.train.tokens[:], weighted.train.tokens[:])
     # The answer and its end-of-turn.
     assert weighted.train.weights[1:].sum() == len("Hello there") + 1
+
+
+def test_dialogues_in_another_chat_template_are_other_tokens(tmp_path):
+    path = tmp_path / "chat.jsonl"
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello there"}]
+    path.write_text(json.dumps({"messages": messages}) + "\n")
+    corpus = CorpusConfig(train_text=(str(path),), validation_fraction=0.0, cache_dir=str(tmp_path / "cache"))
+    texts = []
+    for template in ("{{ messages[0].content }}", "{{ messages[1].content }}"):
+        tokenizer = byte_tokenizer()
+        tokenizer.config["chat_template"] = template
+        tokenizer.save(tmp_path / template[12])
+        data = prepare(corpus, TokenizerConfig(tokenizer=str(tmp_path / template[12])), say=Lines().append)
+        texts.append(data.tokenizer.decode(data.train.tokens[1:-1]))
+    assert texts == ["Hi", "Hello there"]
 
 
 def test_nothing_held_out_is_a_side_without_targets(tmp_path, text_file):

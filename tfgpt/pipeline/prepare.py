@@ -38,6 +38,7 @@ from tfgpt.corpus.sources import open_sources
 from tfgpt.corpus.sources.base import content_texts
 from tfgpt.corpus.sources.files import FileSource
 from tfgpt.pipeline.shards import FORMAT_VERSION, DamagedShards, TokenShards, write_token_shards
+from tfgpt.tokenization.chat_template import CHAT_TEMPLATE
 from tfgpt.tokenization.config import TokenizerConfig
 from tfgpt.tokenization.tokenizer import Tokenizer
 from tfgpt.tokenization.train import make_tokenizer
@@ -216,12 +217,15 @@ def prepared_shards(
 ) -> TokenShards:
     """The token shards of one side, or of some sources of it, with their line."""
     started = time.monotonic()
+    template = tokenizer.config.get("chat_template")
     key = {
         "format": FORMAT_VERSION,
         "documents": documents.fingerprint,
         "side": side,
         "tokenizer": tokenizer.fingerprint,
         "store_weights": store_weights,
+        # Dialogues are written in it. Ours is not named, so that texts are found again under the keys that they had.
+        **({} if template in (None, CHAT_TEMPLATE) else {"template": template}),
         **({"sources": list(sources)} if sources else {}),
     }
     chosen = documents.documents(side)
