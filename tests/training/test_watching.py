@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 
 import pytest
+import tensorflow as tf
+from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 
 from tfgpt.corpus.config import CorpusConfig
 from tfgpt.tokenization.tokenizer import Tokenizer
@@ -14,7 +17,7 @@ from tfgpt.training.config import ScheduleConfig
 from tfgpt.training.recipe import Recipe
 from tfgpt.training.run import is_foreign
 from tfgpt.training.run_config import RunConfig
-from tfgpt.training.watching import MetricsFile, draw_curves, read_metrics
+from tfgpt.training.watching import MetricsFile, TensorBoardFiles, draw_curves, read_metrics
 
 
 def test_a_hole_in_metrics_jsonl_costs_its_line_and_no_other(tmp_path):
@@ -48,3 +51,18 @@ def test_another_tokenizer_than_the_models_is_noticed(tmp_path):
     own, other = Tokenizer(new_document([(b"a", b"b")])), Tokenizer(new_document([(b"b", b"a")]))
     own.save(tmp_path)
     assert is_foreign(other, str(tmp_path)) and not is_foreign(own, str(tmp_path)) and not is_foreign(other, None)
+
+
+def test_tensorboard_shows_each_step_once_after_a_kill(tmp_path):
+    # tensorflow/tensorboard#3732: curves that run back. The event files of two processes, one second apart or more.
+    for first, last in ((1, 7), (4, 9)):
+        files = TensorBoardFiles(tmp_path, first - 1)
+        for step in range(first, last):
+            files.scalars({"step": step, "train_loss": float(first)})
+        files.close()
+        for path in tmp_path.glob(f"*.{os.getpid()}.*"):
+            path.rename(str(path).replace(f".{os.getpid()}.", f".{first}."))
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    shown = [(event.step, float(tf.make_ndarray(event.tensor_proto))) for event in events.Tensors("loss/train")]
+    assert shown == [(1, 1.0), (2, 1.0), (3, 1.0), (4, 4.0), (5, 4.0), (6, 4.0), (7, 4.0), (8, 4.0)]
