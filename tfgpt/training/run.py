@@ -112,7 +112,7 @@ def train_together(
     )
     metrics = MetricsFile(directory / "metrics.jsonl" if hosts.is_chief else None, state.step)
     watched = recipe.watching.tensorboard and hosts.is_chief
-    tensorboard = TensorBoardFiles(directory / "tensorboard" if watched else None)
+    tensorboard = TensorBoardFiles(directory / "tensorboard" if watched else None, state.step)
     tensorboard.hyperparameters(recipe.flags())
     samples = Samples(recipe, assembly, data, objective)
     parts = LoopParts(

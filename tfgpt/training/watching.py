@@ -6,6 +6,8 @@ import contextlib
 import json
 import math
 import os
+import socket
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -84,13 +86,15 @@ class TensorBoardFiles:
 
     Args:
         directory: RUN_DIR/tensorboard, or None: nothing is written.
+        step: the step that a resumed run begins at: what a killed run wrote of later ones is not shown any more.
     """
 
-    def __init__(self, directory: Path | None):
+    def __init__(self, directory: Path | None, step: int):
         self.writer = None
         if directory is not None:
             with clear_write_errors(directory):
                 directory.mkdir(parents=True, exist_ok=True)
+                write_session_start(directory, step + 1)
                 self.writer = tf.summary.create_file_writer(str(directory))
 
     def scalars(self, row: Mapping[str, Any]) -> None:
@@ -134,6 +138,27 @@ class TensorBoardFiles:
         """Flushes and closes."""
         if self.writer is not None:
             self.writer.close()
+
+
+def write_session_start(directory: Path, step: int) -> None:
+    """Tells TensorBoard that steps from `step` on are written anew; TensorFlow 2's writer does not.
+
+    (https://github.com/tensorflow/tensorboard#how-should-i-handle-tensorflow-restarts.) Event files are read in the
+    order of their names: this one comes before the writer's that is opened next.
+    """
+    from tensorboard.compat.proto import event_pb2
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    now = time.time()
+    name = f"events.out.tfevents.{int(now):010d}.{socket.gethostname()}.{os.getpid()}.!start"
+    start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+    writer = RecordWriter(open(directory / name, "wb"))  # noqa: SIM115 (the writer closes it)
+    for event in (
+        event_pb2.Event(wall_time=now, file_version="brain.Event:2"),
+        event_pb2.Event(wall_time=now, step=step, session_log=start),
+    ):
+        writer.write(event.SerializeToString())
+    writer.close()
 
 
 def draw_curves(rows: list[dict[str, Any]], path: Path, title: str) -> None:
