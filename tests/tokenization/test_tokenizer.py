@@ -1,7 +1,10 @@
 """`Tokenizer`: lossless, equal to `tokenizers`, and a directory that transformers opens."""
 
+import gc
 import json
 import re
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -118,6 +121,25 @@ def test_batch_equals_texts_one_by_one(tokenizer, valid_texts, broken_texts, num
         for text, ids in zip(mixture, batch):
             assert ids.dtype == np.int32
             assert ids.tolist() == tokenizer.encode(text).tolist()
+
+
+def test_threads_of_a_number_that_was_asked_for_end_with_the_call_and_others_with_the_tokenizer():
+    def threads() -> int:
+        return sum(thread.name.startswith("tokenizer") for thread in threading.enumerate())
+
+    before, texts = threads(), ["to be or not to be " * PART_CHARACTERS] * 4
+    tokenizer = byte_tokenizer()
+    for count in (2, 3):
+        tokenizer.encode_batch(texts, num_threads=count)
+        assert threads() == before
+    tokenizer._workers(2).map(lambda encoder, portion: [], texts)
+    assert threads() > before
+    del tokenizer
+    gc.collect()
+    deadline = time.monotonic() + 10
+    while threads() > before:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_batch_is_not_fooled_by_the_separator_it_uses(trained):

@@ -17,7 +17,8 @@ from tfgpt.common.errors import SettingError, UserError
 from tfgpt.model.checkpoints.huggingface import save_decoder
 from tfgpt.tokenization.config import TokenizerConfig
 from tfgpt.tokenization.train import make_tokenizer
-from tfgpt.training.group_rewards import GroupLoss, advantages
+from tfgpt.training.assembly import assemble
+from tfgpt.training.group_rewards import GroupLoss, GroupRewards, Rounds, advantages
 from tfgpt.training.preference_config import RewardConfig
 from tfgpt.training.recipe import Recipe
 from tfgpt.training.records import Record
@@ -168,6 +169,19 @@ def test_the_run_goes_on_bit_for_bit(base: Path, rewarded: Path, tmp_path: Path)
     recipe = reward_recipe(base, tmp_path / "copy")
     assert train(recipe, command.COMMAND.flag_file(recipe.settings())) == 0
     assert_same_end(rewarded / "run", tmp_path / "copy" / "run")
+
+
+def test_a_round_is_sampled_once_however_often_its_batches_are_asked_for(base: Path, tmp_path: Path, monkeypatch):
+    # As --compile=auto does, for each mode, before the first update.
+    recipe, objective, sampled = reward_recipe(base, tmp_path), GroupRewards(), []
+    sample = Rounds.sample
+    monkeypatch.setattr(Rounds, "sample", lambda self, *given: sampled.append(len(given[0])) or sample(self, *given))
+    assembly = assemble(recipe, objective.prepare(recipe), tf.distribute.get_strategy(), objective)
+    first = [next(assembly.batches(0))["token_ids"].numpy() for _ in range(3)]
+    assert sampled == [8]
+    assert all(np.array_equal(first[0], other) for other in first)
+    next(assembly.batches(2))
+    assert sampled == [8, 8]
 
 
 def test_rounds_that_do_not_come_out_even_are_refused(base: Path, tmp_path: Path):

@@ -204,6 +204,19 @@ def test_resume_never_leaves_an_old_run_alone(whole_run, text_file):
         run(text_file, whole_run, "--resume=never")
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="reads Linux's list of open files")
+def test_a_run_that_fails_before_its_first_update_leaves_no_file_open(text_file, tmp_path, monkeypatch):
+    def broken(dtype: str) -> float:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("tfgpt.training.run.measured_peak_flops", broken)
+    with pytest.raises(ZeroDivisionError) as failure:
+        run(text_file, tmp_path / "run")
+    opened = [os.path.realpath(link) for link in Path("/proc/self/fd").iterdir()]
+    # The failure, still at hand, keeps what the run had alive.
+    assert failure and not [path for path in opened if path.startswith(str(tmp_path))]
+
+
 def test_early_stopping_ends_a_run_that_learns_nothing(text_file, tmp_path, capsys):
     flags = ("--learning_rate=0", "--weight_decay=0", "--validate_every=2", "--early_stopping_patience=2")
     assert run(text_file, tmp_path / "e", *flags) == 0

@@ -169,6 +169,10 @@ class Workers:
         """`function(encoder, portion)` of each portion, in order."""
         return list(self._pool.map(lambda portion: function(self._own.encoder, portion), portions))
 
+    def close(self) -> None:
+        """Ends the threads."""
+        self._pool.shutdown()
+
 
 def tiktoken_ranks(
     token_bytes: Sequence[bytes], merges: Sequence[tuple[int, int, int]], byte_ids: Sequence[int]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -107,7 +108,7 @@ class Tokenizer:
             self._token_bytes[self.padding_id] = b""
             self.id_of_byte[BYTE_OF_CHARACTER[LAST_BYTE]] = -1
         self.missing_bytes = [byte for byte, identifier in enumerate(self.id_of_byte) if identifier < 0]
-        self._workers_of: dict[tuple[int, int], Workers] = {}
+        self._workers_of: dict[int, Workers] = {}
         self.merges: list[tuple[int, int, int]] = [
             (vocabulary[left], vocabulary[right], vocabulary[left + right]) for left, right in merges_of(document)
         ]
@@ -290,8 +291,11 @@ class Tokenizer:
         threads = num_threads or available_cpus()
         if threads == 1 or len(jobs) == 1:
             encoded = [self._encode_portion(self.encoder, portion) for portion in contents]
-        else:
+        elif num_threads is None:
             encoded = self._workers(threads).map(self._encode_portion, contents)
+        else:
+            with contextlib.closing(Workers(self.encoder, threads)) as workers:
+                encoded = workers.map(self._encode_portion, contents)
         pieces: list[list[np.ndarray]] = [[] for _ in texts]
         for job, arrays in zip(jobs, encoded):
             for (number, _), ids in zip(job, arrays):
@@ -306,11 +310,11 @@ class Tokenizer:
             return [self._encode(encoder, text) for text in texts]
 
     def _workers(self, count: int) -> Workers:
-        """The threads of this process; a forked child has none of its parent's."""
-        key = (os.getpid(), count)
-        if key not in self._workers_of:
-            self._workers_of = {key: Workers(self.encoder, count)}
-        return self._workers_of[key]
+        """The threads of this process, which end with the tokenizer; a forked child has none of its parent's."""
+        process = os.getpid()
+        if process not in self._workers_of:
+            self._workers_of = {process: Workers(self.encoder, count)}
+        return self._workers_of[process]
 
     def decode_bytes(self, ids: Iterable[int] | np.ndarray, skip_special_tokens: bool = True) -> bytes:
         """The bytes that the ids stand for.

@@ -106,6 +106,12 @@ def build_trainer(
         batch_shape=(kind.rows(recipe), batch.sequence_length),
     )
     trainer.compile(
-        optimizer=build_optimizer(recipe.optimizer, schedule, decoder, parametrization=recipe.parametrization)
+        optimizer=build_optimizer(
+            recipe.optimizer,
+            schedule,
+            decoder,
+            mixed=recipe.step.dtype == "mixed_bfloat16",
+            parametrization=recipe.parametrization,
+        )
     )
     return trainer

@@ -122,7 +122,7 @@ class StepConfig(Settings):
     )
     dtype: str = setting(
         "float32",
-        "float32, or mixed_bfloat16: weights and optimizer in float32, matrix products in bfloat16.",
+        "float32, or mixed_bfloat16: weights and optimizer in float32, matrix products (Muon's too) in bfloat16.",
     )
     compile: str = setting(
         "auto",

@@ -114,10 +114,12 @@ class GroupRewards(Kind):
         if isinstance(strategy, (tf.distribute.MultiWorkerMirroredStrategy, tf.distribute.TPUStrategy)):
             raise SettingError("strategy", "grpo samples on one machine's CPU or GPUs: use one or mirrored")
         rounds = Rounds(recipe, data, self.trainer)
+        # A step is always sampled with the same weights: what `choose_compilation` measures on is the first round.
+        answers = functools.lru_cache(maxsize=1)(rounds.answers)
 
         def batches(first_step: int) -> Any:
             make = functools.partial(
-                in_order, rounds.answers(first_step), batch_size=recipe.batch.batch_size, first=rounds.place(first_step)
+                in_order, answers(first_step), batch_size=recipe.batch.batch_size, first=rounds.place(first_step)
             )
             return iter(distributed(strategy, make))
 

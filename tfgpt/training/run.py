@@ -110,50 +110,49 @@ def train_together(
     compilation = choose_compilation(
         trainer, assembly.batches, recipe.step.compile, facts["compile"] if facts else None, report=say, hosts=hosts
     )
-    metrics = MetricsFile(directory / "metrics.jsonl" if hosts.is_chief else None, state.step)
     watched = recipe.watching.tensorboard and hosts.is_chief
-    tensorboard = TensorBoardFiles(directory / "tensorboard" if watched else None, state.step)
-    tensorboard.hyperparameters(recipe.flags())
-    samples = Samples(recipe, assembly, data, objective)
-    parts = LoopParts(
-        trainer=trainer,
-        hosts=hosts,
-        batches=assembly.batches,
-        validation=assembly.validation,
-        validation_steps=assembly.validation_steps,
-        by_source=assembly.by_source,
-        updates_per_round=assembly.updates_per_round,
-        measure=assembly.measure,
-        checkpoints=checkpoints,
-        metrics=metrics,
-        tensorboard=tensorboard,
-        samples=samples,
-        facts={
-            "flags": recipe.flags(),
-            "data_fingerprint": data.fingerprint,
-            "compile": compilation,
-            "base_fingerprint": base_fingerprint(recipe),
-        },
-        flops_per_token=presets.training_flops_per_token(trainer.decoder.config, recipe.batch.sequence_length),
-        peak_flops=measured_peak_flops(recipe.step.dtype),
-        callbacks=callbacks,
-    )
-    loop = TrainingLoop(recipe, parts, state)
-    progress = Progress(recipe.run.max_steps, "step", "train", initial=state.step, silent=not hosts.is_chief)
-    try:
+    with (
+        contextlib.closing(MetricsFile(directory / "metrics.jsonl" if hosts.is_chief else None, state.step)) as metrics,
+        contextlib.closing(TensorBoardFiles(directory / "tensorboard" if watched else None, state.step)) as tensorboard,
+    ):
+        tensorboard.hyperparameters(recipe.flags())
+        samples = Samples(recipe, assembly, data, objective)
+        parts = LoopParts(
+            trainer=trainer,
+            hosts=hosts,
+            batches=assembly.batches,
+            validation=assembly.validation,
+            validation_steps=assembly.validation_steps,
+            by_source=assembly.by_source,
+            updates_per_round=assembly.updates_per_round,
+            measure=assembly.measure,
+            checkpoints=checkpoints,
+            metrics=metrics,
+            tensorboard=tensorboard,
+            samples=samples,
+            facts={
+                "flags": recipe.flags(),
+                "data_fingerprint": data.fingerprint,
+                "compile": compilation,
+                "base_fingerprint": base_fingerprint(recipe),
+            },
+            flops_per_token=presets.training_flops_per_token(trainer.decoder.config, recipe.batch.sequence_length),
+            peak_flops=measured_peak_flops(recipe.step.dtype),
+            callbacks=callbacks,
+        )
+        loop = TrainingLoop(recipe, parts, state)
+        progress = Progress(recipe.run.max_steps, "step", "train", initial=state.step, silent=not hosts.is_chief)
         with StopSignals() as signals, progress:
             outcome = loop.run(signals, progress)
         if outcome == "stopped":
             say(f"Stopped at step {loop.state.step}, saved in {checkpoints.directory}; to go on:")
-            say(f"  {resume_command(directory)}")
+            flag_file = directory / "flags.cfg"
+            say(f"  {command_line('train', f'--flagfile={flag_file}')}")
         elif hosts.is_chief:
             finish(recipe, data, assembly, loop.state, checkpoints, samples)
-        # Nobody leaves before the chief has written everything: it would look like the loss of a worker.
-        hosts.gather([0.0])
-        return outcome
-    finally:
-        metrics.close()
-        tensorboard.close()
+    # Nobody leaves before the chief has written everything: it would look like the loss of a worker.
+    hosts.gather([0.0])
+    return outcome
 
 
 def prepared(recipe: Recipe, objective: Kind, hosts: Hosts) -> Any:
@@ -397,8 +396,3 @@ def write_model(recipe: Recipe, data: Any, trainer: Any, state: State, step: int
         ):
             save_adapter(trainer.decoder, recipe.lora, temporary, str(recipe.run.init_from))
             tokenizer.save(temporary)
-
-
-def resume_command(directory: Path) -> str:
-    """What to type to go on."""
-    return command_line("train", f"--flagfile={directory / 'flags.cfg'}")

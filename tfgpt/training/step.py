@@ -15,6 +15,7 @@ Facts that others rely on:
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -421,12 +422,12 @@ class Trainer(keras.Model):
         trainable = self.decoder.trainable_variables
         state = {f"weights/{variable.path}": variable for variable in trainable}
         state |= {f"averages/{variable.path}": average for variable, average in zip(trainable, self.averages)}
-        prefix = f"{self.optimizer.name}/"
+        prefix, times = f"{self.optimizer.name}/", collections.Counter[str]()
         for variable in self.optimizer.variables:
             name = f"optimizer/{variable.path.removeprefix(prefix)}"
             # Adafactor gives several slots of one weight the same name.
-            same = sum(known == name or known.startswith(f"{name}#") for known in state)
-            state[f"{name}#{same}" if same else name] = variable
+            state[f"{name}#{times[name]}" if times[name] else name] = variable
+            times[name] += 1
         state["counters/skipped_updates"] = self.skipped_updates
         state["counters/consecutive_skipped"] = self.consecutive_skipped
         return state
