@@ -24,6 +24,9 @@ from tfgpt.serving.backends import newest_version
 from tfgpt.serving.description import read_description
 from tfgpt.serving.serve_config import ServeConfig
 
+# How long an idle connection stays open: longer than the pools of proxies (60 to 120 s), which would otherwise send a
+# request into one that is just being closed.
+KEEP_ALIVE_SECONDS = 125
 NEEDED = ("fastapi", "uvicorn", "prometheus_client")
 
 
@@ -64,6 +67,7 @@ def serve_on(listening: list[socket.socket], serve: ServeConfig, keys: list[str]
         server_header=False,
         lifespan="on",
         ws="none",
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=serve.shutdown_seconds,
     )
     # Requests that shutting down cuts have had their answer: that they were cancelled is no error.

@@ -15,6 +15,7 @@ from tfgpt.generation.config import SamplingConfig
 from tfgpt.generation.prompts import encode_chat
 from tfgpt.serving.client import ServingError, connect
 from tfgpt.serving.signatures import SIGNATURES
+from tfgpt.serving.transports import on_this_machine
 
 MODEL_SERVER = shutil.which("tensorflow_model_server")
 DIALOGUE = [{"role": "user", "content": "Quick? <|im_end|>"}]
@@ -137,6 +138,30 @@ class TestRetries:
 def test_a_server_that_is_not_there_is_reported(scheme):
     with pytest.raises(ServingError, match="UNAVAILABLE: nobody answers"):
         connect(f"{scheme}127.0.0.1:{free_port()}", model="chat", seconds=0.5).score(["a"])
+
+
+@pytest.mark.parametrize("kind", ["grpc", "rest"])
+def test_a_server_on_this_machine_is_reached_past_the_environments_proxy(addresses, monkeypatch, kind):
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("http_proxy", "https_proxy", "grpc_proxy"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{free_port()}")  # Nobody is there.
+    assert connect(addresses[kind], model="chat", seconds=10).tokenize([""]) == [[]]
+
+
+@pytest.mark.parametrize(
+    ("url", "here"),
+    [
+        ("//localhost:8500", True),
+        ("//[::1]:8500", True),
+        ("http://127.0.0.2:8501/", True),
+        ("//10.0.0.1:8500", False),
+        ("https://localhost.example", False),
+        ("//[", False),
+    ],
+)
+def test_what_is_on_this_machine(url, here):
+    assert on_this_machine(url) == here
 
 
 def test_wrong_sampling_inputs_are_refused_before_anything_is_sent(loopback):

@@ -2,12 +2,21 @@
 
 import asyncio
 import json
+import os
+import sys
 
 import pytest
 
 from tfgpt.serving.gate import Gate
 from tfgpt.serving.metrics import Metrics
 from tfgpt.serving.serve_config import ServeConfig
+
+
+async def receive():
+    return {"type": "http.request", "body": b"", "more_body": False}
+
+
+SCOPE = {"type": "http", "method": "GET", "path": "/", "headers": []}
 
 
 @pytest.mark.parametrize("begun", [False, True])
@@ -20,16 +29,12 @@ def test_a_request_that_is_cancelled_is_answered_and_stays_cancelled(begun):
             await send({"type": "http.response.start", "status": 200, "headers": headers})
         await asyncio.sleep(60)
 
-    async def receive():
-        return {"type": "http.request", "body": b"", "more_body": False}
-
     async def send(message):
         sent.append(message)
 
     async def cancelled() -> bool:
         gate = Gate(slow, ServeConfig(model="a", access_log=False), (), Metrics())
-        scope = {"type": "http", "method": "GET", "path": "/", "headers": []}
-        task = asyncio.ensure_future(gate(scope, receive, send))
+        task = asyncio.ensure_future(gate(SCOPE, receive, send))
         await asyncio.sleep(0.05)
         task.cancel()
         await asyncio.wait((task,))
@@ -39,3 +44,22 @@ def test_a_request_that_is_cancelled_is_answered_and_stays_cancelled(begun):
     assert [message.get("status") for message in sent] == ([200, None] if begun else [503, None])
     body = sent[-1]["body"].removeprefix(b"data: ")
     assert json.loads(body)["error"]["code"] == "shutting_down"
+
+
+def test_requests_are_answered_when_nobody_reads_the_log_any_longer(monkeypatch):
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    sent = []
+
+    async def send(message):
+        sent.append(message.get("status"))
+
+    reading, writing = os.pipe()
+    os.close(reading)
+    monkeypatch.setattr(sys, "stdout", os.fdopen(writing, "w"))
+    gate = Gate(app, ServeConfig(model="a"), (), Metrics())
+    for _ in range(2):
+        asyncio.run(gate(SCOPE, receive, send))
+    assert sent == [204, None] * 2

@@ -1,5 +1,6 @@
 """`python -m tfgpt.serve` as a user runs it: what it prints, how it ends, and what it says of wrong flags."""
 
+import contextlib
 import json
 import os
 import re
@@ -11,10 +12,12 @@ import time
 
 import httpx
 import pytest
+import uvicorn
 
 from tests.conftest import ROOT
 from tfgpt import serve
 from tfgpt.common.errors import SettingError
+from tfgpt.serving.description import METADATA_FILE
 from tfgpt.serving.serve_config import ServeConfig
 
 
@@ -81,3 +84,41 @@ def test_the_server_listens_on_this_machine_only_unless_told():
     assert ServeConfig(model="a").host == "127.0.0.1"
     with pytest.raises(SettingError):
         ServeConfig()
+
+
+def test_a_name_with_two_addresses_is_listened_to_on_both(monkeypatch):
+    def both(host, port, **options):
+        known = [(socket.AF_INET6, ("::1", port, 0, 0)), (socket.AF_INET, ("127.0.0.1", port))]
+        return [(family, socket.SOCK_STREAM, 6, "", address) for family, address in known]
+
+    try:
+        socket.socket(socket.AF_INET6).bind(("::1", 0))
+    except OSError:
+        pytest.skip("there is no IPv6 here")
+    with contextlib.ExitStack() as stack:
+        with monkeypatch.context() as patched:
+            patched.setattr(socket, "getaddrinfo", both)  # As most machines have it, if not this one.
+            sockets = serve.listeners(ServeConfig(model="a", host="localhost", port=0), stack)
+        found = [each.getsockname()[:2] for each in sockets]
+        assert [host for host, _ in found] == ["::1", "127.0.0.1"] and len({port for _, port in found}) == 1
+        for address in found:
+            socket.create_connection(address).close()
+
+
+def test_an_idle_connection_outlives_the_pools_of_proxies(version, monkeypatch):
+    started = []
+    monkeypatch.setattr(uvicorn.Server, "run", lambda server, sockets: started.append(server.config))
+    assert serve.main([f"--model={version}", "--port=0"]) == 0
+    assert started[0].timeout_keep_alive > 120  # Azure's gateway; nginx and Amazon's balancers have 60.
+
+
+def test_an_export_of_another_format_is_refused_by_name(capsys, tmp_path):
+    root = tmp_path / "chat"
+    (root / "1" / METADATA_FILE).parent.mkdir(parents=True)
+    (root / "1" / "saved_model.pb").touch()
+    for place, said in ((root / "1" / METADATA_FILE, root / "1"), (root / "tfgpt.json", root)):
+        (root / "1" / METADATA_FILE).write_text("{}")
+        place.write_text(json.dumps({"kind": "export", "format": 2}))
+        assert serve.main([f"--model={root}"]) == 2
+        [line] = capsys.readouterr().err.splitlines()
+        assert f"{said}: is an export of format 2" in line

@@ -49,13 +49,19 @@ def check_format(directory: str | os.PathLike, kind: str) -> bool:
     content = read_json(path)
     found = content if isinstance(content, dict) else {}
     if found.get("kind") != kind:
-        raise UserError(f"{directory}: is a {found.get('kind') or 'folder of another program'}, not a {kind}")
+        kind_found = with_article(str(found.get("kind") or "folder of another program"))
+        raise UserError(f"{directory}: is {kind_found}, not {with_article(kind)}")
     if found.get("format") != FORMATS[kind]:
         raise UserError(
-            f"{directory}: is a {kind} of format {found.get('format')}, and this tfgpt knows format {FORMATS[kind]}; "
-            "use the version of tfgpt that wrote it"
+            f"{directory}: is {with_article(kind)} of format {found.get('format')}, and this tfgpt knows format "
+            f"{FORMATS[kind]}; use the version of tfgpt that wrote it"
         )
     return True
+
+
+def with_article(kind: str) -> str:
+    """`"run"` → "a run", `"export"` → "an export"."""
+    return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
 
 
 def write_description(directory: Path, kind: str, **facts: Any) -> None:

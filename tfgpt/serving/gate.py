@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
 import json
 import logging
@@ -172,7 +173,8 @@ class Gate:
             "seconds": round(seconds, 4),
             **facts,
         }
-        print(json.dumps(line), file=sys.stdout, flush=True)
+        with contextlib.suppress(OSError, ValueError):  # Who reads the log has left, or the disk is full.
+            print(json.dumps(line), file=sys.stdout, flush=True)
 
 
 def half_characters(body: bytes) -> bool:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import ipaddress
 import json
+import urllib.parse
 from collections.abc import Mapping
 from typing import Any
 
@@ -47,8 +49,10 @@ class GrpcTransport:
                 f"{error.name} is missing, with which gRPC is spoken; pip install 'tfgpt[serve]'"
             ) from error
         self.address, self.model, self.label = address, model, label
-        sizes = [(f"grpc.max_{way}_message_length", MESSAGE_BYTES) for way in ("send", "receive")]
-        self._channel = grpc.insecure_channel(address, options=sizes)
+        options = [(f"grpc.max_{way}_message_length", MESSAGE_BYTES) for way in ("send", "receive")]
+        if on_this_machine(f"//{address}"):
+            options.append(("grpc.enable_http_proxy", 0))
+        self._channel = grpc.insecure_channel(address, options=options)
         self._stub = prediction_service_pb2_grpc.PredictionServiceStub(self._channel)
         self._error = grpc.RpcError
 
@@ -93,6 +97,7 @@ class RestTransport:
         place = f"/labels/{label}" if label else ""
         self._url = f"{self.address}/v1/models/{model}{place}:predict"
         self._session = requests.Session()
+        self._session.trust_env = not on_this_machine(address)
 
     def predict(self, name: str, inputs: Mapping[str, list[Any]], seconds: float) -> Answer:
         """As `Transport.predict`."""
@@ -128,6 +133,15 @@ class RestTransport:
     def close(self) -> None:
         """Ends the connection."""
         self._session.close()
+
+
+def on_this_machine(url: str) -> bool:
+    """Whether an address means this machine, which no proxy of the environment (`http_proxy`) can reach."""
+    try:
+        host = urllib.parse.urlsplit(url).hostname or ""
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def as_bytes(item: str | bytes) -> bytes:
