@@ -29,7 +29,9 @@ def register_operations(directory: Path) -> None:
     if not (directory / METADATA_FILE).is_file() or read_description(directory).get("operations") != TEXT_OPERATIONS:
         return
     if importlib.util.find_spec("tensorflow_text") is None:
-        raise UserError(f"{directory}: needs tensorflow_text, whose operations its tokenizer is made of")
+        raise UserError(
+            f"{directory}: needs tensorflow-text, whose operations its tokenizer is made of (there is none for Windows)"
+        )
     importlib.import_module("tensorflow_text")
 
 

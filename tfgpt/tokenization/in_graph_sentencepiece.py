@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
+from tfgpt.common.errors import UserError
 from tfgpt.tokenization.in_graph import InGraphTokenizer
 from tfgpt.tokenization.sentencepiece_tokenizer import SentencePieceTokenizer
 from tfgpt.tokenization.tokenizer import Tokenizer
@@ -29,11 +30,20 @@ class InGraphSentencePiece(tf.Module):
     Args:
         tokenizer: the tokenizer.
         name: the module's name.
+
+    Raises:
+        UserError: `tensorflow_text` is not installed.
     """
 
     def __init__(self, tokenizer: SentencePieceTokenizer, name: str = "in_graph_sentencepiece"):
         super().__init__(name=name)
-        import tensorflow_text
+        try:
+            import tensorflow_text
+        except ImportError as error:
+            raise UserError(
+                f"{tokenizer.origin}: a SentencePiece model runs inside a graph by tensorflow-text, which cannot be "
+                f"imported here ({error}; there is none for Windows); export it on Linux or macOS"
+            ) from None
 
         with tf.device("CPU:0"):
             self._model = tensorflow_text.SentencepieceTokenizer(model=tokenizer.model, out_type=tf.int32)
