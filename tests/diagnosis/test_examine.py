@@ -12,9 +12,10 @@ from tests.diagnosis.subjects import recipe_of
 from tfgpt.common.errors import SettingError
 from tfgpt.diagnosis import speed
 from tfgpt.diagnosis.config import DoctorConfig
-from tfgpt.diagnosis.examine import DATA_CHECKS, MODEL_CHECKS, SPEED_CHECKS, examine
+from tfgpt.diagnosis.examine import DATA_CHECKS, MODEL_CHECKS, SPEED_CHECKS, attempted, examine
 from tfgpt.diagnosis.machine import Memory
 from tfgpt.diagnosis.memory import Machine
+from tfgpt.diagnosis.report import Report
 from tfgpt.model import decoder
 from tfgpt.model.checkpoints.huggingface import save_decoder
 from tfgpt.training.assembly import build_trainer
@@ -116,3 +117,16 @@ def test_a_cluster_is_not_examined_and_the_line_says_what_to_do_instead(text_fil
     monkeypatch.setenv("TF_CONFIG", '{"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": 0}}')
     with pytest.raises(SettingError, match="leave TF_CONFIG out"):
         examine(recipe_of(text_file), QUICK, lambda line: None)
+
+
+def test_a_check_that_breaks_is_a_finding_and_its_traceback_is_not_lost(tmp_path: Path, capsys, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+
+    def broken() -> None:
+        raise ValueError("one\ntwo")
+
+    report = Report(print)
+    assert attempted(report, "speed", broken) is None
+    (crash,) = tmp_path.rglob("crash-doctor-*.txt")
+    assert capsys.readouterr().out == f"FAIL  speed: broke with ValueError: one two; {crash} has the traceback\n"
+    assert "in broken" in crash.read_text()

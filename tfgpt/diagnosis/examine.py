@@ -5,12 +5,16 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+import sys
+import traceback
 from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
 
+from tfgpt.common.crash import write_crash_file
 from tfgpt.common.errors import SettingError, TfgptError
+from tfgpt.common.process_memory import held_memory
 from tfgpt.diagnosis import machine as machines
 from tfgpt.diagnosis.causality import check_causality
 from tfgpt.diagnosis.config import DoctorConfig
@@ -134,7 +138,7 @@ def examine_model(
     machine: Machine,
 ) -> None:
     """The checks that need the model to be built."""
-    before = 0 if machine.gpu else machines.process_memory()[0]
+    before = 0 if machine.gpu else held_memory()
     peak_flops = measured_peak_flops(recipe.step.dtype)
 
     def build() -> Subject:
@@ -176,7 +180,7 @@ def examine_model(
 
 
 def attempted(report: Report, check: str, function: Callable):
-    """What `function` returns, or None after a finding that says how it broke."""
+    """What `function` returns, or None after a finding that says how it broke and where its traceback is."""
     try:
         return function()
     except TfgptError:
@@ -185,7 +189,11 @@ def attempted(report: Report, check: str, function: Callable):
         advice = ("--accumulation_steps=… with the same --batch_size", "--rematerialize", "--dtype=mixed_bfloat16")
         report.add(Finding(check, FAIL, f"out of memory: {first_line(error)}", advice))
     except Exception as error:
-        report.add(Finding(check, FAIL, f"broke with {type(error).__name__}: {first_line(error)}"))
+        crash = write_crash_file("doctor", sys.argv[1:], error)
+        where = f"; {crash} has the traceback" if crash else ""
+        report.add(Finding(check, FAIL, f"broke with {type(error).__name__}: {first_line(error)}{where}"))
+        if os.environ.get("TFGPT_DEBUG", "0") not in ("", "0"):
+            traceback.print_exception(error)
     return None
 
 

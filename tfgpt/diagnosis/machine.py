@@ -1,11 +1,16 @@
-"""What memory this machine has, and how much of it this process holds: /proc, cgroups, GPUs."""
+"""What memory this machine has: RAM, cgroups, GPUs."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import os
+import shutil
 from pathlib import Path
+
+import psutil
+
+from tfgpt.common.process_memory import held_memory
 
 PROC = Path("/proc")
 CGROUPS = Path("/sys/fs/cgroup")
@@ -26,14 +31,10 @@ class Memory:
     source: str
 
 
-def main_memory() -> Memory | None:
-    """The machine's memory within the tightest cgroup limit, or None where there is no /proc (macOS, Windows)."""
-    information = key_values(PROC / "meminfo")
-    if "MemTotal" not in information:
-        return None
-    own = process_memory()[0]
-    total = information["MemTotal"] * 1024
-    best = Memory(total, min(total, information.get("MemAvailable", 0) * 1024 + own), "RAM")
+def main_memory() -> Memory:
+    """The machine's memory within the tightest cgroup limit."""
+    own, machine = held_memory(), psutil.virtual_memory()
+    best = Memory(machine.total, min(machine.total, machine.available + own), "RAM")
     for limit, used in cgroup_limits():
         available = limit - used + own
         if limit < best.total:
@@ -48,8 +49,8 @@ def cgroup_limits() -> list[tuple[int, int]]:
     found = []
     for directory, limit_file, usage_file in cgroup_directories():
         with contextlib.suppress(OSError, ValueError):
-            limit = int((directory / limit_file).read_text())
-            used = int((directory / usage_file).read_text())
+            limit = int((directory / limit_file).read_text(encoding="ascii"))
+            used = int((directory / usage_file).read_text(encoding="ascii"))
             statistics = {}
             with contextlib.suppress(OSError):
                 statistics = key_values(directory / "memory.stat")
@@ -63,7 +64,7 @@ def cgroup_limits() -> list[tuple[int, int]]:
 def cgroup_directories() -> list[tuple[Path, str, str]]:
     """(directory, file of its limit, file of its use) of this process's memory cgroup and all those around it."""
     try:
-        lines = (PROC / "self" / "cgroup").read_text().splitlines()
+        lines = (PROC / "self" / "cgroup").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return []
     found = []
@@ -85,23 +86,11 @@ def key_values(path: Path) -> dict[str, int]:
     """A file of lines `name: number kB` or `name number`; {} when it is not there."""
     values = {}
     with contextlib.suppress(OSError):
-        for line in path.read_text().splitlines():
+        for line in path.read_text(encoding="ascii", errors="replace").splitlines():
             words = line.replace(":", " ").split()
             if len(words) >= 2 and words[1].isdigit():
                 values[words[0]] = int(words[1])
     return values
-
-
-def process_memory() -> tuple[int, int]:
-    """Bytes of RAM that this process holds now, and the most since `forget_peak` (or since it began)."""
-    status = key_values(PROC / "self" / "status")
-    return status.get("VmRSS", 0) * 1024, status.get("VmHWM", 0) * 1024
-
-
-def forget_peak() -> None:
-    """Begins a new peak for `process_memory`; where that is not allowed, the old one stays."""
-    with contextlib.suppress(OSError):
-        (PROC / "self" / "clear_refs").write_text("5")
 
 
 def gpu_memory() -> Memory | None:
@@ -110,7 +99,7 @@ def gpu_memory() -> Memory | None:
         from tensorflow.python.client import device_lib
 
         limits = [device.memory_limit for device in device_lib.list_local_devices() if device.device_type == "GPU"]
-    except Exception:  # No public function tells it, and not knowing it must not end the examination.
+    except (ImportError, AttributeError):  # No public function tells it: another release may have it elsewhere.
         return None
     return Memory(min(limits), min(limits), "GPU") if limits else None
 
@@ -134,5 +123,4 @@ def free_disk(path: str | os.PathLike) -> int:
     path = Path(path).absolute()
     while not path.exists():
         path = path.parent
-    status = os.statvfs(path)
-    return status.f_bavail * status.f_frsize
+    return shutil.disk_usage(path).free

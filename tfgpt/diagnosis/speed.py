@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from tfgpt.common.process_memory import forget_peak, peak_memory
 from tfgpt.diagnosis import machine as machines
 from tfgpt.diagnosis.data import LITTLE_REPETITION
 from tfgpt.diagnosis.memory import Machine
@@ -104,7 +105,7 @@ def measure_speed(subject: Subject, machine: Machine, peak_flops: float, seconds
     if machine.gpu:
         machines.forget_gpu_peak()
     else:
-        machines.forget_peak()
+        forget_peak()
     words = [work.words] if work.words else []
     mode = recipe.step.compile
     if work.trainer is subject.trainer:
@@ -124,7 +125,7 @@ def measure_speed(subject: Subject, machine: Machine, peak_flops: float, seconds
         count = max(1, min(int(updates * (limit - spent) / spent), MOST_UPDATES - updates))
     rate = updates * work.tokens / spent
     tokens = recipe.batch.batch_size * recipe.batch.sequence_length
-    peak = machines.gpu_peak() if machine.gpu else machines.process_memory()[1]
+    peak = machines.gpu_peak() if machine.gpu else peak_memory()
     return Speed(
         mode,
         "; ".join(words).replace("Training step: ", ""),
