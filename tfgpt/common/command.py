@@ -239,7 +239,7 @@ class Command:
             return 128 + number
         except BrokenPipeError:
             # The reader of our output has left (`| head`): nothing to say and nobody to say it to.
-            sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+            sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
             return 0
         except OSError as error:
             if error.errno not in PATHS_FAULTS or not error.filename:

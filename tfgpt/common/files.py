@@ -52,8 +52,7 @@ def written_beside(path: str | os.PathLike) -> Iterator[Path]:
         temporary.touch(0o666, exist_ok=False)
         try:
             yield temporary
-            with open(temporary, "rb") as file:
-                os.fsync(file.fileno())
+            sync_file(temporary)
             os.replace(temporary, path)
             sync_directory(path.parent)
         finally:
@@ -75,8 +74,7 @@ def directory_written_beside(path: str | os.PathLike) -> Iterator[Path]:
             yield temporary
             for file in temporary.rglob("*"):
                 if file.is_file():
-                    with open(file, "rb") as opened:
-                        os.fsync(opened.fileno())
+                    sync_file(file)
             replace_directory(temporary, path)
             sync_directory(path.parent)
         finally:
@@ -136,6 +134,12 @@ def new_sibling(path: Path, suffix: str) -> Path:
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}{suffix}")
 
 
+def sync_file(path: Path) -> None:
+    """Makes a file's content survive a power cut; Windows syncs only what is open for writing."""
+    with open(path, "r+b" if os.name == "nt" else "rb") as file:
+        os.fsync(file.fileno())
+
+
 def sync_directory(path: Path) -> None:
     """Makes a rename inside `path` survive a power cut; Windows opens no directories and needs none of this."""
     if os.name == "nt":
@@ -150,7 +154,7 @@ def sync_directory(path: Path) -> None:
 def write_text(path: str | os.PathLike, text: str) -> None:
     """Writes a UTF-8 text file beside and renames it."""
     with written_beside(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:

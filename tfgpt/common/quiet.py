@@ -91,4 +91,7 @@ def write_to(file: int) -> None:
         stream.flush()
     os.dup2(file, 1)
     os.dup2(file, 2)
-    sys.stderr = os.fdopen(2, "w", 1, encoding="utf-8", errors="backslashreplace", closefd=False)
+    # On Windows a console is not written to through its descriptor.
+    sys.stdout, sys.stderr = (
+        os.fdopen(number, "w", 1, encoding="utf-8", errors="backslashreplace", closefd=False) for number in (1, 2)
+    )

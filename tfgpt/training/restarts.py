@@ -68,5 +68,7 @@ class Parent:
 
 
 def die_with_parent() -> None:
-    """Asks the kernel for a SIGTERM when the parent dies (prctl(2), PR_SET_PDEATHSIG)."""
+    """Asks the kernel for a SIGTERM when the parent dies (prctl(2), PR_SET_PDEATHSIG); Linux only."""
+    if sys.platform != "linux":
+        return
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)
