@@ -1,4 +1,7 @@
-"""Searches as a user starts them, but as forks of one process: importing TensorFlow for each takes eight seconds."""
+"""Searches as a user starts them, but as forks of one process, which saves importing TensorFlow for each.
+
+Their trials are in spawned processes, as always.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +58,7 @@ class Running:
         return self.log.read_text() if self.log.is_file() else ""
 
 
-def wait_for(condition: Callable[[], object], timeout: float = 120.0, log: Path | None = None) -> None:
+def wait_for(condition: Callable[[], object], timeout: float = 240.0, log: Path | None = None) -> None:
     deadline = time.monotonic() + timeout
     while not condition():
         assert time.monotonic() < deadline, log.read_text() if log and log.is_file() else "nothing was said"

@@ -14,14 +14,13 @@ import sys
 import traceback
 from pathlib import Path
 
-from tfgpt.search.launch import import_everything
+from tfgpt.common.quiet import import_tensorflow, write_to
 
 
 def child(order: dict) -> int:
     os.setsid()
     log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
+    write_to(log)
     os.environ.update(order["environment"])
     if order["file_size"]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (order["file_size"], order["file_size"]))
@@ -29,8 +28,9 @@ def child(order: dict) -> int:
 
 
 def main() -> None:
-    import_everything()
-    for module in ("tfgpt.tune", "tfgpt.search.report", "tfgpt.search.judging", "plotly.graph_objects"):
+    import_tensorflow()
+    for module in ("tfgpt.tune", "tfgpt.train", "tfgpt.training.run", "tfgpt.search.tuner", "tfgpt.search.cluster",
+                   "tfgpt.search.report", "tfgpt.search.judging", "plotly.graph_objects"):  # fmt: skip
         importlib.import_module(module)
     for line in sys.stdin:
         order = json.loads(line)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import json
 from pathlib import Path
 
@@ -83,6 +84,20 @@ def test_the_best_trial_is_trained_again_with_other_seeds_and_compared_with_the_
     assert command.main([*again, "--top_tokens=1024"]) == 2
     error = capsys.readouterr().err.strip()
     assert "\n" not in error and error.startswith("tfgpt.tune: --search_dir: ")
+
+
+def test_the_best_are_trained_again_where_plotly_is_missing_and_the_report_that_is_not_made_is_an_error(
+    searched, capsys, monkeypatch
+):
+    flags, plan = searched
+    (plan.directory / "report.html").unlink(missing_ok=True)
+    (plan.directory / "judging.json").unlink(missing_ok=True)
+    find = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *more: None if name == "plotly" else find(name, *more))
+    assert command.main([*flags, "--report_only", "--top=1", "--top_seeds=2"]) == 2
+    said = capsys.readouterr().out
+    assert "minus default, seed by seed" in said and (plan.directory / "judging.json").is_file()
+    assert "No report.html: plotly is not installed (pip install 'tfgpt[search]')" in said.splitlines()[-1]
 
 
 def test_differences_are_paired_by_seed_and_their_interval_is_students():

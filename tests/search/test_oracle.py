@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.search.conftest import TINY
-from tfgpt.common.files import write_json
+from tfgpt.common.files import read_json, write_json
 from tfgpt.search.config import SearchConfig
 from tfgpt.search.oracle import make_oracle
 from tfgpt.search.plan import TRAIN, Plan, make_plan
@@ -154,3 +154,17 @@ def test_budgets_of_tokens_and_minutes_end_the_search(plan):
         if name == "minutes":
             time.sleep(1.3)
         assert oracle.create_trial("tuner0").status == "STOPPED"
+
+
+@pytest.mark.parametrize("tuner", ["random", "hyperband"])
+def test_every_result_is_read_a_few_times_however_many_trials_there_are(plan, tuner: str, monkeypatch):
+    reads: list[str] = []
+
+    def counted(path: Path) -> Any:
+        reads.append(path.parent.name)
+        return read_json(path)
+
+    monkeypatch.setattr("tfgpt.search.table.read_json", counted)
+    found = searched(plan(tuner, tuner=tuner, max_trials=13, max_search_tokens=10**9), reload=False)
+    # At a trial's end: twice by the oracle, once for the table.
+    assert len(reads) == 3 * len(found) and len(set(reads)) == len(found)

@@ -5,9 +5,16 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
+import time
 from pathlib import Path
 
+import psutil
+
 from tests.search.conftest import Running, Start, table, timeless, wait_for
+from tfgpt import tune
+from tfgpt.common.locks import writer_lock
+from tfgpt.common.outputs import LOCK
 
 SCORE = "validation_bits_per_byte"
 
@@ -70,44 +77,61 @@ def test_hyperband_goes_on_from_the_lower_rung_and_best_cfg_repeats_the_best_tri
     assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
-def children(running: Running) -> list[int]:
-    """The launcher's children in the order of their birth: chief, tuner0, tuner1, trials."""
-    found = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
-    return sorted(int(pid) for pid in found)
+def processes_of_trials(running: Running) -> list[int]:
+    """The processes that train, of a search on this machine, in the order of their start."""
+    found = [child for child in psutil.Process(running.pid).children() if "spawn_main" in " ".join(child.cmdline())]
+    return [child.pid for child in sorted(found, key=lambda child: child.create_time())]
 
 
-def test_parallel_workers_survive_kills_of_a_worker_and_of_the_chief(start: Start, arguments, tmp_path: Path):
+def test_parallel_workers_train_at_the_same_time_and_a_killed_trial_is_tried_once_more(
+    start: Start, arguments, tmp_path: Path
+):
     directory = tmp_path / "two"
     search = start("tune", *arguments("two", "--parallel=2", "--tuner=random", "--max_trials=4"))
     wait_for(lambda: all(lines(directory / f"trials/{n}/metrics.jsonl") >= 2 for n in ("0000", "0001")), log=search.log)
-    chief, worker = children(search)[:2]
-    os.kill(worker, signal.SIGKILL)
-    wait_for(lambda: "tuner0 was killed" in search.said)
-    os.kill(chief, signal.SIGKILL)
+    os.kill(processes_of_trials(search)[0], signal.SIGKILL)
     assert search.ended() == 0, search.said
-    assert "chief was killed by SIGKILL; starting it again" in search.said
+    assert "was interrupted (killed by SIGKILL (as the kernel does when memory runs out)); it is tried" in search.said
     rows = table(directory)
     assert [row["status"] for row in rows] == ["completed"] * 4
 
 
-def test_a_cluster_by_kerastuners_environment_variables(start: Start, arguments, tmp_path: Path):
-    from tfgpt.search.launch import free_port
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
+
+def test_a_cluster_by_kerastuners_environment_variables_whose_chief_is_killed(start: Start, arguments, tmp_path: Path):
     cluster = {"KERASTUNER_ORACLE_IP": "127.0.0.1", "KERASTUNER_ORACLE_PORT": str(free_port())}
-    roles = {
-        name: start(
-            "tune",
-            *arguments("cluster", "--tuner=random", "--max_trials=1", "--strategy=mirrored", "--logical_cpus=2"),
-            environment={**cluster, "KERASTUNER_TUNER_ID": name},
-        )
-        for name in ("chief", "tuner0")
-    }
-    for running in roles.values():
+    flags = arguments("cluster", "--tuner=random", "--max_trials=1", "--strategy=mirrored", "--logical_cpus=2")
+
+    def begin(name: str) -> Running:
+        return start("tune", *flags, environment={**cluster, "KERASTUNER_TUNER_ID": name})
+
+    chief, worker = begin("chief"), begin("tuner0")
+    wait_for(lambda: lines(tmp_path / "cluster/trials/0000/metrics.jsonl") >= 2, log=worker.log)
+    chief.kill()
+    chief = begin("chief")
+    for running in (chief, worker):
         assert running.ended() == 0, running.said
-    assert "Best of 1 trials" in roles["chief"].said
+    assert "Best of 1 trials" in chief.said
     assert table(tmp_path / "cluster")[0]["status"] == "completed"
     # Each trial is on a strategy.
     assert "2 share each batch" in (tmp_path / "cluster/trials/0000/log.txt").read_text()
+
+
+def test_a_second_search_in_a_directory_ends_at_once_and_says_who_holds_it(arguments, tmp_path: Path, capsys):
+    flags = arguments("held", "--max_trials=1")
+    with writer_lock(tmp_path / "held" / LOCK, tmp_path / "held"):
+        began = time.monotonic()
+        assert tune.main(flags) == 2
+        assert time.monotonic() - began < 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(
+        f"tfgpt.tune: --search_dir: {tmp_path / 'held'} is being written by process {os.getpid()} on"
+    )
+    assert not (tmp_path / "held/trials").exists()
 
 
 DIVERGING = """

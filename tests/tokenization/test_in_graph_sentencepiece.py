@@ -13,8 +13,8 @@ import sentencepiece
 from tfgpt.common.errors import UserError
 from tfgpt.serving.session import TEXT_OPERATIONS, register_operations
 from tfgpt.tokenization.in_graph_sentencepiece import in_graph_tokenizer
-from tfgpt.tokenization.sentencepiece_tokenizer import SentencePieceTokenizer
 from tfgpt.tokenization.roles import Roles
+from tfgpt.tokenization.sentencepiece_tokenizer import SentencePieceTokenizer
 
 ROLES = Roles(end_of_text="</s>", padding="<unk>", start_of_turn="<s>", end_of_turn="</s>")
 

@@ -19,6 +19,10 @@ class RunError(TfgptError):
     exit_code = 1
 
 
+class DivergedError(RunError):
+    """The training diverged: its updates or losses are not finite, and going back did not help."""
+
+
 class SettingError(UserError):
     """One field of a settings class is wrong; the flag of the same name is named in the printed line.
 

@@ -8,6 +8,8 @@ from tfgpt.common.errors import UserError
 from tfgpt.search.judging_config import JudgingConfig
 from tfgpt.search.plan import Plan
 
+REPORT_NEEDS = {"plotly": "plotly", "sklearn": "scikit-learn"}
+
 
 def check_begun(plan: Plan) -> None:
     """Refuses to report on nothing.
@@ -32,10 +34,6 @@ def conclude(plan: Plan, config: JudgingConfig) -> int:
     if not (plan.directory / "trials.csv").is_file():
         # A worker of a cluster: the chief has the table.
         return 0
-    for module, package in (("plotly", "plotly"), ("sklearn", "scikit-learn")):
-        if importlib.util.find_spec(module) is None:
-            print(f"No report: {package} is not installed (pip install 'tfgpt[search]'); then --report_only makes it")
-            return 2 if config.report_only else 0
     from tfgpt.common.quiet import import_tensorflow
 
     import_tensorflow()
@@ -45,11 +43,20 @@ def conclude(plan: Plan, config: JudgingConfig) -> int:
 
     trials = read_trials(plan.directory)
     print(console_table(trials))
-    write_report(trials)
+    missing = [package for module, package in REPORT_NEEDS.items() if importlib.util.find_spec(module) is None]
+    if not missing:
+        # Before the trainings, which may take hours.
+        write_report(trials)
     if config.top:
         if not judge(plan, config):
             return 0
-        write_report(trials)
+        if not missing:
+            write_report(trials)
+    if missing:
+        print(
+            f"No report.html: {missing[0]} is not installed (pip install 'tfgpt[search]'); then --report_only makes it"
+        )
+        return 2 if config.report_only else 0
     print(f"Report:      {plan.directory / 'report.html'}")
     print(f"TensorBoard: python -m tensorboard.main --logdir={plan.directory / 'tensorboard'}   (HPARAMS)")
     return 0

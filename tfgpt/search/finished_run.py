@@ -7,7 +7,7 @@ import dataclasses
 import math
 from typing import Any
 
-from tfgpt.common.errors import RunError, UserError
+from tfgpt.common.errors import DivergedError, UserError
 from tfgpt.common.files import read_json, write_json
 from tfgpt.common.outputs import make_working_directory
 from tfgpt.model.presets import count_parameters
@@ -48,7 +48,7 @@ def finished_run(recipe: Recipe) -> dict[str, Any] | None:
         signal stopped it.
 
     Raises:
-        UserError, RunError: as `train`; RunError also when the run diverged.
+        UserError, RunError: as `train`; DivergedError also when only the held-out loss is not finite.
     """
     path = recipe.run_dir / "result.json"
     if path.is_file():
@@ -71,7 +71,7 @@ def finished_run(recipe: Recipe) -> dict[str, Any] | None:
     rows = [row for row in read_metrics(recipe.run_dir / "metrics.jsonl") if row.get("validation_loss") and row["step"]]
     finite = [row for row in rows if math.isfinite(row["validation_loss"])]
     if not rows or rows[-1] not in finite:
-        raise RunError(f"{recipe.run_dir}: diverged; lower --learning_rate")
+        raise DivergedError(f"{recipe.run_dir}: diverged; lower --learning_rate")
     row = min(finite, key=lambda row: row["validation_loss"]) if recipe.run.keep_best else rows[-1]
     result = {
         "parameters": count_parameters(load_config(recipe.run_dir / "model")),

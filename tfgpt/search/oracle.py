@@ -63,6 +63,9 @@ class _Surviving(keras_tuner.Oracle):
         self.heard: dict[str, float] = {}  # worker → when, by the monotonic clock
         self.began, self.earlier_seconds = time.monotonic(), 0.0
         self.over = False
+        # Of trials that are over: what does not change any more is read once.
+        self.results: dict[str, dict[str, Any]] = {}
+        self.last_rows: dict[str, Row] = {}
         self._set_project_dir(str(plan.directory), "keras_tuner")
         if Path(self._get_oracle_fname()).is_file():
             self.reload()
@@ -117,7 +120,7 @@ class _Surviving(keras_tuner.Oracle):
         """A trial is over; its result.json says how."""
         if trial.trial_id in self.end_order:
             return
-        result = read_result(self.plan, trial.trial_id)
+        result = self.result(trial.trial_id)
         if result.get("error"):
             trial.message = result["error"]
         with contextlib.redirect_stdout(io.StringIO()):
@@ -136,7 +139,7 @@ class _Surviving(keras_tuner.Oracle):
 
     def score_trial(self, trial: Any) -> None:
         """The objective of the model that the run left."""
-        value = read_result(self.plan, trial.trial_id).get(self.objective.name)
+        value = self.result(trial.trial_id).get(self.objective.name)
         trial.score = float("nan") if value is None else float(value)
         known = trial.metrics.exists(self.objective.name)
         trial.best_step = trial.metrics.get_best_step(self.objective.name) if known else 0
@@ -236,7 +239,7 @@ class _Surviving(keras_tuner.Oracle):
         if search.max_search_minutes and self.seconds() >= 60 * search.max_search_minutes:
             return True
         if search.max_search_tokens:
-            spent = sum(read_result(self.plan, trial_id).get("tokens_trained", 0) for trial_id in self.trials)
+            spent = sum(self.result(trial_id).get("tokens_trained", 0) for trial_id in self.trials)
             return spent >= search.max_search_tokens
         return False
 
@@ -266,9 +269,27 @@ class _Surviving(keras_tuner.Oracle):
 
     # What is shown.
 
+    def result(self, trial_id: str) -> dict[str, Any]:
+        """A trial's result.json, or nothing."""
+        if trial_id in self.results:
+            return self.results[trial_id]
+        result = read_result(self.plan, trial_id)
+        if trial_id in self.end_order:
+            self.results[trial_id] = result
+        return result
+
+    def row(self, trial_id: str) -> Row:
+        """A trial's line in the table."""
+        if trial_id in self.last_rows:
+            return self.last_rows[trial_id]
+        row = Row.of(self.plan, self.trials[trial_id], self.result(trial_id))
+        if trial_id in self.end_order:
+            self.last_rows[trial_id] = row
+        return row
+
     def rows(self) -> list[Row]:
         """The table of all trials."""
-        return [Row.of(self.plan, self.trials[trial_id]) for trial_id in sorted(self.trials)]
+        return [self.row(trial_id) for trial_id in sorted(self.trials)]
 
     def write_files(self) -> None:
         """Writes trials.csv and best.cfg."""
@@ -278,14 +299,14 @@ class _Surviving(keras_tuner.Oracle):
 
     def announce(self, trial: Any, verb: str) -> None:
         """A line on a trial that begins."""
-        row = Row.of(self.plan, trial)
+        row = self.row(trial.trial_id)
         total = self.trials_in_all()
         say(f"Trial {trial.trial_id} {verb} ({len(self.trials)} of {'at most ' if total else ''}"
             f"{total or '?'}): {row.values_in_words()}")  # fmt: skip
 
     def announce_end(self, trial: Any) -> None:
         """A line on a trial that ended."""
-        row = Row.of(self.plan, trial)
+        row = self.row(trial.trial_id)
         if trial.trial_id not in self.end_order:
             say(f"Trial {trial.trial_id} was interrupted ({row.error}); it is tried once more")
             return

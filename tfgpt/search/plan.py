@@ -18,7 +18,8 @@ from typing import Any
 
 from tfgpt.common.command import Command
 from tfgpt.common.errors import SettingError, UserError
-from tfgpt.common.files import clear_write_errors, read_json, sha256_of_json, write_json
+from tfgpt.common.files import read_json, sha256_of_json, write_json
+from tfgpt.common.outputs import check_format, make_working_directory
 from tfgpt.search.config import SearchConfig
 from tfgpt.search.space import Space, defaults, read_space, with_flags
 from tfgpt.training.recipe import GROUPS, Recipe
@@ -40,7 +41,6 @@ FIXED_FOR_A_SEARCH = (
     "tuner", "search_objective", "search_seed", "trial_tokens", "trial_validations", "median_stopping_after",
     "hyperband_epochs", "hyperband_factor", "hyperband_iterations",
 )  # fmt: skip
-FORMAT = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,12 +132,13 @@ class Plan:
         """Makes the directory this search's own, or sees that it is.
 
         Raises:
-            UserError: it holds another search, or cannot be written.
+            UserError: it holds another search or other files, or cannot be written.
             RunError: the disk is full.
         """
         path = self.directory / "search.json"
         mine = self.fingerprint()
         if path.is_file():
+            check_format(self.directory, "search")
             theirs = read_json(path)
             if theirs.get("fingerprint") != sha256_of_json(mine):
                 raise UserError(
@@ -145,16 +146,8 @@ class Plan:
                     "choose another --search_dir, or delete it"
                 )
             return
-        if self.directory.is_dir() and any(self.directory.iterdir()):
-            leftover = {entry.name for entry in self.directory.iterdir() if not entry.name.startswith(".")}
-            if leftover:
-                raise UserError(
-                    f"--search_dir: {self.directory} holds other things ({sorted(leftover)[0]}), but no search; "
-                    "choose another --search_dir"
-                )
-        with clear_write_errors(self.directory):
-            self.directory.mkdir(parents=True, exist_ok=True)
-        write_json(path, {"format": FORMAT, "fingerprint": sha256_of_json(mine), "space_file": self.space.path, **mine})
+        make_working_directory(self.directory, "search", "search_dir")
+        write_json(path, {"fingerprint": sha256_of_json(mine), "space_file": self.space.path, **mine})
 
 
 def difference(theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> str:

@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from tfgpt.common.errors import UserError
 from tfgpt.common.files import read_json, write_csv, write_text
 from tfgpt.search.config import OBJECTIVES
 from tfgpt.search.plan import TRAIN, Plan, TrialRequest
@@ -35,6 +36,7 @@ class Row:
         (numbers): what was measured; `tokens` is all that the model has seen, on lower rungs too; `seconds` is wall
             time of this trial's processes.
         error: why it failed.
+        progress: the part of the whole training that it has done, when it is over.
     """
 
     trial_id: str
@@ -53,13 +55,14 @@ class Row:
     seconds: float | None = None
     parameters: int | None = None
     error: str = ""
+    progress: float = 0.0
 
     @classmethod
-    def of(cls, plan: Plan, trial: Any) -> Row:
-        """The row of one of KerasTuner's trials."""
+    def of(cls, plan: Plan, trial: Any, result: Mapping[str, Any]) -> Row:
+        """The row of one of KerasTuner's trials, with what its result.json says."""
         request = request_of(plan, trial)
-        ended = trial.status in ("COMPLETED", "FAILED", "INVALID")
-        result = read_result(plan, trial.trial_id) if ended else {}
+        if trial.status not in ("COMPLETED", "FAILED", "INVALID"):
+            result = {}
         status = STATUSES[trial.status]
         if status == "completed":
             status = result.get("status", status)
@@ -75,6 +78,7 @@ class Row:
             flags={name: request.flags.get(name) for name in plan.space.columns()},
             objective=objective,
             error=result.get("error", "") if status in ("failed", "waiting") else "",
+            progress=progress(plan, request, result["tokens"]) if status in ("completed", "stopped") else 0.0,
             **numbers,
         )
 
@@ -107,7 +111,7 @@ def request_of(plan: Plan, trial: Any) -> TrialRequest:
         return TrialRequest(trial.trial_id, flags)
     try:
         steps = plan.recipe(flags, trial.trial_id).run.max_steps
-    except Exception:  # flags that do not go together: the trial itself says so
+    except UserError:  # flags that do not go together: the trial itself says so
         steps = plan.search.hyperband_epochs
     stop_at_step = values["tuner/epochs"] * (steps // plan.search.hyperband_epochs)
     return TrialRequest(trial.trial_id, flags, stop_at_step, values.get("tuner/trial_id"))
@@ -133,19 +137,18 @@ def best_row(plan: Plan, rows: list[Row]) -> Row | None:
     """The best trial; with Hyperband, of those that were trained furthest."""
     good = [row for row in rows if row.status in ("completed", "stopped") and row.objective is not None]
     if plan.search.tuner == "hyperband" and good:
-        furthest = max(progress(plan, row) for row in good)
-        good = [row for row in good if progress(plan, row) == furthest]
+        furthest = max(row.progress for row in good)
+        good = [row for row in good if row.progress == furthest]
     if not good:
         return None
     sign = -1.0 if OBJECTIVES[plan.search.search_objective] else 1.0
     return min(good, key=lambda row: (sign * (row.objective or 0.0), row.trial_id))
 
 
-def progress(plan: Plan, row: Row) -> float:
+def progress(plan: Plan, request: TrialRequest, tokens: int) -> float:
     """The part of the whole training that a trial has done."""
-    recipe = plan.recipe(given(row.flags), row.trial_id)
-    whole = recipe.run.max_steps * recipe.batch.batch_size * recipe.batch.sequence_length
-    return round(row.tokens / whole, 6)
+    recipe = plan.recipe(request.flags, request.trial_id)
+    return round(tokens / (recipe.run.max_steps * recipe.batch.batch_size * recipe.batch.sequence_length), 6)
 
 
 def given(flags: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,14 +1,14 @@
-"""One trial: an ordinary training run in a process of its own; it reports each validation and may be told to stop.
+"""One trial: an ordinary training run that reports each validation and may be told to stop.
 
-The process is a fork of the launcher, which has imported TensorFlow but not started it. What the run prints goes to
-TRIAL_DIR/log.txt, what came of it to TRIAL_DIR/result.json. Killed at any moment, the same trial goes on from its
-checkpoint; finished, it only gives its result again.
+It happens in a process of `tfgpt.search.trial_process`. What the run prints goes to TRIAL_DIR/log.txt, what came of it
+to TRIAL_DIR/result.json. Killed at any moment, the same trial goes on from its checkpoint.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import errno
-import fcntl
+import gc
 import math
 import os
 import shutil
@@ -22,13 +22,16 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfgpt.common.errors import TfgptError, UserError
+from tfgpt.common.errors import DivergedError, RunError, TfgptError
 from tfgpt.common.files import clear_write_errors, directory_written_beside, read_json, write_json
+from tfgpt.common.locks import waiting_writer_lock
 from tfgpt.common.outputs import make_working_directory
+from tfgpt.common.process_memory import forget_peak, peak_memory
 from tfgpt.common.quiet import write_to
 from tfgpt.model import presets
-from tfgpt.search.plan import TRAIN, Plan, TrialRequest
+from tfgpt.search.plan import TRAIN, Plan, TrialRequest, first_values
 from tfgpt.training.checkpoints import Checkpoints
+from tfgpt.training.config import StrategyConfig
 from tfgpt.training.recipe import Recipe
 from tfgpt.training.run import train
 from tfgpt.training.watching import read_metrics
@@ -38,45 +41,80 @@ START: dict[str, Any] = {"seconds": 0.0, "parameters": None, "peak_memory_bytes"
 MEASURED = ("validation_bits_per_byte", "validation_loss", "validation_accuracy")
 
 
-def run_trial(plan: Plan, request: TrialRequest, connection: Connection, devices: dict[str, str]) -> None:
-    """The process's whole life.
+def prepare_data(plan: Plan) -> tuple:
+    """Prepares the data of the first values; the trials find them in the cache.
+
+    Returns:
+        ("prepared",), or ("refused", exit code, line).
+    """
+    try:
+        recipe = plan.recipe(plan.space.flags(first_values(plan.space)), "0000")
+        recipe.objective.kind().prepare(recipe)
+    except TfgptError as error:
+        return "refused", error.exit_code, str(error)
+    return ("prepared",)
+
+
+def run_trial(plan: Plan, request: TrialRequest, connection: Connection) -> bool:
+    """Trains one trial.
 
     Args:
         plan: the search.
         request: what to train.
-        connection: to the worker: ("report", place, numbers) is answered by "go on" or "stop"; ("done", result) ends.
-        devices: environment variables that say which devices and how many threads are the trial's.
+        connection: to the search: ("report", place, numbers) is answered by "go on" or "stop"; ("done", result,
+            whether this process may train another) or ("fatal", what is not the trial's fault) ends.
+
+    Returns:
+        Whether this process may train another.
     """
-    os.environ.update(devices)
     directory = plan.trial_dir(request.trial_id)
-    # Fatal: not the trial's fault, so that the search stops and nothing is recorded.
-    fatal, result = "", None
     try:
-        with clear_write_errors(directory):
-            make_working_directory(directory, "run", "search_dir")
-            lock = open(directory / ".lock", "ab")  # noqa: SIM115 (held as long as the process lives)
-            # Another process of this trial may be saving still: that of a killed search, or of a worker thought lost.
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            log = os.open(directory / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-        write_to(log)
-        result = trained(plan, request, Reports(connection, request))
+        make_working_directory(directory, "run", "search_dir")
+        # Another process of this trial may be saving still: that of a killed search, or of a worker thought lost.
+        with waiting_writer_lock(directory / ".trial.lock", directory), clear_write_errors(directory):
+            with open(directory / "log.txt", "ab") as log:
+                write_to(log.fileno())
+            result = attempted(plan, request, Reports(connection, request))
+            if result["status"] != "interrupted":
+                write_json(directory / "result.json", {"request": vars(request), **result})
     except KeyboardInterrupt:
         result = {"status": "interrupted"}
+    except TfgptError as error:
+        connection.send(("fatal", str(error)))
+        return False
+    may_go_on = result["status"] in ("completed", "stopped") and leaves_nothing_behind(plan)
+    connection.send(("done", result, may_go_on))
+    return may_go_on
+
+
+def attempted(plan: Plan, request: TrialRequest, reports: Reports) -> dict[str, Any]:
+    """The result of the training, also of one that fails.
+
+    Raises:
+        RunError: it failed because the disk is full.
+    """
+    keras.backend.clear_session()
+    gc.collect()
+    forget_peak()
+    if tf.config.list_physical_devices("GPU"):
+        tf.config.experimental.reset_memory_stats("GPU:0")
+    try:
+        return trained(plan, request, reports)
+    except KeyboardInterrupt:
+        return {"status": "interrupted"}
     except BaseException as error:
         if disk_is_full(error):
-            fatal = str(error)
-        else:
-            result = failure(error)
-    if fatal or result is None:
-        connection.send(("fatal", fatal or "the trial ended without a result"))
-        return
-    if result["status"] != "interrupted":
-        try:
-            write_json(directory / "result.json", {"request": vars(request), **result})
-        except TfgptError as error:
-            connection.send(("fatal", str(error)))
-            return
-    connection.send(("done", result))
+            raise RunError(str(error)) from error
+        return failure(error)
+
+
+def leaves_nothing_behind(plan: Plan) -> bool:
+    """Whether the next trial finds a process as a new one: several devices are set up once, and differently."""
+    if {field.name for field in dataclasses.fields(StrategyConfig)} & set(plan.space.columns()):
+        return False
+    config: StrategyConfig = plan.settings["strategy"]
+    devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
+    return config.logical_cpus == 1 and (config.strategy == "one" or (config.strategy == "auto" and len(devices) == 1))
 
 
 def trained(plan: Plan, request: TrialRequest, reports: Reports) -> dict[str, Any]:
@@ -93,7 +131,7 @@ def trained(plan: Plan, request: TrialRequest, reports: Reports) -> dict[str, An
         {
             "seconds": earlier["seconds"] + time.monotonic() - began,
             "parameters": reports.parameters,
-            "peak_memory_bytes": max(earlier["peak_memory_bytes"], peak_memory()),
+            "peak_memory_bytes": max(earlier["peak_memory_bytes"], peak()),
         },
     )
     saved = Checkpoints(directory / "checkpoints", 1).steps()
@@ -120,7 +158,7 @@ def trained(plan: Plan, request: TrialRequest, reports: Reports) -> dict[str, An
         "steps": last,
         "tokens": last * tokens,
         "tokens_trained": (last - inherited) * tokens,
-        "peak_memory_bytes": max(earlier["peak_memory_bytes"], peak_memory()),
+        "peak_memory_bytes": max(earlier["peak_memory_bytes"], peak()),
         "seconds": seconds,
         "parameters": reports.parameters,
     }
@@ -233,16 +271,14 @@ def failure(error: BaseException) -> dict[str, Any]:
     text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, (MemoryError, tf.errors.ResourceExhaustedError)):
         text = f"out of memory: {text[:200]}"
-    elif isinstance(error, UserError):
-        pass
-    elif isinstance(error, TfgptError):
-        text = f"diverged: {text}" if "not finite" in text else text
-    else:
+    elif isinstance(error, DivergedError):
+        text = f"diverged: {text}"
+    elif not isinstance(error, TfgptError):
         import traceback
 
         traceback.print_exception(error)
         text = f"{type(error).__name__}: {text[:300]} (log.txt has more)"
-    return {"status": "failed", "error": text, "peak_memory_bytes": peak_memory()}
+    return {"status": "failed", "error": text, "peak_memory_bytes": peak()}
 
 
 def disk_is_full(error: BaseException | None) -> bool:
@@ -254,13 +290,8 @@ def disk_is_full(error: BaseException | None) -> bool:
     return False
 
 
-def peak_memory() -> int:
-    """The most bytes that this process (with GPUs: the first GPU) held at once; 0 where the system does not say."""
+def peak() -> int:
+    """The most bytes that this trial's process (with GPUs: the first GPU) held at once; 0 where nobody knows."""
     if tf.config.list_physical_devices("GPU"):
         return int(tf.config.experimental.get_memory_info("GPU:0")["peak"])
-    try:
-        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
-    except OSError:
-        return 0
-    # VmHWM, not getrusage: the latter is inherited from the launcher.
-    return next((int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM")), 0)
+    return peak_memory()

@@ -3,63 +3,88 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
-import signal
-import sys
+import threading
 import time
-from collections.abc import Callable
 from concurrent import futures
-from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
-import grpc
 import keras_tuner
 from keras_tuner.engine.base_tuner import BaseTuner
-from keras_tuner.src import config, protos
-from keras_tuner.src.distribute import oracle_client
-from keras_tuner.src.distribute.oracle_chief import OracleServicer
-from keras_tuner.src.distribute.oracle_client import OracleClient
+from keras_tuner.oracles import RandomSearchOracle
+from keras_tuner.src import config
 
 from tfgpt.common.command import command_line
-from tfgpt.common.errors import RunError, TfgptError
-from tfgpt.common.files import clear_write_errors, write_json
-from tfgpt.search.launch import TrialProcess
-from tfgpt.search.oracle import COMPLETED, FAILED, INVALID, make_oracle, say
+from tfgpt.common.errors import RunError
+from tfgpt.common.files import write_json
+from tfgpt.search.oracle import COMPLETED, FAILED, INVALID, hyperparameters, make_oracle, say
 from tfgpt.search.plan import Plan, TrialRequest
 from tfgpt.search.table import best_row, in_words, read_result, request_of
+from tfgpt.search.trial_process import TrialProcess
 
 SIGN_OF_LIFE = 5.0  # seconds between a worker's
 IDLE_PAUSE = 0.5  # seconds before a worker that has nothing to do asks again
-CALL_TIMEOUT = 60.0  # seconds of one call to the chief; then it is made again
-CHIEF_PATIENCE = 3600.0  # seconds that a worker waits for a chief that is not there, as long as KerasTuner's do
 
 
 class SearchStopped(keras_tuner.errors.FatalError):
     """Ends KerasTuner's search loop; the trial stays as it is and goes on when the search does."""
 
 
+class OneAtATime:
+    """An oracle that several threads ask.
+
+    KerasTuner's own lock stays locked for ever when a call raises; after that this one answers nobody any more.
+    """
+
+    def __init__(self, oracle: Any):
+        self.oracle, self.lock, self.broken = oracle, threading.Lock(), False
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self.oracle, name)
+        if name not in ("create_trial", "update_trial", "end_trial", "get_trial"):
+            return value
+
+        def call(*arguments: Any, **keywords: Any) -> Any:
+            with self.lock:
+                if self.broken:
+                    raise SearchStopped
+                try:
+                    return value(*arguments, **keywords)
+                except BaseException:
+                    self.broken = True
+                    raise
+
+        return call
+
+
 class TrainingTuner(BaseTuner):
-    """A worker, or everything when there is only one.
+    """A worker.
 
     Args:
         plan: the search.
-        oracle: that proposes the values; a worker's is replaced by a client of the chief's.
-        control: to the launcher, which makes processes.
+        oracle: that proposes the values.
+        process: for the trials.
+        stopping: set when the search is to save and stop.
     """
 
-    def __init__(self, plan: Plan, oracle: Any, control: Connection):
-        self.stopping = False
+    def __init__(self, plan: Plan, oracle: Any, process: TrialProcess, stopping: threading.Event):
         with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere):
             super().__init__(oracle, directory=str(plan.directory), project_name="keras_tuner")
-        if self._is_worker():
-            launcher = os.getppid()
-            self.oracle = PatientClient(oracle, lambda: self.stopping or os.getppid() != launcher)
-        self.plan = plan
-        self.process = TrialProcess(control, plan.search.trial_memory_limit << 20)
+        self.plan, self.process, self.stopping = plan, process, stopping
         self.asked = False
         self.last_sign = 0.0
+
+    def work(self) -> None:
+        """Trains trials until the oracle has no more, or the search stops.
+
+        Raises:
+            Exception: what is not a trial's fault.
+        """
+        try:
+            self.search()
+        except SearchStopped as stopped:
+            if stopped.__cause__ is not None:
+                raise stopped.__cause__ from None
 
     def save(self) -> None:
         """Nothing: all state is the oracle's."""
@@ -69,7 +94,7 @@ class TrainingTuner(BaseTuner):
         if self.asked:
             time.sleep(IDLE_PAUSE)
         self.asked = True
-        if self.stopping:
+        if self.stopping.is_set():
             raise SearchStopped
 
     def on_trial_begin(self, trial: Any) -> None:
@@ -90,7 +115,7 @@ class TrainingTuner(BaseTuner):
         request = request_of(self.plan, trial)
         try:
             result = self.known_result(request) or self.process.run(request, self.report(trial.trial_id), self.tick)
-            if result["status"] == "killed" and self.stopping:
+            if result["status"] == "killed" and self.stopping.is_set():
                 raise SearchStopped
             if result["status"] in ("killed", "failed"):
                 write_json(self.plan.trial_dir(trial.trial_id) / "result.json", {"request": vars(request), **result})
@@ -123,7 +148,7 @@ class TrainingTuner(BaseTuner):
 
     def tick(self) -> None:
         """While a trial trains: a sign of life for the chief; and the wish to stop passed on."""
-        if self.stopping:
+        if self.stopping.is_set():
             self.process.stop()
         if time.monotonic() - self.last_sign >= SIGN_OF_LIFE:
             self.last_sign = time.monotonic()
@@ -135,165 +160,66 @@ class TrainingTuner(BaseTuner):
         self.oracle.end_trial(trial)
 
 
-class PatientClient(OracleClient):
-    """A worker's way to the chief, which may be killed and come back.
-
-    A call may arrive twice when its answer was lost; the oracle allows that.
+def play(plan: Plan, team: list[TrialProcess], stopping: threading.Event) -> int:
+    """Searches, or does this machine's part in a cluster.
 
     Args:
-        oracle: knows the objective.
-        give_up: asked between calls whether not to try again.
-    """
-
-    def __init__(self, oracle: Any, give_up: Callable[[], bool]):
-        super().__init__(oracle)
-        self.give_up = give_up
-        oracle_client.TIMEOUT = CALL_TIMEOUT
-
-    def __getattribute__(self, name: str) -> Any:
-        value = object.__getattribute__(self, name)
-        if name in ("create_trial", "update_trial", "end_trial", "get_trial", "get_space", "get_best_trials"):
-            return lambda *arguments, **keywords: self._patiently(value, *arguments, **keywords)
-        return value
-
-    def _patiently(self, call: Any, *arguments: Any, **keywords: Any) -> Any:
-        deadline = time.monotonic() + CHIEF_PATIENCE
-        while True:
-            try:
-                return call(*arguments, **keywords)
-            except grpc.RpcError as error:
-                away = error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
-                if self.give_up():
-                    raise SearchStopped from None
-                if not away or time.monotonic() > deadline:
-                    raise
-                time.sleep(1.0)
-
-
-class Servicer(OracleServicer):
-    """The chief's side; keeps what went wrong in a call, which gRPC only tells the worker."""
-
-    def __init__(self, oracle: Any):
-        super().__init__(oracle)
-        self.error: BaseException | None = None
-
-    def __getattribute__(self, name: str) -> Any:
-        value = object.__getattribute__(self, name)
-        if name in ("CreateTrial", "UpdateTrial", "EndTrial", "GetTrial"):
-
-            def noted(request: Any, context: Any) -> Any:
-                try:
-                    return value(request, context)
-                except BaseException as error:
-                    self.error = error
-                    raise
-
-            return noted
-        return value
-
-
-def play(plan: Plan, name: str, control: Connection) -> int:
-    """The life of a role: "chief" serves the oracle, another name works.
+        plan: the search.
+        team: a process for the trials of each worker.
+        stopping: set when the search is to save and stop.
 
     Returns:
         The exit code.
-    """
-    os.environ["KERASTUNER_TUNER_ID"] = name
-    # KerasTuner would print the traceback of every failed trial; the table has the reason.
-    config.DEBUG = False
-    parallel = "KERASTUNER_ORACLE_IP" in os.environ
-    chief = parallel and "chief" in name
-    try:
-        if not chief and parallel:
-            work(TrainingTuner(plan, blank_oracle(plan), control))
-            return 0
-        with alone(plan.directory):
-            oracle = make_oracle(plan, parallel)
-            if chief:
-                serve(oracle, plan)
-            else:
-                work(TrainingTuner(plan, oracle, control))
-            return summary(plan, oracle)
-    except TfgptError as error:
-        print(f"tfgpt.tune: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
-        return error.exit_code
-    except grpc.RpcError as error:
-        if plan.search.parallel == 1:
-            # With --parallel the chief says itself, beside this, what was wrong.
-            print(f"tfgpt.tune: {name}: the chief is gone ({error.code().name})", file=sys.stderr, flush=True)
-        return 1
-    except KeyboardInterrupt:
-        return 0
-
-
-def blank_oracle(plan: Plan) -> Any:
-    """A worker's oracle knows the space and the objective; what it says of trials comes from the chief."""
-    from tfgpt.search.oracle import RandomSearchOracle, hyperparameters
-
-    objective = keras_tuner.Objective(plan.search.search_objective, "min")
-    return RandomSearchOracle(objective=objective, hyperparameters=hyperparameters(plan.space))
-
-
-@contextlib.contextmanager
-def alone(directory: Path) -> Any:
-    """Waits until no other process holds the search: one that was killed may be writing its last."""
-    with clear_write_errors(directory), open(directory / ".lock", "ab") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say(f"Waiting for another process that works on {directory}")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        except OSError:  # a file system without locks
-            pass
-        yield
-
-
-def work(tuner: TrainingTuner) -> None:
-    """Trains trials until the oracle has no more.
 
     Raises:
         TfgptError: the search cannot go on.
     """
+    # KerasTuner would print the traceback of every failed trial; the table has the reason.
+    config.DEBUG = False
+    name = os.environ.get("KERASTUNER_TUNER_ID", "")
+    cluster = bool(name)
+    if cluster and "chief" not in name:
+        from tfgpt.search.cluster import PatientClient, reporting_a_lost_chief
 
-    def stop(number: int, frame: Any) -> None:
-        tuner.stopping = True
-        tuner.process.stop()
+        tuner = TrainingTuner(plan, blank_oracle(plan), team[0], stopping)
+        tuner.oracle = PatientClient(blank_oracle(plan), stopping.is_set)
+        with reporting_a_lost_chief(name):
+            work([tuner], stopping)
+        return 0
+    oracle = make_oracle(plan, cluster or len(team) > 1)
+    if cluster:
+        from tfgpt.search.cluster import serve
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stop)
-    try:
-        tuner.search()
-    except SearchStopped as stopped:
-        if stopped.__cause__ is not None:
-            raise stopped.__cause__ from None
+        serve(oracle, stopping)
+    else:
+        shared = OneAtATime(oracle)
+        tuners = [TrainingTuner(plan, oracle, process, stopping) for process in team]
+        for number, tuner in enumerate(tuners):
+            tuner.oracle, tuner.tuner_id = shared, f"tuner{number}"
+        work(tuners, stopping)
+    return summary(plan, oracle)
 
 
-def serve(oracle: Any, plan: Plan) -> None:
-    """KerasTuner's chief: answers the workers until all of them know that the search is over.
+def blank_oracle(plan: Plan) -> Any:
+    """A worker's oracle knows the space and the objective; what it says of trials comes from the chief."""
+    objective = keras_tuner.Objective(plan.search.search_objective, "min")
+    return RandomSearchOracle(objective=objective, hyperparameters=hyperparameters(plan.space))
 
-    KerasTuner's own `start_server` waits for ever for a worker that is gone, and 20 seconds for one that is not.
+
+def work(tuners: list[TrainingTuner], stopping: threading.Event) -> None:
+    """Trains trials, a thread for each tuner, until the oracle has no more.
 
     Raises:
-        TfgptError: a trial could not be taken down (disk full), or nobody can listen at the address.
+        TfgptError: the search cannot go on.
     """
-    address = f"{os.environ['KERASTUNER_ORACLE_IP']}:{os.environ['KERASTUNER_ORACLE_PORT']}"
-    server = grpc.server(futures.ThreadPoolExecutor(max_workers=1))
-    servicer = Servicer(oracle)
-    protos.get_service_grpc().add_OracleServicer_to_server(servicer, server)
-    try:
-        port = server.add_insecure_port(address)
-    except RuntimeError:
-        port = 0
-    if not port:
-        raise RunError(f"KERASTUNER_ORACLE_IP, KERASTUNER_ORACLE_PORT: the chief cannot listen at {address}")
-    server.start()
-    try:
-        while not (servicer.stop_triggered and oracle.all_gone()):
-            time.sleep(0.2)
-            if servicer.error is not None:
-                raise servicer.error
-    finally:
-        server.stop(1.0).wait()
+    with futures.ThreadPoolExecutor(len(tuners)) as pool:
+        running = [pool.submit(tuner.work) for tuner in tuners]
+        # A wait without an end would keep signals from the main thread.
+        while futures.wait(running, 0.5, futures.FIRST_EXCEPTION).not_done:
+            if any(each.done() and each.exception() for each in running):
+                stopping.set()
+    for each in running:
+        each.result()
 
 
 def summary(plan: Plan, oracle: Any) -> int:

@@ -16,7 +16,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfgpt.common.errors import RunError
+from tfgpt.common.errors import DivergedError
 from tfgpt.common.progress import Progress
 from tfgpt.training.checkpoints import Checkpoint, Checkpoints, check_fits
 from tfgpt.training.hosts import Hosts
@@ -342,7 +342,7 @@ class TrainingLoop:
         """Back to the last checkpoint, with a lower learning rate.
 
         Raises:
-            RunError: it happened too often, or there is no checkpoint.
+            DivergedError: it happened too often, or there is no checkpoint.
         """
         run, state, trainer = self.recipe.run, self.state, self.parts.trainer
         at, rollbacks = state.step, state.rollbacks + 1
@@ -350,7 +350,7 @@ class TrainingLoop:
         facts = restored(self.parts.checkpoints, trainer, self.parts.hosts, report=progress.note)
         if rollbacks > run.max_rollbacks or facts is None:
             why = "no checkpoint to go back to" if facts is None else f"{run.max_rollbacks} roll-backs did not help"
-            raise RunError(
+            raise DivergedError(
                 f"step {at}: {run.rollback_after} updates in a row were not finite and {why}; "
                 "lower --learning_rate or --clip_norm, or lengthen --warmup_steps"
             )
