@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from tfgpt.common.command import Command
 from tfgpt.common.quiet import import_tensorflow
+from tfgpt.corpus.sources.base import message_text
 from tfgpt.generation.config import GenerateConfig, SamplingConfig
 from tfgpt.generation.prompts import Prompt, check_lengths, encode, model_directory, read_prompts
 from tfgpt.tokenization.tokenizer import Tokenizer
@@ -71,7 +72,8 @@ def print_json(prompt: Prompt, number: int, sample: int, completion: Completion)
 
 def print_text(prompt: Prompt, number: int, sample: int, completion: Completion) -> None:
     """A heading and the text."""
-    said = prompt if isinstance(prompt, str) else prompt[-1]["content"]
+    messages = prompt["messages"] if isinstance(prompt, dict) else prompt
+    said = messages if isinstance(messages, str) else message_text(messages[-1])
     first = said.splitlines()[0] if said.strip() else ""
     print(f"--- prompt {number + 1}, sample {sample + 1}: {first[:60]}")
     print(completion.text, flush=True)

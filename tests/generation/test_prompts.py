@@ -10,7 +10,8 @@ import zstandard
 
 from tfgpt.common.errors import UserError
 from tfgpt.generation.config import GenerateConfig
-from tfgpt.generation.prompts import read_prompts
+from tfgpt.generation.prompts import encode, read_prompts
+from tfgpt.tokenization.train import byte_tokenizer
 
 LINES = b'"a"\n\n{"prompt": "b"}\n{"messages": [{"role": "user", "content": "c"}]}\n'
 PROMPTS = ["a", "b", [{"role": "user", "content": "c"}]]
@@ -37,3 +38,29 @@ def test_what_is_not_utf8_is_named_by_its_line(tmp_path, name):
     (tmp_path / name).write_bytes(b'"a"\n"\xff"\n')
     with pytest.raises(UserError, match=rf"^--prompt_file: .*{name}: line 2, byte 5: not UTF-8 \(0xff\)"):
         prompts(tmp_path / name)
+
+
+def test_dialogues_are_prompts_whatever_the_speakers_are_called_and_keep_their_tools(tmp_path):
+    tool, hi = {"type": "function", "function": {"name": "f"}}, {"role": "user", "content": "Hi"}
+    shapes = [
+        {"messages": [{"role": "human", "content": [{"type": "text", "text": "Hi"}]}]},
+        {"conversations": [{"from": "prompter", "value": "Hi"}]},
+        {"prompt": [hi]},
+        [hi],
+        {"messages": [hi], "tools": [tool]},
+    ]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(shape) + "\n" for shape in shapes), encoding="utf-8")
+    found = prompts(tmp_path / "p.jsonl")
+    assert found == [[hi]] * 4 + [{"messages": [hi], "tools": [tool]}]
+    tokenizer = byte_tokenizer()
+    tokenizer.config["chat_template"] = "{{ tools | tojson if tools }}{{ messages[0].content }}"
+    assert [tokenizer.decode(encode(tokenizer, prompt)) for prompt in found[-2:]] == ["Hi", json.dumps([tool]) + "Hi"]
+
+
+@pytest.mark.parametrize(
+    "line", ['{"messages": []}', "[]", "3", "{}", '{"messages": [{"role": "robot", "content": "a"}]}']
+)
+def test_what_is_no_prompt_is_named(tmp_path, line):
+    (tmp_path / "p.jsonl").write_text(line, encoding="utf-8")
+    with pytest.raises(UserError, match="^--prompt_file: .*p.jsonl:1: "):
+        prompts(tmp_path / "p.jsonl")

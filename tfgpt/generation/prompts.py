@@ -11,13 +11,16 @@ import numpy as np
 
 from tfgpt.common.adapters import base_directory, is_adapter
 from tfgpt.common.errors import SettingError, UserError
+from tfgpt.corpus.sources.dialogue_shapes import LISTS, as_openai, tools_in
+from tfgpt.corpus.sources.messages import checked_messages
 from tfgpt.corpus.sources.records import holds_records, read_records, read_text
 from tfgpt.generation.config import GenerateConfig
 from tfgpt.tokenization.chat_template import encode_messages
 from tfgpt.tokenization.tokenizer import Tokenizer
 
 Messages = list[dict[str, Any]]
-Prompt = str | Messages
+Prompt = str | Messages | dict[str, Any]
+"""Text, messages, or `{"messages": …, "tools": …}`."""
 
 
 def read_prompts(config: GenerateConfig) -> list[Prompt]:
@@ -49,21 +52,26 @@ def read_prompts(config: GenerateConfig) -> list[Prompt]:
 
 def recorded_prompts(path: Path) -> list[Prompt]:
     """The prompts of a file of records; none is left out, since each has a text to come."""
-    prompts: list[Prompt] = []
-    for place, value in read_records(path):
-        if isinstance(value, dict):
-            value = value.get("messages", value.get("prompt"))
-        if not isinstance(value, (str, list)) or (isinstance(value, list) and not all(map(is_message, value))):
-            raise UserError(f'{place}: neither a JSON string nor an object with a "prompt" text or "messages"')
-        prompts.append(value)
+    prompts = [recorded_prompt(value, place) for place, value in read_records(path)]
     if not prompts:
         raise UserError(f"{path}: has no line with a prompt")
     return prompts
 
 
-def is_message(value: Any) -> bool:
-    """Whether a JSON value is one message of a dialogue."""
-    return isinstance(value, dict) and isinstance(value.get("role"), str) and isinstance(value.get("content"), str)
+def recorded_prompt(value: Any, place: str) -> Prompt:
+    """A JSON value as a prompt.
+
+    Raises:
+        UserError: it is none.
+    """
+    fields = value if isinstance(value, dict) else {"prompt": value}
+    name = next((name for name in (*LISTS, "prompt") if fields.get(name) is not None), "prompt")
+    if isinstance(fields.get(name), list) and fields[name]:
+        messages, tools = checked_messages(as_openai(fields[name], name, place), place), tools_in(fields, place)
+        return {"messages": messages, **tools} if tools else messages
+    if not isinstance(fields.get(name), str):
+        raise UserError(f'{place}: neither a JSON string nor an object with a "prompt" text or "messages"')
+    return fields[name]
 
 
 def without_last_line_break(text: str) -> str:
@@ -156,6 +164,8 @@ def encode(
     """As `encode_prompt` for text, as `encode_chat` for messages."""
     if isinstance(prompt, str):
         return encode_prompt(tokenizer, prompt, add_end_of_text)
+    if isinstance(prompt, dict):
+        return encode_chat(tokenizer, prompt["messages"], add_end_of_text, prompt["tools"])
     return encode_chat(tokenizer, prompt, add_end_of_text, tools)
 
 
