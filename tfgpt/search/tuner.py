@@ -215,7 +215,7 @@ def work(tuners: list[TrainingTuner], stopping: threading.Event) -> None:
     with futures.ThreadPoolExecutor(len(tuners)) as pool:
         running = [pool.submit(tuner.work) for tuner in tuners]
         # A wait without an end would keep signals from the main thread.
-        while futures.wait(running, 0.5, futures.FIRST_EXCEPTION).not_done:
+        while futures.wait(running, 0.5).not_done:
             if any(each.done() and each.exception() for each in running):
                 stopping.set()
     for each in running:
