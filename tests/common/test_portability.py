@@ -35,8 +35,9 @@ ATTRIBUTES = {
         "SIGUSR1", "SIGUSR2", "SIGWINCH", "SIGXFSZ", "alarm", "getitimer", "pause", "pthread_kill", "pthread_sigmask",
         "setitimer", "siginterrupt", "sigpending", "sigtimedwait", "sigwait", "sigwaitinfo",
     },
+    # SO_REUSEADDR is there, but lets two programs have one port.
     "select": {"poll", "epoll", "kqueue", "devpoll"},
-    "socket": {"AF_UNIX", "socketpair", "send_fds", "recv_fds", "SO_REUSEPORT"},
+    "socket": {"AF_UNIX", "socketpair", "send_fds", "recv_fds", "SO_REUSEPORT", "SO_REUSEADDR"},
     "time": {"tzset", "clock_settime", "pthread_getcpuclockid"},
     "asyncio": {"create_unix_connection", "start_unix_server"},
 }  # fmt: skip

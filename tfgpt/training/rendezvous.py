@@ -9,6 +9,7 @@ TensorFlow server at that address does not answer in this way, and is waited out
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import time
 from collections.abc import Callable
@@ -110,7 +111,8 @@ def listening(port: int, deadline: float):
     """
     until = min(deadline, time.monotonic() + 30)
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if os.name == "posix":  # On Windows it would let two programs have the same port.
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         while True:
             try:
                 listener.bind(("", port))
