@@ -12,11 +12,11 @@ STOP = 2
 
 def searched(step_log_probabilities, num_beams: int, max_new_tokens: int, length_penalty: float = 0.0) -> BeamSearch:
     """Searches where token `t` at place `n` has log probability step_log_probabilities(past)[t]."""
-    beams = BeamSearch(num_beams, max_new_tokens, length_penalty, lambda tokens: tokens[-1] == STOP)
+    beams = BeamSearch(num_beams, max_new_tokens, length_penalty, lambda state, token: (state, token == STOP))
     while not beams.done():
         candidates = []
         for place, beam in enumerate(beams.running):
-            for token, log_probability in enumerate(step_log_probabilities(beam.tokens)):
+            for token, log_probability in enumerate(step_log_probabilities(tuple(beam.tokens()))):
                 candidates.append((beam.score + log_probability, log_probability, place, token))
         candidates.sort(key=lambda candidate: -candidate[0])
         beams.advance(*zip(*candidates[: 2 * num_beams]))
@@ -33,8 +33,8 @@ def test_two_beams_find_the_text_that_greedy_search_misses():
 
     greedy = searched(log_probabilities, 1, 3).finished[0]
     best = searched(log_probabilities, 2, 3).finished[0]
-    assert greedy.tokens == (0, STOP) and greedy.score == pytest.approx(np.log(0.24))
-    assert best.tokens == (1, STOP) and best.score == pytest.approx(np.log(0.4))
+    assert greedy.beam.tokens() == [0, STOP] and greedy.score == pytest.approx(np.log(0.24))
+    assert best.beam.tokens() == [1, STOP] and best.score == pytest.approx(np.log(0.4))
     assert best.finish_reason == "stop"
 
 
@@ -57,21 +57,21 @@ def test_as_many_beams_as_texts_find_the_likeliest_of_all(seed):
     # Length penalty 0 makes the score the log probability itself, which only falls: the search may end early, rightly.
     score, tokens = max(texts())
     best = searched(log_probabilities, 40, 4).finished[0]
-    assert (best.tokens, best.score) == (tokens, pytest.approx(score))
-    assert best.log_probability == pytest.approx(score)
+    assert (best.beam.tokens(), best.score) == (list(tokens), pytest.approx(score))
+    assert best.beam.log_probability == pytest.approx(score)
 
 
 def test_a_text_that_reaches_the_limit_is_finished_by_length():
     beams = searched(lambda past: np.log([0.5, 0.4, 0.1]), 2, 3)
     assert {text.finish_reason for text in beams.finished} == {"length"}
-    assert beams.finished[0].tokens == (0, 0, 0)
+    assert beams.finished[0].beam.tokens() == [0, 0, 0]
 
 
 @pytest.mark.parametrize(("score", "done"), [(-3.9, False), (-4.1, True)])
 def test_the_search_ends_when_the_best_beam_at_its_present_length_is_no_better_than_the_worst_finished(score, done):
-    beams = BeamSearch(1, 10, 2.0, lambda tokens: False)
-    beams.finished = [Finished((STOP,), -1.0, -1.0, "stop")]
-    beams.running = [Beam((0, 0), score, score)]  # Its score at length 2 is score / 2² ≷ -1.
+    beams = BeamSearch(1, 10, 2.0, lambda state, token: (state, False))
+    beams.finished = [Finished(Beam(), -1.0, "stop")]
+    beams.running = [Beam(length=2, score=score)]  # Its score at length 2 is score / 2² ≷ -1.
     assert beams.done() is done
     beams.finished = []
     assert not beams.done()

@@ -10,6 +10,7 @@ from tfgpt.generation.config import SamplingConfig
 from tfgpt.generation.decoding import CachedDecoding, choose
 from tfgpt.generation.engine import Generator, Row, in_batches
 from tfgpt.generation.sampling import SamplingParameters
+from tfgpt.generation.text import TextStream
 from tfgpt.model.config import DecoderConfig
 from tfgpt.model.decoder import Decoder
 from tfgpt.tokenization.train import byte_tokenizer
@@ -117,6 +118,35 @@ def test_the_model_writes_different_texts_from_different_prompts_and_seeds(any_g
         )
     }
     assert len(texts) > 8
+
+
+@pytest.mark.parametrize("options", ["modern defaults, three layers", "learned positions", "sliding window"])
+def test_a_long_beam_has_the_log_probability_that_the_uncached_model_gives_its_tokens(options):
+    generator = made(OPTIONS[options])
+    config = SamplingConfig(max_new_tokens=40, temperature=0.0, num_beams=3, length_penalty=2.0)
+    [[found]] = generator.generate(["The cat"], config)
+    assert len(found.token_ids) == 40  # The cache of the beams has grown twice.
+    ids = read(generator, "The cat") + found.token_ids
+    log_probabilities = tf.nn.log_softmax(generator.decoder({"token_ids": tf.constant([ids])})[0]).numpy()
+    expected = log_probabilities[range(len(ids) - 41, len(ids) - 1), found.token_ids].sum()
+    assert found.log_probability == pytest.approx(float(expected), abs=1e-3)
+
+
+def test_a_step_of_beam_search_reads_each_candidates_new_token_only_and_never_copies_the_prompt(generator, monkeypatch):
+    added, copied = [], []
+    add, step = TextStream.add, generator.decoding.beam_step
+    monkeypatch.setattr(TextStream, "add", lambda self, token: added.append(token) or add(self, token))
+
+    def noted(past, cache, *given):
+        copied.append(cache[0][0].shape[2])
+        return step(past, cache, *given)
+
+    monkeypatch.setattr(generator.decoding, "beam_step", noted)
+    config = SamplingConfig(max_new_tokens=24, temperature=0.0, num_beams=2, length_penalty=2.0, stop=("no such text",))
+    [[found]] = generator.generate(["A prompt of twenty-odd bytes"], config)
+    candidates = (1 + len(generator.stop_tokens)) * config.num_beams
+    assert len(added) <= 24 * candidates + len(found.token_ids)
+    assert copied == [0] + [16] * 16 + [32] * (len(copied) - 17)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 5, 64])

@@ -10,28 +10,56 @@ than the worst of `num_beams` finished texts.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 # The score of a beam that is not there; continuations that still have about this score are ignored.
 DEAD = -1e9
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Beam:
-    """A text being written: its new tokens, its score (penalized log probability), its log probability."""
+    """A text being written: the beam that it continues and one token more; beams share what they have in common.
 
-    tokens: tuple[int, ...]
-    score: float
-    log_probability: float
+    Attributes:
+        parent: the text without its last token; None for the text of no tokens.
+        token: the last token.
+        length: how many tokens there are.
+        score: the penalized log probability of all tokens.
+        log_probability: the model's own.
+        state: what `BeamSearch`'s `extend` made of the tokens.
+    """
+
+    parent: Beam | None = None
+    token: int = 0
+    length: int = 0
+    score: float = 0.0
+    log_probability: float = 0.0
+    state: Any = None
+
+    def tokens(self) -> list[int]:
+        """All tokens."""
+
+        def backwards(beam: Beam) -> Iterator[int]:
+            while beam.parent is not None:
+                yield beam.token
+                beam = beam.parent
+
+        return list(backwards(self))[::-1]
 
 
 @dataclasses.dataclass(frozen=True)
 class Finished:
-    """A finished text: as `Beam`, with the score divided by length ** length_penalty."""
+    """A finished text.
 
-    tokens: tuple[int, ...]
+    Attributes:
+        beam: the text.
+        score: the beam's, divided by length ** length_penalty.
+        finish_reason: "stop" or "length".
+    """
+
+    beam: Beam
     score: float
-    log_probability: float
     finish_reason: str
 
 
@@ -42,7 +70,8 @@ class BeamSearch:
         num_beams: how many beams live at a time, and how many finished texts are kept.
         max_new_tokens: a text ends when it has so many tokens.
         length_penalty: the exponent of the length in a finished text's score.
-        ends_text: says of a text's new tokens whether the last one ends it.
+        extend: from the state of a text and its next token to its next state, and whether that token ends the text.
+        state: the state of the text of no new tokens.
 
     Attributes:
         running: the living beams, best first.
@@ -55,11 +84,12 @@ class BeamSearch:
         num_beams: int,
         max_new_tokens: int,
         length_penalty: float,
-        ends_text: Callable[[tuple[int, ...]], bool],
+        extend: Callable[[Any, int], tuple[Any, bool]],
+        state: Any = None,
     ):
         self.num_beams, self.max_new_tokens, self.length_penalty = num_beams, max_new_tokens, length_penalty
-        self.ends_text = ends_text
-        self.running = [Beam((), 0.0, 0.0)]
+        self.extend = extend
+        self.running = [Beam(state=state)]
         self.parents = [0]
         self.finished: list[Finished] = []
 
@@ -69,7 +99,7 @@ class BeamSearch:
 
     def last_tokens(self) -> list[int]:
         """The last token in each place; any where no beam lives."""
-        tokens = [beam.tokens[-1] for beam in self.running]
+        tokens = [beam.token for beam in self.running]
         return tokens + [0] * (self.num_beams - len(tokens))
 
     def parent_places(self) -> list[int]:
@@ -96,25 +126,20 @@ class BeamSearch:
         for rank, (score, log_probability, parent, token) in enumerate(zip(scores, log_probabilities, parents, tokens)):
             if score < DEAD / 2:
                 continue
-            beam = self.running[parent]
-            texts_tokens = (*beam.tokens, int(token))
-            total = beam.log_probability + float(log_probability)
-            reason = self._finish_reason(texts_tokens)
-            if reason is None:
+            old = self.running[parent]
+            total, length = old.log_probability + float(log_probability), old.length + 1
+            state, ended = self.extend(old.state, int(token))
+            beam = Beam(old, int(token), length, float(score), total, state)
+            if not ended and length < self.max_new_tokens:
                 if len(running) < self.num_beams:
-                    running.append(Beam(texts_tokens, float(score), total))
+                    running.append(beam)
                     running_parents.append(int(parent))
             elif rank < self.num_beams:
-                final = float(score) / len(texts_tokens) ** self.length_penalty
-                self.finished.append(Finished(texts_tokens, final, total, reason))
+                final = float(score) / length**self.length_penalty
+                self.finished.append(Finished(beam, final, "stop" if ended else "length"))
         # Sorting is stable: of two equal scores the older text stays in front.
         self.finished = sorted(self.finished, key=lambda text: -text.score)[: self.num_beams]
         self.running, self.parents = running, running_parents
-
-    def _finish_reason(self, tokens: tuple[int, ...]) -> str | None:
-        if self.ends_text(tokens):
-            return "stop"
-        return "length" if len(tokens) >= self.max_new_tokens else None
 
     def done(self) -> bool:
         """Whether no living beam is expected to better the finished texts."""
@@ -123,4 +148,4 @@ class BeamSearch:
         if len(self.finished) < self.num_beams:
             return False
         best = self.running[0]
-        return best.score / len(best.tokens) ** self.length_penalty <= self.finished[-1].score
+        return best.score / best.length**self.length_penalty <= self.finished[-1].score

@@ -20,9 +20,11 @@ from tfgpt.generation import sampling
 from tfgpt.model.decoder import Decoder
 
 Cache = list[tuple[tf.Tensor, tf.Tensor]]
+FIRST_BEAM_SLOTS = 16
 
 
 # What the graphs take; only a decoder's own sizes are fixed.
+INTEGER = tf.TensorSpec([], tf.int32)
 INTEGERS = tf.TensorSpec([None], tf.int32)
 INTEGER_TABLE = tf.TensorSpec([None, None], tf.int32)
 LOGITS = SCORES = tf.TensorSpec([None, None], tf.float32)
@@ -92,12 +94,6 @@ class DecodingFunctions:
     def take_rows(self, cache: Cache, rows: tf.Tensor) -> Cache:
         """The cache of these rows [new batch] int32, which may leave out, repeat and reorder."""
         return [(tf.gather(key, rows), tf.gather(value, rows)) for key, value in cache]
-
-    def _next_logits(self, tokens: tf.Tensor, cache: Cache, slot: tf.Tensor, padding: tf.Tensor):
-        """One token a row: its logits [batch, vocabulary] and the cache with it in `slot`."""
-        valid = tf.range(slots_of(cache))[None] >= padding[:, None]
-        hidden, cache = self.decoder.call_with_cache(tokens[:, None], (slot - padding)[:, None], cache, slot, valid)
-        return self.decoder.logits(hidden[:, 0]), cache
 
     def steps(
         self,
@@ -190,11 +186,29 @@ class DecodingFunctions:
         return best, own, places // vocabulary_size, places % vocabulary_size
 
     def beam_step(
-        self, cache: Cache, rows: tf.Tensor, padding: tf.Tensor, tokens: tf.Tensor
+        self, past: Cache, cache: Cache, slot: tf.Tensor, rows: tf.Tensor, tokens: tf.Tensor
     ) -> tuple[tf.Tensor, Cache]:
-        """One token a row after the rows were taken from the cache, as `take_rows`: logits and cache."""
-        slot = slots_of(cache)
-        return self._next_logits(tokens, _with_more_slots(self.take_rows(cache, rows), 1), slot, padding)
+        """One token a beam.
+
+        Args:
+            past: the prompt's, one row for all beams, as `as_past` makes; only read.
+            cache: the beams' tokens since; its slots are doubled when all are full.
+            slot: scalar int32, how many of its slots are full.
+            rows: [beams] int32, the beam that each one continues.
+            tokens: [beams] int32.
+
+        Returns:
+            The logits of the next token [beams, vocabulary] and the cache.
+        """
+        slots = slots_of(cache)
+        room = tf.cond(slot < slots, lambda: 0, lambda: tf.maximum(slots, FIRST_BEAM_SLOTS))
+        widths = [[0, 0], [0, 0], [0, room], [0, 0]]
+        cache = [(tf.pad(key, widths), tf.pad(value, widths)) for key, value in self.take_rows(cache, rows)]
+        position = tf.shape(past[0][1])[2] + slot
+        valid = tf.fill([1, position - slot + slots + room], True)
+        positions = tf.fill([tf.size(tokens), 1], position)
+        hidden, cache = self.decoder.call_with_cache(tokens[:, None], positions, cache, slot, valid, past)
+        return self.decoder.logits(hidden[:, 0]), cache
 
 
 class CachedDecoding:
@@ -218,10 +232,11 @@ class CachedDecoding:
             INTEGERS,
             PARAMETERS,
             SEEN,
-            tf.TensorSpec([], tf.int32),
+            INTEGER,
         )
         self.beam_candidates = graph(functions.beam_candidates, LOGITS, SCORES, SEEN, tf.TensorSpec([], tf.float32))
-        self.beam_step = graph(functions.beam_step, cache, INTEGERS, INTEGERS, INTEGERS)
+        self.as_past = graph(decoder.as_past, cache)
+        self.beam_step = graph(functions.beam_step, past_specs(cache), cache, INTEGER, INTEGERS, INTEGERS)
 
 
 def cache_specs(decoder: Decoder) -> list[tuple[tf.TensorSpec, tf.TensorSpec]]:
@@ -229,6 +244,11 @@ def cache_specs(decoder: Decoder) -> list[tuple[tf.TensorSpec, tf.TensorSpec]]:
     key, _ = decoder.empty_cache(1, 1)[0]
     slots = tf.TensorSpec([None, key.shape[1], None, key.shape[3]], key.dtype)
     return [(slots, slots)] * decoder.config.num_layers
+
+
+def past_specs(cache: list[tuple[tf.TensorSpec, tf.TensorSpec]]) -> list[tuple[tf.TensorSpec, tf.TensorSpec]]:
+    """The specs of what `as_past` makes of such a cache."""
+    return [(tf.TensorSpec([*key.shape[:2], key.shape[3], None], key.dtype), value) for key, value in cache]
 
 
 def window_start(length: Any, context: int) -> Any:
@@ -253,11 +273,6 @@ def window_start(length: Any, context: int) -> Any:
 def slots_of(cache: Cache) -> tf.Tensor:
     """How many slots a cache has, a scalar int32."""
     return tf.shape(cache[0][0])[2]
-
-
-def _with_more_slots(cache: Cache, count: tf.Tensor | int) -> Cache:
-    widths = [[0, 0], [0, 0], [0, count], [0, 0]]
-    return [(tf.pad(key, widths), tf.pad(value, widths)) for key, value in cache]
 
 
 def padded_left(rows: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

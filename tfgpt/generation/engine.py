@@ -253,35 +253,35 @@ class Generator:
                 f"model's {self.context}, and beams cannot go beyond; at most {self.context - len(prompt)}"
             )
 
-        def ends_text(tokens: tuple[int, ...]) -> bool:
-            return tokens[-1] in self.stop_tokens or bool(config.stop and self._stream_of(tokens, config.stop).stopped)
+        def extend(stream: TextStream, token: int) -> tuple[TextStream, bool]:
+            if config.stop:
+                stream = stream.extended(self.token_bytes[token])
+            return stream, token in self.stop_tokens or stream.stopped
 
-        beams = BeamSearch(config.num_beams, config.max_new_tokens, config.length_penalty, ends_text)
+        beams = BeamSearch(
+            config.num_beams, config.max_new_tokens, config.length_penalty, extend, TextStream(config.stop)
+        )
         logits, cache = self.decoding.prefill(prompt[None], [len(prompt)])
-        everyone = np.zeros(config.num_beams, np.int32)
-        logits, cache = tf.repeat(logits, config.num_beams, 0), self.decoding.take_rows(cache, everyone)
-        while True:
-            texts = [[*prompt, *beam.tokens] for beam in beams.running]
-            texts += [texts[0]] * (config.num_beams - len(texts))
-            candidates = self.decoding.beam_candidates(
-                logits, [beams.scores()], self._seen(texts, [config]), config.repetition_penalty
-            )
+        past, cache = self.decoding.as_past(cache), self.decoder.empty_cache(config.num_beams, 0)
+        logits, seen = tf.repeat(logits, config.num_beams, 0), self._seen([prompt] * config.num_beams, [config])
+        for slot in range(config.max_new_tokens):
+            candidates = self.decoding.beam_candidates(logits, [beams.scores()], seen, config.repetition_penalty)
             beams.advance(*(part.numpy()[0] for part in candidates))
             if beams.done():
                 break
-            logits, cache = self.decoding.beam_step(cache, beams.parent_places(), everyone, beams.last_tokens())
+            parents, tokens = beams.parent_places(), beams.last_tokens()
+            logits, cache = self.decoding.beam_step(past, cache, slot, parents, tokens)
+            seen = seen[parents]
+            if seen.size:
+                seen[range(config.num_beams), tokens] = True
         return [self._beam_completion(text, config) for text in beams.finished[: config.num_samples]]
 
     def _beam_completion(self, text: Finished, config: SamplingConfig) -> Completion:
-        tokens = list(text.tokens[:-1] if text.tokens[-1] in self.stop_tokens else text.tokens)
+        tokens = text.beam.tokens()
+        if tokens[-1] in self.stop_tokens:
+            tokens.pop()
         written = text_of([self.token_bytes[token] for token in tokens], config.stop)
-        return Completion(written, tokens, text.finish_reason, text.log_probability)
-
-    def _stream_of(self, tokens: Sequence[int], stop: Sequence[str]) -> TextStream:
-        stream = TextStream(stop)
-        for token in tokens:
-            stream.add(self.token_bytes[token])
-        return stream
+        return Completion(written, tokens, text.finish_reason, text.beam.log_probability)
 
     def _seen(self, texts: Sequence[Sequence[int]], configs: Sequence[SamplingConfig]) -> np.ndarray:
         """[texts, vocabulary] bool: the tokens of each text; without columns where nobody asks."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import copy
 from collections.abc import Sequence
 
 
@@ -43,6 +44,14 @@ class TextStream:
         sure = len(self._held) - self._possible_stop()
         text, self._held = self._held[:sure], self._held[sure:]
         return self._decoder.decode(text)
+
+    def extended(self, token: bytes) -> TextStream:
+        """The stream of a text that goes on with this token; this one stays as it is."""
+        other = copy.copy(self)
+        other._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        other._decoder.setstate(self._decoder.getstate())
+        other.add(token)
+        return other
 
     def end(self) -> str:
         """The text still held back, once no token follows."""
