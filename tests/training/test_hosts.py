@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from tests.conftest import ROOT
 from tests.training.topologies import free_addresses, tf_config
+from tfgpt.common.errors import UserError
 from tfgpt.training import hosts as module
 from tfgpt.training.cluster import Cluster
 from tfgpt.training.hosts import Hosts, WorkerStopped
@@ -60,6 +61,7 @@ def test_where_all_answer_those_whose_heartbeats_are_missing_are_lost(hosts, mon
     [
         ({"lost": [2]}, WorkerLost, "lost worker 2 (", 75),
         ({"worker": 3, "failure": [2, 'a "line";']}, WorkerStopped, "worker 3 (", 2),
+        ({"worker": 3, "failure": [130, ""]}, KeyboardInterrupt, "", 130),
     ],
 )
 def test_what_another_worker_tells_counts(hosts, monkeypatch, told, kind, words, code):
@@ -72,7 +74,7 @@ def test_what_another_worker_tells_counts(hosts, monkeypatch, told, kind, words,
     assert number == tf.errors.ABORTED
     with pytest.raises(kind) as caught, hosts.watched(lambda: "go on"):
         raise tf.errors.AbortedError(None, None, f"Collective ops is aborted by: {text}\nThe error could be")
-    assert str(caught.value).startswith(words) and caught.value.exit_code == code
+    assert str(caught.value).startswith(words) and getattr(caught.value, "exit_code", 130) == code
 
 
 def test_whatever_ends_the_chief_ends_the_others_with_its_reason_and_exit_code():
@@ -95,6 +97,24 @@ def test_whatever_ends_the_chief_ends_the_others_with_its_reason_and_exit_code()
         f"WorkerStopped 1: the chief stopped: {bug}",
         f"WorkerStopped 1: worker 0 ({addresses[0]}) stopped: {bug}",
     ], errors
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (KeyboardInterrupt(), 130),
+        (FileNotFoundError(2, "No such file", "x.txt"), 2),
+        (UserError("--a: no"), 2),
+        (KeyError(), 1),
+    ],
+)
+def test_the_others_are_told_of_every_error_with_the_exit_code_of_the_command(hosts, monkeypatch, error, code):
+    said = []
+    monkeypatch.setattr(type(module.context.context()), "report_error_to_cluster", lambda *given: said.append(given[2]))
+    with pytest.raises(type(error)), hosts.watched(lambda: "go on"):
+        raise error
+    [text] = said
+    assert module.told_in(text)["failure"][0] == code
 
 
 def test_an_error_of_the_computation_stays_what_it_is(hosts):

@@ -12,6 +12,7 @@ import base64
 import contextlib
 import json
 import re
+import signal
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,12 +22,14 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.eager import context
 
-from tfgpt.common.errors import TfgptError
+from tfgpt.common.command import PATHS_FAULTS
+from tfgpt.common.errors import TfgptError, UserError
 from tfgpt.training.cluster import Cluster
 from tfgpt.training.rendezvous import WorkerLost, in_words
 
 Result = TypeVar("Result")
 GRACE = 5.0  # seconds
+INTERRUPTED = 128 + signal.SIGINT
 DERIVED = b"type.googleapis.com/tensorflow.DerivedStatus"
 TOLD = "tfgpt told "
 """Begins what one worker tells the others, see `Hosts.tell`."""
@@ -168,10 +171,11 @@ class Hosts:
         Raises:
             WorkerLost: a worker is gone.
             WorkerStopped: a worker ended with an error.
+            KeyboardInterrupt: a signal stopped a worker.
         """
         try:
             yield
-        except Exception as error:
+        except (Exception, KeyboardInterrupt) as error:
             if self.count == 1 or self.all_know:
                 raise
             if not speaks_of_a_loss(error):
@@ -180,6 +184,8 @@ class Hosts:
             told = told_in(str(error))
             if "failure" in told:
                 exit_code, message = told["failure"]
+                if exit_code == INTERRUPTED:
+                    raise KeyboardInterrupt from error
                 who = in_words(self.cluster, [told["worker"]])
                 raise WorkerStopped(f"{who} stopped: {message}", exit_code) from error
             numbers = told.get("lost") or self.lost()
@@ -214,7 +220,7 @@ class Hosts:
         return [number for number in others if isinstance(states[number], tf.errors.UnavailableError)]
 
 
-def speaks_of_a_loss(error: Exception) -> bool:
+def speaks_of_a_loss(error: BaseException) -> bool:
     """Whether an error comes from another worker or the connection to it rather than from this one's computation."""
     if isinstance(error, (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError)):
         return True
@@ -222,11 +228,15 @@ def speaks_of_a_loss(error: Exception) -> bool:
     return isinstance(error, tf.errors.OpError) and DERIVED in error.experimental_payloads
 
 
-def facts_of(error: Exception) -> tuple[int, str]:
-    """The exit code and the line of an error; with its type where it is none of ours."""
+def facts_of(error: BaseException) -> tuple[int, str]:
+    """The exit code and the line of an error, as `tfgpt.common.command` has them; with its type if it is not ours."""
     line = " ".join(str(error).split())[:1000]
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED, line
     if isinstance(error, TfgptError):
         return error.exit_code, line
+    if isinstance(error, OSError) and error.filename and error.errno in PATHS_FAULTS:
+        return UserError.exit_code, line
     return 1, f"{type(error).__name__}: {line} (its own output says where)"
 
 
