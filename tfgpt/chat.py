@@ -17,7 +17,8 @@ from tfgpt.chatting.session import Session
 from tfgpt.chatting.terminal import PipeScreen, TerminalScreen, answer_lines, is_terminal, talk, use_utf8
 from tfgpt.common.command import Command
 from tfgpt.common.quiet import import_tensorflow
-from tfgpt.generation.prompts import checked_utf8, model_directory
+from tfgpt.conversion.on_the_fly import model_directory
+from tfgpt.generation.prompts import checked_utf8
 
 
 def run(chat: ChatConfig, chat_sampling: ChatSamplingConfig) -> None:

@@ -11,14 +11,14 @@ import sys
 
 from tfgpt.common.command import Command
 from tfgpt.common.quiet import import_tensorflow
+from tfgpt.conversion.on_the_fly import model_directory
 from tfgpt.evaluation.config import EvaluateConfig
-from tfgpt.generation.prompts import model_directory
 from tfgpt.training.config import StrategyConfig
 
 
 def run(evaluate: EvaluateConfig, strategy: StrategyConfig) -> None:
     """Checks what can be checked without TensorFlow, then measures."""
-    directory = model_directory(evaluate.model)
+    directory = model_directory(evaluate.model, cache_dir=evaluate.cache_dir)
     import_tensorflow()
     from tfgpt.evaluation import loss
 

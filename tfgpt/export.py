@@ -17,8 +17,8 @@ from typing import Any
 from tfgpt.common.command import Command, Overrides
 from tfgpt.common.errors import UserError
 from tfgpt.common.quiet import import_tensorflow
+from tfgpt.conversion.on_the_fly import model_directory
 from tfgpt.generation.config import SamplingConfig
-from tfgpt.generation.prompts import model_directory
 from tfgpt.serving.config import NOT_IN_EXPORTS, ExportConfig
 from tfgpt.serving.description import check_export_root
 from tfgpt.tokenization.tokenizer import Tokenizer

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING
 
 from tfgpt.common.command import Command
 from tfgpt.common.quiet import import_tensorflow
+from tfgpt.conversion.on_the_fly import model_directory
 from tfgpt.corpus.sources.base import message_text
 from tfgpt.generation.config import GenerateConfig, SamplingConfig
-from tfgpt.generation.prompts import Prompt, check_lengths, encode, model_directory, read_prompts
+from tfgpt.generation.prompts import Prompt, check_lengths, encode, read_prompts
 from tfgpt.tokenization.tokenizer import Tokenizer
 
 if TYPE_CHECKING:

@@ -19,8 +19,8 @@ import sys
 
 from tfgpt.common.command import Command
 from tfgpt.common.errors import UserError
+from tfgpt.common.model_names import find_export
 from tfgpt.common.quiet import import_tensorflow
-from tfgpt.serving.backends import newest_version
 from tfgpt.serving.description import read_description
 from tfgpt.serving.serve_config import ServeConfig
 
@@ -37,7 +37,7 @@ def run(serve: ServeConfig) -> None:
             raise UserError(f"{name} is missing, with which models are served; pip install 'tfgpt[serve]'")
     keys = [key.strip() for key in os.environ.get(serve.api_keys_env, "").split(",") if key.strip()]
     if serve.model:
-        read_description(newest_version(serve.model))
+        read_description(find_export(serve.model))
     with contextlib.ExitStack() as stack:
         serve_on(listeners(serve, stack), serve, keys)
 

@@ -59,9 +59,9 @@ def test_what_we_cannot_compute_is_refused_by_name_before_weights_are_looked_at(
 
 def test_what_is_missing_is_named(model, tmp_path):
     source = tmp_path / "source"
-    assert "is neither a directory with a model nor a .gguf file" in line_of("./nothing here", tmp_path / "out")
+    assert "nothing here: no such file or directory; the folder" in line_of("./nothing here", tmp_path / "out")
     source.mkdir()
-    assert "config.json is missing" in line_of(source, tmp_path / "out")
+    assert "source is empty" in line_of(source, tmp_path / "out")
     (source / "config.json").write_bytes((model / "config.json").read_bytes())
     assert "there are no weights in it (model.safetensors)" in line_of(source, tmp_path / "out")
     (source / "pytorch_model.bin").write_bytes(b"")
@@ -83,7 +83,7 @@ def one_tensor_file(path: Path, architecture: str = "llama", kind: str = "F32", 
 
 def test_gguf_files_that_we_cannot_compute_are_refused_by_name(tmp_path):
     path = tmp_path / "model.gguf"
-    assert f"{path} is no file" in line_of(path, tmp_path / "out")
+    assert f"{path}: no such file or directory" in line_of(path, tmp_path / "out")
     path.write_bytes(b"GGUF but nothing behind it")
     assert f"{path}: cannot be read as GGUF" in line_of(path, tmp_path / "out")
     one_tensor_file(path, "mamba")
@@ -207,7 +207,7 @@ def test_a_model_on_the_hub_that_we_cannot_compute_is_refused_by_its_config_alon
 
 
 def test_a_name_that_the_hub_does_not_know_is_refused(hub, tmp_path):
-    assert "is no directory, no .gguf file and no model on the Hugging Face hub" in line_of("no/body", tmp_path / "out")
+    assert "no/body is not here, and no model on the Hugging Face hub" in line_of("no/body", tmp_path / "out")
 
 
 def test_a_model_on_the_hub_whose_conditions_are_not_accepted_says_where_to_do_so(hub, tmp_path):

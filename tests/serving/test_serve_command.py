@@ -56,7 +56,7 @@ def test_sigterm_cuts_a_stream_within_its_bound_and_ends_well(version):
     ("arguments", "said"),
     [
         ([], "--model: is missing"),
-        (["--model=/nowhere"], "--model: /nowhere holds no exported version"),
+        (["--model=/nowhere"], "--model: /nowhere: no such file or directory; the folder /"),
         (["--backend=host:8500"], "--backend: 'host:8500' does not begin with grpc://"),
         (["--backend=grpc://host:8500"], "--model_name: is missing"),
         (["--model=a", "--default_max_tokens=9", "--max_tokens_limit=8"], "--default_max_tokens: 9 is above"),

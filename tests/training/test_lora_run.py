@@ -13,9 +13,9 @@ from tests.training.test_run import SMALL, assert_same_end, final_state, recipe,
 from tfgpt import train as command
 from tfgpt.common.errors import SettingError, UserError
 from tfgpt.common.files import read_json
+from tfgpt.conversion.on_the_fly import model_directory
 from tfgpt.generation.config import SamplingConfig
 from tfgpt.generation.engine import Generator
-from tfgpt.generation.prompts import model_directory
 from tfgpt.model.checkpoints.huggingface import load_decoder
 from tfgpt.training.recipe import Recipe
 from tfgpt.training.run import train

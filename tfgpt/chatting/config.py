@@ -6,6 +6,7 @@ import dataclasses
 from typing import ClassVar
 
 from tfgpt.common.errors import SettingError
+from tfgpt.common.model_names import MODEL_HELP
 from tfgpt.common.settings import Settings, setting
 from tfgpt.generation.config import SamplingConfig
 
@@ -16,7 +17,7 @@ class ChatConfig(Settings):
 
     title: ClassVar[str] = "Model and conversation"
 
-    model: str = setting("", "A model directory, or a run directory that holds one under model/.", path=True)
+    model: str = setting("", MODEL_HELP, path=True)
     system: str = setting("", "A system message to begin with.")
     load: str = setting(
         "", "A file of conversations, .jsonl or that as .gz or .zst; goes on with the last one in it.", path=True
@@ -25,7 +26,7 @@ class ChatConfig(Settings):
 
     def check(self) -> None:
         if not self.model:
-            raise SettingError("model", "is missing; give a run or model directory, such as runs/quickstart")
+            raise SettingError("model", "is missing; give a model, such as runs/quickstart")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -34,6 +34,35 @@ def is_adapter(directory: str | os.PathLike) -> bool:
     return True
 
 
+def named_base(directory: str | os.PathLike) -> str:
+    """What an adapter says its base is (`base_model_name_or_path`): a path or a name on the Hugging Face hub.
+
+    Raises:
+        UserError: it says nothing.
+    """
+    path = Path(directory) / ADAPTER_CONFIG
+    content = read_json(path)
+    name = content.get("base_model_name_or_path") if isinstance(content, dict) else None
+    if not isinstance(name, str) or not name:
+        raise UserError(f"{path}: has no base_model_name_or_path; write the directory of the model below there")
+    return name
+
+
+def local_base(directory: str | os.PathLike) -> Path | None:
+    """The model directory below an adapter, where it is here as one: a run stands for its `model/`, and a relative path
+    begins here or in the adapter's directory.
+
+    Raises:
+        UserError: as `named_base`.
+    """
+    name = named_base(directory)
+    for candidate in (Path(name).expanduser(), Path(directory) / name):
+        for model in (candidate, candidate / "model"):
+            if (model / "config.json").is_file():
+                return model
+    return None
+
+
 def base_directory(directory: str | os.PathLike) -> Path:
     """The model directory that an adapter belongs to (`base_model_name_or_path`); any other directory is its own.
 
@@ -43,12 +72,11 @@ def base_directory(directory: str | os.PathLike) -> Path:
     directory = Path(directory)
     if not is_adapter(directory):
         return directory
-    path = directory / ADAPTER_CONFIG
-    content = read_json(path)
-    name = content.get("base_model_name_or_path") if isinstance(content, dict) else None
-    if not isinstance(name, str) or not name:
-        raise UserError(f"{path}: has no base_model_name_or_path; write the directory of the model below there")
-    for candidate in (Path(name).expanduser(), directory / name):
-        if (candidate / "config.json").is_file():
-            return candidate
-    raise UserError(f"{path}: base_model_name_or_path is {name}, where there is no model; write its directory there")
+    base = local_base(directory)
+    if base is None:
+        path = directory / ADAPTER_CONFIG
+        raise UserError(
+            f"{path}: base_model_name_or_path is {named_base(directory)}, where there is no model; write its directory "
+            "there"
+        )
+    return base

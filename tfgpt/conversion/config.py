@@ -17,8 +17,9 @@ class ConvertConfig(Settings):
 
     source: str = setting(
         "",
-        "A Hugging Face directory (a model directory of ours is one), a .gguf file, a KerasHub preset's directory, or "
-        "a model's name on the Hugging Face hub, such as HuggingFaceTB/SmolLM2-135M-Instruct.",
+        "What to convert: a Hugging Face directory (a run, a model directory of ours is one), an adapter, which is "
+        "merged, a .gguf file, a KerasHub preset's directory, or a model's name on the Hugging Face hub, such as "
+        "HuggingFaceTB/SmolLM2-135M-Instruct.",
         path=True,
     )
     output: str = setting(

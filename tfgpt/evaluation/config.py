@@ -6,6 +6,7 @@ import dataclasses
 from typing import ClassVar
 
 from tfgpt.common.errors import SettingError
+from tfgpt.common.model_names import MODEL_HELP
 from tfgpt.common.settings import Settings, setting
 
 
@@ -15,7 +16,7 @@ class EvaluateConfig(Settings):
 
     title: ClassVar[str] = "Model and text"
 
-    model: str = setting("", "A model directory, or a run directory that holds one under model/.", path=True)
+    model: str = setting("", MODEL_HELP, path=True)
     text: tuple[str, ...] = setting(
         (),
         "Text to predict, written as --train_text of train is: a file, a folder, a glob, tfds:… or sample:NAME. Given "
@@ -53,6 +54,6 @@ class EvaluateConfig(Settings):
 
     def check(self) -> None:
         if not self.model:
-            raise SettingError("model", "is missing; give a run or model directory, such as runs/quickstart")
+            raise SettingError("model", "is missing; give a model, such as runs/quickstart")
         if any(not text.strip() for text in self.text):
             raise SettingError("text", "is empty; give a file, a folder, a glob, tfds:… or sample:…")

@@ -6,6 +6,7 @@ import dataclasses
 from typing import ClassVar
 
 from tfgpt.common.errors import SettingError
+from tfgpt.common.model_names import MODEL_HELP
 from tfgpt.common.settings import Settings, setting
 
 
@@ -74,7 +75,7 @@ class GenerateConfig(Settings):
 
     title: ClassVar[str] = "Model and prompts"
 
-    model: str = setting("", "A model directory, or a run directory that holds one under model/.", path=True)
+    model: str = setting("", MODEL_HELP, path=True)
     prompt: tuple[str, ...] = setting((), "The text to go on from.")
     prompt_file: str = setting(
         "",
@@ -92,6 +93,6 @@ class GenerateConfig(Settings):
 
     def check(self) -> None:
         if not self.model:
-            raise SettingError("model", "is missing; give a run or model directory, such as runs/quickstart")
+            raise SettingError("model", "is missing; give a model, such as runs/quickstart")
         if self.prompt and self.prompt_file:
             raise SettingError("prompt_file", "is given together with --prompt; give one of them")

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from tfgpt.common.adapters import base_directory, is_adapter
 from tfgpt.common.errors import SettingError, UserError
 from tfgpt.corpus.sources.dialogue_shapes import LISTS, as_openai, tools_in
 from tfgpt.corpus.sources.messages import checked_messages
@@ -86,24 +85,6 @@ def checked_utf8(text: str, name: str) -> str:
     except UnicodeEncodeError as error:
         raise UserError(f"{name}: is not UTF-8 (character {error.start})") from error
     return text
-
-
-def model_directory(model: str) -> Path:
-    """The directory that --model names: a model, an adapter (merged when it is read), or the model of a run.
-
-    Raises:
-        UserError: there is none; the line says what is missing.
-    """
-    path = Path(model).expanduser()
-    if not path.is_dir():
-        raise UserError(f"--model: {path} is not a directory")
-    for directory in (path, path / "model"):
-        if (directory / "config.json").is_file():
-            return directory
-        if is_adapter(directory):
-            base_directory(directory)  # It is there, or a line says what is wrong.
-            return directory
-    raise UserError(f"--model: no config.json in {path}, nor in {path / 'model'}; give a model or a finished run")
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: str | np.ndarray, add_end_of_text: bool = True) -> np.ndarray:

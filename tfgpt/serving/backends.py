@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tfgpt.common.command import command_line
 from tfgpt.common.errors import UserError
+from tfgpt.common.model_names import find_export
 from tfgpt.serving.client import DEFAULTS, Answer, Client, Transport, connect, failed, input_types
 from tfgpt.serving.description import METADATA_FILE, read_description
 from tfgpt.serving.serve_config import ServeConfig
@@ -83,26 +83,6 @@ class SavedModelTransport:
         self._model.__exit__()
 
 
-def newest_version(model: str) -> Path:
-    """The version that `--model` means.
-
-    Raises:
-        UserError: there is none.
-    """
-    directory = Path(model).expanduser()
-    if (directory / "saved_model.pb").is_file():
-        return directory
-    versions = []
-    if directory.is_dir():
-        versions = [entry for entry in directory.iterdir() if entry.name.isdecimal() and entry.name.isascii()]
-        versions = [entry for entry in versions if (entry / "saved_model.pb").is_file()]
-    if not versions:
-        command = command_line("export", f"--model={model}", "--output=models/chat")
-        hint = f"; {command} makes one" if directory.is_dir() else ""
-        raise UserError(f"--model: {directory} holds no exported version{hint}")
-    return max(versions, key=lambda entry: int(entry.name))
-
-
 def served_info(config: ServeConfig, version: Path | None) -> ServedInfo:
     """What is known of the model.
 
@@ -137,7 +117,7 @@ def open_backend(config: ServeConfig) -> tuple[Client, ServedInfo]:
     Raises:
         UserError: the export is not there or cannot be loaded.
     """
-    version = newest_version(config.model) if config.model else None
+    version = find_export(config.model) if config.model else None
     info = served_info(config, version)
     if config.backend:
         address = config.backend.removeprefix("grpc://")

@@ -6,6 +6,7 @@ import dataclasses
 from typing import ClassVar
 
 from tfgpt.common.errors import SettingError
+from tfgpt.common.model_names import MODEL_HELP
 from tfgpt.common.settings import Settings, setting
 
 NOT_IN_EXPORTS = ("num_beams", "length_penalty", "stop", "num_samples", "add_end_of_text")
@@ -18,7 +19,7 @@ class ExportConfig(Settings):
 
     title: ClassVar[str] = "Export"
 
-    model: str = setting("", "A model directory, or a run directory that holds one under model/.", path=True)
+    model: str = setting("", MODEL_HELP, path=True)
     output: str = setting(
         "", "The served model's directory, such as models/chat; each export is a version in it.", path=True
     )
@@ -45,6 +46,6 @@ class ExportConfig(Settings):
 
     def check(self) -> None:
         if not self.model:
-            raise SettingError("model", "is missing; give a run or model directory, such as runs/quickstart")
+            raise SettingError("model", "is missing; give a model, such as runs/quickstart")
         if not self.output:
             raise SettingError("output", "is missing; give a directory for the served model, such as models/chat")

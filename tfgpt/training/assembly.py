@@ -92,7 +92,7 @@ def build_trainer(
     config = recipe.decoder_config(vocabulary_size)
     decoder = Decoder(config, packed=kind.packed(recipe), dtype=recipe.step.dtype)
     if recipe.run.init_from is not None:
-        load_weights(decoder, recipe.run.init_from)
+        load_weights(decoder, recipe.initial_model)
     if recipe.lora.lora_rank:
         enable_lora(decoder, recipe.lora)
     schedule = build_schedule(recipe.schedule, recipe.optimizer.learning_rate, recipe.run.max_steps)

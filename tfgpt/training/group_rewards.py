@@ -66,7 +66,7 @@ class GroupRewards(Kind):
 
     def prepare(self, recipe: Recipe, say: Callable[[str], None] = print) -> PromptData:
         rewards = rewards_of(recipe.reward)
-        tokenizer = Tokenizer.load(str(recipe.run.init_from))
+        tokenizer = Tokenizer.load(recipe.initial_model)
         sides = []
         held_out = "validation_text" if recipe.corpus.validation_text else "validation_fraction"
         longest = recipe.batch.sequence_length + 1 - recipe.reward.answer_tokens
@@ -147,7 +147,7 @@ class Rounds:
         self.reference = None
         if self.config.kl_penalty:
             with tf.init_scope():
-                self.reference = TokenNats(load_decoder(str(recipe.run.init_from), dtype=recipe.step.dtype))
+                self.reference = TokenNats(load_decoder(recipe.initial_model, dtype=recipe.step.dtype))
 
     def place(self, step: int) -> int:
         """Which of its round's updates a step is."""

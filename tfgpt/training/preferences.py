@@ -57,7 +57,7 @@ class Preferences(Kind):
     """Pairs from JSON Lines: `prompt` (or `messages`), `chosen`, `rejected`, as trl's."""
 
     def prepare(self, recipe: Recipe, say: Callable[[str], None] = print) -> PairData:
-        tokenizer = Tokenizer.load(str(recipe.run.init_from))
+        tokenizer = Tokenizer.load(recipe.initial_model)
         sides = read_sides(recipe.corpus, lambda record: [answer_of(record, name) for name in ("chosen", "rejected")])
         self.conversations = are_conversations(sides[0])
         length = recipe.batch.sequence_length
@@ -159,7 +159,7 @@ def reference_nats(recipe: Recipe, pairs: Arrays, say: Callable[[str], None]) ->
 
     Computed once and kept in the cache, under a hash of the rows, the model's weights and the type computed in.
     """
-    directory, dtype = Path(str(recipe.run.init_from)), recipe.step.dtype
+    directory, dtype = recipe.initial_model, recipe.step.dtype
     rows = {name: pairs[name] for name in ("token_ids", "targets")}
     key = fingerprint_of(rows, *model_fingerprints(directory), dtype)
     path = recipe.corpus.cache_directory / "references" / f"{key[:32]}.safetensors"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any, ClassVar
 
 from tfgpt.common.command import Group, Overrides
 from tfgpt.common.errors import SettingError, UserError
 from tfgpt.common.settings import Settings, setting
+from tfgpt.conversion.on_the_fly import model_directory
 from tfgpt.corpus.config import CorpusConfig
 from tfgpt.model import presets
 from tfgpt.model.config import DecoderConfig
@@ -213,13 +215,22 @@ class Recipe:
         for name in self.model:
             if name not in ("dropout", "rematerialize"):
                 raise SettingError(name, "cannot change together with --init_from; only dropout and rematerialize can")
-        return dataclasses.replace(load_config(str(self.run.init_from)), **self.model)
+        return dataclasses.replace(load_config(self.initial_model), **self.model)
+
+    @functools.cached_property
+    def initial_model(self) -> Path:
+        """The model directory behind --init_from, or the adapter's; what is none yet is converted into the cache.
+
+        Raises:
+            UserError: there is no such model.
+        """
+        return model_directory(str(self.run.init_from), "init_from", self.corpus.cache_dir)
 
     def tokenizer_config(self) -> TokenizerConfig:
         """The tokenizer's settings; with --init_from and no --tokenizer, the model's own tokenizer."""
         if self.run.init_from is None or self.tokenizer.tokenizer != TokenizerConfig().tokenizer:
             return self.tokenizer
-        return dataclasses.replace(self.tokenizer, tokenizer=str(self.run.init_from))
+        return dataclasses.replace(self.tokenizer, tokenizer=str(self.initial_model))
 
     @property
     def run_dir(self) -> Path:

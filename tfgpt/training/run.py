@@ -24,6 +24,7 @@ from tfgpt.common.errors import UserError
 from tfgpt.common.files import recover_leftovers, write_json, write_text
 from tfgpt.common.outputs import check_replaceable, result_directory, working_directory
 from tfgpt.common.progress import Progress, duration
+from tfgpt.conversion.on_the_fly import lasting_name
 from tfgpt.generation.config import SamplingConfig
 from tfgpt.generation.engine import Generator
 from tfgpt.model import presets
@@ -239,16 +240,16 @@ def check_base(recipe: Recipe) -> None:
     Raises:
         UserError: so it is.
     """
-    base = recipe.run.init_from
-    if recipe.lora.lora_rank and base is not None and is_adapter(base):
+    if recipe.lora.lora_rank and is_adapter(recipe.initial_model):
         raise UserError(
-            f"--init_from: {base} is an adapter itself; give the model that is already merged, the run's model/"
+            f"--init_from: {recipe.run.init_from} is an adapter itself; give the model that is already merged, the "
+            "run's model/"
         )
 
 
 def base_fingerprint(recipe: Recipe) -> str | None:
     """Of the weights below the adapters, which a checkpoint does not hold; None without adapters."""
-    return weights_fingerprint(Path(str(recipe.run.init_from))) if recipe.lora.lora_rank else None
+    return weights_fingerprint(recipe.initial_model) if recipe.lora.lora_rank else None
 
 
 def describe(recipe: Recipe, decoder: Any, strategy: tf.distribute.Strategy) -> None:
@@ -394,5 +395,6 @@ def write_model(recipe: Recipe, data: Any, trainer: Any, state: State, step: int
             result_directory(recipe.run_dir / "adapter", "adapter", "run_dir") as temporary,
             trainer.averaged_weights(),
         ):
-            save_adapter(trainer.decoder, recipe.lora, temporary, str(recipe.run.init_from))
+            base = recipe.initial_model
+            save_adapter(trainer.decoder, recipe.lora, temporary, base, lasting_name(str(recipe.run.init_from)))
             tokenizer.save(temporary)

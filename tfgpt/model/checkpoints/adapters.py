@@ -47,7 +47,13 @@ KNOWN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 """Values of init_lora_weights that leave the base's weights alone; PiSSA, OLoRA, CorDA and LoftQ change them."""
 
 
-def save_adapter(decoder: Decoder, config: LoraConfig, directory: str | os.PathLike, base: str | os.PathLike) -> None:
+def save_adapter(
+    decoder: Decoder,
+    config: LoraConfig,
+    directory: str | os.PathLike,
+    base: str | os.PathLike,
+    base_name: str | None = None,
+) -> None:
     """Writes adapter_model.safetensors and adapter_config.json into `directory`.
 
     Where the base keeps query, key and value in one matrix (GPT-2), their adapters become one of three times the rank
@@ -57,7 +63,8 @@ def save_adapter(decoder: Decoder, config: LoraConfig, directory: str | os.PathL
         decoder: with adapters (`lora.enable_lora`).
         config: what they were made with.
         directory: made if it is not there.
-        base: the model directory that the adapters belong to; named in adapter_config.json.
+        base: the model directory that the adapters belong to.
+        base_name: what adapter_config.json calls it; None: its absolute path.
     """
     from tfgpt.model.lora import projections
 
@@ -83,7 +90,7 @@ def save_adapter(decoder: Decoder, config: LoraConfig, directory: str | os.PathL
     written: dict[str, Any] = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": str(Path(base).absolute()),
+        "base_model_name_or_path": base_name or str(Path(base).absolute()),
         "r": config.lora_rank,
         "lora_alpha": scale * config.lora_rank,
         "lora_dropout": config.lora_dropout,

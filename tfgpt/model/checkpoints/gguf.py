@@ -7,6 +7,8 @@ to float32 when its turn comes.
 from __future__ import annotations
 
 import importlib.util
+import re
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -49,6 +51,14 @@ TENSORS = {
     "output.weight": "head/kernel",
 }
 
+OTHER_KINDS = {
+    "adapter": "give the adapter's directory as peft writes it, or merge it into its model with llama-export-lora",
+    "mmproj": "it is what a model sees images through; give the file of the language model",
+    "imatrix": "it only guides quantization; give the quantized model",
+    "vocab": "it has a vocabulary only; give the file with the weights",
+}
+"""What else a GGUF file may hold (`general.type`), and what to do."""
+
 ROPE_FACTORS = "rope_freqs.weight"
 """Llama 3.1's divisors of the frequencies, which llama.cpp keeps as a tensor."""
 
@@ -70,7 +80,7 @@ class GGUFFile:
         if importlib.util.find_spec("gguf") is None:
             raise UserError("the package gguf is missing, which reads GGUF files; pip install 'tfgpt[convert]'")
         if not path.is_file():
-            raise UserError(f"--source: {path} is no file")
+            raise UserError(f"{path}: is no file")
         refuse_pointer(path)
         import gguf
 
@@ -83,6 +93,26 @@ class GGUFFile:
             name: self.content(name) for name in self.reader.fields if name not in LONG_FIELDS
         }
         self.tensors = {tensor.name: tensor for tensor in self.reader.tensors}
+        self.check_is_a_whole_model()
+
+    def check_is_a_whole_model(self) -> None:
+        """Refuses the other things that GGUF files hold.
+
+        Raises:
+            UserError: the file is a part of several, an adapter, or nothing that writes text.
+        """
+        parts = self.metadata.get("split.count", 1)
+        if parts > 1:
+            name = re.sub(r"-\d{5}-of-\d{5}$", "", self.path.stem)
+            files = [str(self.path.with_name(f"{name}{part}.gguf")) for part in (f"-00001-of-{parts:05d}", "")]
+            raise UserError(
+                f"{self.path}: is part {self.metadata.get('split.no', 0) + 1} of {parts} of a split model; "
+                f"llama-gguf-split --merge {shlex.join(files)} makes it one file"
+            )
+        kind = self.metadata.get("general.type", "model")
+        if kind != "model":
+            hint = OTHER_KINDS.get(kind, "give the model itself")
+            raise UserError(f"{self.path}: holds no model (general.type is {kind!r}); {hint}")
 
     def long_field(self, name: str) -> list[Any]:
         """One of the tokenizer's lists; empty where there is none."""

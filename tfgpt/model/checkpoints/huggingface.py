@@ -229,18 +229,21 @@ def load_weights(decoder: Decoder, directory: str | os.PathLike) -> None:
         variable.assign(value.astype(np.dtype(variable.dtype), copy=False))
 
 
-def open_model(directory: str | os.PathLike, config: DecoderConfig | None = None) -> Checkpoint:
+def open_model(
+    directory: str | os.PathLike, config: DecoderConfig | None = None, base: str | os.PathLike | None = None
+) -> Checkpoint:
     """A model directory's weights, memory-mapped.
 
     Args:
         directory: as `save_decoder` or transformers' `save_pretrained` writes, or an adapter's, which is merged.
         config: of the decoder that they are for; None: as config.json says.
+        base: the model directory below an adapter; None: the one that the adapter names.
 
     Raises:
         UserError: as `load_config`; or a tensor is missing, is one too many, has another shape, or holds what the
             decoder has no place for; the line names the file and the tensor.
     """
-    adapter, directory = Path(directory), base_directory(directory)
+    adapter, directory = Path(directory), Path(base) if base is not None else base_directory(directory)
     config = config or load_config(directory)
     tensors, file = open_checkpoint(directory)
     model_type = read_json(directory / "config.json").get("model_type")
