@@ -263,7 +263,8 @@ class Generator:
         )
         logits, cache = self.decoding.prefill(prompt[None], [len(prompt)])
         past, cache = self.decoding.as_past(cache), self.decoder.empty_cache(config.num_beams, 0)
-        logits, seen = tf.repeat(logits, config.num_beams, 0), self._seen([prompt] * config.num_beams, [config])
+        logits = tf.repeat(logits, config.num_beams, 0)
+        seen = self._seen([prompt.tolist()] * config.num_beams, [config])
         for slot in range(config.max_new_tokens):
             candidates = self.decoding.beam_candidates(logits, [beams.scores()], seen, config.repetition_penalty)
             beams.advance(*(part.numpy()[0] for part in candidates))

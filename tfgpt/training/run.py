@@ -147,8 +147,8 @@ def train_together(
             outcome = loop.run(signals, progress)
         if outcome == "stopped":
             say(f"Stopped at step {loop.state.step}, saved in {checkpoints.directory}; to go on:")
-            flag_file = directory / "flags.cfg"
-            say(f"  {command_line('train', f'--flagfile={flag_file}')}")
+            written = directory / "flags.cfg"
+            say(f"  {command_line('train', f'--flagfile={written}')}")
         elif hosts.is_chief:
             finish(recipe, data, assembly, loop.state, checkpoints, samples)
     # Nobody leaves before the chief has written everything: it would look like the loss of a worker.
