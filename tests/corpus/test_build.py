@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tfgpt.common.errors import RunError, UserError
-from tfgpt.corpus.build import build_documents
+from tfgpt.corpus.build import Build, build_documents
 from tfgpt.corpus.cache import LEFTOVER_SECONDS
 from tfgpt.corpus.config import CorpusConfig
 from tfgpt.corpus.document_set import DocumentSet
@@ -95,6 +95,41 @@ def test_auto_says_when_it_cannot_split_by_hash(tmp_path, corpus, capfd):
         assert expected in capfd.readouterr().err.splitlines()
     assert made.manifest["split"]["used"] == "contiguous"
     assert (made.num_bytes("train"), made.num_bytes("validation")) == (4750, 250)
+
+
+@pytest.mark.parametrize("growing", ["auto", "contiguous"])
+def test_a_file_that_grows_while_it_is_read_is_not_kept_under_the_hash_it_had(tmp_path, corpus, monkeypatch, growing):
+    # axolotl-ai-cloud/axolotl#1136: a download still running. Later the shorter file gave the longer one's documents.
+    path = numbered(tmp_path / "a.jsonl", 100)
+    before, run = path.read_bytes(), Build.run
+
+    def grows_first(self, fingerprint: str) -> None:
+        numbered(path, 150)
+        run(self, fingerprint)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Build, "run", grows_first)
+        with pytest.raises(RunError, match="a.jsonl: changed while it was read"):
+            build_documents(corpus(path, split=growing))
+    path.write_bytes(before)
+    made = build_documents(corpus(path, split=growing))
+    assert len(texts(made, "train") + texts(made, "validation")) == 100
+
+
+def test_ids_that_begin_with_the_number_sign_are_not_all_one_group(tmp_path, corpus):
+    path = write_json_lines(tmp_path / "a.jsonl", [{"id": f"#{n}", "text": f"number {n}"} for n in range(1000)])
+    assert 20 < len(texts(build_documents(corpus(path, split="hash")), "validation")) < 90
+
+
+def test_ids_that_are_all_alike_are_blamed_where_the_hash_cannot_split(tmp_path, corpus, capfd):
+    # ageron/handson-ml#340: ids that are none.
+    path = write_json_lines(tmp_path / "a.jsonl", [{"id": 0, "text": f"number {n}"} for n in range(100)])
+    words = "(the 100 documents have one id up to the first #, and what shares an id stays together)"
+    build_documents(corpus(path))
+    assert f"split: by hash the validation side would be empty {words}; the last" in capfd.readouterr().err
+    with pytest.raises(UserError) as caught:
+        build_documents(corpus(path, split="hash"))
+    assert words in str(caught.value)
 
 
 def test_documents_with_one_id_before_the_number_sign_stay_together(tmp_path, corpus):
@@ -243,7 +278,7 @@ from tfgpt.common.command import Command
 from tfgpt.corpus.config import CorpusConfig
 
 def build(corpus):
-    from tfgpt.corpus.build import build_documents
+    from tfgpt.corpus.build import Build, build_documents
     if limit:
         import resource
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))

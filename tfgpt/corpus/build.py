@@ -12,7 +12,7 @@ from typing import Any
 
 import tfgpt
 from tfgpt.common.errors import RunError, SettingError, UserError
-from tfgpt.common.files import directory_written_beside, sha256_of_json, write_json, write_text
+from tfgpt.common.files import directory_written_beside, read_json, sha256_of_json, write_json, write_text
 from tfgpt.common.progress import Progress
 from tfgpt.corpus.account import account
 from tfgpt.corpus.cache import locked, mark_used, remove_leftovers
@@ -21,7 +21,16 @@ from tfgpt.corpus.config import CorpusConfig
 from tfgpt.corpus.document_set import CARD, FORMAT, MANIFEST, SIDES, DocumentSet, ShardWriter
 from tfgpt.corpus.sources import Document, Source, open_sources
 from tfgpt.corpus.sources.base import content_digest
-from tfgpt.corpus.split import contiguous_cut, contiguous_sides, hashed_side, num_characters, why_not_hashed
+from tfgpt.corpus.split import (
+    FEWEST_DOCUMENTS,
+    contiguous_cut,
+    contiguous_sides,
+    few_groups,
+    group_of,
+    hashed_side,
+    num_characters,
+    why_not_hashed,
+)
 
 
 def build_documents(config: CorpusConfig, flag: str = "train_text") -> DocumentSet:
@@ -50,12 +59,13 @@ def build_documents(config: CorpusConfig, flag: str = "train_text") -> DocumentS
         for specs, name in ((config.train_text, flag), (config.validation_text, "validation_text"))
     )
     options = options_of(config)
+    read = [[source.spec, source.fingerprint()] for source in (*training, *held_out)]
     fingerprint = sha256_of_json(
         {
             "format": FORMAT,
             "options": options,
-            "train": [[source.spec, source.fingerprint()] for source in training],
-            "validation": [[source.spec, source.fingerprint()] for source in held_out],
+            "train": read[: len(training)],
+            "validation": read[len(training) :],
         }
     )
     directory = cache / "documents" / fingerprint[:32]
@@ -67,6 +77,7 @@ def build_documents(config: CorpusConfig, flag: str = "train_text") -> DocumentS
                 remove_leftovers(directory.parent)
                 with directory_written_beside(directory) as temporary:
                     Build(options, training, held_out, temporary, flag).run(fingerprint)
+                    refuse_changed(temporary, read)
                 documents = DocumentSet.open(directory)
     mark_used(directory, documents.text)
     for source in (*training, *held_out):
@@ -81,6 +92,21 @@ def build_documents(config: CorpusConfig, flag: str = "train_text") -> DocumentS
         if remark:
             print(remark, file=sys.stderr)
     return documents
+
+
+def refuse_changed(directory: Path, read: Sequence[Sequence[str]]) -> None:
+    """Refuses documents of files that changed between the hash that they are kept under and the end of their reading.
+
+    Args:
+        directory: the finished documents.
+        read: spec and fingerprint of each source, as before the reading.
+
+    Raises:
+        RunError: so it is: a download goes on, or somebody saved the file.
+    """
+    for (spec, before), source in zip(read, read_json(directory / MANIFEST)["sources"], strict=True):
+        if source["fingerprint"] != before:
+            raise RunError(f"{spec}: changed while it was read; run again when nothing writes to it any more")
 
 
 def options_of(config: CorpusConfig) -> dict[str, Any]:
@@ -121,6 +147,7 @@ class Build:
         self.flag = flag
         self.fraction = options["validation_fraction"] or 0.0
         self.note: str | None = None
+        self.ids = ""
 
     def run(self, fingerprint: str) -> None:
         """Writes shards, manifest and card."""
@@ -152,16 +179,24 @@ class Build:
         return self.written(both())
 
     def split_by_hash(self) -> tuple[dict[str, Any], str]:
-        sides = self.written((hashed_side(document, self.fraction), document) for document in self.documents())
+        groups: set[str] = set()
+
+        def both() -> Generator[tuple[str, Document], None, None]:
+            for document in self.documents():
+                if len(groups) < FEWEST_DOCUMENTS:
+                    groups.add(group_of(document))
+                yield hashed_side(document, self.fraction), document
+
+        sides = self.written(both())
+        self.ids = few_groups(sum(side["documents"] for side in sides.values()), len(groups))
         reason = why_not_hashed(sides, self.fraction) if self.options["split"] == "auto" else None
         if reason is None:
             return sides, "hash"
         for writer in self.writers.values():
             writer.discard()
         total = sum(side["characters"] for side in sides.values())
-        self.note = (
-            f"split: {reason}; the last {self.fraction:.3g} of the text is held out instead (--split=contiguous)"
-        )
+        instead = f"the last {self.fraction:.3g} of the text is held out instead (--split=contiguous)"
+        self.note = f"split: {reason}{self.ids}; {instead}"
         return self.split_contiguously(total), "contiguous"
 
     def count_characters(self) -> int:
@@ -238,8 +273,8 @@ class Build:
         empty = "train on" if not sides["train"]["documents"] else "hold out"
         raise SettingError(
             self.flag,
-            f"--split={used} with --validation_fraction={self.fraction} leaves nothing to {empty}: {words}; give more "
-            "text, another fraction or split, or --validation_text",
+            f"--split={used} with --validation_fraction={self.fraction} leaves nothing to {empty}: "
+            f"{words}{self.ids}; give more text, another fraction or split, or --validation_text",
         )
 
     def manifest(self, fingerprint: str, used: str, sides: dict[str, Any]) -> dict[str, Any]:

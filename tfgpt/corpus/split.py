@@ -14,8 +14,8 @@ LARGEST_DEVIATION = 3.0
 
 
 def group_of(document: Document) -> str:
-    """What a hash split keeps together: the document's id up to the first "#"."""
-    return document["id"].split("#", 1)[0]
+    """What a hash split keeps together: the document's id up to the first "#", if anything stands before it."""
+    return document["id"].split("#", 1)[0] or document["id"]
 
 
 def hashed_side(document: Document, validation_fraction: float) -> str:
@@ -31,6 +31,19 @@ def hashed_number(document: Document) -> int:
     """A number below 2^64 from a document's group; a fraction holds out those below that fraction of 2^64."""
     digest = hashlib.sha256(b"tfgpt split\0" + group_of(document).encode("utf-8")).digest()
     return int.from_bytes(digest[:8], "big")
+
+
+def few_groups(count: int, groups: int) -> str:
+    """Words about ids that are to blame where a hash split fails; "" where they are not.
+
+    Args:
+        count: documents.
+        groups: how many different groups they are in, `FEWEST_DOCUMENTS` standing for as many or more.
+    """
+    if groups >= min(count, FEWEST_DOCUMENTS):
+        return ""
+    ids = "one id" if groups == 1 else f"only {groups} different ids"
+    return f" (the {count:,} documents have {ids} up to the first #, and what shares an id stays together)"
 
 
 def num_characters(document: Document) -> int:

@@ -179,3 +179,23 @@ def test_numbers_are_ids_as_tables_write_them(tmp_path):
     assert found_ids[:3] == ["7", "7", "7.5"]
     assert found_ids[4] == "x"
     assert len(found_ids[3]) == len(found_ids[5]) == 32
+
+
+def test_a_data_sets_card_is_no_text_of_it(tmp_path):
+    # huggingface/datasets#2877: a data set's folder as it lies on the hub.
+    write(tmp_path, "a.jsonl", "dataset_infos.json", "guide/README.md")
+    (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n# Card\n")
+    assert found(tmp_path, tmp_path) == (
+        ["a.jsonl", "guide/README.md"],
+        [f"{tmp_path}: left out: 2 description of the data (README.md, dataset_infos.json)"],
+    )
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.txt.gz", "a.json.zst"])
+def test_a_git_lfs_pointer_is_no_text(tmp_path, name):
+    # benedekrozemberczki/datasets#10: learned as a text, or called no JSON, no gzip.
+    path = tmp_path / name
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
+    [source] = open_sources([str(path)], "train_text")
+    with pytest.raises(UserError, match=f"{name}: is a git-lfs pointer, not the file itself"):
+        list(source.documents())

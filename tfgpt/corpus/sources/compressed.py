@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from tfgpt.common.errors import UserError
+from tfgpt.common.files import refuse_pointer
 
 # Small, because one byte of Zstandard can stand for thousands.
 ZSTANDARD_INPUT_BYTES = 16 * 1024
@@ -67,6 +68,13 @@ class ZstandardReader(io.RawIOBase):
         return count
 
 
+def beginning(file: BinaryIO) -> bytes:
+    """What a file begins with, left to be read; nothing where it cannot be read, which reading it will say."""
+    with contextlib.suppress(OSError):
+        return file.peek(100)[:100]  # type: ignore[attr-defined]
+    return b""
+
+
 @contextlib.contextmanager
 def opened(path: Path, name: str) -> Iterator[tuple[BinaryIO, BinaryIO]]:
     """Opens a file for reading its decompressed bytes.
@@ -87,6 +95,7 @@ def opened(path: Path, name: str) -> Iterator[tuple[BinaryIO, BinaryIO]]:
             file = stack.enter_context(open(path, "rb"))
         except OSError as error:
             raise UserError(f"{name}: cannot be opened ({error.strerror})") from error
+        refuse_pointer(name, beginning(file))
         stream: Any = file
         if suffix == ".gz":
             stream = io.BufferedReader(gzip.GzipFile(fileobj=file), 1 << 20)  # type: ignore[arg-type]

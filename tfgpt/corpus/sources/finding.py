@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -11,6 +12,7 @@ from tfgpt.common.errors import SettingError, UserError
 from tfgpt.corpus.sources.formats import is_media, why_not_read
 
 MOST_NAMED = 3
+DESCRIPTIONS = ("dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json")
 
 
 class LeftOut:
@@ -42,8 +44,8 @@ def find_files(
 
     A name that exists is that file or folder, whatever characters are in it; only what is left of a path may be a glob.
     Of a folder every file is taken, in folders within it too, links to folders followed, except what has a name that
-    starts with a dot, pictures, sounds and films, and what a link leads back to. A glob is read as Python's `glob`
-    does, `**` included; folders that it matches are passed over.
+    starts with a dot, pictures, sounds and films, a data set's card, and what a link leads back to. A glob is read as
+    Python's `glob` does, `**` included; folders that it matches are passed over.
 
     Args:
         spec: what the user wrote.
@@ -145,7 +147,17 @@ def why_left_out(path: Path, wanted: Callable[[Path], bool]) -> str | None:
         return "link to nothing" if path.is_symlink() else "no file"
     if is_media(path):
         return "picture, sound or film"
+    if describes_data(path):
+        return "description of the data"
     return None if wanted(path) else "of another kind"
+
+
+def describes_data(path: Path) -> bool:
+    """Whether a file says what is in the others, as Hugging Face's data sets have them: no text to learn."""
+    if path.name == "README.md":
+        with contextlib.suppress(OSError), open(path, "rb") as file:
+            return file.read(4) in (b"---\n", b"---\r")
+    return path.name in DESCRIPTIONS
 
 
 def refuse(error: OSError) -> None:
