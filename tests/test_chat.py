@@ -123,7 +123,7 @@ def test_turns_that_do_not_fit_are_left_out_and_the_chat_goes_on(said, generator
     ("line", "words"),
     [
         ("/nonsense", "/nonsense: no such command"),
-        ("/set speed 3", "/set speed: no such setting; there are temperature"),
+        ("/set colour 3", "/set colour: no such setting; there are temperature"),
         ("/set temperature hot", "/set temperature: hot is no number"),
         ("/set temperature -1", "/set temperature: -1.0 is below the smallest allowed, 0"),
         ("/set top_k 2.5", "/set top_k: 2.5 is no whole number"),
@@ -132,7 +132,7 @@ def test_turns_that_do_not_fit_are_left_out_and_the_chat_goes_on(said, generator
         ("/save", "/save: give a file"),
         ("/save chat.txt", "chat.txt: give a name that ends in .jsonl"),
         ("/load", "/load: give a file"),
-        ("/load /nowhere.jsonl", "/nowhere.jsonl: cannot be opened"),
+        ("/load /nowhere.jsonl", "/nowhere.jsonl: no such file"),
         (b"caf\xe9", "the message: is not UTF-8"),
     ],
 )
@@ -143,7 +143,7 @@ def test_a_line_that_cannot_be_done_is_named(said, line, words):
 
 
 def test_wrong_flags_are_one_line(said):
-    for flag, words in (("--load=/nowhere.jsonl", "cannot be opened"), ("--num_samples=2", "one reply at a time")):
+    for flag, words in (("--load=/nowhere.jsonl", "no such file"), ("--num_samples=2", "one reply at a time")):
         code, output, errors = said("a", flags=(flag,))
         assert (code, output, len(errors)) == (2, "", 1) and words in errors[0]
 

@@ -8,6 +8,8 @@ import importlib.util
 import sys
 from pathlib import Path
 
+from tfgpt.common.nearest import did_you_mean
+
 COMMANDS = tuple("prepare train tune scale evaluate generate chat convert export serve doctor cache".split())
 
 
@@ -33,7 +35,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     name = arguments[0].replace("-", "_")
     if name not in COMMANDS or importlib.util.find_spec(f"tfgpt.{name}") is None:
-        print(f"tfgpt: {arguments[0]}: no such command; there are {', '.join(COMMANDS)}", file=sys.stderr)
+        near = did_you_mean(name, COMMANDS) or f"; there are {', '.join(COMMANDS)}"
+        print(f"tfgpt: {arguments[0]}: no such command{near}", file=sys.stderr)
         return 2
     return importlib.import_module(f"tfgpt.{name}").main(arguments[1:])
 

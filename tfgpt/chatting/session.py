@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from tfgpt.chatting.config import ChatSamplingConfig
 from tfgpt.chatting.conversation import Conversation, Message, readable
 from tfgpt.common.errors import SettingError, UserError
+from tfgpt.common.nearest import did_you_mean
 from tfgpt.common.settings import field_types, plain_type
 from tfgpt.corpus.sources.base import message_text
 from tfgpt.generation.prompts import checked_utf8, encode
@@ -105,7 +106,8 @@ class Session:
             if name == "quit":
                 return False
             if name not in COMMANDS:
-                raise UserError(f"/{name}: no such command; /help lists them, a message is begun with //")
+                near = did_you_mean(name, COMMANDS, "/")
+                raise UserError(f"/{name}: no such command{near}; /help lists them, a message is begun with //")
             COMMANDS[name](self, rest.strip())
         return True
 
@@ -236,7 +238,8 @@ def changed(sampling: ChatSamplingConfig, name: str, text: str) -> ChatSamplingC
         UserError: there is no such setting, or the value does not do.
     """
     if name not in SETTABLE:
-        raise UserError(f"/set {name}: no such setting; there are {', '.join(SETTABLE)}")
+        near = did_you_mean(name, SETTABLE) or f"; there are {', '.join(SETTABLE)}"
+        raise UserError(f"/set {name}: no such setting{near}")
     kind: Any = plain_type(field_types(ChatSamplingConfig)[name])[0]
     text = text.strip()
     try:

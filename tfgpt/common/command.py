@@ -24,7 +24,7 @@ from absl import flags as absl_flags
 from tfgpt.common.crash import without_secrets, write_crash_file
 from tfgpt.common.errors import SettingError, TfgptError, UserError
 from tfgpt.common.flag_files import flag_line, read_flag_file
-from tfgpt.common.nearest import did_you_mean
+from tfgpt.common.nearest import did_you_mean, no_such_file
 from tfgpt.common.quiet import show_notices
 from tfgpt.common.settings import Settings, field_types, plain_type, shown
 from tfgpt.common.streams import open_standard_streams
@@ -244,7 +244,8 @@ class Command:
         except OSError as error:
             if error.errno not in PATHS_FAULTS or not error.filename:
                 return self.crashed(arguments, error)
-            self.complain(f"{shown(error.filename)}: {error.strerror}")
+            missing = error.errno == errno.ENOENT and isinstance(error.filename, str)
+            self.complain(no_such_file(error.filename) if missing else f"{shown(error.filename)}: {error.strerror}")
             return UserError.exit_code
         except Exception as error:
             return self.crashed(arguments, error)

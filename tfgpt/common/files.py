@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tfgpt.common.errors import RunError, UserError
+from tfgpt.common.nearest import cannot_read
 
 
 @contextlib.contextmanager
@@ -199,7 +200,9 @@ def read_json(path: str | os.PathLike) -> Any:
     refuse_pointer(path)
     try:
         return json.loads(Path(path).read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise UserError(cannot_read(path, error)) from error
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read as JSON ({error})") from error
 
 

@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Iterable
 from pathlib import Path
 
+ALIKE, MUCH_LESS_ALIKE = 0.7, 0.08  # of 1
 SHOWN = 8  # names of a folder in one line
 
 
@@ -14,7 +15,9 @@ def nearest(name: str, names: Iterable[str], count: int = 3) -> list[str]:
     by_lower: dict[str, str] = {}
     for known in names:
         by_lower.setdefault(known.lower(), known)
-    return [by_lower[found] for found in difflib.get_close_matches(name.lower(), by_lower, count, 0.7)]
+    near = difflib.get_close_matches(name.lower(), by_lower, count, ALIKE)
+    likeness = [difflib.SequenceMatcher(None, found, name.lower()).ratio() for found in near]
+    return [by_lower[found] for found, like in zip(near, likeness) if like > likeness[0] - MUCH_LESS_ALIKE]
 
 
 def did_you_mean(name: str, names: Iterable[str], prefix: str = "") -> str:
@@ -27,6 +30,13 @@ def did_you_mean(name: str, names: Iterable[str], prefix: str = "") -> str:
     """
     found = [f"{prefix}{known}" for known in nearest(name, names)]
     return f"; did you mean {' or '.join(found)}?" if found else ""
+
+
+def cannot_read(path: str | Path, error: OSError) -> str:
+    """A line for a file that cannot be opened: `no_such_file`, or the system's reason."""
+    if isinstance(error, FileNotFoundError):
+        return no_such_file(path)
+    return f"{path}: cannot be read ({error.strerror})"
 
 
 def no_such_file(path: str | Path, what: str = "no such file") -> str:

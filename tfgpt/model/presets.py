@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
 from tfgpt.common.errors import SettingError
+from tfgpt.common.nearest import did_you_mean
 from tfgpt.model.config import DecoderConfig
 
 _GPT2 = {
@@ -170,9 +170,8 @@ def resolve(
         SettingError: an unknown preset, or fields that do not fit.
     """
     if preset not in PRESETS:
-        near = difflib.get_close_matches(preset, PRESETS, 1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(PRESETS)}"
-        raise SettingError("preset", f"{preset!r} is no preset; {hint}")
+        hint = did_you_mean(preset, PRESETS) or f"; there are {', '.join(PRESETS)}"
+        raise SettingError("preset", f"{preset!r} is no preset{hint}")
     overrides = dict(overrides or {})
     values = dict(PRESETS[preset])
     if vocabulary_size is not None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tfgpt.common.errors import SettingError, UserError
+from tfgpt.common.nearest import no_such_file
 from tfgpt.corpus.sources import open_sources
 from tfgpt.corpus.sources.records import holds_records, read_lines, read_records
 from tfgpt.pipeline.config import AugmentationConfig
@@ -108,7 +109,7 @@ def read_paraphrases(path: str, tfds_data_dir: str | None = None) -> dict[str, l
     """
     file = Path(path).expanduser()
     if not path.startswith("tfds:") and not file.is_file():
-        raise SettingError("paraphrases", f"{path}: no such file")
+        raise SettingError("paraphrases", no_such_file(path))
     found: dict[str, dict[str, None]] = {}
     for one, other in pairs_of_dataset(path, tfds_data_dir) if path.startswith("tfds:") else pairs_in(file):
         if one and other and one != other:

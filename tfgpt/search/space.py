@@ -32,7 +32,6 @@ TOML rather than YAML: YAML reads 1e-3 as text, and Python reads TOML by itself 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -40,7 +39,8 @@ from typing import Any
 
 from tfgpt.common.command import Group, Overrides, flag_names, keyword
 from tfgpt.common.errors import SettingError, UserError
-from tfgpt.common.settings import Settings, checked, field_types, plain_type
+from tfgpt.common.nearest import cannot_read, did_you_mean
+from tfgpt.common.settings import Settings, checked, field_types, out_of_bounds, plain_type
 
 KEYS = ("type", "min", "max", "step", "scale", "choices", "when")
 TYPES = {"float": float, "int": int, "bool": bool}
@@ -152,7 +152,7 @@ def read_space(path: str, groups: Sequence[Group], settings: Mapping[str, Any]) 
         with open(path, "rb") as file:
             content = tomllib.load(file)
     except OSError as error:
-        raise SettingError("search_space", f"{path} cannot be read ({error.strerror})") from error
+        raise SettingError("search_space", cannot_read(path, error)) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: is no TOML file ({error})") from error
     known_keys(path, "the file", content, ("description", "fixed", "search", ARCHITECTURE))
@@ -221,6 +221,8 @@ def numeric(where: str, name: str, entry: Mapping[str, Any], when: Any) -> Param
         right = (int, float) if kind == "float" else (int,)
         if value is not None and (not isinstance(value, right) or isinstance(value, bool)):
             raise UserError(f"{where}: {key} = {value!r} is not of type {kind}")
+        if value is not None and (problem := out_of_bounds(value)):
+            raise UserError(f"{where}: {key}: {problem}")
     low, high, step, scale = entry["min"], entry["max"], entry.get("step"), entry.get("scale", "linear")
     if low >= high:
         raise UserError(f"{where}: min = {low} is not below max = {high}; exchange them")
@@ -269,17 +271,15 @@ def known_keys(path: str, where: str, entry: Mapping[str, Any], keys: Sequence[s
     """Refuses a misspelt key."""
     for key in entry:
         if key not in keys:
-            near = difflib.get_close_matches(key, keys, 1)
-            hint = f"did you mean {near[0]}?" if near else f"it can have {', '.join(keys)}"
-            raise UserError(f"{path}: {where}: {key!r} means nothing here; {hint}")
+            hint = did_you_mean(key, keys) or f"; it can have {', '.join(keys)}"
+            raise UserError(f"{path}: {where}: {key!r} means nothing here{hint}")
 
 
 def known_flag(path: str, fields: Mapping[str, Any], where: str, name: str) -> tuple[Any, Any]:
     """The settings field of a flag and its type."""
     if name not in fields:
-        near = difflib.get_close_matches(name, fields, 1)
-        hint = f"did you mean {near[0]}?" if near else "python -m tfgpt.train --help lists them"
-        raise UserError(f"{path}: {where}: train has no flag --{name}; {hint}")
+        hint = did_you_mean(name, fields) or "; python -m tfgpt.train --help lists them"
+        raise UserError(f"{path}: {where}: train has no flag --{name}{hint}")
     return fields[name]
 
 

@@ -11,6 +11,7 @@ import tokenizers
 
 from tfgpt.common.errors import UserError
 from tfgpt.common.files import refuse_pointer
+from tfgpt.common.nearest import no_such_file
 from tfgpt.tokenization.config import SPECIAL_TOKENS
 from tfgpt.tokenization.foreign_patterns import FAMILIES
 from tfgpt.tokenization.pattern import BYTE_OF_CHARACTER, DECODER, PRE_TOKENIZER, byte_alphabet
@@ -133,7 +134,7 @@ def read_document(path: Path, complete: bool = True) -> dict[str, Any]:
     try:
         document = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
-        raise UserError(f"{path}: there is no such file; a tokenizer is a tokenizer.json") from error
+        raise UserError(f"{no_such_file(path)} (a tokenizer is a tokenizer.json)") from error
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read as a tokenizer.json ({error})") from error
     try:

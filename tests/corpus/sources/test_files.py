@@ -267,7 +267,7 @@ def test_one_bad_file_in_a_folder_is_the_one_named(tmp_path):
 @pytest.mark.parametrize(
     ("spec", "expected"),
     [
-        ("missing.txt", "missing.txt: no such file or folder"),
+        ("missing.txt", "missing.txt: no such file or folder; the folder {tmp_path} has empty"),
         ("*.md", "*.md: matches no file"),
         ("empty", "empty: no file in this folder"),
         ("e*", "e*: matches folders only; add /** to take the files in them"),
@@ -277,7 +277,7 @@ def test_a_spec_that_stands_for_nothing_is_named_with_its_flag(tmp_path, spec, e
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError) as caught:
         open_sources([str(tmp_path / spec)], "validation_text")
-    assert str(caught.value) == f"--validation_text: {tmp_path}/{expected}"
+    assert str(caught.value) == f"--validation_text: {tmp_path}/{expected.format(tmp_path=tmp_path)}"
 
 
 def test_a_pipe_is_no_file(tmp_path):

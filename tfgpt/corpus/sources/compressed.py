@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 
 from tfgpt.common.errors import UserError
 from tfgpt.common.files import refuse_pointer
+from tfgpt.common.nearest import cannot_read
 
 # Small, because one byte of Zstandard can stand for thousands.
 ZSTANDARD_INPUT_BYTES = 16 * 1024
@@ -94,7 +95,7 @@ def opened(path: Path, name: str) -> Iterator[tuple[BinaryIO, BinaryIO]]:
         try:
             file = stack.enter_context(open(path, "rb"))
         except OSError as error:
-            raise UserError(f"{name}: cannot be opened ({error.strerror})") from error
+            raise UserError(cannot_read(name, error)) from error
         refuse_pointer(name, beginning(file))
         stream: Any = file
         if suffix == ".gz":

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from tfgpt.common.errors import SettingError, UserError
+from tfgpt.common.nearest import no_such_file
 from tfgpt.corpus.sources.formats import is_media, why_not_read
 
 MOST_NAMED = 3
@@ -74,7 +75,7 @@ def find_files(
     elif there:
         raise SettingError(flag, f"{spec}: neither a file nor a folder")
     elif not glob.has_magic(spec):
-        raise SettingError(flag, f"{spec}: no such file or folder")
+        raise SettingError(flag, no_such_file(spec, "no such file or folder"))
     else:
         matches = sorted(Path(match) for match in glob.glob(pattern_of(path), recursive=True))
         found = each_once(match for match in matches if match.is_file())

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from tfgpt.common.errors import SettingError
 from tfgpt.common.files import sha256_of_json
+from tfgpt.common.nearest import did_you_mean
 from tfgpt.corpus.sources import base, sample_dialogues, sample_texts
 from tfgpt.corpus.sources.fingerprints import FileHashes
 
@@ -146,7 +147,8 @@ class SampleSource(base.Source):
         super().__init__(spec)
         name, _, variant = spec.removeprefix("sample:").partition("/")
         if name not in SAMPLES:
-            raise SettingError(flag, f"{spec}: no such sample; there are {', '.join(SAMPLES)}")
+            near = did_you_mean(name, SAMPLES, "sample:")
+            raise SettingError(flag, f"{spec}: no such sample{near or '; there are ' + ', '.join(SAMPLES)}")
         self.sample = sample = SAMPLES[name]
         if variant and not sample.variant:
             raise SettingError(flag, f"{spec}: sample:{name} has no variants")
@@ -156,7 +158,8 @@ class SampleSource(base.Source):
         if not files:
             others = variants(folder, sample) if folder else []
             if others:
-                raise SettingError(flag, f"{spec}: no such variant; there are {', '.join(others)}")
+                near = did_you_mean(self.variant, others)
+                raise SettingError(flag, f"{spec}: no such variant{near or '; there are ' + ', '.join(others)}")
             raise SettingError(flag, f"{spec}: the package {sample.package} is not installed; {sample.install}")
         assert folder is not None
         self.folder, self.files, self.hashes = folder, files, hashes

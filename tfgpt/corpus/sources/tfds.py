@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 import itertools
 import json
 import logging
@@ -32,6 +31,7 @@ from typing import Any
 
 from tfgpt.common.errors import SettingError, UserError
 from tfgpt.common.files import sha256_of_json
+from tfgpt.common.nearest import did_you_mean
 from tfgpt.common.quiet import import_tensorflow
 from tfgpt.corpus.sources import base
 from tfgpt.corpus.sources.dialogue_shapes import CONTENT_FIELDS, SPEAKER_FIELDS, as_openai, first_field
@@ -339,8 +339,7 @@ def prepare(spec: str, parts: Parts, flag: str, root: Path) -> Path:
         builder = tfds.builder(name, data_dir=root)
     except tfds.core.registered.DatasetNotFoundError:
         known = tfds.list_builders(with_community_datasets=False)
-        near = difflib.get_close_matches(parts.dataset.split("/")[0], known, n=3)
-        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        hint = did_you_mean(parts.dataset.split("/")[0], known)
         raise SettingError(
             flag, f"{spec}: unknown dataset: not prepared in {root}, and TensorFlow Datasets has no such name{hint}"
         ) from None
