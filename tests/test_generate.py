@@ -174,7 +174,7 @@ def broken(model: Path, place: Path, missing: str) -> Path:
         (["--model={model}", "--num_beams=2", "--temperature=0"], "--max_new_tokens: 128 tokens behind a prompt of 1"),
         (["--model={model}", f"--prompt={'x' * 40}"], "the prompt has 41 tokens, the model reads at most 32"),
         (["--model={model}", "--prompt=a", "--prompt_file={tmp}/b"], "--prompt_file: is given together with --prompt"),
-        (["--model={model}", "--prompt_file={tmp}/b"], "--prompt_file: {tmp}/b: cannot be opened"),
+        (["--model={model}", "--prompt_file={tmp}/b"], "--prompt_file: {tmp}/b: no such file"),
         (["--model={model}", "--prompt_file={tmp}/latin.txt"], "latin.txt: line 1, byte 3: not UTF-8"),
         (["--model={model}", "--prompt_file={tmp}/bad.jsonl"], "bad.jsonl:2: not JSON"),
         (["--model={model}", "--prompt_file={tmp}/odd.jsonl"], "odd.jsonl:1: neither"),

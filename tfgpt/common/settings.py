@@ -172,7 +172,7 @@ def out_of_bounds(
     if value != value:
         return "is not a number"
     if isinstance(value, float) and math.isinf(value):
-        return "is not finite"
+        return "is not a finite number"
     if maximum is None:
         maximum = LARGEST_FLOAT if isinstance(value, float) else LARGEST_COUNT
     if minimum is None and above is None:

@@ -95,7 +95,7 @@ def opened(path: Path, name: str) -> Iterator[tuple[BinaryIO, BinaryIO]]:
         try:
             file = stack.enter_context(open(path, "rb"))
         except OSError as error:
-            raise UserError(cannot_read(name, error)) from error
+            raise UserError(cannot_read(path, error).replace(str(path), name, 1)) from error
         refuse_pointer(name, beginning(file))
         stream: Any = file
         if suffix == ".gz":
