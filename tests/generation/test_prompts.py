@@ -11,6 +11,8 @@ import zstandard
 from tfgpt.common.errors import UserError
 from tfgpt.generation.config import GenerateConfig
 from tfgpt.generation.prompts import encode, read_prompts
+from tfgpt.tokenization.chat_template import template_of
+from tfgpt.tokenization.tokenizer import Tokenizer
 from tfgpt.tokenization.train import byte_tokenizer
 
 LINES = b'"a"\n\n{"prompt": "b"}\n{"messages": [{"role": "user", "content": "c"}]}\n'
@@ -64,3 +66,22 @@ def test_what_is_no_prompt_is_named(tmp_path, line):
     (tmp_path / "p.jsonl").write_text(line, encoding="utf-8")
     with pytest.raises(UserError, match="^--prompt_file: .*p.jsonl:1: "):
         prompts(tmp_path / "p.jsonl")
+
+
+@pytest.mark.parametrize("name", ["p.txt", "p.jsonl", "stdin"])
+def test_a_byte_order_mark_is_no_part_of_a_prompt(tmp_path, monkeypatch, name):
+    # huggingface/datasets#8241; what Windows' editors and pipes begin with, invisible and a token of its own.
+    text = "\ufeff" + ('"one"\r\n' if name == "p.jsonl" else "one\r\n")
+    (tmp_path / name).write_bytes(text.encode())
+    if name == "stdin":
+        monkeypatch.setattr("sys.stdin", open(tmp_path / name, encoding="utf-8"))  # noqa: SIM115
+        assert read_prompts(GenerateConfig(model="m")) == ["one"]
+    else:
+        assert prompts(tmp_path / name) == ["one"]
+
+
+def test_a_byte_order_mark_is_no_part_of_a_chat_template(tmp_path):
+    # It would begin every conversation.
+    byte_tokenizer().save(tmp_path)
+    (tmp_path / "chat_template.jinja").write_bytes("\ufeff{{ messages[0].content }}".encode())
+    assert template_of(Tokenizer.load(tmp_path)).render([{"role": "user", "content": "Hi"}]) == "Hi"

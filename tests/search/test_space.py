@@ -105,6 +105,7 @@ RATE = "[search.learning_rate]\ntype = 'float'\nmin = 1e-3\nmax = 1e-2\n"
         ("[architecture]\nparameters = 10\nnum_layers = [1]", "no shape has parameters within 5% of 10"),
         ("[architecture]\nnum_layers = [1]", "needs one of parameters and training_flops_per_token"),
         ("description = 'nothing'", "nothing to search"),
+        ("\ufeffdescription = 'nothing'", "nothing to search"),  # A byte-order mark is skipped.
         ("[search", "is no TOML file"),
     ],
 )

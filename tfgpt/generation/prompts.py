@@ -41,7 +41,9 @@ def read_prompts(config: GenerateConfig) -> list[Prompt]:
     elif config.prompt:
         prompts += [checked_utf8(prompt, "--prompt") for prompt in config.prompt]
     elif not sys.stdin.isatty():
-        prompts.append(without_last_line_break(checked_utf8(sys.stdin.read(), "standard input")))
+        # What Windows pipes begins with a byte-order mark.
+        piped = checked_utf8(sys.stdin.read(), "standard input").removeprefix("\ufeff")
+        prompts.append(without_last_line_break(piped))
     else:
         prompts.append("")
     if config.chat:

@@ -150,7 +150,7 @@ def read_space(path: str, groups: Sequence[Group], settings: Mapping[str, Any]) 
     """
     try:
         with open(path, "rb") as file:
-            content = tomllib.load(file)
+            content = tomllib.loads(file.read().decode("utf-8-sig"))
     except OSError as error:
         raise SettingError("search_space", cannot_read(path, error)) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -104,7 +104,7 @@ def tokenizer_config(directory: Path) -> dict[str, Any]:
     config.pop("auto_map", None)
     template = directory / "chat_template.jinja"
     if template.is_file():
-        config["chat_template"] = template.read_text(encoding="utf-8")
+        config["chat_template"] = template.read_text(encoding="utf-8-sig")
     return config
 
 
@@ -124,7 +124,7 @@ def document_of_lists(directory: Path, model_type: str) -> dict[str, Any]:
     family = "qwen2" if model_type in ("qwen2", "qwen3") else "gpt2"
     vocabulary, path = read_json(directory / "vocab.json"), directory / "merges.txt"
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read ({error})") from error
     merges = [line.split(" ") for line in lines if line and not line.startswith("#version")]

@@ -146,7 +146,7 @@ class Tokenizer:
         config = config if isinstance(config, dict) else {}
         template_file = beside.with_name("chat_template.jinja")
         if template_file.is_file():
-            config["chat_template"] = template_file.read_text(encoding="utf-8")
+            config["chat_template"] = template_file.read_text(encoding="utf-8-sig")
         if KEY not in config:
             made = cls(read_document(path), str(path))
             for name in ("chat_template", "bos_token", "eos_token"):
