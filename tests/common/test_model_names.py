@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tfgpt.common.errors import UserError
-from tfgpt.common.model_names import FORMS, find_export, find_model, no_weights
+from tfgpt.common.model_names import EXPORT_FORMS, FORMS, find_export, find_model, no_weights
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def test_every_form_is_known(name, kind, path, here):
         ("runs/a-search", "is a search; python -m tfgpt.train --flagfile=runs/a-search/best.cfg trains its best run"),
         ("models", "models is no model but a folder of models; name one of chat, lora, preset, smollm2"),
         ("several", "several holds 2 GGUF files (a.gguf, b.gguf); name one of them"),
-        ("empty", "empty is empty"),
+        ("empty", f"empty is empty; what is taken: {FORMS}"),
         ("notes", f"no config.json in it, no adapter_config.json and no saved_model.pb; what is taken: {FORMS}"),
         ("notes/plan.txt", f"notes/plan.txt is a file, but no GGUF file; what is taken: {FORMS}"),
         ("models/smollm2/config.json", "is a file, but no GGUF file; give its folder, models/smollm2; what is taken"),
@@ -110,4 +110,8 @@ def test_serve_is_told_how_to_export_what_is_no_export(here):
         with pytest.raises(UserError) as caught:
             find_export(name)
         command = f"python -m tfgpt.export --model={name} --output={output} makes one"
-        assert str(caught.value) == f"--model: {name} is a {kind}, and an export is needed; {command}"
+        assert str(caught.value) == f"--model: {name} is a {kind}; what is taken: {EXPORT_FORMS}; {command}"
+    for name in ("notes", "empty", "notes/plan.txt", "gpt2"):
+        with pytest.raises(UserError) as caught:
+            find_export(name)
+        assert f"what is taken: {EXPORT_FORMS}" in str(caught.value) and FORMS not in str(caught.value)

@@ -21,6 +21,9 @@ FORMS = "a run, a model directory, an adapter, a .gguf file, a KerasHub preset o
 MODEL_HELP = f"The model: {FORMS}. What is no model directory of ours is converted into the cache, once."
 """`--help` of a flag that takes one."""
 
+EXPORT_FORMS = "an export, such as models/chat, or one version of it, models/chat/1"
+"""What `serve` takes."""
+
 HUB_NAME = re.compile(r"(hf:)?([\w.-]+(?:/[\w.-]+)?)")
 """A repository's name, which `hf:` tells from a path where both could be meant."""
 
@@ -43,25 +46,26 @@ class FoundModel:
     path: Path
 
 
-def find_model(name: str, flag: str = "model") -> FoundModel:
+def find_model(name: str, flag: str = "model", taken: str = FORMS) -> FoundModel:
     """What the value of a flag stands for; no file of weights is opened.
 
     Args:
         name: a run directory (its `model/` is meant), a model directory, an adapter, an export or one version of it, a
             GGUF file or the folder of a single one, a KerasHub preset, or the name of a model on the Hugging Face hub.
         flag: the flag's name, for messages.
+        taken: what the flag takes, for messages.
 
     Raises:
         UserError: it is none of these; the line says what is there instead, or which names are near.
     """
     path = Path(name).expanduser()
     if path.is_dir():
-        return found_in(path, name) or refused(path, flag)
+        return found_in(path, name) or refused(path, flag, taken)
     if path.is_file():
         if is_gguf(path):
             return FoundModel(name, "GGUF file", path)
         hint = f"; give its folder, {path.parent}" if found_in(path.parent, name) else ""
-        raise UserError(f"--{flag}: {path} is a file, but no GGUF file{hint}; what is taken: {FORMS}")
+        raise UserError(f"--{flag}: {path} is a file, but no GGUF file{hint}; what is taken: {taken}")
     match = HUB_NAME.fullmatch(name)
     if match and (match[1] or not meant_here(path)):
         return FoundModel(name, "hub name", Path(match[2]))
@@ -114,7 +118,7 @@ def is_gguf(path: Path) -> bool:
         return file.read(4) == b"GGUF"
 
 
-def refused(path: Path, flag: str) -> FoundModel:
+def refused(path: Path, flag: str, taken: str) -> FoundModel:
     """Refuses a directory that is no model, by what it is instead.
 
     Raises:
@@ -137,16 +141,18 @@ def refused(path: Path, flag: str) -> FoundModel:
     else:
         entries = [*path.iterdir(), *path.glob("snapshots/*")]
         models = sorted(str(entry.relative_to(path)) for entry in entries if entry.is_dir() and found_in(entry, ""))
-        problem = f"is no model but a folder of models; name one of {in_short(models)}" if models else no_model(path)
+        problem = (
+            f"is no model but a folder of models; name one of {in_short(models)}" if models else no_model(path, taken)
+        )
     raise UserError(f"--{flag}: {path} {problem}")
 
 
-def no_model(path: Path) -> str:
+def no_model(path: Path, taken: str) -> str:
     """Why a directory that may have been meant as one is no model directory."""
     if not any(path.iterdir()):
-        return "is empty"
+        return f"is empty; what is taken: {taken}"
     places = f"no config.json in it, nor in {path / 'model'}" if (path / "model").is_dir() else "no config.json in it"
-    return f"is no model: there is {places}, no {ADAPTER_CONFIG} and no saved_model.pb; what is taken: {FORMS}"
+    return f"is no model: there is {places}, no {ADAPTER_CONFIG} and no saved_model.pb; what is taken: {taken}"
 
 
 def in_short(names: list[str]) -> str:
@@ -175,11 +181,12 @@ def find_export(name: str, flag: str = "model") -> Path:
     Raises:
         UserError: there is none; where there is a model of another form, the line says how to export it.
     """
-    found = find_model(name, flag)
+    found = find_model(name, flag, EXPORT_FORMS)
     if found.kind == "export":
         return found.path
     output = Path("models", (Path(name).parent if Path(name).name == "model" else Path(name)).stem or "model")
     command = command_line("export", f"--model={name}", f"--output={output}")
     if found.kind == "hub name" and not name.startswith("hf:"):
-        raise UserError(f"--{flag}: {no_such_file(name, 'no such file or directory')}; an export is needed ({command})")
-    raise UserError(f"--{flag}: {name} is a {found.kind}, and an export is needed; {command} makes one")
+        missing = no_such_file(name, "no such file or directory")
+        raise UserError(f"--{flag}: {missing}; what is taken: {EXPORT_FORMS} ({command} makes one of the hub's model)")
+    raise UserError(f"--{flag}: {name} is a {found.kind}; what is taken: {EXPORT_FORMS}; {command} makes one")
