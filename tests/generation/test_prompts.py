@@ -59,9 +59,7 @@ def test_dialogues_are_prompts_whatever_the_speakers_are_called_and_keep_their_t
     assert [tokenizer.decode(encode(tokenizer, prompt)) for prompt in found[-2:]] == ["Hi", json.dumps([tool]) + "Hi"]
 
 
-@pytest.mark.parametrize(
-    "line", ['{"messages": []}', "[]", "3", "{}", '{"messages": [{"role": "robot", "content": "a"}]}']
-)
+@pytest.mark.parametrize("line", ['{"messages": []}', "3", "{}", '{"messages": [{"role": "robot", "content": "a"}]}'])
 def test_what_is_no_prompt_is_named(tmp_path, line):
     (tmp_path / "p.jsonl").write_text(line, encoding="utf-8")
     with pytest.raises(UserError, match="^--prompt_file: .*p.jsonl:1: "):

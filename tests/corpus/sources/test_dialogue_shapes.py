@@ -1,11 +1,13 @@
 """Dialogues as OpenAI, ShareGPT, Alpaca and trl publish them become messages; bad lines are named."""
 
 import json
+import random
 
 import pytest
 
 from tfgpt.common.errors import UserError
 from tfgpt.corpus.sources import base, open_sources
+from tfgpt.corpus.sources.dialogue_shapes import messages_in, tools_in
 
 EXCHANGE = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]
 SYSTEM = {"role": "system", "content": "Be kind."}
@@ -180,3 +182,45 @@ def test_documents_that_differ_in_calls_or_tools_alone_are_not_the_same():
 def test_bad_lines_are_named(tmp_path, value, problem):
     with pytest.raises(UserError, match=problem):
         read(tmp_path, {"messages": EXCHANGE}, value)
+
+
+def any_value(draw: random.Random, depth: int):
+    """A JSON value made of what dialogues are made of."""
+    fields = ("messages", "conversations", "prompt", "completion", "instruction", "output", "history", "tools", "role",
+              "from", "content", "value", "tool_calls", "function_call", "function", "name", "arguments", "weight",
+              "tool_call_id", "refusal")  # fmt: skip
+    plain = ("user", "gpt", "function_call", "tool", "developer", "", '[{"name": "f"}]', "\ud83d", 0, 0.5, True, None)
+    kind = draw.random()
+    if depth == 0 or kind < 0.4:
+        return draw.choice(plain)
+    if kind < 0.7:
+        return {draw.choice(fields): any_value(draw, depth - 1) for _ in range(draw.randrange(5))}
+    return [any_value(draw, depth - 1) for _ in range(draw.randrange(4))]
+
+
+def test_whatever_a_record_holds_it_is_read_or_refused_in_one_line():
+    draw = random.Random(1)
+    read, refusals = 0, []
+    for _ in range(5000):
+        turns = [
+            {draw.choice(("role", "from")): draw.choice(("user", "gpt", "function_call", "tool")), "content": "x"}
+            | {
+                field: any_value(draw, 3)
+                for field in draw.sample(("content", "tool_calls", "function_call", "name"), 1)
+            }
+            for _ in range(draw.randrange(4))
+        ]
+        value = {
+            draw.choice(("messages", "conversations", "prompt")): turns,
+            **dict.fromkeys(("tools",), any_value(draw, 3)),
+        }
+        value |= {draw.choice(("completion", "messages", "history")): any_value(draw, 4)}
+        try:
+            document = {"messages": messages_in(value, "a.jsonl:1") or [], **tools_in(value, "a.jsonl:1")}
+            base.content_id(document)
+            base.reason_to_drop(document)
+            read += 1
+        except UserError as error:
+            refusals.append(str(error))
+    assert read > 500 and len(refusals) > 500
+    assert all("\n" not in line and line.startswith("a.jsonl:1: ") for line in refusals)

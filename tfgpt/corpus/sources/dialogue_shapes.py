@@ -128,14 +128,14 @@ def with_calls(message: dict[str, Any], before: list[Any]) -> None:
         message = {**message, "role": "assistant", "content": None}
         if before and isinstance(before[-1], dict) and before[-1].get("role") == "assistant":
             message = before.pop()
-            calls = [*(message.get("tool_calls") or ()), *calls]
+            calls = [*calls_of(message), *calls]
         message["tool_calls"] = calls
     elif message["role"] == "assistant" and isinstance(message.get("function_call"), Mapping):
         message["tool_calls"] = [{"type": "function", "function": dict(message["function_call"])}]
     elif message["role"] == ANSWERS and message.get("tool_call_id") is None:
         message["tool_call_id"] = call_answered(before)
     if isinstance(message.get("tool_calls"), list):
-        known = sum(len(other.get("tool_calls") or ()) for other in before if isinstance(other, dict))
+        known = sum(len(calls_of(other)) for other in before)
         message["tool_calls"] = [
             {**call, "id": f"call{known + number:05}"} if isinstance(call, Mapping) and not call.get("id") else call
             for number, call in enumerate(message["tool_calls"], start=1)
@@ -146,10 +146,15 @@ def with_calls(message: dict[str, Any], before: list[Any]) -> None:
 def call_answered(before: list[Any]) -> Any:
     """The id of the call that a tool answers behind these messages: the first without an answer, or None."""
     answers = sum(1 for _ in itertools.takewhile(lambda message: role_of(message) == ANSWERS, reversed(before)))
-    caller = before[-1 - answers] if answers < len(before) else None
-    calls = caller.get("tool_calls") if isinstance(caller, dict) else None
-    call = calls[answers] if isinstance(calls, list) and answers < len(calls) else None
+    calls = calls_of(before[-1 - answers]) if answers < len(before) else []
+    call = calls[answers] if answers < len(calls) else None
     return call.get("id") if isinstance(call, Mapping) else None
+
+
+def calls_of(message: Any) -> list[Any]:
+    """The calls in a message, if it is one and has a list of them."""
+    calls = message.get("tool_calls") if isinstance(message, dict) else None
+    return calls if isinstance(calls, list) else []
 
 
 def role_of(message: Any) -> Any:
