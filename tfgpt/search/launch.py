@@ -14,6 +14,7 @@ import os
 import signal
 import threading
 from pathlib import Path
+from types import FrameType
 
 from tfgpt.common.errors import UserError
 from tfgpt.common.locks import writer_lock
@@ -22,6 +23,7 @@ from tfgpt.common.quiet import import_tensorflow
 from tfgpt.search.plan import Plan
 from tfgpt.search.trial_process import TrialProcess
 from tfgpt.tokenization.tokenizer import available_cpus
+from tfgpt.training.stopping import leave_terminal, stop_signals
 
 KERASTUNER_VARIABLES = ("KERASTUNER_TUNER_ID", "KERASTUNER_ORACLE_IP", "KERASTUNER_ORACLE_PORT")
 
@@ -49,7 +51,13 @@ def run(plan: Plan) -> int:
     stopping = threading.Event()
     parallel = plan.search.parallel
     team = [TrialProcess(plan, devices(number, parallel)) for number in range(parallel)]
-    before = {number: signal.signal(number, lambda *_: stopping.set()) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if signal.Signals(number).name == "SIGHUP":
+            leave_terminal()
+        stopping.set()
+
+    before = {number: signal.signal(number, stop) for number in stop_signals()}
 
     def tick() -> None:
         if stopping.is_set():

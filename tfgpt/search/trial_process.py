@@ -22,6 +22,7 @@ from typing import Any
 from tfgpt.common.errors import RunError, TfgptError
 from tfgpt.common.process_memory import held_memory
 from tfgpt.search.plan import Plan, TrialRequest
+from tfgpt.training.stopping import stop_signals
 
 LIFE = 120.0  # seconds of training; beside them, importing TensorFlow for the next process is little
 LONGEST_SAVE = 120.0  # seconds
@@ -176,7 +177,7 @@ def ending(code: int) -> str:
 
 def live(plan: Plan, connection: Connection, devices: dict[str, str]) -> None:
     """The life of the process: one order after the other, until the search says no more or is gone."""
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in stop_signals():
         signal.signal(number, signal.default_int_handler)
     os.environ.update(devices)
     threading.Thread(target=end_with_the_search, daemon=True).start()

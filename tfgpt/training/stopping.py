@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import stat
 import sys
 import threading
 import time
@@ -22,6 +23,16 @@ def stop_signals() -> tuple[int, ...]:
     return (signal.SIGINT, signal.SIGTERM, *(one for one in GENTLE if signal.getsignal(one) is not signal.SIG_IGN))
 
 
+def leave_terminal() -> None:
+    """Writes nowhere what would go to a terminal that is gone, where every write is an error."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for place in (1, 2):
+        state = os.fstat(place)  # `isatty` says no of a terminal that is gone.
+        if stat.S_ISCHR(state.st_mode) and state.st_rdev != os.fstat(nowhere).st_rdev:
+            os.dup2(nowhere, place)
+    os.close(nowhere)
+
+
 class StopSignals:
     """While the block runs, `stop_signals` set `requested`; a second SIGINT or SIGTERM ends the process at once.
 
@@ -38,7 +49,6 @@ class StopSignals:
     def __enter__(self) -> StopSignals:
         # Python delivers signals to the main thread alone; elsewhere (a tuner's worker thread) nothing is caught.
         if threading.current_thread() is threading.main_thread():
-            self.terminals = [place for place in (1, 2) if os.isatty(place)]
             for number in stop_signals():
                 self.before[number] = signal.signal(number, self.handle)
         return self
@@ -51,7 +61,7 @@ class StopSignals:
         """The handler."""
         name = signal.Signals(number).name
         if name == "SIGHUP":
-            self.leave_terminal()
+            leave_terminal()
         if self.requested and number in GENTLE:
             return
         if self.requested and number == signal.SIGTERM and time.monotonic() - self.requested_at < SAME_WISH:
@@ -62,10 +72,3 @@ class StopSignals:
             signal.raise_signal(number)
         self.requested, self.requested_at = name, time.monotonic()
         print(f"\n{name}: stopping after this step; again to end at once", file=sys.stderr, flush=True)
-
-    def leave_terminal(self) -> None:
-        """Writes nowhere what would go to a terminal that is gone, where every write is an error."""
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        for place in self.terminals:
-            os.dup2(nowhere, place)
-        os.close(nowhere)
