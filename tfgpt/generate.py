@@ -30,6 +30,8 @@ ROWS = 32
 
 def run(generate: GenerateConfig, sampling: SamplingConfig) -> None:
     """Checks what can be checked without TensorFlow, then writes."""
+    for caution in sampling.cautions():
+        print(caution, file=sys.stderr)
     directory = model_directory(generate.model)
     prompts = read_prompts(generate)
     tokenizer = Tokenizer.load(directory)

@@ -132,6 +132,16 @@ def test_ids_that_are_all_alike_are_blamed_where_the_hash_cannot_split(tmp_path,
     assert words in str(caught.value)
 
 
+def test_separators_inside_lines_are_said_to_be_letters(tmp_path, corpus, capfd):
+    # nshepperd/gpt-2#33, minimaxir/gpt-2-simple#33.
+    (tmp_path / "a.txt").write_text("one<|endoftext|>two<|endoftext|>three\n<|endoftext|>\nfour\n" * 30)
+    build_documents(corpus(tmp_path / "a.txt"))
+    assert "<|endoftext|> stands 60 times inside a line, where it is learned as letters" in capfd.readouterr().err
+    (tmp_path / "b.txt").write_text("one\n<|endoftext|>\ntwo\n" * 30)
+    build_documents(corpus(tmp_path / "b.txt"))
+    assert "letters" not in capfd.readouterr().err
+
+
 def test_documents_with_one_id_before_the_number_sign_stay_together(tmp_path, corpus):
     values = [
         {"text": f"{book} {chapter}", "id": f"book{book}#{chapter}"} for book in range(100) for chapter in range(9)

@@ -203,6 +203,17 @@ def test_a_stop_token_ends_its_row_only_and_is_not_in_the_text():
     assert all(len(found.token_ids) == 40 for found in samples if found.finish_reason == "length")
 
 
+def test_an_ordinary_token_that_ends_a_text_is_not_in_it():
+    # vllm-project/vllm#5954: config.json names a line break among the ends.
+    plain = made({})
+    [[written]] = plain.generate(["stop"], SETTINGS)
+    ids = written.token_ids
+    place = next(place for place in range(1, len(ids)) if ids[place] not in ids[:place])
+    [[found]] = Generator(plain.decoder, plain.tokenizer, [ids[place]]).generate(["stop"], SETTINGS)
+    assert (found.token_ids, found.finish_reason, found.stop_token) == (ids[:place], "stop", ids[place])
+    assert found.text == plain.tokenizer.decode(ids[:place])
+
+
 def test_a_stop_string_cuts_the_text_before_it_even_across_tokens(generator):
     config = SamplingConfig(max_new_tokens=30, temperature=0.0)
     [[free]] = generator.generate(["The cat"], config)

@@ -192,3 +192,9 @@ def test_choosing_is_the_same_in_graph_and_under_xla():
     compiled, _ = tf.function(sampling.choose, jit_compile=True)(logits, configs, seen, tf.range(5))
     np.testing.assert_array_equal(eager, graph)
     np.testing.assert_array_equal(eager, compiled)
+
+
+def test_a_stop_string_with_a_backslash_is_cautioned_about():
+    # ggml-org/llama.cpp#1362: it never comes, and the text goes on to its limit.
+    [caution] = SamplingConfig(stop=("\\n", "\n", "C:\\x")).cautions()
+    assert caution == r"--stop=\n: a backslash and a letter, which is no line break; in most shells $'\n' is one"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import ClassVar
 
 from tfgpt.common.errors import SettingError
@@ -50,6 +51,14 @@ class SamplingConfig(Settings):
         "Begin each prompt as texts in the training data begin: behind the end-of-text token; for a converted model "
         "with what it expects, if anything.",
     )
+
+    def cautions(self) -> list[str]:
+        """What can be done and is hardly meant, a line each."""
+        return [
+            f"--stop={text}: a backslash and a letter, which is no line break; in most shells $'{text}' is one"
+            for text in self.stop
+            if re.search(r"\\[nrt]", text)
+        ]
 
     def check(self) -> None:
         if self.top_p <= 0:

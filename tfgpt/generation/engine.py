@@ -85,7 +85,8 @@ class Row:
         """Takes the next token, and ends the row where it must end."""
         self.ids.append(token)
         self.log_probability += log_probability
-        self.pieces.append(self.stream.add(content))
+        # An ordinary token may end a text too, where the model's files say so.
+        self.pieces.append(self.stream.add(b"" if token in stop_tokens else content))
         if token in stop_tokens or self.stream.stopped:
             self.finish_reason = "stop"
         elif self.remaining() == 0:

@@ -55,7 +55,7 @@ class FileSource(base.Source):
 
     def documents(self) -> Iterator[base.Document]:
         self.start_reading()
-        before, nothing_in = 0, []
+        before, marks, nothing_in = 0, 0, []
         for path in self.paths:
             self.position = before
             kept, dropped, odd = 0, collections.Counter[str](), OddRecords(self.strict)
@@ -65,6 +65,7 @@ class FileSource(base.Source):
                     dropped[reason] += 1
                 else:
                     kept += 1
+                    marks += document.get("text", "").count(SEPARATOR.decode())
                     yield document
             odd.refuse_if_most(str(path))
             self.dropped.update(dropped)
@@ -76,6 +77,11 @@ class FileSource(base.Source):
                     raise UserError(f"{nothing_in[0]}{others}; leave it out")
             before += size_of(path)
         self.position = before
+        if marks:
+            self.remarks.append(
+                f"{self.spec}: {SEPARATOR.decode()} stands {marks:,} times inside a line, where it is learned as "
+                "letters; on a line of its own it separates documents"
+            )
         if nothing_in:
             number = f"{len(nothing_in)} of {len(self.paths)} files {'holds' if len(nothing_in) == 1 else 'hold'}"
             self.remarks.append(f"{self.spec}: {number} nothing to learn from, the first: {nothing_in[0]}")
