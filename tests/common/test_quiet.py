@@ -18,6 +18,7 @@ I{HEADER}cudart_stub.cc:31] Could not find cuda drivers on your machine, GPU wil
 To enable the following instructions: AVX2 FMA, in other operations, rebuild TensorFlow with the appropriate flags.
 E{HEADER}cuda_platform.cc:52] failed call to cuInit: INTERNAL: CUDA error: Failed call to cuInit: UNKNOWN ERROR (303)
 E{HEADER}mkl_util.cc:1] oneDNN supports DT_INT32 only on platforms with AVX-512
+E{HEADER}util.cc:131] oneDNN supports DT_INT64 only on platforms with AVX-512. Falling back to the default Eigen-based
 W{HEADER}local_rendezvous.cc:412] Local rendezvous is aborting with status: OUT_OF_RANGE: End of sequence
 \t [[{{{{node IteratorGetNext}}}}]]
 WARNING:tensorflow:5 out of the last 5 calls to <function g at 0x7f> triggered tf.function retracing. Tracing is

@@ -19,7 +19,7 @@ NOTICES = re.compile(
             r"All log messages before absl::InitializeLog\(\)",
             r"To enable the following instructions: .* rebuild TensorFlow",
             r"oneDNN custom operations are on",
-            r"oneDNN supports DT_INT32 only on",  # It takes another kernel then.
+            r"oneDNN supports DT_\w+ only on",  # It takes another kernel then.
             # No GPU, or none for this process; any other answer of the driver is worth reading.
             r"failed call to cuInit: .*(?:UNKNOWN ERROR \(303\)|NO_DEVICE|no CUDA-capable device)",
             r"Could not find (?:cuda drivers|TensorRT)",

@@ -24,7 +24,8 @@ class Progress:
     def __init__(
         self, total: int | None, unit: str, title: str, initial: int = 0, every: float = 10.0, silent: bool = False
     ):
-        self.title, self.unit, self.total, self.every = title, unit, total, every
+        self.title, self.total, self.every = title, total, every
+        self.units = f"{unit}es" if unit.endswith("ch") else f"{unit}s"
         self.done, self.start_at, self.started = initial, initial, time.monotonic()
         self.last_line = self.started
         self.figures = ""
@@ -61,9 +62,9 @@ class Progress:
         text = f"{self.title}: {self.done}"
         if self.total:
             left = (self.total - self.done) / rate if rate > 0 else float("inf")
-            text += f"/{self.total} {self.unit}s, {rate:.3g}/s, {duration(left)} left"
+            text += f"/{self.total} {self.units}, {rate:.3g}/s, {duration(left)} left"
         else:
-            text += f" {self.unit}s, {rate:.3g}/s"
+            text += f" {self.units}, {rate:.3g}/s"
         return text + self.figures
 
     def note(self, text: str) -> None:
