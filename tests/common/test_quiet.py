@@ -21,6 +21,10 @@ E{HEADER}mkl_util.cc:1] oneDNN supports DT_INT32 only on platforms with AVX-512
 E{HEADER}util.cc:131] oneDNN supports DT_INT64 only on platforms with AVX-512. Falling back to the default Eigen-based
 W{HEADER}local_rendezvous.cc:412] Local rendezvous is aborting with status: OUT_OF_RANGE: End of sequence
 \t [[{{{{node IteratorGetNext}}}}]]
+W{HEADER}dataset.cc:997] Input of GeneratorDatasetOp::Dataset will not be optimized because the dataset does not
+E{HEADER}base_collective_executor.cc:252] BaseCollectiveExecutor::StartAbort UNAVAILABLE: recvmsg:Connection reset
+Additional GRPC error information from remote target /job:worker/replica:0/task:1 while calling
+:UNKNOWN:Error received from peer  {{grpc_message:"recvmsg:Connection reset by peer", grpc_status:14}}
 WARNING:tensorflow:5 out of the last 5 calls to <function g at 0x7f> triggered tf.function retracing. Tracing is
 """
 REAL = f"""\

@@ -30,7 +30,11 @@ NOTICES = re.compile(
             r"Allocation of \d+ exceeds \d+% of free system memory",
             # What is raised as a Python exception besides; among it the end of every data set.
             r"OP_REQUIRES failed at|Local rendezvous is aborting|End of sequence",
-            r"coordination_service\w*\.cc",  # A lost worker: its line is that of `tfgpt.training.rendezvous`.
+            # A lost worker: its line is that of `tfgpt.training.rendezvous`.
+            r"coordination_service\w*\.cc|ring_alg\.cc|base_collective_executor\.cc",
+            r"^Additional GRPC error information|^:UNKNOWN:Error received from peer",
+            r"^The error could be from a previous operation\. Restart your program",
+            r"will not be optimized because the dataset does not",
             r"did not fully read the dataset being cached",
             # TensorFlow's Python side.
             r"triggered tf\.function retracing",
