@@ -11,6 +11,7 @@ import safetensors.numpy
 from tests.model.options import GPT2, MODERN, NANOCHAT, random_decoder, random_ids
 from tfgpt.common.errors import UserError
 from tfgpt.common.files import read_json, write_json
+from tfgpt.model.checkpoints.checkpoint import finite
 from tfgpt.model.checkpoints.huggingface import (
     load_config,
     load_decoder,
@@ -183,6 +184,16 @@ def test_a_tensor_with_numbers_that_are_none_is_named(directory, number):
     rewrite(directory, lambda tensors: tensors["model.layers.1.mlp.down_proj.weight"].__setitem__((0, 0), number))
     line = line_of(directory)
     assert "model.safetensors: tensor model.layers.1.mlp.down_proj.weight is damaged: 1 of its" in line
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
+def test_numbers_that_are_none_are_found_in_every_type_of_weights(dtype):
+    numbers = np.array([[0.0, -0.0, 6e4], [-6e4, 1e-7, 1.0]], dtype).T
+    assert finite(numbers, "w") is numbers
+    for bad in (np.inf, -np.inf, np.nan, -np.nan):
+        numbers[1, 1] = bad
+        with pytest.raises(UserError, match="^w is damaged: 1 of its 6 numbers"):
+            finite(numbers, "w")
 
 
 def test_weights_that_float16_cannot_hold_are_not_written_as_infinity(directory, tmp_path):

@@ -35,9 +35,14 @@ def finite(value: np.ndarray, origin: str) -> np.ndarray:
         UserError: one of them is NaN or infinite, as in what a diverged or overflown training leaves: such a model
             writes the same token for ever.
     """
-    if not np.isfinite(value).all():
-        count = value.size - np.count_nonzero(np.isfinite(value))
-        raise UserError(f"{origin} is damaged: {count:,} of its {value.size:,} numbers are NaN or infinite")
+    if value.dtype.itemsize == 2:
+        # By their bits, without the sign: several times as fast as `isfinite`. NaN lies behind infinity.
+        infinity = np.array(np.inf, value.dtype).view(np.uint16)
+        damaged = np.count_nonzero((value.view(np.uint16) & 0x7FFF) >= infinity)
+    else:
+        damaged = value.size - np.count_nonzero(np.isfinite(value))
+    if damaged:
+        raise UserError(f"{origin} is damaged: {damaged:,} of its {value.size:,} numbers are NaN or infinite")
     return value
 
 
