@@ -304,6 +304,19 @@ def test_a_turn_of_weight_0_is_not_learned(trained, name):
             assert left in tokenizer.decode(ids[other == 1])
 
 
+def test_turns_of_weight_0_are_found_where_a_template_has_several_tags_a_turn(trained):
+    source = (
+        "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% if m.role == 'assistant' %}{% generation %}"
+        "{{ m.content[:3] }}{% endgeneration %}{% generation %}{{ m.content[3:] + '<|im_end|>' }}{% endgeneration %}"
+        "{% else %}{{ m.content + '<|im_end|>' }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+    tokenizer = with_template(trained, source)
+    said = [ASKED[0], {**ASKED[3], "weight": 0}, ASKED[0], {**ASKED[3], "content": "Sun again."}]
+    ids, weights = encode_messages(tokenizer, said)
+    assert tokenizer.decode(ids[weights == 1], skip_special_tokens=False) == "Sun again.<|im_end|>"
+
+
 @pytest.mark.parametrize("name", ["mistral small", "hermes"])
 def test_no_call_no_answer_and_no_definition_can_speak_a_special_token(trained, name):
     tokenizer = with_template(trained, without_tag(OWN[name]))

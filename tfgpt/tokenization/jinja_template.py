@@ -170,20 +170,22 @@ class ChatTemplate:
                 raise
             checked = [{"content": "", **message} for message in checked]
             text = render(checked, add_generation_prompt)
+        tagged: list[Span] | None = None
         if self.has_generation_tag:
-            tagged = self.rendered(checked, add_generation_prompt, marks, shielded_tools)
-            spans = list(zip(*without_marks(tagged, marks)[1][:2]))
-        if special or not self.has_generation_tag:
-            marked = Marked(render, checked, text, unused[3:])
-            if special:
-                self.check_everything_is_said(marked, text, add_generation_prompt, bool(tools))
-            if not self.has_generation_tag:
-                spans = assistant_spans(render, self.names, marked, text)
-        if all(weights):
-            return text, spans
-        if len(spans) != len(weights):
-            raise UserError("the chat template does not let us tell the assistant's turns apart, as their weight needs")
-        return text, [span for span, weight in zip(spans, weights) if weight]
+            marked_text = self.rendered(checked, add_generation_prompt, marks, shielded_tools)
+            tagged = list(zip(*without_marks(marked_text, marks)[1][:2]))
+            if all(weights) and not special:
+                return text, tagged
+        marked = Marked(render, checked, text, unused[3:])
+        if special:
+            self.check_everything_is_said(marked, text, add_generation_prompt, bool(tools))
+        if tagged is not None and (all(weights) or len(tagged) == len(weights)):
+            turns = tagged
+        else:  # also where a template has several tags a turn
+            turns = assistant_spans(render, self.names, marked, text)
+        muted = [turn for turn, weight in zip(turns, weights) if not weight]
+        spans = turns if tagged is None else tagged
+        return text, [span for span in spans if not any(span[0] < end and start < span[1] for start, end in muted)]
 
     def check_everything_is_said(self, marked: Marked, text: str, add_generation_prompt: bool, tools: bool) -> None:
         """Refuses a conversation of which the template leaves something out.
