@@ -42,10 +42,10 @@ def test_a_directory_is_replaced_whole_or_not_at_all(tmp_path):
 
 
 def test_what_a_killed_replacement_set_aside_is_put_back_where_nothing_took_its_place(tmp_path):
-    (tmp_path / ".model.abcdef12.old" / "model").mkdir(parents=True)
-    (tmp_path / ".model.abcdef12.old" / "model" / "one").write_text("1")
+    (tmp_path / ".model.abcdef12.old").mkdir()
+    (tmp_path / ".model.abcdef12.old" / "one").write_text("1")
     (tmp_path / ".model.zyxwvu98.tmp").mkdir()
-    (tmp_path / ".adapter.abcdef12.old" / "adapter").mkdir(parents=True)
+    (tmp_path / ".adapter.abcdef12.old").mkdir()
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "new").write_text("2")
     (tmp_path / ".mine.old").mkdir()  # not ours
