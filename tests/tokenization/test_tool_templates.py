@@ -166,6 +166,16 @@ def with_template(trained: Tokenizer, source: object) -> Tokenizer:
     return tokenizer
 
 
+KNOWN: dict[str, Tokenizer] = {}
+
+
+def known(trained: Tokenizer, source: str) -> Tokenizer:
+    """As `with_template`, made once for each template."""
+    if source not in KNOWN:
+        KNOWN[source] = with_template(trained, source)
+    return KNOWN[source]
+
+
 @pytest.fixture(scope="module")
 def theirs(trained, tmp_path_factory):
     folder = tmp_path_factory.mktemp("theirs")
@@ -185,7 +195,7 @@ def runs(tokenizer, ids, chosen) -> list[str]:
 def assert_equal(trained, theirs, source, messages, tools=TOOLS):
     """Our text, ids and mask are those of transformers, without the tag's help; and with it."""
     untagged = without_tag(source)
-    tokenizer = with_template(trained, untagged)
+    tokenizer = known(trained, untagged)
     for prompt in (False, True):
         text = theirs.apply_chat_template(
             messages, tools=tools, chat_template=untagged, add_generation_prompt=prompt, tokenize=False
@@ -200,7 +210,7 @@ def assert_equal(trained, theirs, source, messages, tools=TOOLS):
     mask = np.array(expected["assistant_masks"])
     assert ids.tolist() == expected["input_ids"] and mask.sum() > 0
     assert runs(tokenizer, ids, weights) == runs(tokenizer, ids, mask)
-    np.testing.assert_array_equal(encode_messages(with_template(trained, source), messages, tools=tools)[1], mask)
+    np.testing.assert_array_equal(encode_messages(known(trained, source), messages, tools=tools)[1], mask)
 
 
 @pytest.mark.parametrize("conversation", CONVERSATIONS)
