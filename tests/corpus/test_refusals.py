@@ -127,3 +127,18 @@ def test_what_a_folder_holds_and_is_not_read_is_said_each_time(tmp_path, build, 
             f"{tmp_path}/text: left out: 1 hidden (.hidden); 1 picture, sound or film (b.png)"
             in capfd.readouterr().err.splitlines()
         )
+
+
+def test_documents_that_all_have_one_id_are_named_as_the_trouble(tmp_path, build):
+    path = write_lines(tmp_path / "a.jsonl", *({"text": f"text {number}", "id": 7} for number in range(60)))
+    assert "(the 60 documents have one id up to the first #, and what shares an id stays together)" in refusal(build, path, split="hash")
+
+
+def test_a_file_in_the_wrong_encoding_beside_good_ones_is_named_with_its_place(tmp_path, build):
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text/a.txt").write_text("good")
+    (tmp_path / "text/b.txt").write_bytes("schön".encode("latin-1"))
+    assert refusal(build, tmp_path / "text") == (
+        f"{tmp_path}/text/b.txt: line 1, byte 3: not UTF-8 (0xf6); convert it, for example with iconv -f WINDOWS-1252 "
+        "-t UTF-8 (or what it was written in) (file 2 of 2; documents read before it: 1)"
+    )

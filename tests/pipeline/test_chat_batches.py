@@ -240,7 +240,7 @@ def test_packing_fills_rows_and_never_overfills_them():
 
 
 def test_plain_text_and_wrong_paraphrases_are_refused(tmp_path):
-    with pytest.raises(UserError, match=r"a.jsonl: holds plain text \(document \w+\), and --objective=chat is for"):
+    with pytest.raises(UserError, match=r"a.jsonl: holds plain text \('plain \d+'\), and --objective=chat is for"):
         prepared(tmp_path, files={"a.jsonl": [{"text": f"plain {n}"} for n in range(50)]})
     (tmp_path / "pairs.tsv").write_text("a\tb\nc\n")
     with pytest.raises(UserError, match=r"pairs.tsv:2: 1 columns, not two"):

@@ -42,6 +42,9 @@ class EvaluateConfig(Settings):
         "float32, or mixed_bfloat16: matrix products in bfloat16.",
         choices=("float32", "mixed_bfloat16"),
     )
+    strict: bool = setting(
+        False, "Stop at the first record that cannot be read, instead of leaving it out, counting it and saying so."
+    )
     cache_dir: str | None = setting(
         None,
         "Folder for documents and token shards made on the way. $TFGPT_CACHE_DIR or the system's place.",

@@ -19,7 +19,7 @@ from tfgpt.corpus.document_set import DocumentSet
 from tfgpt.evaluation.config import EvaluateConfig
 from tfgpt.pipeline.batches import validation_batches, validation_steps
 from tfgpt.pipeline.chat_batches import ChatRows, chat_validation_batches, chat_validation_steps, packings
-from tfgpt.pipeline.chat_prepare import prepared_side, spec_of_source
+from tfgpt.pipeline.chat_prepare import in_words, prepared_side, spec_of_source
 from tfgpt.pipeline.conversations import Conversations
 from tfgpt.pipeline.held_out import open_held_out
 from tfgpt.pipeline.prepare import prepared_shards
@@ -94,7 +94,8 @@ class Reader:
         """All of a text as it is, nothing held out and repeated documents kept, unless the options say otherwise."""
         places = {name: getattr(self.config, name) for name in ("cache_dir", "tfds_data_dir")}
         given = {name: place for name, place in places.items() if place}
-        return CorpusConfig.from_dict({"validation_fraction": 0.0, "deduplicate": False, **options, **given})
+        settings = {"validation_fraction": 0.0, "deduplicate": False, "strict": self.config.strict}
+        return CorpusConfig.from_dict({**settings, **options, **given})
 
     def encoded(
         self, name: str, corpus: CorpusConfig, side: str, check: Callable[[DocumentSet], None] = lambda documents: None
@@ -158,7 +159,9 @@ class Reader:
         """Conversations, packed in rows."""
         [packing] = packings(conversations, self.length, by_source=False)
         if not len(packing):
-            raise UserError(f"--text: {name} has no conversation in which an assistant says something")
+            counts = in_words(conversations.manifest["counts"], "; ")
+            words = f"{conversations.origin}{counts}"
+            raise UserError(f"--text: {name} has no conversation in which an assistant says something: {words}")
         rows = ChatRows(conversations, self.length, self.tokenizer.padding_id)
         make = functools.partial(chat_validation_batches, rows, packing)
         return Text(name, conversations.fingerprint, make, functools.partial(chat_validation_steps, packing))

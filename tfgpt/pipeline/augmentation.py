@@ -122,7 +122,7 @@ def read_paraphrases(path: str, tfds_data_dir: str | None = None) -> dict[str, l
 
 def pairs_of_dataset(spec: str, tfds_data_dir: str | None) -> Iterator[tuple[str, str]]:
     """The pairs of a TensorFlow Dataset, without white space around them."""
-    [source] = open_sources([spec], "paraphrases", tfds_data_dir=tfds_data_dir)
+    [source] = open_sources([spec], "paraphrases", tfds_data_dir=tfds_data_dir, strict=True)
     for document in source.documents():
         said = [message["content"].strip() for message in document.get("messages", ())]
         if len(said) != 2:

@@ -143,6 +143,7 @@ def prepared_side(
             num_documents=documents.num_documents(side),
             title=f"encoding {side}",
         )
+    made.origin = documents.account()
     counts = made.manifest
     say(
         f"{side} conversations: {counts['conversations']:,} in {len(made):,} parts, {counts['tokens']:,} tokens, "
@@ -162,9 +163,9 @@ def refuse_nothing(conversations: Conversations, flag: str, what: str, documents
         return
     read, counts = conversations.manifest["conversations"], conversations.manifest["counts"]
     became = f" of {read:,} ({in_words(counts)})" if counts else ""
-    raise SettingError(
-        flag, f"no conversation is left {what}{became}: {documents.account()}; give more conversations or other ones"
-    )
+    length = conversations.manifest["length"]
+    advice = f"a longer --sequence_length than {length}" if counts.get("cut") else "more conversations or other ones"
+    raise SettingError(flag, f"no conversation is left {what}{became}: {documents.account()}; give {advice}")
 
 
 def in_words(counts: Mapping[str, int], before: str = "") -> str:

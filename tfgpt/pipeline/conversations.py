@@ -149,11 +149,13 @@ class Conversations:
         learned: [parts] int64, targets that count.
         sources: [parts] int64, number of each part's source in `source_names`.
         source_names: what the user wrote.
+        origin: what they were made from, for error lines; who makes them from documents says it.
     """
 
     def __init__(self, directory: Path, manifest: Mapping[str, Any]):
         self.directory, self.manifest = directory, manifest
         self.fingerprint = sha256_of_json(manifest)
+        self.origin = str(directory)
         self.source_names: list[str] = manifest["sources"]
         self.offsets, self.lines, learned, sources = np.load(directory / "index.npy")
         self.learned, self.sources = learned[:-1], sources[:-1]
@@ -253,7 +255,7 @@ def write_conversations(
                 progress.advance(1)
                 if "messages" not in document:
                     raise UserError(
-                        f"{document['source']}: holds plain text (document {document['id']}), and --objective=chat is "
+                        f"{document['source']}: holds plain text ({document['text'][:40]!r}), and --objective=chat is "
                         "for conversations (messages); leave it out, or take --objective=pretrain"
                     )
                 conversations += 1

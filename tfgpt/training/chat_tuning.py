@@ -105,7 +105,11 @@ def training_rows(recipe: Recipe, data: PreparedChat) -> tuple[list[Packing], Mi
     given = recipe.mixture.mixture
     for name, packing in zip(data.train.source_names, packed):
         if given and not len(packing):
-            raise SettingError("mixture", f"gives a weight to {name}, of which no conversation is left to learn from")
+            raise SettingError(
+                "mixture",
+                f"gives a weight to {name}, of which no conversation is left to learn from "
+                f"({data.documents.account(name)})",
+            )
     packed = [packing for packing in packed if len(packing)]
     weights = mixture_weights([len(packing) for packing in packed], given, recipe.mixture.mixture_temperature)
     return packed, Mixture([len(packing) for packing in packed], weights, recipe.run.seed)

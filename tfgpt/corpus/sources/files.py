@@ -55,19 +55,26 @@ class FileSource(base.Source):
 
     def documents(self) -> Iterator[base.Document]:
         self.start_reading()
-        before, marks, nothing_in = 0, 0, []
-        for path in self.paths:
+        before, marks, nothing_in, total = 0, 0, [], 0
+        for index, path in enumerate(self.paths, start=1):
             self.position = before
             kept, dropped, odd = 0, collections.Counter[str](), OddRecords(self.strict)
-            for document in self.in_file(path, odd):
-                reason = base.reason_to_drop(document)
-                if reason:
-                    dropped[reason] += 1
-                else:
-                    kept += 1
-                    marks += document.get("text", "").count(SEPARATOR.decode())
-                    yield document
-            odd.refuse_if_most(str(path))
+            try:
+                for document in self.in_file(path, odd):
+                    reason = base.reason_to_drop(document)
+                    if reason:
+                        dropped[reason] += 1
+                    else:
+                        kept += 1
+                        marks += document.get("text", "").count(SEPARATOR.decode())
+                        yield document
+                odd.refuse_if_most(str(path))
+            except UserError as error:
+                if len(self.paths) == 1:
+                    raise
+                place = f"file {index} of {len(self.paths)}; documents read before it: {total:,}"
+                raise UserError(f"{error} ({place})") from None
+            total += kept
             self.dropped.update(dropped)
             self.odd.add(odd)
             if not kept:

@@ -239,7 +239,7 @@ def decoded(content: bytes, name: str, offset: int, line: int) -> str:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
         line += content.count(b"\n", 0, error.start)
-        hint = "convert it, for example with iconv -t UTF-8"
+        hint = "convert it, for example with iconv -f WINDOWS-1252 -t UTF-8 (or what it was written in)"
         if offset == 0 and content[:2] in (b"\xff\xfe", b"\xfe\xff"):
             hint = "it looks like UTF-16; convert it with iconv -f UTF-16 -t UTF-8"
         elif offset == 0 and content[:2] == b"\x1f\x8b":
