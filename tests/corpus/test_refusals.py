@@ -131,7 +131,8 @@ def test_what_a_folder_holds_and_is_not_read_is_said_each_time(tmp_path, build, 
 
 def test_documents_that_all_have_one_id_are_named_as_the_trouble(tmp_path, build):
     path = write_lines(tmp_path / "a.jsonl", *({"text": f"text {number}", "id": 7} for number in range(60)))
-    assert "(the 60 documents have one id up to the first #, and what shares an id stays together)" in refusal(build, path, split="hash")
+    words = "(the 60 documents have one id up to the first #, and what shares an id stays together)"
+    assert words in refusal(build, path, split="hash")
 
 
 def test_a_file_in_the_wrong_encoding_beside_good_ones_is_named_with_its_place(tmp_path, build):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -32,14 +33,14 @@ def did_you_mean(name: str, names: Iterable[str], prefix: str = "") -> str:
     return f"; did you mean {' or '.join(found)}?" if found else ""
 
 
-def cannot_read(path: str | Path, error: OSError) -> str:
+def cannot_read(path: str | os.PathLike, error: OSError) -> str:
     """A line for a file that cannot be opened: `no_such_file`, or the system's reason."""
     if isinstance(error, FileNotFoundError):
         return no_such_file(path)
     return f"{path}: cannot be read ({error.strerror})"
 
 
-def no_such_file(path: str | Path, what: str = "no such file") -> str:
+def no_such_file(path: str | os.PathLike, what: str = "no such file") -> str:
     """A line for a path that does not exist: which name is near, or what the folder has.
 
     Args:
