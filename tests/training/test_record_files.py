@@ -71,3 +71,13 @@ def test_an_odd_record_is_left_out_and_said_unless_strict(tmp_path, capfd):
     assert f"{path}: 1 record is left out of 4 ({problem})" in capfd.readouterr().err
     with pytest.raises(UserError, match=problem.replace("\\", ".")):
         list(read_records([str(path)], "train_text", True, check))
+
+
+def test_copies_that_programs_leave_in_a_folder_are_not_read_and_a_byte_order_mark_is_skipped(tmp_path, capfd):
+    # huggingface/datasets#4115 and #8241: Jupyter's and macOS's copies; what Windows' editors begin a file with.
+    path = write(tmp_path / "p.jsonl", *PREFERENCES)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    write(tmp_path / ".ipynb_checkpoints/p-checkpoint.jsonl", *PREFERENCES)
+    write(tmp_path / "._p.jsonl", *PREFERENCES)
+    assert [record.prompt for record in read_records([str(tmp_path)], "train_text")] == ["Say 0", "Say 1", "Say 2"]
+    assert capfd.readouterr().err == f"{tmp_path}: left out: 2 hidden (._p.jsonl, .ipynb_checkpoints)\n"
