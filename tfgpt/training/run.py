@@ -98,7 +98,7 @@ def train_together(
     state = State() if facts is None else State(**facts["state"])
     if hosts.is_chief:
         say(f"Data: {objective.in_words(recipe, data)}")
-        if is_foreign(data.tokenizer, recipe.run.init_from):
+        if recipe.run.init_from is not None and is_foreign(data.tokenizer, recipe.initial_model):
             say(f"Tokenizer: {recipe.tokenizer.tokenizer} is not that of {recipe.run.init_from}: what the model has")
             say("           learned of its own tokens is given to others; without --tokenizer it keeps its own")
         describe(recipe, trainer.decoder, strategy)
@@ -229,9 +229,9 @@ def check_same_run(recipe: Recipe, data: Any, checkpoint: Checkpoint) -> None:
         )
 
 
-def is_foreign(tokenizer: Tokenizer, base: str | None) -> bool:
+def is_foreign(tokenizer: Tokenizer, base: Path) -> bool:
     """Whether a run that goes on from the model `base` has another tokenizer than it."""
-    return base is not None and tokenizer.fingerprint != Tokenizer.load(base).fingerprint
+    return tokenizer.fingerprint != Tokenizer.load(base).fingerprint
 
 
 def check_base(recipe: Recipe) -> None:
