@@ -5,6 +5,7 @@ The models are tiny and random; what they should compute is what transformers an
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -27,6 +28,8 @@ from tfgpt.conversion.on_the_fly import lasting_name, model_directory
 from tfgpt.corpus.config import CorpusConfig
 from tfgpt.model.checkpoints.huggingface import load_decoder
 from tfgpt.pipeline.config import BatchConfig
+from tfgpt.tokenization.config import TokenizerConfig
+from tfgpt.tokenization.tokenizer import Tokenizer
 from tfgpt.training.recipe import Recipe
 from tfgpt.training.run_config import RunConfig
 
@@ -165,6 +168,25 @@ def test_a_training_begins_from_any_form_and_keeps_its_name(gguf_file, notes):
     assert recipe.flags()["init_from"] == str(gguf_file)
     assert lasting_name(str(gguf_file)) == str(gguf_file)
     assert lasting_name("hf:someone/tiny") == "someone/tiny"
+
+
+def test_a_run_is_not_begun_over_the_one_it_starts_from(model, notes, tmp_path):  # noqa: F811
+    shutil.copytree(model, tmp_path / "run" / "model")
+    batch, corpus = BatchConfig(sequence_length=16), CorpusConfig(train_text=("a.txt",))
+    run = RunConfig(init_from=str(tmp_path / "run"), run_dir=str(tmp_path / "run"))
+    with pytest.raises(UserError, match="--run_dir: .*/run is the run that --init_from starts from"):
+        Recipe(corpus=corpus, batch=batch, run=run)
+    other = Recipe(corpus=corpus, batch=batch, run=dataclasses.replace(run, run_dir=str(tmp_path / "ru")))
+    assert other.initial_model == tmp_path / "run" / "model"
+
+
+def test_a_run_gives_its_tokenizer(model, notes, tmp_path):  # noqa: F811
+    shutil.copytree(model, tmp_path / "run" / "model")
+    assert Tokenizer.load(TokenizerConfig(tokenizer=str(tmp_path / "run")).tokenizer).fingerprint == (
+        Tokenizer.load(model).fingerprint
+    )
+    with pytest.raises(UserError, match="--tokenizer: .*/runn: is neither bpe .* did you mean .*/run"):
+        TokenizerConfig(tokenizer=str(tmp_path / "runn"))
 
 
 def test_generate_writes_from_a_gguf_file_and_refuses_an_export_by_its_origin(gguf_file, notes, tmp_path, capsys):

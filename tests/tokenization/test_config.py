@@ -19,7 +19,7 @@ def test_existing_path_is_accepted(tmp_path):
 
 
 def test_a_slip_of_the_keyboard_names_the_flag():
-    with pytest.raises(SettingError, match=r"^--tokenizer: 'bpee' is neither bpe nor bytes nor an existing"):
+    with pytest.raises(SettingError, match=r"^--tokenizer: bpee: is neither bpe nor bytes .* did you mean bpe\?$"):
         TokenizerConfig(tokenizer="bpee")
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from tfgpt.common.errors import SettingError
+from tfgpt.common.nearest import did_you_mean, no_such_file
 from tfgpt.common.settings import Settings, setting
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|padding|>", "<|im_start|>", "<|im_end|>")
@@ -31,7 +32,7 @@ class TokenizerConfig(Settings):
     tokenizer: str = setting(
         "bpe",
         "bpe: train byte-level BPE on the training text; bytes: one id a byte; or the path of an existing "
-        "tokenizer.json (byte-level BPE) or of a directory that holds one.",
+        "tokenizer.json (byte-level BPE), of a directory that holds one or of a run.",
         path=True,
     )
     vocabulary_size: int = setting(
@@ -51,6 +52,7 @@ class TokenizerConfig(Settings):
     def check(self) -> None:
         """Refuses a tokenizer that is neither a known name nor an existing path."""
         if self.tokenizer not in ("bpe", "bytes") and not Path(self.tokenizer).expanduser().exists():
-            raise SettingError(
-                "tokenizer", f"{self.tokenizer!r} is neither bpe nor bytes nor an existing tokenizer.json or directory"
-            )
+            problem = "is neither bpe nor bytes nor an existing tokenizer.json or directory"
+            near = did_you_mean(self.tokenizer, ("bpe", "bytes"))
+            line = f"{self.tokenizer}: {problem}{near}" if near else no_such_file(self.tokenizer, problem)
+            raise SettingError("tokenizer", line)

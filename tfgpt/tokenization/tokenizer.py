@@ -126,7 +126,9 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> Tokenizer:
-        """Reads a `tokenizer.json`, or a directory's, or the SentencePiece model in one; an adapter has its base's.
+        """Reads a `tokenizer.json`, or a directory's, or the SentencePiece model in one.
+
+        An adapter has its base's, a run its model's.
 
         Where a `tokenizer_config.json` that `convert` wrote stands beside it, nothing is added to its vocabulary. The
         chat template of the directory (`chat_template.jinja`, or the one in `tokenizer_config.json`) is its template.
@@ -135,6 +137,8 @@ class Tokenizer:
             UserError: the file is missing, damaged or not a lossless byte-level BPE tokenizer.
         """
         path = Path(path).expanduser()
+        if (path / "model" / "config.json").is_file() and not (path / "config.json").is_file():
+            path = path / "model"
         if is_adapter(path) and not (path / "tokenizer.json").is_file():
             path = base_directory(path)
         if (path / "tokenizer.model").is_file():

@@ -152,6 +152,9 @@ class Recipe:
             config = self.decoder_config(vocabulary_size=1024)
         else:
             config = self.initial_config()
+            if self.initial_model.resolve().is_relative_to(self.run_dir.resolve()):
+                problem = f"{self.run_dir} is the run that --init_from starts from, whose model would be replaced"
+                raise SettingError("run_dir", f"{problem}; choose another one")
         if self.batch.sequence_length > config.max_sequence_length:
             raise SettingError(
                 "sequence_length",
