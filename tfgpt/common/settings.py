@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import os
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, TypeVar, Union
 
-from tfgpt.common.errors import SettingError
+from tfgpt.common.errors import SettingError, UserError
 from tfgpt.common.nearest import did_you_mean
 
 LARGEST_COUNT = 2**31 - 1  # of what a tensor's shape may have
@@ -186,6 +187,40 @@ def out_of_bounds(
     if below is not None and value >= below:
         return f"{shown(value)} is too large; it must be below {below}"
     return ""
+
+
+def whole_number(values: Mapping[str, Any], name: str, maximum: int = LARGEST_COUNT) -> int:
+    """A positive whole number of a file that is reckoned with before a settings class has checked it.
+
+    Raises:
+        KeyError: it is missing.
+        SettingError: it is something else.
+    """
+    value = values.get(name)
+    if value is None:
+        raise KeyError(name)
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise SettingError(name, f"{shown(value)} is no whole number")
+    if problem := out_of_bounds(value, minimum=1, maximum=maximum):
+        raise SettingError(name, problem)
+    return value
+
+
+@contextlib.contextmanager
+def settings_of_file(path: str | os.PathLike) -> Iterator[None]:
+    """While a file's content is turned into settings: what is wrong with it is one line that names the file.
+
+    Raises:
+        UserError: a settings class refuses a value, or a value is of a kind that cannot be reckoned with.
+    """
+    try:
+        yield
+    except SettingError as error:
+        raise UserError(f"{path}: {error.name}: {error.problem}") from error
+    except KeyError as error:
+        raise UserError(f"{path}: {error.args[0]} is missing") from error
+    except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise UserError(f"{path}: holds a value of the wrong kind ({error})") from error
 
 
 def as_float(value: int) -> float:

@@ -21,6 +21,9 @@ else:
     DerivedBool = bool | None
 
 
+MOST_LAYERS = 2**14
+
+
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig(Settings):
     """The shape of a decoder-only transformer.
@@ -36,7 +39,7 @@ class DecoderConfig(Settings):
     title: ClassVar[str] = "Decoder"
 
     vocabulary_size: int = setting(4096, "Number of token ids, special tokens included.", minimum=1, maximum=2**24)
-    num_layers: int = setting(4, "Number of transformer blocks.", minimum=1, maximum=2**14)
+    num_layers: int = setting(4, "Number of transformer blocks.", minimum=1, maximum=MOST_LAYERS)
     num_query_heads: int = setting(3, "Attention heads.", minimum=1, maximum=2**16)
     num_key_value_heads: DerivedInt = setting(
         None, "Heads of keys and values: as many as query heads, fewer (grouped-query), or 1.", minimum=1, maximum=2**16

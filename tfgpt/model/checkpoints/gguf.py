@@ -17,6 +17,7 @@ import numpy as np
 
 from tfgpt.common.errors import SettingError, UserError
 from tfgpt.common.files import refuse_pointer
+from tfgpt.common.settings import settings_of_file, whole_number
 from tfgpt.model.checkpoints.checkpoint import Checkpoint, Reader, finite, variable_shapes
 from tfgpt.model.config import DecoderConfig
 from tfgpt.model.rope import inverse_frequencies
@@ -224,38 +225,37 @@ def gguf_config(file: GGUFFile) -> DecoderConfig:
         if found not in allowed:
             raise UserError(f"{file.path}: llama.{key}={found!r} is not supported")
 
-    refuse("expert_count", 0)
-    refuse("attention.causal", True)
-    heads, width = value("attention.head_count"), value("embedding_length")
-    if not isinstance(heads, int):
-        raise UserError(f"{file.path}: llama.attention.head_count differs from layer to layer, which is not supported")
-    head_dim = value("attention.key_length", width // heads)
-    refuse("attention.value_length", head_dim)
-    refuse("rope.dimension_count", head_dim)
-    if "token_embd.weight" not in file.tensors:
-        raise UserError(f"{file.path}: tensor token_embd.weight is missing")
-    values = {
-        "vocabulary_size": file.shape("token_embd.weight")[0],
-        "num_layers": value("block_count"),
-        "num_query_heads": heads,
-        "num_key_value_heads": value("attention.head_count_kv", heads),
-        "hidden_dim": width,
-        "intermediate_dim": value("feed_forward_length"),
-        "head_dim": head_dim,
-        "max_sequence_length": value("context_length"),
-        "position_embedding": "rope",
-        "rope_max_wavelength": float(value("rope.freq_base", 10_000.0)),
-        "normalization": "rms_norm",
-        "normalization_epsilon": shortest(value("attention.layer_norm_rms_epsilon")),
-        "mlp": "swiglu",
-        "use_query_key_value_bias": "blk.0.attn_q.bias" in file.tensors,
-        "query_key_norm": False,
-        "tie_embeddings": "output.weight" not in file.tensors,
-    }
-    try:
+    with settings_of_file(file.path):
+        refuse("expert_count", 0)
+        refuse("attention.causal", True)
+        heads, width = value("attention.head_count"), value("embedding_length")
+        if not isinstance(heads, int):
+            raise SettingError("llama.attention.head_count", "differs from layer to layer, which is not supported")
+        whole_number({"llama.attention.head_count": heads}, "llama.attention.head_count")
+        head_dim = value("attention.key_length", width // heads)
+        refuse("attention.value_length", head_dim)
+        refuse("rope.dimension_count", head_dim)
+        if "token_embd.weight" not in file.tensors:
+            raise UserError(f"{file.path}: tensor token_embd.weight is missing")
+        values = {
+            "vocabulary_size": file.shape("token_embd.weight")[0],
+            "num_layers": value("block_count"),
+            "num_query_heads": heads,
+            "num_key_value_heads": value("attention.head_count_kv", heads),
+            "hidden_dim": width,
+            "intermediate_dim": value("feed_forward_length"),
+            "head_dim": head_dim,
+            "max_sequence_length": value("context_length"),
+            "position_embedding": "rope",
+            "rope_max_wavelength": float(value("rope.freq_base", 10_000.0)),
+            "normalization": "rms_norm",
+            "normalization_epsilon": shortest(value("attention.layer_norm_rms_epsilon")),
+            "mlp": "swiglu",
+            "use_query_key_value_bias": "blk.0.attn_q.bias" in file.tensors,
+            "query_key_norm": False,
+            "tie_embeddings": "output.weight" not in file.tensors,
+        }
         return DecoderConfig.from_dict(values | rope_scaling(file, values))
-    except SettingError as error:
-        raise UserError(f"{file.path}: {error.name}: {error.problem}") from error
 
 
 def rope_scaling(file: GGUFFile, values: Mapping[str, Any]) -> dict[str, Any]:

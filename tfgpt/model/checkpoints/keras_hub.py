@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from tfgpt.common.errors import SettingError, UserError
+from tfgpt.common.errors import UserError
 from tfgpt.common.files import read_json
+from tfgpt.common.settings import settings_of_file
 from tfgpt.model.checkpoints.checkpoint import Checkpoint, Reader, variable_shapes
 from tfgpt.model.config import DecoderConfig
 
@@ -101,14 +102,10 @@ def preset_config(class_name: str | None, options: Mapping[str, Any], tied: bool
     if class_name != "GPT2Backbone" and class_name not in CONTEXTS:
         known = ", ".join(("GPT2Backbone", *CONTEXTS))
         raise UserError(f"{path}: class_name {class_name!r} is not supported; supported are {known}")
-    try:
+    with settings_of_file(path):
         gpt2 = class_name == "GPT2Backbone"
         values = gpt2_fields(options) if gpt2 else llama_fields(options, str(class_name), path)
         return DecoderConfig.from_dict(values | {"tie_embeddings": True if gpt2 else tied})
-    except KeyError as error:
-        raise UserError(f"{path}: {error.args[0]} is missing") from error
-    except SettingError as error:
-        raise UserError(f"{path}: {error.name}: {error.problem}") from error
 
 
 def gpt2_fields(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -87,7 +87,7 @@ def open_safetensors(path: Path) -> dict[str, np.ndarray]:
                 raise ValueError(f"tensor {name} is of type {entry['dtype']}, which is not supported")
             dtype, shape = DTYPES[entry["dtype"]], tuple(entry["shape"])
             first, last = entry["data_offsets"]
-            if last - first != math.prod(shape) * dtype.itemsize or start + last > size:
+            if first < 0 or last - first != math.prod(shape) * dtype.itemsize or start + last > size:
                 raise ValueError(f"tensor {name} is not whole: the file is truncated or damaged")
             tensors[name] = np.asarray(data[start + first : start + last]).view(dtype).reshape(shape)
         return tensors
@@ -115,7 +115,11 @@ def open_checkpoint(directory: Path) -> tuple[Mapping[str, np.ndarray], Path]:
     if single.exists() or not index.exists():
         return open_safetensors(single), single
     listed = read_json(index)
-    if not isinstance(listed, dict) or not isinstance(listed.get("weight_map"), dict):
+    if (
+        not isinstance(listed, dict)
+        or not isinstance(listed.get("weight_map"), dict)
+        or not all(isinstance(shard, str) for shard in listed["weight_map"].values())
+    ):
         raise UserError(f"{index}: has no weight_map; it should list the shard of each tensor")
     shards = {shard: open_safetensors(directory / shard) for shard in sorted(set(listed["weight_map"].values()))}
     tensors: dict[str, np.ndarray] = {}
