@@ -50,3 +50,16 @@ def test_version_1_limits_count_in_a_container_that_shows_the_hosts_path(system:
     assert machine.main_memory() == machine.Memory(2 * GIB, 2 * GIB, "cgroup limit")
     (root / "memory.limit_in_bytes").write_text("9223372036854771712\n")
     assert machine.main_memory().source == "RAM"
+
+
+def test_a_release_that_does_not_tell_a_gpus_memory_is_no_error_but_a_gpu_that_fails_is(monkeypatch):
+    from tensorflow.python.client import device_lib
+
+    def fail() -> None:
+        raise RuntimeError("CUDA_ERROR_ECC_UNCORRECTABLE")
+
+    monkeypatch.setattr(device_lib, "list_local_devices", fail)
+    with pytest.raises(RuntimeError):
+        machine.gpu_memory()
+    monkeypatch.delattr(device_lib, "list_local_devices")
+    assert machine.gpu_memory() is None

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.search.conftest import TINY
+from tfgpt.common.errors import UserError
 from tfgpt.common.files import read_json, write_json
 from tfgpt.search.config import SearchConfig
 from tfgpt.search.oracle import make_oracle
@@ -168,3 +169,20 @@ def test_every_result_is_read_a_few_times_however_many_trials_there_are(plan, tu
     found = searched(plan(tuner, tuner=tuner, max_trials=13, max_search_tokens=10**9), reload=False)
     # At a trial's end: twice by the oracle, once for the table.
     assert len(reads) == 3 * len(found) and len(set(reads)) == len(found)
+
+
+def test_flags_that_do_not_go_together_are_left_to_the_trial_and_nothing_else_is(plan, monkeypatch):
+    made = plan("rungs", tuner="hyperband")
+    trial = make_oracle(made, parallel=False).create_trial("tuner0")
+
+    def refuse(*_: Any) -> None:
+        raise UserError("--head_dim: does not divide")
+
+    def break_down(*_: Any) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Plan, "recipe", refuse)
+    assert request_of(made, trial).stop_at_step == 1
+    monkeypatch.setattr(Plan, "recipe", break_down)
+    with pytest.raises(ZeroDivisionError):
+        request_of(made, trial)

@@ -16,6 +16,7 @@ import threading
 from pathlib import Path
 from types import FrameType
 
+from tfgpt.common.command import Terminated
 from tfgpt.common.errors import UserError
 from tfgpt.common.locks import writer_lock
 from tfgpt.common.outputs import LOCK
@@ -49,12 +50,14 @@ def launch(plan: Plan) -> int:
 def run(plan: Plan) -> int:
     """`launch`, once nobody else writes the search."""
     stopping = threading.Event()
+    received: list[int] = []
     parallel = plan.search.parallel
     team = [TrialProcess(plan, devices(number, parallel)) for number in range(parallel)]
 
     def stop(number: int, frame: FrameType | None) -> None:
         if signal.Signals(number).name == "SIGHUP":
             leave_terminal()
+        received.append(number)
         stopping.set()
 
     before = {number: signal.signal(number, stop) for number in stop_signals()}
@@ -77,8 +80,8 @@ def run(plan: Plan) -> int:
             process.close()
         for number, handler in before.items():
             signal.signal(number, handler)
-    if stopping.is_set() and not code:
-        raise KeyboardInterrupt
+    if received and not code:
+        raise Terminated if received[0] == signal.SIGTERM else KeyboardInterrupt
     return code
 
 
