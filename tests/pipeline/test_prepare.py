@@ -137,6 +137,18 @@ def test_dialogues_in_another_chat_template_are_other_tokens(tmp_path):
     assert texts == ["Hi", "Hello there"]
 
 
+def test_what_was_left_out_is_said_with_the_documents(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"text": f"text {number % 50}"}) + "\n" for number in range(60)))
+    lines = Lines()
+    prepare(
+        CorpusConfig(train_text=(str(path),), cache_dir=str(tmp_path / "cache")),
+        TokenizerConfig(tokenizer="bytes"),
+        say=lines.append,
+    )
+    assert ", 10 left out (10 duplicate); made in" in lines[0]
+
+
 def test_nothing_held_out_is_a_side_without_targets(tmp_path, text_file):
     corpus = CorpusConfig(train_text=(str(text_file),), validation_fraction=0.0, cache_dir=str(tmp_path / "cache"))
     data = prepare(corpus, BPE, say=Lines().append)

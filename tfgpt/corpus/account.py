@@ -19,8 +19,7 @@ def account(sources: Sequence[Mapping[str, Any]], sides: Mapping[str, Mapping[st
     for source in sources:
         dropped.update(source["dropped"])
     read = sum(source["documents"] for source in sources) + dropped.total()
-    reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(dropped.items()))
-    left_out = f", {dropped.total():,} left out ({reasons})" if dropped else ""
+    left_out = f", {left_out_in_words(dropped)}" if dropped else ""
     words = {"train": "left"} if split == "none" else {"train": "to train on", "validation": "held out"}
     left = [
         f"{number_of(sides[side]['documents'], 'document')} ({number_of(sides[side]['bytes'], 'byte')}) {what}"
@@ -28,6 +27,12 @@ def account(sources: Sequence[Mapping[str, Any]], sides: Mapping[str, Mapping[st
         if sides
     ]
     return f"{number_of(read, 'document')} read{left_out}{'; ' if left else ''}{', '.join(left)}"
+
+
+def left_out_in_words(dropped: Mapping[str, int]) -> str:
+    """How many documents were left out, and why."""
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(dropped.items()))
+    return f"{sum(dropped.values()):,} left out ({reasons})"
 
 
 def number_of(count: int, what: str) -> str:

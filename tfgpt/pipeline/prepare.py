@@ -30,6 +30,7 @@ from tfgpt.common.files import (
 )
 from tfgpt.common.outputs import result_directory
 from tfgpt.common.progress import amount, duration
+from tfgpt.corpus.account import left_out_in_words
 from tfgpt.corpus.build import build_documents
 from tfgpt.corpus.cache import making
 from tfgpt.corpus.config import CorpusConfig
@@ -154,11 +155,14 @@ def prepared_documents(corpus: CorpusConfig, cache: Path, say: Callable[[str], N
     folder = cache / "documents"
     before = set(os.listdir(folder)) if folder.is_dir() else set()
     documents = build_documents(corpus)
-    counts = ", ".join(
+    counts = [
         f"{documents.num_documents(side):,} {word} ({amount(documents.num_bytes(side))})"
         for side, word in (("train", "to train on"), ("validation", "held out"))
-    )
-    say(f"documents: {counts}; {made_or_reused(documents.directory.name not in before, started)} {documents.directory}")
+    ]
+    dropped = documents.manifest["dropped"]
+    counts += [left_out_in_words(dropped)] if dropped else []
+    made = made_or_reused(documents.directory.name not in before, started)
+    say(f"documents: {', '.join(counts)}; {made} {documents.directory}")
     return documents
 
 
