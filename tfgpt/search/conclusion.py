@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shlex
 
 from tfgpt.common.errors import UserError
 from tfgpt.search.judging_config import JudgingConfig
@@ -58,5 +59,6 @@ def conclude(plan: Plan, config: JudgingConfig) -> int:
         )
         return 2 if config.report_only else 0
     print(f"Report:      {plan.directory / 'report.html'}")
-    print(f"TensorBoard: python -m tensorboard.main --logdir={plan.directory / 'tensorboard'}   (HPARAMS)")
+    logs = shlex.quote(str(plan.directory / "tensorboard"))
+    print(f"TensorBoard: python -m tensorboard.main --logdir={logs}   (HPARAMS)")
     return 0

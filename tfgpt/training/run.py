@@ -345,7 +345,8 @@ def finish(
     if recipe.lora.lora_rank:
         say(f"Adapter:     {directory / 'adapter'}  (merged in model/; alone it opens with peft)")
     say(f"Curves:      {directory / 'curves.png'}, numbers in {directory / 'metrics.jsonl'}")
-    python = os.path.relpath(sys.executable) if Path(sys.executable).is_relative_to(Path.cwd()) else "python"
+    local = Path(sys.executable).is_relative_to(Path.cwd())
+    python = shlex.quote(os.path.relpath(sys.executable)) if local else "python"
     if recipe.watching.tensorboard:
         say(f"TensorBoard: {python} -m tensorboard.main --logdir={shlex.quote(str(directory / 'tensorboard'))}")
     model = f"--model={shlex.quote(str(directory))}"
