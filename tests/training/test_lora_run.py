@@ -65,8 +65,7 @@ def test_the_run_goes_on_bit_for_bit(base: Path, tuned: Path, text_file: Path, t
     flags = [f"--init_from={base}", "--base_weights=int8", *LORA]
     cut = tmp_path / "run"
     shutil.copytree(tuned, cut)
-    for checkpoint in ("step-00000020", "best"):
-        shutil.rmtree(cut / "checkpoints" / checkpoint)
+    shutil.rmtree(cut / "checkpoints" / "step-00000020")
     assert run(text_file, cut, *flags) == 0
     assert_same_end(tuned, cut)
 
