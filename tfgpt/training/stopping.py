@@ -71,4 +71,5 @@ class StopSignals:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
         self.requested, self.requested_at = name, time.monotonic()
-        print(f"\n{name}: stopping after this step; again to end at once", file=sys.stderr, flush=True)
+        again = "" if number in GENTLE else "; again to end at once"
+        print(f"\n{name}: stopping after this step{again}", file=sys.stderr, flush=True)
