@@ -65,8 +65,10 @@ def killed_once(arguments: list[str], directory: Path, dice: random.Random, whol
     if dice.random() < 0.2:
         end = started + dice.uniform(0.0, 8.0)
     else:
-        # A line is said when the first trial begins or goes on.
-        process.stdout.readline()
+        # A line is said when a trial begins or goes on.
+        for line in process.stdout:
+            if line.startswith("Trial"):
+                break
         end = time.monotonic() + dice.uniform(0.0, 12.0)
     while process.poll() is None and time.monotonic() < end:
         time.sleep(0.005)

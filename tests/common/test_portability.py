@@ -39,6 +39,9 @@ ATTRIBUTES = {
     "select": {"poll", "epoll", "kqueue", "devpoll"},
     "socket": {"AF_UNIX", "socketpair", "send_fds", "recv_fds", "SO_REUSEPORT", "SO_REUSEADDR"},
     "time": {"tzset", "clock_settime", "pthread_getcpuclockid"},
+    # They would fork on Linux; `multiprocessing.get_context("spawn")` has its own.
+    "multiprocessing": {"Process", "Pool"},
+    "futures": {"ProcessPoolExecutor"},
     "asyncio": {"create_unix_connection", "start_unix_server"},
 }  # fmt: skip
 # Methods and arguments, whatever they are called of.
@@ -133,6 +136,8 @@ def test_nothing_that_windows_lacks_is_used_unasked():
         ("def f():\n    os.sync()\n    if sys.platform == 'win32':\n        return\n", ["2: os.sync"]),
         ("from signal import SIGKILL", ["1: from signal import SIGKILL"]),
         ("multiprocessing.get_context('fork')", ["1: get_context('fork')"]),
+        ("multiprocessing.Process(target=f)", ["1: multiprocessing.Process"]),
+        ("multiprocessing.get_context('spawn').Process(target=f)", []),
         ("subprocess.Popen(a, preexec_fn=f)", ["1: preexec_fn="]),
         ("subprocess.Popen(a, preexec_fn=f if sys.platform == 'linux' else None)", []),
     ],
