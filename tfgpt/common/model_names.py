@@ -24,7 +24,7 @@ MODEL_HELP = f"The model: {FORMS}. What is no model directory of ours is convert
 EXPORT_FORMS = "an export, such as models/chat, or one version of it, models/chat/1"
 """What `serve` takes."""
 
-HUB_NAME = re.compile(r"(hf:)?([\w.-]+(?:/[\w.-]+)?)")
+HUB_NAME = re.compile(r"(hf:)?([\w.-]{1,96}(?:/[\w.-]{1,96})?)", re.ASCII)
 """A repository's name, which `hf:` tells from a path where both could be meant."""
 
 EXPORT_METADATA = Path("assets.extra", "tfgpt.json")
@@ -58,7 +58,17 @@ def find_model(name: str, flag: str = "model", taken: str = FORMS) -> FoundModel
     Raises:
         UserError: it is none of these; the line says what is there instead, or which names are near.
     """
-    path = Path(name).expanduser()
+    if not name.strip():
+        raise UserError(f"--{flag}: is empty; what is taken: {taken}")
+    try:
+        return find_path(name, Path(name).expanduser(), flag, taken)
+    except (OSError, RuntimeError) as error:  # RuntimeError: somebody's home folder that is not there.
+        problem = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"--{flag}: {name[:200]}: cannot be read ({problem})") from error
+
+
+def find_path(name: str, path: Path, flag: str, taken: str) -> FoundModel:
+    """As `find_model`; what the operating system refuses is raised."""
     if path.is_dir():
         return found_in(path, name) or refused(path, flag, taken)
     if path.is_file():
@@ -66,6 +76,8 @@ def find_model(name: str, flag: str = "model", taken: str = FORMS) -> FoundModel
             return FoundModel(name, "GGUF file", path)
         hint = f"; give its folder, {path.parent}" if found_in(path.parent, name) else ""
         raise UserError(f"--{flag}: {path} is a file, but no GGUF file{hint}; what is taken: {taken}")
+    if path.exists():
+        raise UserError(f"--{flag}: {path} is neither a file nor a directory; what is taken: {taken}")
     match = HUB_NAME.fullmatch(name)
     if match and (match[1] or not meant_here(path)):
         return FoundModel(name, "hub name", Path(match[2]))
