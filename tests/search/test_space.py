@@ -87,6 +87,11 @@ RATE = "[search.learning_rate]\ntype = 'float'\nmin = 1e-3\nmax = 1e-2\n"
     ("text", "said"),
     [
         ("[search.learning_rat]\nchoices = [1.0]", "train has no flag --learning_rat; did you mean learning_rate?"),
+        ("search = 3", "search is no table; write [search]"),
+        (RATE.replace("1e-3", "nan"), "min: is not a number"),
+        (RATE.replace("1e-2", "inf"), "max: is not a finite number"),
+        (RATE.replace("'float'", "[]"), "needs choices, or type = float, int or bool"),
+        ("[search.learning_rate]\nchoices = [1e400]", "is not a finite number"),
         ("[fixed]\nlearnrate = 1", "train has no flag --learnrate"),
         (RATE.replace("1e-3", "1e-1"), "min = 0.1 is not below max = 0.01"),
         (RATE + "scal = 'log'", "'scal' means nothing here; did you mean scale?"),

@@ -156,6 +156,9 @@ def read_space(path: str, groups: Sequence[Group], settings: Mapping[str, Any]) 
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: is no TOML file ({error})") from error
     known_keys(path, "the file", content, ("description", "fixed", "search", ARCHITECTURE))
+    for name in ("fixed", "search", ARCHITECTURE):
+        if not isinstance(content.get(name, {}), dict):
+            raise UserError(f"{path}: {name} is no table; write [{name}] and its entries below it")
     fields = flag_fields(groups)
     fixed = {name: fixed_value(path, fields, name, value) for name, value in content.get("fixed", {}).items()}
     parameters: list[Parameter] = []
@@ -211,7 +214,7 @@ def parameter_of(path: str, fields: Mapping[str, Any], name: str, entry: Any, be
 def numeric(where: str, name: str, entry: Mapping[str, Any], when: Any) -> Parameter:
     """A float or int between bounds."""
     kind = entry.get("type")
-    if kind not in TYPES:
+    if not isinstance(kind, str) or kind not in TYPES:
         raise UserError(f"{where}: needs choices, or type = float, int or bool")
     for key in ("min", "max"):
         if key not in entry:
