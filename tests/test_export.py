@@ -134,12 +134,12 @@ def test_a_second_export_into_the_folder_ends_at_once(model, said, tmp_path):
     assert f"--output: {tmp_path} is being written by process {os.getpid()} on " in problem
 
 
-def test_a_sentencepiece_model_that_was_not_converted_is_refused(model, said, tmp_path):
+def test_a_file_that_is_no_sentencepiece_model_is_named(model, said, tmp_path):
     copy = tmp_path / "model"
     shutil.copytree(model / "model", copy)
     (copy / "tokenizer.json").rename(copy / "tokenizer.model")
     problem = refused(said, f"--model={copy}", f"--output={tmp_path / 'out'}")
-    assert "has a SentencePiece model that was not converted; python -m tfgpt.convert" in problem
+    assert f"{copy / 'tokenizer.model'}: is no SentencePiece model" in problem
 
 
 def test_a_version_that_does_not_answer_as_the_model_is_not_published(model, said, tmp_path, monkeypatch):

@@ -102,10 +102,10 @@ def test_what_is_wrong_is_named(server):
 
 
 def test_a_full_queue_is_429_with_retry_after_and_comes_free_again(server):
-    server.backend.seconds = 0.1
+    server.backend.seconds, streamed = 0.1, {**LONG, "stream": True}
     with contextlib.ExitStack() as stack:
         answers = [
-            stack.enter_context(httpx.stream("POST", server.url + COMPLETIONS, json={**LONG, "stream": True}))
+            stack.enter_context(httpx.stream("POST", server.url + COMPLETIONS, json=streamed, timeout=60))
             for _ in range(2)
         ]
         lines = [answer.iter_lines() for answer in answers]  # Kept: dropping one closes its connection.
@@ -276,6 +276,9 @@ def test_tensorflow_serving_as_the_backend_gives_the_same_answers(served, versio
             found = post(fronted, json=body).json()
             vector = post(fronted, "/v1/embeddings", json=WORDS).json()["data"][0]["embedding"]
             assert httpx.get(f"{fronted.url}/readyz").status_code == 200
+        with running(None, backend=address, access_log=False) as bare:  # Nothing tells it the vocabulary.
+            ids = post(bare, COMPLETIONS, json={"model": "chat", "prompt": [65], "max_tokens": 2})
+            assert ids.status_code == 400 and "start serve with --model" in error_of(ids)["message"]
     assert (found["choices"], found["usage"]) == (expected["choices"], expected["usage"])
     assert vector == pytest.approx(post(server, "/v1/embeddings", json=WORDS).json()["data"][0]["embedding"], rel=1e-4)
 
@@ -302,6 +305,7 @@ def test_an_answer_that_cannot_be_read_ends_its_request_and_no_other(server):
     assert httpx.get(f"{server.url}/readyz").status_code == 200
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_when_the_writing_thread_has_ended_requests_fail_at_once_and_readyz_says_so(version):
     with running(version, access_log=False) as server:
         server.backend.stream_error = SystemExit("as if the thread were killed")
