@@ -51,6 +51,7 @@ class Parent:
 
     def __init__(self) -> None:
         self.stopping = False
+        self.wish: int | None = None
         self.child: subprocess.Popen | None = None
         for number in stop_signals():
             signal.signal(number, self.stop)
@@ -58,12 +59,17 @@ class Parent:
     def run(self, command: list[str]) -> int:
         """The child's exit code, negative for a signal."""
         self.child = subprocess.Popen(command, preexec_fn=die_with_parent if sys.platform == "linux" else None)
+        if self.wish is not None:  # It came before the child had a name here.
+            self.child.send_signal(self.wish)
         return self.child.wait()
 
     def stop(self, number: int, frame: FrameType | None) -> None:
         """The handler. The terminal gives Ctrl-C to the child as well; others may come to this process only."""
         self.stopping = True
-        if number != signal.SIGINT and self.child is not None and self.child.poll() is None:
+        if number == signal.SIGINT:
+            return
+        self.wish = number
+        if self.child is not None and self.child.poll() is None:
             self.child.send_signal(number)
 
 
