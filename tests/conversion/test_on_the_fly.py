@@ -143,6 +143,15 @@ def test_an_adapter_is_merged_into_its_base_in_whatever_form_that_is_named(
     np.testing.assert_array_equal(logits_of(model_directory(str(source))), logits_of(output))
 
 
+def test_an_adapter_on_the_hub_is_merged_into_the_base_it_names(hub, adapter, foreign, notes, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(Hub, "files", {path.name: path.read_bytes() for path in adapter.iterdir() if path.is_file()})
+    directory = model_directory("someone/tiny", note=notes.append)
+    expected = theirs_of(
+        peft.PeftModel.from_pretrained(transformers.AutoModelForCausalLM.from_pretrained(foreign), adapter)
+    )
+    np.testing.assert_allclose(logits_of(directory), expected, atol=1e-4)
+
+
 def test_an_adapter_whose_base_is_nowhere_names_its_file_and_the_nearest_name(adapter, foreign, tmp_path):
     source = shutil.copytree(adapter, tmp_path / "adapter")
     shutil.copytree(foreign, tmp_path / "smollm2")

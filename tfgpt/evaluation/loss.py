@@ -101,7 +101,7 @@ def evaluate(config: EvaluateConfig, devices: StrategyConfig, model: Path) -> No
         # Nobody leaves before all have their figures: it would look like the loss of a worker.
         hosts.gather([0.0])
     if config.json:
-        content = {"model": str(model), "sequence_length": length, "texts": [row.to_dict() for row in figures]}
+        content = {"model": config.model, "sequence_length": length, "texts": [row.to_dict() for row in figures]}
         hosts.say(json.dumps(content, ensure_ascii=False))
     else:
         hosts.say("\n".join(table(figures)))
