@@ -16,6 +16,7 @@ import safetensors.numpy
 
 from tests.conftest import ROOT
 from tests.training.topologies import free_addresses, tf_config
+from tfgpt.common.outputs import write_description
 
 FLAGS = (
     "--tokenizer=bytes --preset=tiny --num_layers=1 --num_query_heads=2 --num_key_value_heads=1 --hidden_dim=16 "
@@ -166,6 +167,7 @@ def test_a_worker_that_never_comes_is_named_and_nobody_waits_for_ever(text_file,
 def test_a_mistake_on_the_chief_ends_every_worker_with_its_exit_code(text_file, tmp_path):
     run_dir = tmp_path / "run"
     (run_dir / "checkpoints/step-00000001").mkdir(parents=True)
+    write_description(run_dir, "run")
     workers = Workers(2, text_file, [run_dir] * 2, "--resume=never")
     assert workers.wait() == [2, 2]
     assert workers.output(0).splitlines()[-1].startswith(f"tfgpt.train: --run_dir: {run_dir} holds a run at step 1")
