@@ -166,7 +166,9 @@ def on_network_disk(directory: Path) -> bool:
 
 def write_record(path: Path) -> None:
     """Writes who holds the lock. Only a help for people: a missing record never hinders."""
-    command = " ".join([os.path.basename(sys.argv[0] or "python"), *sys.argv[1:2]])
+    program = Path(sys.argv[0] or "python")
+    name = f"tfgpt.{program.stem}" if program.parent.name == "tfgpt" else program.name
+    command = " ".join([name, *sys.argv[1:2]])
     content = {
         "process": os.getpid(),
         "host": platform.node(),
