@@ -120,3 +120,13 @@ def test_serve_is_told_how_to_export_what_is_no_export(here):
         with pytest.raises(UserError) as caught:
             find_export(name)
         assert f"what is taken: {EXPORT_FORMS}" in str(caught.value) and FORMS not in str(caught.value)
+
+
+def test_a_run_of_another_format_is_refused_by_name(tmp_path):
+    run = tmp_path / "run"
+    (run / "model").mkdir(parents=True)
+    (run / "model" / "config.json").write_text("{}")
+    assert find_model(str(run)).path == run / "model"
+    (run / "tfgpt.json").write_text('{"kind": "run", "format": 9}')
+    with pytest.raises(UserError, match="run: is a run of format 9, and this tfgpt knows format 1"):
+        find_model(str(run))

@@ -14,6 +14,7 @@ from tfgpt.common.adapters import ADAPTER_CONFIG, is_adapter
 from tfgpt.common.command import command_line
 from tfgpt.common.errors import UserError
 from tfgpt.common.nearest import nearest, no_such_file
+from tfgpt.common.outputs import check_format
 
 FORMS = "a run, a model directory, an adapter, a .gguf file, a KerasHub preset or a name on the Hugging Face hub"
 """What stands for a model wherever its weights are needed; for `--help` and messages."""
@@ -70,7 +71,10 @@ def find_model(name: str, flag: str = "model", taken: str = FORMS) -> FoundModel
 def find_path(name: str, path: Path, flag: str, taken: str) -> FoundModel:
     """As `find_model`; what the operating system refuses is raised."""
     if path.is_dir():
-        return found_in(path, name) or refused(path, flag, taken)
+        found = found_in(path, name) or refused(path, flag, taken)
+        if found.path == path / "model":
+            check_format(path, "run")
+        return found
     if path.is_file():
         if is_gguf(path):
             return FoundModel(name, "GGUF file", path)
