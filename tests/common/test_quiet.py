@@ -103,3 +103,20 @@ tf.get_logger().warning("real")
     )
     assert done.stdout == "refused\n"
     assert done.stderr == "WARNING:tensorflow:real\n"
+
+
+def test_without_a_home_folder_libraries_make_none_of_their_own(tmp_path):
+    script = (
+        "import os, pwd\n"
+        "def unknown(number): raise KeyError(number)\n"
+        "pwd.getpwuid = unknown\n"
+        "from tfgpt.common.quiet import give_libraries_a_home\n"
+        "give_libraries_a_home()\n"
+        "import matplotlib, huggingface_hub.constants\n"
+        "assert os.path.isdir(os.environ['KERAS_HOME'])\n"
+        "print(os.listdir(), huggingface_hub.constants.HF_HOME == os.environ['KERAS_HOME'])\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name not in ("HOME", "HF_HOME", "KERAS_HOME")}
+    environment["PYTHONPATH"] = str(ROOT)
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.stdout == "[] True\n" and "emporary" not in done.stderr, done.stdout + done.stderr

@@ -14,8 +14,10 @@ import atexit
 import contextlib
 import logging
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from tfgpt.common import notices
@@ -26,10 +28,23 @@ LEVEL = "TF_CPP_MIN_LOG_LEVEL"
 def import_tensorflow() -> None:
     """Imports TensorFlow and lets it look for devices, without notices."""
     hide_notices()
+    give_libraries_a_home()
     import tensorflow
 
     # Looking for GPUs where there is no driver writes an error line of its own; afterwards the answer is known.
     tensorflow.config.list_physical_devices()
+
+
+def give_libraries_a_home() -> None:
+    """Gives Keras, matplotlib and the hub's client a temporary folder where the user has no home (some containers).
+
+    Keras and the hub's client would make a folder named "~" in the current one.
+    """
+    if os.path.expanduser("~") == "~":
+        folder = tempfile.mkdtemp(prefix="tfgpt-")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        for name in ("KERAS_HOME", "MPLCONFIGDIR", "HF_HOME"):
+            os.environ.setdefault(name, folder)
 
 
 def show_notices() -> None:
