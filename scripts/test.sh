@@ -19,7 +19,7 @@ lint-imports
 if (($#)); then
   exec python -m pytest "$@"
 fi
-side_by_side=(-m "not slow" -n 2 --dist loadgroup --no-loadscope-reorder)
+side_by_side=(-m "not slow" --durations=40 -n 2 --dist loadgroup --no-loadscope-reorder)
 in_memory=(tests/model tests/generation tests/diagnosis tests/tokenization)
 code=0
 python -m pytest "${side_by_side[@]}" tests "${in_memory[@]/#/--ignore=}" || code=$?
