@@ -42,7 +42,7 @@ def writer_lock(lock_file: str | os.PathLike, directory: str | os.PathLike, flag
     Beside `lock_file`, a file with the suffix `.json` names the holder (process, host, command, start).
 
     Args:
-        lock_file: the file that stands for the lock; its folder is made when it is missing. It stays there.
+        lock_file: the file that stands for the lock; its folder is made when it is missing.
         directory: what is written, as error messages call it.
         flag: the flag that names the directory, such as "run_dir"; error messages tell to change it.
 
@@ -63,8 +63,10 @@ def writer_lock(lock_file: str | os.PathLike, directory: str | os.PathLike, flag
         try:
             yield
         finally:
-            with contextlib.suppress(OSError):
-                record.unlink()
+            # Removed while it is held: a newcomer that has opened it already sees that and opens another one.
+            for path in (record, lock_file):
+                with contextlib.suppress(OSError):
+                    path.unlink()
 
 
 @contextlib.contextmanager

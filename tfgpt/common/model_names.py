@@ -14,7 +14,7 @@ from tfgpt.common.adapters import ADAPTER_CONFIG, is_adapter
 from tfgpt.common.command import command_line
 from tfgpt.common.errors import UserError
 from tfgpt.common.nearest import nearest, no_such_file
-from tfgpt.common.outputs import check_format
+from tfgpt.common.outputs import check_format, in_short
 
 FORMS = "a run, a model directory, an adapter, a .gguf file, a KerasHub preset or a name on the Hugging Face hub"
 """What stands for a model wherever its weights are needed; for `--help` and messages."""
@@ -29,7 +29,6 @@ HUB_NAME = re.compile(r"(hf:)?([\w.-]{1,96}(?:/[\w.-]{1,96})?)", re.ASCII)
 """A repository's name, which `hf:` tells from a path where both could be meant."""
 
 EXPORT_METADATA = Path("assets.extra", "tfgpt.json")
-SHOWN = 5  # models of a folder in one line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,11 +168,6 @@ def no_model(path: Path, taken: str) -> str:
         return f"is empty; what is taken: {taken}"
     places = f"no config.json in it, nor in {path / 'model'}" if (path / "model").is_dir() else "no config.json in it"
     return f"is no model: there is {places}, no {ADAPTER_CONFIG} and no saved_model.pb; what is taken: {taken}"
-
-
-def in_short(names: list[str]) -> str:
-    """`["a", "b", …]` with at most `SHOWN` names."""
-    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
 
 
 def no_weights(found: FoundModel, flag: str) -> UserError:

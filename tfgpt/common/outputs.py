@@ -127,9 +127,8 @@ def file_names(directory: Path) -> list[str]:
 
 
 def in_short(names: list[str]) -> str:
-    """`["a", "b", "c", "d"]` → "a, b, c and 1 more"."""
-    shown = ", ".join(names[:3])
-    return f"{shown} and {len(names) - 3} more" if len(names) > 3 else shown
+    """The first five names, and how many more there are: "a, b, c, d, e and 2 more"."""
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 @contextlib.contextmanager

@@ -161,8 +161,7 @@ def remove(entry: CacheEntry) -> None:
         DirectoryInUse: a process makes it just now.
         UserError: it cannot be removed.
     """
-    lock = lock_file(entry.path)
-    with writer_lock(lock, entry.path):
+    with writer_lock(lock_file(entry.path), entry.path):
         doomed = new_sibling(entry.path, ".tmp")
         try:
             os.rename(entry.path, doomed)
@@ -171,5 +170,3 @@ def remove(entry: CacheEntry) -> None:
         except OSError as error:
             raise UserError(f"{entry.path}: cannot be removed ({error.strerror})") from error
         shutil.rmtree(doomed) if doomed.is_dir() else doomed.unlink()
-        with contextlib.suppress(OSError):
-            lock.unlink()
