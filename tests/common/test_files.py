@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import os
+from pathlib import Path
 
 import pytest
 
+from tfgpt.common import files
 from tfgpt.common.errors import RunError, UserError
 from tfgpt.common.files import (
     clear_write_errors,
@@ -38,6 +42,72 @@ def test_a_directory_is_replaced_whole_or_not_at_all(tmp_path):
     with directory_written_beside(path) as temporary:
         (temporary / "two").write_text("2")
     assert [entry.name for entry in path.iterdir()] == ["two"]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["model"]
+
+
+@contextlib.contextmanager
+def written(path: Path, whole_directory: bool):
+    """The one file that is written, of a file or of a directory, before the rename."""
+    with directory_written_beside(path) if whole_directory else written_beside(path) as temporary:
+        if whole_directory:
+            (temporary / "deep").mkdir()
+        file = temporary / "deep" / "weights" if whole_directory else temporary
+        file.write_text("new")
+        yield file
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows opens no directories")
+@pytest.mark.parametrize("whole_directory", [False, True])
+@pytest.mark.parametrize("replaced", [False, True])
+def test_content_is_on_the_disk_before_the_rename_and_the_rename_before_it_is_reported(
+    tmp_path, monkeypatch, whole_directory, replaced
+):
+    path = tmp_path / "out"
+    if replaced:
+        with written(path, whole_directory):
+            pass
+    done: list[int | str] = []
+    monkeypatch.setattr(os, "fsync", lambda handle: done.append(os.fstat(handle).st_ino))
+    for name in ("rename", "replace"):
+
+        def renamed(source, target, call=getattr(os, name)):
+            call(source, target)
+            done.append(Path(target).name)
+
+        monkeypatch.setattr(os, name, renamed)
+    with written(path, whole_directory) as file:
+        inode = file.stat().st_ino
+    assert done.count("out") == 1
+    assert inode in done[: done.index("out")]
+    assert tmp_path.stat().st_ino in done[done.index("out") + 1 :]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no umask")
+@pytest.mark.parametrize("whole_directory", [False, True])
+def test_results_may_be_read_by_all_whom_the_umask_lets_in(tmp_path, whole_directory):
+    before = os.umask(0o027)  # The group may read, others nothing.
+    try:
+        with written(tmp_path / "out", whole_directory):
+            pass
+    finally:
+        os.umask(before)
+    assert (tmp_path / "out").stat().st_mode & 0o777 == (0o750 if whole_directory else 0o640)
+
+
+def test_an_old_directory_whose_replacement_cannot_be_renamed_is_put_back(tmp_path, monkeypatch):
+    path, rename = tmp_path / "model", os.rename
+    with written(path, True):
+        pass
+
+    def full(source, target):
+        if Path(target).name == "model" and Path(source).suffix == ".tmp":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        rename(source, target)
+
+    monkeypatch.setattr(files.os, "rename", full)
+    with pytest.raises(RunError, match="the disk is full"), directory_written_beside(path) as temporary:
+        (temporary / "two").write_text("2")
+    assert (path / "deep" / "weights").read_text() == "new"
     assert [entry.name for entry in tmp_path.iterdir()] == ["model"]
 
 

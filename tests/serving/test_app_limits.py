@@ -1,5 +1,6 @@
 """Full queues, clients that leave, wrong and hostile requests, keys, logs, counters: what an operator relies on."""
 
+import asyncio
 import contextlib
 import gzip
 import json
@@ -13,7 +14,10 @@ import pytest
 
 from tests.serving.loopback import Loopback
 from tests.serving.running import running
+from tfgpt.serving.app import OTHER_CALLS, Server
+from tfgpt.serving.batching import QueueFullError
 from tfgpt.serving.client import failed
+from tfgpt.serving.serve_config import ServeConfig
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 HELLO = {"model": "chat", "messages": [{"role": "user", "content": "secret words"}], "max_tokens": 2}
@@ -294,6 +298,36 @@ def test_a_backend_that_is_away_is_said_and_not_an_internal_error(version):
         assert error_of(post(server, json=HELLO))["code"] == "backend_error"
         server.backend.error = None
         assert post(server, json=HELLO).status_code == 200
+
+
+def test_calls_that_failed_or_whose_client_left_take_no_place_among_those_that_wait():
+    goes_on = threading.Event()
+
+    class Backend:
+        def predict(self, name, inputs):
+            if name == "fail":
+                raise ZeroDivisionError
+            assert goes_on.wait(30)
+            return {}
+
+    async def calls() -> None:
+        # Two are running, the most at a time, and one waits.
+        server = Server(Backend(), None, ServeConfig(model="a", max_queue=OTHER_CALLS + 1))
+        for _ in range(OTHER_CALLS + 2):
+            with pytest.raises(ZeroDivisionError):
+                await server.call("fail", {})
+        tasks = [asyncio.ensure_future(server.call("tokenize", {})) for _ in range(OTHER_CALLS + 1)]
+        await asyncio.sleep(0.05)
+        with pytest.raises(QueueFullError):
+            await server.call("tokenize", {})
+        tasks[-1].cancel()
+        await asyncio.wait(tasks[-1:])
+        tasks[-1] = asyncio.ensure_future(server.call("tokenize", {}))
+        await asyncio.sleep(0)
+        goes_on.set()
+        assert await asyncio.gather(*tasks) == [{}] * (OTHER_CALLS + 1)
+
+    asyncio.run(calls())
 
 
 def test_an_answer_that_cannot_be_read_ends_its_request_and_no_other(server):

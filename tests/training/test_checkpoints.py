@@ -6,7 +6,9 @@ import json
 import os
 import subprocess
 import sys
+import threading
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -43,13 +45,22 @@ def test_what_is_saved_is_what_comes_back_bit_for_bit(tmp_path):
         np.testing.assert_array_equal(fresh[name].numpy(), variable.numpy())
 
 
-def test_training_may_go_on_while_a_checkpoint_is_written(tmp_path):
-    store, state = Checkpoints(tmp_path, 1), {"kernel": tf.Variable(tf.ones([256, 256]))}
+def test_training_may_go_on_while_a_checkpoint_is_written(tmp_path, monkeypatch):
+    store, save, changed = Checkpoints(tmp_path, 1), module.save_arrays, threading.Event()
+    state = {"plain": tf.Variable([1.0, 2.0]), "keras": keras.Variable(np.float32([1, 2]))}
+
+    def late(arrays, path):
+        assert changed.wait(30)
+        save(arrays, path)
+
+    monkeypatch.setattr(module, "save_arrays", late)
     store.save(1, state, {})
-    for _ in range(50):
-        state["kernel"].assign_add(tf.ones([256, 256]))
+    for variable in state.values():
+        variable.assign([8.0, 9.0])
+    changed.set()
     store.wait()
-    np.testing.assert_array_equal(store.newest().arrays()["kernel"], np.ones([256, 256], np.float32))
+    for value in store.newest().arrays().values():
+        np.testing.assert_array_equal(value, np.float32([1, 2]))
 
 
 def test_only_the_newest_stay_and_the_best_besides(tmp_path):

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 
@@ -47,35 +47,34 @@ def test_killed_and_bereft_processes_are_started_again_and_failed_ones_are_not(
     assert done.stderr.count("starting it again") == starts - 1
 
 
-def wait_for(path: Path) -> int:
-    """The number in a file, once it is there."""
+def wait_for(happened: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 30
-    while not (path.exists() and path.read_text()):
-        assert time.monotonic() < deadline
+    while not happened():
+        assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.05)
-    return int(path.read_text())
 
 
+# Its file is there from its start until SIGTERM comes, which no other end removes.
 WAIT = (
-    "import os, signal, sys, time; signal.signal(signal.SIGTERM, lambda *a: sys.exit(0)); "
-    "open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep(60)"
+    "import os, signal, sys, time; signal.signal(signal.SIGTERM, lambda *a: (os.unlink(sys.argv[1]), sys.exit(0))); "
+    "open(sys.argv[1], 'w'); time.sleep(60)"
 )
 
 
 def test_sigterm_is_passed_on_and_nothing_starts_again(tmp_path):
-    process = subprocess.Popen(parent(3, WAIT, str(tmp_path / "pid")), cwd=ROOT)
-    wait_for(tmp_path / "pid")
+    running = tmp_path / "running"
+    process = subprocess.Popen(parent(3, WAIT, str(running)), cwd=ROOT)
+    wait_for(running.exists)
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=20) == 0
+    assert not running.exists()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's signal at a parent's death is Linux's")
 def test_the_child_is_told_when_the_parent_is_killed(tmp_path):
-    process = subprocess.Popen(parent(3, WAIT, str(tmp_path / "pid")), cwd=ROOT)
-    child = wait_for(tmp_path / "pid")
+    running = tmp_path / "running"
+    process = subprocess.Popen(parent(3, WAIT, str(running)), cwd=ROOT)
+    wait_for(running.exists)
     process.kill()
     process.wait()
-    deadline = time.monotonic() + 20
-    while Path(f"/proc/{child}").exists() and "zombie" not in Path(f"/proc/{child}/status").read_text():
-        assert time.monotonic() < deadline, "the child went on"
-        time.sleep(0.05)
+    wait_for(lambda: not running.exists())

@@ -97,8 +97,8 @@ class Checkpoints:
             RunError: the write before this one failed (disk full); the line names the last whole checkpoint.
         """
         self.wait()
-        # A copy: the training step goes on and may write into the buffer that numpy() shares.
-        arrays = {name: np.array(variable.numpy()) for name, variable in variables.items()}
+        # numpy() copies, so the training step may go on.
+        arrays = {name: np.asarray(variable.numpy()) for name, variable in variables.items()}
         facts = {**facts, "format": FORMAT, "step": step, "best_step": best_step}
         self.pending = self.writer.submit(self.write, step, arrays, facts)
 
