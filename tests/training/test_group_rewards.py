@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import json
 import shutil
 from pathlib import Path
@@ -182,6 +183,32 @@ def test_a_round_is_sampled_once_however_often_its_batches_are_asked_for(base: P
     assert all(np.array_equal(first[0], other) for other in first)
     next(assembly.batches(2))
     assert sampled == [8, 8]
+
+
+def test_each_update_learns_whole_answers_of_every_group_on_every_device(base: Path, tmp_path: Path, monkeypatch):
+    recipe, objective = reward_recipe(base, tmp_path), GroupRewards()
+    sampled: collections.Counter[tuple[tuple[int, ...], tuple[int, ...]]] = collections.Counter()
+    sample = Rounds.sample
+
+    def noted(self, prompts, *given):
+        groups = sample(self, prompts, *given)
+        for (_, prompt), answers in zip(prompts, groups, strict=True):
+            for answer in answers:
+                end = [] if answer.stop_token is None else [answer.stop_token]
+                sampled[tuple(prompt.tolist()), (*answer.token_ids, *end)] += 1
+        return groups
+
+    monkeypatch.setattr(Rounds, "sample", noted)
+    assembly = assemble(recipe, objective.prepare(recipe), tf.distribute.get_strategy(), objective)
+    batches, learned = assembly.batches(0), []
+    for batch in (next(batches) for _ in range(2)):
+        columns = (batch[name].numpy() for name in ("token_ids", "targets", "weights"))
+        for ids, targets, weights in zip(*columns, strict=True):
+            prompt = ids[: np.flatnonzero(weights)[0] + 1]
+            learned.append((tuple(prompt.tolist()), tuple(targets[weights > 0].tolist())))
+    assert collections.Counter(learned) == sampled
+    # Two updates of 32 answers, 8 prompts: the rows of up to 4 devices have an answer to each prompt.
+    assert [len({prompt for prompt, _ in learned[row : row + 8]}) for row in range(0, 64, 8)] == [8] * 8
 
 
 def test_rounds_that_do_not_come_out_even_are_refused(base: Path, tmp_path: Path):
