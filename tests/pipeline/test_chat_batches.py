@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 
+from tests.pipeline.test_shards import flip_a_byte
 from tfgpt.common.errors import UserError
 from tfgpt.corpus.config import CorpusConfig
 from tfgpt.pipeline.augmentation import Augmentation
@@ -92,6 +93,18 @@ def test_a_pass_over_the_rows_is_every_conversation_once_with_the_assistants_tok
     cut = [data.tokenizer.decode(ids) for ids, _ in found if (ids, _) not in expected]
     assert len(cut) == data.train.manifest["counts"]["cut"] + len(cut) - 1 == len(found) - len(expected)
     assert packed.efficiency == pytest.approx(sum(len(ids) - 1 for ids, _ in found) / (len(packed) * LENGTH))
+
+
+@pytest.mark.parametrize("name", ["tokens.bin", "weights.bin", "parts.jsonl", "index.npy"])
+def test_damaged_conversations_in_the_cache_are_made_again(tmp_path, name):
+    files = {"a.jsonl": [chat(f"Hello {n}", f"Answer {n}.") for n in range(20)]}
+    directory = prepared(tmp_path, files=files).train.directory
+    whole = (directory / name).read_bytes()
+    flip_a_byte(directory / name)
+    lines = []
+    again = prepared(tmp_path, files=files, say=lines.append)
+    assert any(line.startswith("train conversations: ") and "making them again" in line for line in lines)
+    assert again.train.directory == directory and (directory / name).read_bytes() == whole
 
 
 def test_long_conversations_are_cut_before_what_a_user_says_and_keep_the_system_message(tmp_path):
