@@ -71,7 +71,8 @@ def read(generator: Generator, prompt: str) -> list[int]:
 def uncached(generator: Generator, prompt: str, config: SamplingConfig, tokens: list[int], sample: int = 0):
     """What the whole model, without a cache, chooses at each place of the prompt and `tokens`, and log probabilities.
 
-    If the first choices agree with `tokens`, so do all later ones' pasts: one pass checks them all.
+    If the first choices agree with `tokens`, so do all later ones' pasts: one pass checks them all. The log
+    probabilities are the model's own, whatever the settings.
     """
     ids = read(generator, prompt) + tokens
     logits = generator.decoder({"token_ids": tf.constant([ids])})[0]
@@ -79,13 +80,14 @@ def uncached(generator: Generator, prompt: str, config: SamplingConfig, tokens: 
     seen = np.zeros([len(places), logits.shape[1]], bool)
     for row, place in zip(seen, places):
         row[ids[: place + 1]] = True
-    chosen, log_probabilities = choose(
+    chosen, _ = choose(
         logits[places.start :],
         SamplingParameters.of([(config, sample)] * len(places)),
         tf.constant(seen),
         tf.range(places.start + 1, places.stop + 1),
     )
-    return chosen.numpy().tolist(), log_probabilities.numpy().tolist()
+    log_probabilities = tf.nn.log_softmax(logits[places.start :]).numpy()[range(len(places)), chosen]
+    return chosen.numpy().tolist(), log_probabilities.tolist()
 
 
 @pytest.mark.parametrize("config", [GREEDY, SETTINGS], ids=["greedy", "sampled"])

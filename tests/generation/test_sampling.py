@@ -169,6 +169,16 @@ def test_temperature_zero_takes_the_likeliest_beside_rows_that_draw():
     np.testing.assert_allclose(log_probabilities, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_log_probabilities_are_the_models_own_whatever_the_settings(temperature):
+    logits = random_logits()
+    config = SamplingConfig(temperature=temperature, top_k=5, top_p=0.5, min_p=0.2, repetition_penalty=1.8)
+    seen = sampling.seen_tokens(tf.argsort(-tf.constant(logits))[:, :3], tf.ones([5, 3], tf.bool), 1000)
+    tokens, found = sampling.choose(tf.constant(logits), parameters(*[config] * 5), seen, tf.range(5))
+    expected = torch.log_softmax(torch.tensor(logits), -1)[range(5), tokens.numpy()]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
 def test_sampling_at_a_tiny_temperature_is_greedy():
     logits = tf.constant(random_logits())
     tokens, _ = sampling.choose(

@@ -53,6 +53,13 @@ def test_plain_chatml_typed_by_hand_is_read_as_chatml(encode, trained):
     [ids] = encode(["<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"]).to_list()
     expected, _ = encode_messages(trained, [{"role": "user", "content": "Hi"}], add_generation_prompt=True)
     np.testing.assert_array_equal(ids, expected)
+    # An end-of-text further on is not the one that conversations begin with.
+    end = trained.end_of_text_id
+    for before in ("Hi", "\n"):
+        [ids] = encode([f"{before}<|endoftext|>a"]).to_list()
+        assert ids == [end, *trained.encode(before).tolist(), end, *trained.encode("a").tolist()]
+    [ids] = encode(["<|endoftext|>a"]).to_list()
+    assert ids == [end, *trained.encode("a").tolist()]
 
 
 @pytest.mark.parametrize("name", ["zephyr", "mistral", "llama2", "smollm2"])
