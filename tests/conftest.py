@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from pydoc_data.topics import topics
 
 import pytest
 
@@ -61,6 +62,27 @@ def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("text") / "story.txt"
     path.write_text("".join(f"Chapter {number}.\n{TEXT}" for number in range(350)), encoding="utf-8")
     return path
+
+
+@pytest.fixture(scope="session")
+def documents() -> list[str]:
+    """Real text: the language reference that every Python brings along, cut to paragraphs."""
+    return "\n\n".join(topics[name] for name in sorted(topics)).split("\n\n")
+
+
+@pytest.fixture(scope="session")
+def sentencepiece_model(tmp_path_factory: pytest.TempPathFactory, documents: list[str]) -> bytes:
+    """A small model of Llama 2's kind: BPE, byte fallback, a space before each text."""
+    import sentencepiece
+
+    folder = tmp_path_factory.mktemp("sentencepiece")
+    (folder / "text.txt").write_text("\n".join(documents[:400]))
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(folder / "text.txt"), model_prefix=str(folder / "tiny"), vocab_size=420, model_type="bpe",
+        byte_fallback=True, normalization_rule_name="identity", remove_extra_whitespaces=False,
+        character_coverage=0.99, split_digits=True, allow_whitespace_only_pieces=True, minloglevel=2,
+    )  # fmt: skip
+    return (folder / "tiny.model").read_bytes()
 
 
 @pytest.fixture(scope="session")

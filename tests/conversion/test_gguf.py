@@ -145,7 +145,6 @@ def test_transformers_opens_what_is_written_with_equal_ids_and_logits(ours, llam
 
 def test_added_tokens_and_what_the_file_says_of_the_text(sentencepiece_model, llama2, tmp_path):
     size = sentencepiece.SentencePieceProcessor(model_proto=sentencepiece_model).get_piece_size()
-    assert VOCABULARY - size >= 0
     kinds = gguf.TokenType
     torch.manual_seed(0)
     wider = transformers.LlamaForCausalLM(transformers.LlamaConfig(**{**SIZES, "vocab_size": size + 8}))

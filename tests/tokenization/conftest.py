@@ -6,7 +6,6 @@ import json
 import random
 from collections.abc import Callable
 from pathlib import Path
-from pydoc_data.topics import topics
 
 import pytest
 import tokenizers
@@ -103,12 +102,6 @@ def random_bytes(generator: random.Random) -> bytes:
         if content:
             content[generator.randrange(len(content))] = generator.randrange(256)
     return bytes(content)
-
-
-@pytest.fixture(scope="session")
-def documents() -> list[str]:
-    """Real text: the language reference that every Python brings along, cut to paragraphs."""
-    return "\n\n".join(topics[name] for name in sorted(topics)).split("\n\n")
 
 
 @pytest.fixture(scope="session")

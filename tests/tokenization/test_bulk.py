@@ -30,10 +30,13 @@ def test_merges_that_training_could_not_find_run_in_tokenizers_itself(reference_
     assert odd.encode("abc").tolist() == reference_encoder(odd)("abc") == [256, ord("c")]
 
 
-def test_a_merge_before_the_one_that_makes_its_part_runs_in_tokenizers_itself():
+def test_a_merge_before_the_one_that_makes_its_part_runs_in_tokenizers_itself(reference_encoder):
+    # Its part comes about too late for it: "ab" and "c" are joined all the same, as soon as there is "ab".
     odd = tokenizer_of((b"ab", b"c"), (b"a", b"b"))
-    odd.document["model"]["vocab"]  # the result of the first merge has the lower id
+    vocabulary = odd.document["model"]["vocab"]
+    assert vocabulary["abc"] == 256 and vocabulary["ab"] == 257
     assert isinstance(odd.encoder, ReferenceEncoder)
+    assert odd.encode("abc ab").tolist() == reference_encoder(odd)("abc ab") == [256, ord(" "), 257]
 
 
 def test_second_merge_to_the_same_token_changes_nothing(reference_encoder):
