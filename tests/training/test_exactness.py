@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tests.training.small_step import ROWS
-from tests.training.topologies import UPDATES, make_shards, run_cluster, run_mirrored
+from tests.training.topologies import OWN, UPDATES, make_shards, run_cluster, run_mirrored
 
 TOLERANCE = 1e-5
 
@@ -43,8 +43,8 @@ def topologies(tmp_path_factory) -> Topologies:
 
 def largest_difference(one: dict, other: dict, case: str) -> float:
     """Over losses, validation figures and every variable of a case."""
-    names = {name for name in one if name.startswith(f"{case}/") and not name.endswith("/read")}
-    assert names == {name for name in other if name.startswith(f"{case}/") and not name.endswith("/read")}
+    names = {name for name in one if name.startswith(f"{case}/") and not name.endswith(OWN)}
+    assert names == {name for name in other if name.startswith(f"{case}/") and not name.endswith(OWN)}
     assert len(names) > 20
     return max(float(np.max(np.abs(one[name].astype(np.float64) - other[name]), initial=0.0)) for name in names)
 
@@ -71,16 +71,17 @@ def test_dropout_is_the_same_on_a_cluster_and_on_one_machine_with_as_many_replic
         assert difference < TOLERANCE
 
 
-def test_dropout_masks_differ_by_replica(topologies):
-    # With one mask for all replicas the other half of the batch would be treated otherwise than here.
-    assert largest_difference(topologies["one 1"][0], topologies["mirrored 2"][0], "dropout") > 1e-4
+@pytest.mark.parametrize("topology", ["mirrored 2", "cluster 2"])
+def test_dropout_seeds_differ_by_replica(topologies, topology):
+    seeds = np.concatenate([found["dropout/seeds"] for found in topologies[topology]])
+    assert seeds.shape == (2, 2) and not np.array_equal(*seeds)
 
 
 @pytest.mark.parametrize("workers", [2, pytest.param(4, marks=FOUR)])
 def test_all_workers_of_a_cluster_end_with_the_same_bits(topologies, workers):
     first, *others = topologies[f"cluster {workers}"]
     for other in others:
-        assert all(np.array_equal(first[key], other[key]) for key in first if not key.endswith("/read"))
+        assert all(np.array_equal(first[key], other[key]) for key in first if not key.endswith(OWN))
 
 
 @pytest.mark.parametrize("workers", [2, pytest.param(4, marks=FOUR)])

@@ -55,6 +55,10 @@ def test_pure_updates_equal_kerass_own_optimizer(name):
         optimizer=name,
         learning_rate=0.02,
         adam_learning_rate=0.01 if name == "muon" else None,
+        beta_1=0.7,  # none of Keras's defaults
+        beta_2=0.8,
+        epsilon=1e-3,
+        momentum=0.6,
         weight_decay=0.3,
         weight_decay_exclude=("embedding",),
     )

@@ -25,7 +25,7 @@ from tfgpt.training import preferences
 from tfgpt.training.config import OptimizerConfig, ScheduleConfig, StepConfig
 from tfgpt.training.optimizers import build_optimizer
 from tfgpt.training.preference_config import PreferenceConfig
-from tfgpt.training.preference_losses import pair_losses
+from tfgpt.training.preference_losses import log_of_one_minus_exp, pair_losses
 from tfgpt.training.recipe import Recipe
 from tfgpt.training.records import encoded, record_of
 from tfgpt.training.run import train
@@ -132,6 +132,29 @@ def test_losses_are_those_of_trl(objective: str, settings: dict):
     reference = SUMS["reference"] / lengths if objective in ("dpo", "ipo") else None
     losses, _ = pair_losses(objective, config, tf.constant(SUMS["policy"] / lengths), reference)
     np.testing.assert_allclose(losses, theirs(objective, config), rtol=2e-5)
+
+
+@pytest.mark.parametrize("certain", [0.0, -1e-12])
+def test_orpo_of_a_certain_answer_is_a_number_and_so_is_its_gradient(certain: float):
+    policy = tf.constant([[certain, -3.0], [-3.0, certain], [certain, certain]])
+    with tf.GradientTape() as tape:
+        tape.watch(policy)
+        losses, _ = pair_losses("orpo", PreferenceConfig(preference_beta=0.5), policy, None)
+    # A certain chosen answer costs nothing; with equal odds -log sigmoid is log 2.
+    np.testing.assert_allclose(losses.numpy()[[0, 2]], [0.0, 0.5 * np.log(2)], atol=1e-6)
+    assert 3.0 + 0.5 * 10 < losses[1] < np.inf
+    assert np.isfinite(tape.gradient(losses, policy)).all()
+
+
+def test_log_of_one_minus_exp_is_exact_near_nought_and_far_from_it():
+    values = -np.geomspace(1e-6, 80.0, 50).astype(np.float32)
+    with tf.GradientTape() as tape:
+        tape.watch(tensor := tf.constant(values))
+        found = log_of_one_minus_exp(tensor)
+    exact = values.astype(np.float64)
+    expected = np.where(exact > -1, np.log(-np.expm1(exact)), np.log1p(-np.exp(exact)))
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    np.testing.assert_allclose(tape.gradient(found, tensor), -1 / np.expm1(-exact), rtol=1e-5)
 
 
 def random_pairs(decoder) -> dict[str, np.ndarray]:

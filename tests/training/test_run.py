@@ -258,6 +258,60 @@ def test_non_finite_updates_are_skipped_then_rolled_back_with_a_lower_rate_then_
     assert "the learning rate times 0.25 (roll-back 2 of 2)" in said
 
 
+class Killed(Exception):
+    """Ends a run as a kill does, nothing more is written."""
+
+
+class SkipsThenKill(keras.callbacks.Callback):
+    """Makes updates count as skipped: two in a row four times, then three; ends the run after the roll-back."""
+
+    def on_train_begin(self, logs=None):
+        self.steps = []
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.steps.append(batch + 1)
+        if self.steps.count(5) == 2:
+            raise Killed
+        in_a_row = 3 if batch + 1 == 7 else 2 * (batch % 2)
+        self.model.consecutive_skipped.assign(in_a_row)
+        self.model.skipped_updates.assign_add(in_a_row)
+
+
+def test_skips_roll_back_when_they_are_in_a_row_and_the_lower_rate_is_saved_at_once(text_file, tmp_path):
+    skips, run_dir = SkipsThenKill(), tmp_path / "k"
+    flags = ("--rollback_after=3", "--rollback_factor=0.3", "--checkpoint_every=4", "--steps_per_call=1")
+    with pytest.raises(Killed):
+        run(text_file, run_dir, *flags, "--sample_tokens=0", "--notensorboard", callbacks=(skips,))
+    assert skips.steps == [1, 2, 3, 4, 5, 6, 7, 5]
+    facts = json.loads((run_dir / "checkpoints/step-00000004/state.json").read_text())
+    assert facts["state"]["rollbacks"] == 1
+    assert final_state(run_dir)["optimizer/learning_rate_scale"] == pytest.approx(0.3)
+
+
+class AveragesFromTheBeginning(keras.callbacks.Callback):
+    """Puts the averages back to the first weights before each validation."""
+
+    def on_train_begin(self, logs=None):
+        self.first = [variable.numpy().copy() for variable in self.model.decoder.trainable_variables]
+
+    def on_train_batch_end(self, batch, logs=None):
+        for average, value in zip(self.model.averages, self.first, strict=True):
+            average.assign(value)
+
+
+def test_averaged_weights_are_validated_and_written(text_file, tmp_path):
+    first, run_dir = AveragesFromTheBeginning(), tmp_path / "l"
+    flags = ("--ema_decay=0.9", "--max_steps=4", "--validate_every=4", "--keep_best=false", "--learning_rate=0.01")
+    assert run(text_file, run_dir, *flags, "--sample_tokens=0", "--notensorboard", callbacks=(first,)) == 0
+    before, *_, after = [row["validation_loss"] for row in rows(run_dir) if "validation_loss" in row]
+    assert after == before
+    raw = final_state(run_dir)["weights/decoder/token_embedding/embeddings"]
+    model = safetensors.numpy.load_file(run_dir / "model/model.safetensors")
+    [written] = [value for value in model.values() if value.shape == raw.shape]
+    assert any(np.array_equal(written, value) for value in first.first)
+    assert not np.array_equal(written, raw)
+
+
 def test_a_run_starts_from_another_model_and_its_tokenizer(whole_run, text_file, tmp_path):
     run_dir = tmp_path / "h"
     settings = [f"--train_text={text_file}", f"--run_dir={run_dir}", f"--init_from={whole_run / 'model'}"]

@@ -36,8 +36,9 @@ def test_cosine_without_warmup_is_kerass():
 
 
 def test_wsd_is_flat_then_falls_in_a_line():
-    schedule = WarmupDecay("wsd", 2.0, 100, warmup_steps=9, decay_fraction=0.2)
-    assert [schedule.at(step) for step in (0, 4, 9, 50, 80, 85, 90, 100, 101)] == pytest.approx(
+    config = ScheduleConfig(schedule="wsd", warmup_steps=9, decay_fraction=0.4, final_learning_rate_fraction=0.0)
+    schedule = build_schedule(config, 2.0, 100)
+    assert [schedule.at(step) for step in (0, 4, 9, 50, 60, 70, 80, 100, 101)] == pytest.approx(
         [0.2, 1.0, 2.0, 2.0, 2.0, 1.5, 1.0, 0.0, 0.0]
     )
 

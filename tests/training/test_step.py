@@ -18,6 +18,7 @@ from tests.training.small_step import (
     state,
 )
 from tfgpt.common.errors import UserError
+from tfgpt.model.dropout import current_dropout_seed
 from tfgpt.training.step import Trainer, average_decay
 
 
@@ -88,10 +89,13 @@ def test_grouping_updates_into_calls_changes_nothing_and_traces_once():
 
 def test_an_update_that_is_not_finite_changes_nothing_but_the_counters():
     trainer = make_trainer(optimizer={"ema_decay": 0.9})
-    good, bad = batches(3), batches(1, seed=8)[0]
+    good, (bad, worse) = batches(3), batches(2, seed=8)
     bad["weights"][0, 0] = np.inf
+    worse["weights"][0, 0] = 1e30
+    gradients, sums = trainer.gradients({name: tf.constant(value) for name, value in worse.items()})
+    assert np.isfinite(sums["loss_sum"]) and not np.isfinite(tf.linalg.global_norm(gradients))
     before = trained(trainer, good)
-    logs = trainer.train_steps(iter(dataset([bad, bad])), 2)
+    logs = trainer.train_steps(iter(dataset([bad, worse])), 2)
     after = state(trainer)
     assert logs["skipped"] == 2
     assert after.pop("counters/skipped_updates") == 2
@@ -160,6 +164,24 @@ def test_dropout_is_a_function_of_seed_step_and_micro_batch():
     trainer.optimizer.iterations.assign(0)
     trainer.seed += 1
     assert loss(0) != first
+
+
+def test_every_replica_and_every_micro_batch_drops_elsewhere():
+    trainer = make_trainer(model={"dropout": 0.3}, step={"accumulation_steps": 2})
+    seeds = set()
+    for replica in range(2):
+        with tf.distribute.ReplicaContext(tf.distribute.get_strategy(), replica):
+            for micro_batch in range(2):
+                with trainer.dropout(micro_batch):
+                    seeds.add(tuple(current_dropout_seed().numpy()))
+    assert len(seeds) == 4
+    # The update hands each micro-batch its number.
+    row = batches(1, ragged=False)[0]
+    half = {name: tf.repeat(value[:1], ROWS // 2, axis=0) for name, value in row.items()}
+    losses = [float(trainer.micro_batch_gradients(half, number)[1]["loss_sum"]) for number in range(2)]
+    whole = {name: tf.concat([value, value], 0) for name, value in half.items()}
+    assert losses[0] != losses[1]
+    assert float(trainer.gradients(whole)[1]["loss_sum"]) == pytest.approx(sum(losses), rel=1e-6)
 
 
 def test_resuming_from_the_state_equals_going_on():

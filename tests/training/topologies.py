@@ -22,6 +22,8 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parents[2]
 UPDATES = (1, 6, 13)  # in three calls
+# Of a process: how many rows it read to train, the seeds of its replicas.
+OWN = ("/read", "/seeds")
 CASES: dict[str, dict[str, Any]] = {
     "adamw": {
         "optimizer": {"optimizer": "adamw", "clip_norm": 0.3, "ema_decay": 0.9},
@@ -48,7 +50,7 @@ def make_shards(directory: Path) -> Path:
 
 
 def train_cases(shards_directory: Path, logical_cpus: int) -> dict[str, np.ndarray]:
-    """Losses of the calls, validation figures, final state, and how many rows this process read to train."""
+    """By case: losses of the calls, validation figures, the final state, and what is each process's own (`OWN`)."""
     from tests.training.small_step import LENGTH, ROWS, make_trainer, state
     from tfgpt.pipeline import batches
     from tfgpt.pipeline.shards import TokenShards
@@ -76,12 +78,27 @@ def train_cases(shards_directory: Path, logical_cpus: int) -> dict[str, np.ndarr
         losses = [trainer.train_steps(feed, count)["loss"] for count in UPDATES]
         results[f"{case}/losses"] = np.array(losses)
         results[f"{case}/read"] = np.array(sum(read))
+        results[f"{case}/seeds"] = dropout_seeds(strategy, trainer)
         held_out = trainer.evaluate_dataset(
             distributed(strategy, validation), batches.validation_steps(shards, LENGTH, ROWS)
         )
         results[f"{case}/validation"] = np.array(list(held_out.values()))
         results |= {f"{case}/{variable}": value for variable, value in state(trainer).items()}
     return results
+
+
+def dropout_seeds(strategy: Any, trainer: Any) -> np.ndarray:
+    """The seed of the next update's dropout on each of this process's replicas, [replicas, 2]; none without dropout."""
+    import tensorflow as tf
+
+    from tfgpt.model.dropout import current_dropout_seed
+
+    def seed() -> tf.Tensor:
+        with trainer.dropout(0):
+            found = current_dropout_seed()
+        return tf.zeros(0, tf.int32) if found is None else found
+
+    return np.array(strategy.experimental_local_results(strategy.run(tf.function(seed))))
 
 
 def count_reads(shards: Any) -> list[int]:
