@@ -108,7 +108,7 @@ def test_the_figures_are_those_of_transformers_on_the_same_rows(model, texts, ca
     expected = np.array([sums_of_transformers(model, text, length) for text in texts])
     assert found["sequence_length"] == length
     assert [row["name"] for row in found["texts"]] == [*map(str, texts), "all"]
-    for row, (nats, text_nats, tokens, size, right) in zip(found["texts"], [*expected, expected.sum(0)]):
+    for row, (nats, text_nats, tokens, size, right) in zip(found["texts"], [*expected, expected.sum(0)], strict=True):
         assert (row["tokens"], row["bytes"]) == (tokens, size)
         assert row["loss"] == pytest.approx(nats / tokens, abs=1e-5)
         assert row["perplexity"] == pytest.approx(math.exp(nats / tokens), rel=1e-4)

@@ -67,7 +67,7 @@ def test_sentencepiece_ids_in_graph_equal_those_outside_and_those_of_transformer
     texts = ["", " ", "a", "The fox", "  two  spaces ", "line\nline\t\n", "中文 ½ \U0001f600", "1234", *documents[:300]]
     found = graph.encode(texts).to_list()
     assert found == [ids.tolist() for ids in tokenizer.encode_batch(texts)]
-    for text, ids in zip(texts, found):
+    for text, ids in zip(texts, found, strict=True):
         assert ids == tokenizer.encode(text).tolist(), text
         assert tokenizer.decode(ids) == text
         # transformers 5 puts no space before a text that begins with one, unlike SentencePiece and Llama's own code.

@@ -168,7 +168,7 @@ def test_added_tokens_and_what_the_file_says_of_the_text(sentencepiece_model, ll
     assert in_graph_tokenizer(tokenizer).encode(texts).to_list() == found
     pytest.importorskip("xllamacpp")
     llama = Llama(tmp_path / "model.gguf")
-    for text, ids in zip(texts, found):
+    for text, ids in zip(texts, found, strict=True):
         assert llama.answer("/tokenize", content=text, add_special=True, parse_special=False)["tokens"] == ids, text
 
 

@@ -19,7 +19,7 @@ def searched(step_log_probabilities, num_beams: int, max_new_tokens: int, length
             for token, log_probability in enumerate(step_log_probabilities(tuple(beam.tokens()))):
                 candidates.append((beam.score + log_probability, log_probability, place, token))
         candidates.sort(key=lambda candidate: -candidate[0])
-        beams.advance(*zip(*candidates[: 2 * num_beams]))
+        beams.advance(*zip(*candidates[: 2 * num_beams], strict=True))
     return beams
 
 

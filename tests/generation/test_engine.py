@@ -78,7 +78,7 @@ def uncached(generator: Generator, prompt: str, config: SamplingConfig, tokens: 
     logits = generator.decoder({"token_ids": tf.constant([ids])})[0]
     places = range(len(ids) - len(tokens) - 1, len(ids))
     seen = np.zeros([len(places), logits.shape[1]], bool)
-    for row, place in zip(seen, places):
+    for row, place in zip(seen, places, strict=True):
         row[ids[: place + 1]] = True
     chosen, _ = choose(
         logits[places.start :],
@@ -92,7 +92,7 @@ def uncached(generator: Generator, prompt: str, config: SamplingConfig, tokens: 
 
 @pytest.mark.parametrize("config", [GREEDY, SETTINGS], ids=["greedy", "sampled"])
 def test_cached_generation_in_a_padded_batch_equals_the_uncached_model(any_generator, config):
-    for prompt, [found] in zip(PROMPTS, any_generator.generate(PROMPTS, config)):
+    for prompt, [found] in zip(PROMPTS, any_generator.generate(PROMPTS, config), strict=True):
         chosen, log_probabilities = uncached(any_generator, prompt, config, found.token_ids)
         if found.finish_reason == "length":
             assert len(found.token_ids) == config.max_new_tokens
@@ -105,7 +105,7 @@ def test_cached_generation_in_a_padded_batch_equals_the_uncached_model(any_gener
 
 def test_a_batch_equals_its_rows_one_by_one(any_generator):
     together = any_generator.generate(PROMPTS, SETTINGS)
-    for prompt, row in zip(PROMPTS, together):
+    for prompt, row in zip(PROMPTS, together, strict=True):
         [alone] = any_generator.generate([prompt], SETTINGS)
         assert [found.token_ids for found in alone] == [found.token_ids for found in row]
 
@@ -188,7 +188,7 @@ def test_rows_have_settings_and_limits_of_their_own(generator):
         SamplingConfig(max_new_tokens=1, temperature=1.0, min_p=0.1),
     ]
     together = generator.generate(PROMPTS, configs)
-    for prompt, config, [found] in zip(PROMPTS, configs, together):
+    for prompt, config, [found] in zip(PROMPTS, configs, together, strict=True):
         assert len(found.token_ids) <= config.max_new_tokens
         assert found.token_ids == generator.generate([prompt], config)[0][0].token_ids
 
@@ -318,7 +318,7 @@ def test_ids_are_taken_as_they_are_and_checked(generator):
 
 def test_bfloat16_writes_text_whose_tokens_the_float32_model_finds_nearly_as_likely():
     small, large = made({}, "bfloat16"), made({}, "float32")
-    for half, full in zip(small.decoder.weights, large.decoder.weights):
+    for half, full in zip(small.decoder.weights, large.decoder.weights, strict=True):
         half.assign(full)
     [[found]] = small.generate(["The cat"], GREEDY)
     logits = large.decoder({"token_ids": tf.constant([read(large, "The cat") + found.token_ids])})[0]

@@ -39,7 +39,7 @@ def test_steps_with_the_cache_give_the_log_probabilities_of_the_whole_text(rows)
     generator = Generator(lay_out_for_decoding(decoder("bfloat16")), byte_tokenizer())
     sampling = SamplingConfig(max_new_tokens=12, temperature=0.0, num_samples=1)
     prompts = ["ab", "a longer one", "汉"][:rows]
-    for prompt, [found] in zip(prompts, generator.generate(prompts, sampling)):
+    for prompt, [found] in zip(prompts, generator.generate(prompts, sampling), strict=True):
         start = [generator.tokenizer.end_of_text_id, *generator.tokenizer.encode(prompt)]
         ids = tf.constant([[*start, *found.token_ids]])
         logits = tf.nn.log_softmax(generator.decoder({"token_ids": ids})[0])

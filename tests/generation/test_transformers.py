@@ -71,7 +71,7 @@ def theirs(model: transformers.PreTrainedModel, generator: Generator, prompt: st
 def test_greedy_text_equals_transformers(pair, penalty):
     generator, model = pair
     config = SamplingConfig(max_new_tokens=40, temperature=0.0, repetition_penalty=penalty)
-    for prompt, [found] in zip(PROMPTS, generator.generate(PROMPTS, config)):
+    for prompt, [found] in zip(PROMPTS, generator.generate(PROMPTS, config), strict=True):
         [expected] = theirs(model, generator, prompt, max_new_tokens=40, repetition_penalty=penalty)
         assert found.token_ids == expected
 
@@ -88,7 +88,7 @@ def test_beam_search_equals_transformers(pair, num_beams, length_penalty, penalt
         length_penalty=length_penalty,
         repetition_penalty=penalty,
     )
-    for prompt, found in zip(PROMPTS[:2], generator.generate(PROMPTS[:2], config)):
+    for prompt, found in zip(PROMPTS[:2], generator.generate(PROMPTS[:2], config), strict=True):
         expected = theirs(
             model,
             generator,

@@ -107,7 +107,7 @@ def test_long_rows_taken_in_pieces_equal_the_plain_attention(name, packed):
     expected = tf.function(loss_and_gradients, input_signature=[unknown])(inputs)
     pieces = tf.function(loss_and_gradients)({key: tf.constant(value) for key, value in inputs.items()})
     np.testing.assert_allclose(pieces[0], expected[0], rtol=1e-4)
-    for variable, mine, theirs in zip(decoder.trainable_variables, pieces[1], expected[1]):
+    for variable, mine, theirs in zip(decoder.trainable_variables, pieces[1], expected[1], strict=True):
         mine, theirs = tf.convert_to_tensor(mine).numpy(), tf.convert_to_tensor(theirs).numpy()
         assert np.abs(mine - theirs).max() < 1e-4 * np.abs(theirs).max() + 1e-4, variable.path
 
@@ -125,7 +125,7 @@ def test_attentions_own_gradient_is_the_numerical_one(name):
     with tf.GradientTape() as tape:
         value = loss()
     gradients = tape.gradient(value, [kernel.value for kernel in kernels])
-    for kernel, gradient in zip(kernels, gradients):
+    for kernel, gradient in zip(kernels, gradients, strict=True):
         direction = np.random.default_rng(3).normal(size=kernel.shape)
         origin, step = kernel.numpy(), 1e-3
         kernel.assign(origin + step * direction)

@@ -107,7 +107,7 @@ def test_rotary_products_depend_on_the_distance_only():
 def test_rotation_tables_of_an_array_and_of_a_tensor_are_equal():
     positions, inverse = np.array([[0, 1, 5, 100]], np.int32), inverse_frequencies(8, 1e4)
     for mine, theirs in zip(
-        rotation_tables(positions, inverse, 0.7), rotation_tables(tf.constant(positions), inverse, 0.7)
+        rotation_tables(positions, inverse, 0.7), rotation_tables(tf.constant(positions), inverse, 0.7), strict=True
     ):
         np.testing.assert_allclose(mine, theirs.numpy(), atol=1e-5)
 

@@ -167,10 +167,12 @@ def test_gradients_of_adapters_are_those_of_the_merged_matrices(base_weights: st
     whole = load_decoder(tmp_path)
     np.testing.assert_allclose(decoder({"token_ids": IDS}), whole({"token_ids": IDS}), atol=TOLERANCE)
     of_kernels = {
-        variable.path: gradient for variable, gradient in zip(whole.trainable_variables, gradients(whole, jit=jit))
+        variable.path: gradient
+        for variable, gradient in zip(whole.trainable_variables, gradients(whole, jit=jit), strict=True)
     }
     found = {
-        variable.path: gradient for variable, gradient in zip(decoder.trainable_variables, gradients(decoder, jit=jit))
+        variable.path: gradient
+        for variable, gradient in zip(decoder.trainable_variables, gradients(decoder, jit=jit), strict=True)
     }
     assert len(found) == 2 * 7
     for _, path, layer in projections(decoder):
@@ -188,7 +190,7 @@ def test_rematerialization_changes_no_gradient(base_weights: str):
     lora = LoraConfig(lora_rank=3, base_weights=base_weights, lora_dropout=0.3)
     plain = gradients(adapted(ONE_BLOCK, lora), seed=1)
     again = gradients(adapted(ONE_BLOCK | {"rematerialize": True}, lora), seed=1)
-    for one, other in zip(plain, again):
+    for one, other in zip(plain, again, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4 * np.abs(one).max())
     assert np.abs(plain[1] - gradients(adapted(ONE_BLOCK, lora))[1]).max() > 0
 

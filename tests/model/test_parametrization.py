@@ -77,7 +77,7 @@ def after_updates(config: DecoderConfig, factors: dict[str, float], multiplier: 
             [tf.convert_to_tensor(gradient) for gradient in gradients],
             [variable.value for variable in variables],
         )
-        for variable, value in zip([*variables, *optimizer.variables], [*new, *slots]):
+        for variable, value in zip([*variables, *optimizer.variables], [*new, *slots], strict=True):
             variable.assign(value)
 
     for _ in range(3):

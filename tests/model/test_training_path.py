@@ -65,7 +65,7 @@ def test_rematerialization_gives_the_same_loss_and_gradients(name, dtype):
     decoder = random_decoder(OPTIONS[name] | {"rematerialize": True}, dtype=dtype)
     recomputed = loss_and_gradients(decoder, seed)
     assert recomputed[0] == kept[0]
-    for variable, mine, theirs in zip(decoder.trainable_variables, recomputed[1], kept[1]):
+    for variable, mine, theirs in zip(decoder.trainable_variables, recomputed[1], kept[1], strict=True):
         np.testing.assert_array_equal(mine.numpy(), theirs.numpy(), err_msg=variable.path)
 
 
@@ -74,7 +74,7 @@ def test_rematerialization_holds_in_a_traced_loop_over_micro_batches(compiled):
     def accumulated(decoder):
         def body(number, total, gradients):
             loss, more = loss_and_gradients(decoder, tf.stack([7, number]))
-            return number + 1, total + loss, [kept + new for kept, new in zip(gradients, more)]
+            return number + 1, total + loss, [kept + new for kept, new in zip(gradients, more, strict=True)]
 
         zeros = [tf.zeros(variable.shape) for variable in decoder.trainable_variables]
         return tf.while_loop(lambda number, *_: number < 2, body, (0, 0.0, zeros), maximum_iterations=2)[1:]
@@ -82,7 +82,7 @@ def test_rematerialization_holds_in_a_traced_loop_over_micro_batches(compiled):
     decoders = [random_decoder(DROPPING | {"num_layers": 1, "rematerialize": on}) for on in (False, True)]
     kept, recomputed = (tf.function(accumulated, jit_compile=compiled)(decoder) for decoder in decoders)
     np.testing.assert_allclose(recomputed[0], kept[0], rtol=1e-6)
-    for mine, theirs in zip(recomputed[1], kept[1]):
+    for mine, theirs in zip(recomputed[1], kept[1], strict=True):
         np.testing.assert_allclose(mine.numpy(), theirs.numpy(), atol=1e-6 + 1e-5 * np.abs(theirs).max())
 
 
@@ -103,7 +103,7 @@ def test_xla_really_runs_the_blocks_again_where_they_are_rematerialized():
 def test_every_variable_gets_a_finite_gradient_that_is_not_zero(values):
     decoder = random_decoder(values)
     _, gradients = loss_and_gradients(decoder, None)
-    for variable, gradient in zip(decoder.trainable_variables, gradients):
+    for variable, gradient in zip(decoder.trainable_variables, gradients, strict=True):
         assert np.isfinite(gradient.numpy()).all(), variable.path
         if not variable.path.endswith("key/bias"):  # A shift of all scores of a row changes no softmax.
             assert np.abs(gradient.numpy()).max() > 0, variable.path

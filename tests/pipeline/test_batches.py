@@ -24,7 +24,7 @@ def take(dataset: tf.data.Dataset, count: int) -> list[Batch]:
 
 def assert_equal(first: list[Batch], second: list[Batch]) -> None:
     assert len(first) == len(second)
-    for one, other in zip(first, second):
+    for one, other in zip(first, second, strict=True):
         assert one.keys() == other.keys()
         for name in one:
             np.testing.assert_array_equal(one[name], other[name])
@@ -113,7 +113,10 @@ def test_hosts_share_the_global_batch(tmp_path):
         expected = take(make(), 13)
         for hosts in (2, 3):
             parts = [take(make(num_shards=hosts, shard_index=host), 13) for host in range(hosts)]
-            joined = [{name: np.concatenate([part[name] for part in step]) for name in step[0]} for step in zip(*parts)]
+            joined = [
+                {name: np.concatenate([part[name] for part in step]) for name in step[0]}
+                for step in zip(*parts, strict=True)
+            ]
             assert_equal(joined, expected)
     with pytest.raises(SettingError, match="--batch_size: 12 rows do not divide among 5 hosts"):
         training_batches(shards, seed=9, **options, num_shards=5)
@@ -232,7 +235,7 @@ def test_document_masking_numbers_documents_and_restarts_positions(tmp_path):
     shards = write_raw_shards(tmp_path / "shards", tokens)
     batches = take(training_batches(shards, sequence_length=16, batch_size=8, seed=2, document_masking=True), 10)
     for batch in batches:
-        for row, segments, positions in zip(batch["token_ids"], batch["segment_ids"], batch["positions"]):
+        for row, segments, positions in zip(batch["token_ids"], batch["segment_ids"], batch["positions"], strict=True):
             assert (segments.tolist(), positions.tolist()) == documents_by_hand(row)
         # The first token of a document is predicted from the end-of-text before it, as generation does.
         assert (batch["weights"] == 1).all()

@@ -181,8 +181,8 @@ def test_an_exchange_longer_than_a_row_loses_its_end_and_a_useless_one_is_droppe
 @pytest.mark.parametrize("options", [{}, {"augment_casing": 0.5, "augment_word_dropout": 0.2, "augment_spacing": 0.3}])
 def test_a_step_is_the_same_after_a_restart_on_hosts_and_on_replicas(tmp_path, options):
     data = prepared(tmp_path, **options)
-    whole = [next_ for next_, _ in zip(batches(data), range(40))]
-    again = [next_ for next_, _ in zip(batches(data, start_step=33), range(7))]
+    whole = list(itertools.islice(batches(data), 40))
+    again = list(itertools.islice(batches(data, start_step=33), 7))
     halves = [batches(data, num_shards=2, shard_index=index, parts=2) for index in range(2)]
     for step in range(40):
         parts = [next(half) for half in halves for _ in range(2)]
@@ -201,9 +201,11 @@ def test_augmentation_changes_what_users_say_in_every_epoch_and_never_the_assist
 
     def said(data, weight):
         texts = set()
-        for batch, _ in zip(batches(data, by_source=False), range(30)):
+        for batch in itertools.islice(batches(data, by_source=False), 30):
             for ids, weights in segments(batch):
-                chosen = [identifier for identifier, counts in zip(ids[1:], weights) if (counts > 0) == weight]
+                chosen = [
+                    identifier for identifier, counts in zip(ids[1:], weights, strict=True) if (counts > 0) == weight
+                ]
                 texts.add(data.tokenizer.decode(chosen))
         return texts
 

@@ -63,7 +63,7 @@ def test_the_tokens_of_each_source_are_those_of_its_documents(tmp_path):
     corpus = CorpusConfig(train_text=specs, validation_fraction=0.2, cache_dir=str(tmp_path / "cache"))
     data = prepare(corpus, TokenizerConfig(tokenizer="bytes"), by_source=True, say=lambda line: None)
     assert list(data.train_by_source) == list(data.validation_by_source) == list(specs)
-    for name, shards in zip("ab", data.train_by_source.values()):
+    for name, shards in zip("ab", data.train_by_source.values(), strict=True):
         text = data.tokenizer.decode(shards.tokens[:])
         assert f"text {name}" in text and f"text {'b' if name == 'a' else 'a'}" not in text
     assert sum(shards.num_documents for shards in data.train_by_source.values()) == data.train.num_documents

@@ -136,7 +136,7 @@ def test_the_median_rule_stops_what_is_worse_than_the_median_of_running_averages
 
     def says(worker: str, *values: float) -> str:
         trial = oracle.create_trial(worker)
-        for place, value in zip((250, 500), values):
+        for place, value in zip((250, 500), values, strict=True):
             answer = oracle.update_trial(trial.trial_id, {"validation_bits_per_byte": value}, step=place)
         return answer.status
 

@@ -46,7 +46,7 @@ def test_with_noise_and_one_outlier_the_next_size_is_still_predicted():
 
 def test_chinchillas_coefficients_give_its_published_allocation():
     # Table 2, approach 3: N_opt ~ C^0.46 and D_opt ~ C^0.54; its printed coefficients are rounded.
-    sizes, tokens = zip(*(CHINCHILLA.compute_optimal(flops) for flops in (1e20, 1e24)))
+    sizes, tokens = zip(*(CHINCHILLA.compute_optimal(flops) for flops in (1e20, 1e24)), strict=True)
     assert np.log(sizes[1] / sizes[0]) / np.log(1e4) == pytest.approx(0.46, abs=0.01)
     assert np.log(tokens[1] / tokens[0]) / np.log(1e4) == pytest.approx(0.54, abs=0.01)
     # Figure 4: for Gopher's budget approach 3 projects a model of 40 billion parameters.

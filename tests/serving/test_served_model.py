@@ -36,7 +36,7 @@ def sampling(configs: list[SamplingConfig]) -> dict[str, np.ndarray]:
 
 
 def tokens(answer: dict[str, np.ndarray]) -> list[list[int]]:
-    return [row[:count].tolist() for row, count in zip(answer["tokens"], answer["num_tokens"])]
+    return [row[:count].tolist() for row, count in zip(answer["tokens"], answer["num_tokens"], strict=True)]
 
 
 def content_of(ids: list[int], generator) -> bytes:
@@ -103,7 +103,7 @@ def test_a_reply_stops_at_the_end_of_the_turn(served, generator):
 
 
 def test_chunks_streamed_by_growing_sizes_are_the_whole_text(served, generator):
-    for text, config in zip(TEXTS[:3], CONFIGS):
+    for text, config in zip(TEXTS[:3], CONFIGS[:3], strict=True):
         [[expected]] = generator.generate([text], config)
         encoded = served("tokenize", {"text": strings([text])})
         ids = [*encoded["end_of_text_id"], *encoded["ids"][0, : encoded["num_tokens"][0]]]

@@ -57,7 +57,7 @@ def test_ids_need_not_be_in_the_order_of_ranks(trained, tricky, reference_encode
     reference = reference_encoder(tokenizer)
     graph = InGraphTokenizer(tokenizer)
     in_graph = graph.encode(tricky).to_list()
-    for text, ids in zip(tricky, in_graph):
+    for text, ids in zip(tricky, in_graph, strict=True):
         assert tokenizer.encode(text).tolist() == reference(text) == ids
         assert tokenizer.decode(tokenizer.encode(text)) == text
 

@@ -38,12 +38,14 @@ def starts_by_tokenizers(family: str, texts: list[str]) -> list[list[int]]:
 
 def starts_in_graph(family: str, texts: list[str]) -> list[list[int]]:
     contents = [np.frombuffer(text.encode(), np.uint8) for text in texts]
-    begins = np.cumsum([0, *map(len, contents)])
+    begins = np.cumsum([0, *map(len, contents)])[:-1]
     every = tf.constant(np.concatenate(contents).astype(np.int32))
-    first = flags_at(tf.constant([begin for begin, text in zip(begins, texts) if text], tf.int32), tf.size(every))
+    first = flags_at(
+        tf.constant([begin for begin, text in zip(begins, texts, strict=True) if text], tf.int32), tf.size(every)
+    )
     found = CharacterSplitter(RULES[family])(every, first).numpy()
     places = []
-    for content, begin in zip(contents, begins):
+    for content, begin in zip(contents, begins, strict=True):
         character_of_byte = np.cumsum((content & 0xC0) != 0x80) - 1
         places.append(character_of_byte[found[begin : begin + len(content)]].tolist())
     return places
@@ -54,7 +56,9 @@ def test_text_is_cut_where_tokenizers_cuts_it(family, mixtures, valid_texts, eve
     # Every code point is next to its neighbours and, in the random texts, to any.
     code_points = [every_character[start : start + 5000] for start in range(0, len(every_character), 5000)]
     for texts in (mixtures, valid_texts, code_points):
-        for text, found, expected in zip(texts, starts_in_graph(family, texts), starts_by_tokenizers(family, texts)):
+        for text, found, expected in zip(
+            texts, starts_in_graph(family, texts), starts_by_tokenizers(family, texts), strict=True
+        ):
             assert found == expected, text
 
 
@@ -78,9 +82,9 @@ def of_family(uncut: Tokenizer, family: str, **model) -> Tokenizer:
 def test_ids_equal_those_of_tokenizers(family, uncut, mixtures, broken_texts, reference_encoder):
     tokenizer = of_family(uncut, family)
     graph, reference = InGraphTokenizer(tokenizer), reference_encoder(tokenizer)
-    for text, ids in zip(mixtures, graph.encode(mixtures).to_list()):
+    for text, ids in zip(mixtures, graph.encode(mixtures).to_list(), strict=True):
         assert ids == reference(text) == tokenizer.encode(text).tolist(), text
-    for content, ids in zip(broken_texts, graph.encode(broken_texts).to_list()):
+    for content, ids in zip(broken_texts, graph.encode(broken_texts).to_list(), strict=True):
         assert ids == tokenizer.encode(content).tolist(), content
 
 
@@ -95,7 +99,7 @@ def test_bytes_without_a_token_are_dropped_as_tokenizers_drops_them(uncut, mixtu
     texts = [*mixtures[:2000], "é", "\x00", "a\x00b\x00", "été l'été", ""]
     # `tokenizers` gives added tokens ids behind the vocabulary's size, which is smaller now; there are none in texts.
     graph, reference = InGraphTokenizer(tokenizer), reference_encoder(tokenizer)
-    for text, ids in zip(texts, graph.encode(texts).to_list()):
+    for text, ids in zip(texts, graph.encode(texts).to_list(), strict=True):
         assert ids == reference(text) == tokenizer.encode(text).tolist(), text
     assert tokenizer.encode(b"a\xff\xf7b").tolist() == tokenizer.encode("a").tolist() + tokenizer.encode("b").tolist()
 
@@ -140,7 +144,7 @@ def test_normal_form_c_is_that_of_tokenizers(every_character):
     hangul = ["".join(chr(generator.randrange(0x1100, 0x1200)) for _ in range(20)) for _ in range(300)]
     every = [every_character[start : start + 5000] for start in range(0, len(every_character), 5000)]
     for texts in (stacks, leading, hangul, every):
-        for text, found in zip(texts, normalized_in_graph(texts)):
+        for text, found in zip(texts, normalized_in_graph(texts), strict=True):
             assert found == normalize(text), text[:100]
 
 
@@ -153,7 +157,7 @@ def test_added_tokens_are_found_in_the_text_as_tokenizers_finds_them(uncut, mixt
     parts = [*names, *names, "<think", "<", "tool_call>", " ", "e\u0301", "\u0301", "a", "\n", "人", "<|im_end|>"]
     texts = ["", *mixtures[:500], *("".join(generator.choices(parts, k=generator.randrange(9))) for _ in range(2000))]
     graph, reference = InGraphTokenizer(tokenizer), reference_encoder(tokenizer)
-    for text, ids in zip(texts, graph.encode(texts).to_list()):
+    for text, ids in zip(texts, graph.encode(texts).to_list(), strict=True):
         assert ids == reference(text) == tokenizer.encode(text).tolist(), text
     assert graph.encode(tf.constant([], tf.string)).to_list() == []
     assert graph.encode([b"<think>\xff<think>>"]).to_list()[0][0] == first + 2

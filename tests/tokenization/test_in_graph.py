@@ -30,19 +30,19 @@ def trained_graph(trained: Tokenizer) -> InGraphTokenizer:
 
 def test_ids_equal_those_of_tokenizers_on_valid_text(graph, tokenizer, valid_texts, reference_encoder):
     reference = reference_encoder(tokenizer)
-    for text, ids in zip(valid_texts, graph.encode(valid_texts).to_list()):
+    for text, ids in zip(valid_texts, graph.encode(valid_texts).to_list(), strict=True):
         assert ids == reference(text), text
 
 
 def test_ids_equal_those_of_the_bulk_encoder_on_any_bytes(graph, tokenizer, broken_texts):
-    for content, ids in zip(broken_texts, graph.encode(broken_texts).to_list()):
+    for content, ids in zip(broken_texts, graph.encode(broken_texts).to_list(), strict=True):
         assert ids == tokenizer.encode(content).tolist(), content
 
 
 def test_text_is_cut_where_the_bulk_encoder_cuts_it(uncut, valid_texts, broken_texts):
     graph = InGraphTokenizer(uncut)
     for texts in (valid_texts, broken_texts):
-        for text, ids in zip(texts, graph.encode(texts).to_list()):
+        for text, ids in zip(texts, graph.encode(texts).to_list(), strict=True):
             assert ids == uncut.encode(text).tolist(), text
 
 

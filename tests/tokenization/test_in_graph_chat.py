@@ -38,7 +38,7 @@ def encode(trained: Tokenizer):
 @pytest.mark.parametrize("add_generation_prompt", [True, False])
 def test_ids_equal_those_of_the_messages(encode, trained, add_generation_prompt):
     rendered = [render_messages(dialogue, add_generation_prompt) for dialogue in DIALOGUES]
-    for dialogue, ids in zip(DIALOGUES, encode(rendered).to_list()):
+    for dialogue, ids in zip(DIALOGUES, encode(rendered).to_list(), strict=True):
         expected, _ = encode_messages(trained, dialogue, add_generation_prompt)
         assert ids == expected.tolist(), dialogue
 
@@ -71,7 +71,9 @@ def test_any_template_is_read_as_encode_messages_reads_it(trained, name):
         [*CONVERSATIONS[1][:3], {"role": "user", "content": "<s>你好"}],
     ]
     rendered = [render_messages(dialogue, True, template_of(tokenizer)) for dialogue in dialogues]
-    for dialogue, ids in zip(dialogues, encode_conversations(tokenizer, in_graph, tf.constant(rendered)).to_list()):
+    for dialogue, ids in zip(
+        dialogues, encode_conversations(tokenizer, in_graph, tf.constant(rendered)).to_list(), strict=True
+    ):
         assert ids == encode_messages(tokenizer, dialogue, True)[0].tolist()
 
 

@@ -118,7 +118,7 @@ def test_batch_equals_texts_one_by_one(tokenizer, valid_texts, broken_texts, num
     for mixture in (texts, valid_texts, [], [""], ["", ""], ["one"]):
         batch = tokenizer.encode_batch(mixture, num_threads=num_threads)
         assert len(batch) == len(mixture)
-        for text, ids in zip(mixture, batch):
+        for text, ids in zip(mixture, batch, strict=True):
             assert ids.dtype == np.int32
             assert ids.tolist() == tokenizer.encode(text).tolist()
 
@@ -144,7 +144,7 @@ def test_threads_of_a_number_that_was_asked_for_end_with_the_call_and_others_wit
 
 def test_batch_is_not_fooled_by_the_separator_it_uses(trained):
     texts = ["a", f"b{TiktokenEncoder.separator}c", TiktokenEncoder.separator, " ", "d"]
-    for text, ids in zip(texts, trained.encode_batch(texts)):
+    for text, ids in zip(texts, trained.encode_batch(texts), strict=True):
         assert trained.decode(ids) == text
         assert ids.tolist() == trained.encode(text).tolist()
 
@@ -205,7 +205,7 @@ def test_foreign_file_gives_the_ids_of_tokenizers(gpt2_file, valid_texts, broken
     reference = tokenizers.Tokenizer.from_file(str(gpt2_file))
     reference.encode_special_tokens = True
     texts = valid_texts[:600]
-    for text, ids in zip(texts, foreign.encode_batch(texts)):
+    for text, ids in zip(texts, foreign.encode_batch(texts), strict=True):
         assert ids.tolist() == reference.encode(text).ids
     for content in broken_texts[:300]:
         assert foreign.decode_bytes(foreign.encode(content)) == content

@@ -232,7 +232,9 @@ def test_qwens_own_template_writes_and_masks_as_its_training_variant(trained):
     original = with_template(trained, (folder / "qwen2_5.jinja").read_text(encoding="utf-8"))
     variant = with_template(trained, without_tag(TEMPLATES["qwen2.5"]))
     for messages in [*CONVERSATIONS.values(), PARALLEL]:
-        for found, expected in zip(*(encode_messages(one, messages, tools=TOOLS) for one in (original, variant))):
+        for found, expected in zip(
+            *(encode_messages(one, messages, tools=TOOLS) for one in (original, variant)), strict=True
+        ):
             np.testing.assert_array_equal(found, expected)
 
 

@@ -61,7 +61,9 @@ def batches(count: int, seed: int = 0, ragged: bool = True) -> list[dict[str, np
     ids = generator.integers(0, VOCABULARY, (count, ROWS, LENGTH + 1)).astype(np.int32)
     lengths = generator.integers(1, LENGTH + 1, (count, ROWS, 1)) if ragged else np.full((count, ROWS, 1), LENGTH)
     weights = (np.arange(LENGTH) < lengths).astype(np.float32)
-    return [{"token_ids": row[:, :-1], "targets": row[:, 1:], "weights": w} for row, w in zip(ids, weights)]
+    return [
+        {"token_ids": row[:, :-1], "targets": row[:, 1:], "weights": w} for row, w in zip(ids, weights, strict=True)
+    ]
 
 
 def dataset(rows: list[dict[str, np.ndarray]]) -> tf.data.Dataset:

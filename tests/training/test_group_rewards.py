@@ -76,7 +76,7 @@ def test_loss_and_gradient_are_those_of_the_formula():
                 expected += (-gain + 0.3 * (tf.exp(change) - change - 1.0)) / len(tokens)
     np.testing.assert_allclose(sums["loss_sum"], expected, rtol=1e-4)
     assert 0 < float(sums["clipped"]) < ROWS and float(sums["answer_tokens"]) == batch["weights"].sum()
-    for mine, other in zip(found, tape.gradient(expected, weights)):
+    for mine, other in zip(found, tape.gradient(expected, weights), strict=True):
         other = tf.convert_to_tensor(other).numpy()
         np.testing.assert_allclose(tf.convert_to_tensor(mine), other, atol=2e-5 * max(1.0, np.abs(other).max()))
 

@@ -96,5 +96,5 @@ def test_the_run_and_its_adapter_write_the_same(tuned: Path):
     ]
     assert texts[0] == texts[1] != ""
     merged, adapter = (load_decoder(tuned / name) for name in ("model", "adapter"))
-    for one, other in zip(merged.trainable_variables, adapter.trainable_variables):
+    for one, other in zip(merged.trainable_variables, adapter.trainable_variables, strict=True):
         np.testing.assert_allclose(one, other, atol=0.02 * np.abs(other).max())

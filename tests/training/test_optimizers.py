@@ -75,10 +75,10 @@ def test_pure_updates_equal_kerass_own_optimizer(name):
             [tf.constant(gradient) for gradient in gradients],
             [variable.value for variable in decoder.trainable_variables],
         )
-        for variable, value in zip([*decoder.trainable_variables, *ours.variables], [*values, *slots]):
+        for variable, value in zip([*decoder.trainable_variables, *ours.variables], [*values, *slots], strict=True):
             variable.assign(value)
         theirs.apply([tf.constant(gradient) for gradient in gradients], reference.trainable_variables)
-    for mine, other in zip(decoder.trainable_variables, reference.trainable_variables):
+    for mine, other in zip(decoder.trainable_variables, reference.trainable_variables, strict=True):
         np.testing.assert_allclose(mine.numpy(), other.numpy(), rtol=1e-5, atol=1e-6, err_msg=mine.path)
 
 
@@ -92,7 +92,7 @@ def test_stateless_apply_assigns_nothing():
         [tf.ones(variable.shape) for variable in decoder.trainable_variables],
         [variable.value for variable in decoder.trainable_variables],
     )
-    for variable, old in zip(variables, before):
+    for variable, old in zip(variables, before, strict=True):
         np.testing.assert_array_equal(variable.numpy(), old)
 
 
@@ -112,7 +112,7 @@ def test_muon_takes_the_blocks_matrices_and_nothing_else():
     optimizer = build_optimizer(OptimizerConfig(optimizer="muon"), 0.1, decoder)
     muons = {
         variable.path
-        for variable, velocity in zip(decoder.trainable_variables, optimizer.adam_velocities)
+        for variable, velocity in zip(decoder.trainable_variables, optimizer.adam_velocities, strict=True)
         if velocity is None
     }
     matrices = {v.path for v in decoder.trainable_variables if "/block_" in v.path and len(v.shape) == 2}

@@ -201,7 +201,7 @@ def test_loss_and_gradient_are_those_of_the_formula():
         loss = tf.reduce_sum(tf.nn.softplus(-0.1 * (scores[:, 0] - scores[:, 1])))
     expected = tape.gradient(loss, [weight.value for weight in weights])
     np.testing.assert_allclose(sums["loss_sum"], loss, rtol=1e-5)
-    for mine, other in zip(gradients, expected):
+    for mine, other in zip(gradients, expected, strict=True):
         other = tf.convert_to_tensor(other).numpy()
         np.testing.assert_allclose(mine, other, atol=1e-5 * max(1.0, np.abs(other).max()))
 

@@ -66,7 +66,7 @@ def test_one_update_is_kerass_adamw_on_the_clipped_gradient_of_the_weighted_mean
     assert logs["gradient_norm"] == pytest.approx(float(norm), rel=1e-4)
     assert logs["learning_rate"] == pytest.approx(1e-2 / 3)
     assert logs["tokens"] == batch["weights"].sum()
-    for mine, other in zip(trainer.decoder.trainable_variables, reference.decoder.trainable_variables):
+    for mine, other in zip(trainer.decoder.trainable_variables, reference.decoder.trainable_variables, strict=True):
         # Adam's first update is about ±learning rate: where a gradient is nearly zero, its sign is rounding.
         np.testing.assert_allclose(mine.numpy(), other.numpy(), atol=2e-5, err_msg=mine.path)
 

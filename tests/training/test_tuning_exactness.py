@@ -91,7 +91,7 @@ def test_sampled_answers_are_the_same(directory: Path):
         topology: [np.load(directory / topology / "grpo" / f"answers-{step}.npy") for step in (0, 2, 4)]
         for topology in ("one", "mirrored")
     }
-    for one, other in zip(found["one"], found["mirrored"]):
+    for one, other in zip(found["one"], found["mirrored"], strict=True):
         np.testing.assert_array_equal(one, other)
     assert not np.array_equal(found["one"][0], found["one"][1])
 
