@@ -58,7 +58,7 @@ def test_loss_and_gradient_are_those_of_the_formula():
     }
     weights = [variable.value for variable in decoder.trainable_variables]
     with tf.GradientTape() as tape:
-        sums = GroupLoss(RewardConfig(kl_penalty=0.3, clip_ratio=0.2))(decoder, batch, training=True)
+        sums = GroupLoss(RewardConfig(kl_penalty=0.3, clip_ratio=0.15))(decoder, batch, training=True)
     found = tape.gradient(sums["loss_sum"], weights)
     with tf.GradientTape() as tape:
         logs = -tf.nn.sparse_softmax_cross_entropy_with_logits(
@@ -70,7 +70,7 @@ def test_loss_and_gradient_are_those_of_the_formula():
             for token in tokens:
                 ratio = tf.exp(logs[row, token] + batch["sampled_nats"][row, token])
                 gain = tf.minimum(
-                    ratio * batch["advantages"][row], tf.clip_by_value(ratio, 0.8, 1.2) * batch["advantages"][row]
+                    ratio * batch["advantages"][row], tf.clip_by_value(ratio, 0.85, 1.15) * batch["advantages"][row]
                 )
                 change = -batch["reference_nats"][row, token] - logs[row, token]
                 expected += (-gain + 0.3 * (tf.exp(change) - change - 1.0)) / len(tokens)
@@ -100,6 +100,7 @@ def test_rewards():
     assert reward(answer("46 or 47"), "number") == (0, 0)
     assert reward(answer("1,006", prompt="What is 2 * (500 + 3)?"), "number") == (1, 1)
     assert reward(answer("46"), "format")[0] == 1 and reward(answer("46!"), "format")[0] == 0
+    assert [reward(answer(text), "format", reward_pattern="[a-z]+")[0] for text in ("yes", "46")] == [1, 0]
     assert [reward(answer("", tokens=count), "length", reward_length=10)[0] for count in (10, 15, 20)] == [1, 0.5, 0]
     both = reward(answer("46!", answer="46"), "number", "0.5*format", f"-2*{__name__}:length_parity")
     assert both == (1 + 0 - 2, 1)
@@ -174,15 +175,20 @@ def test_the_run_goes_on_bit_for_bit(base: Path, rewarded: Path, tmp_path: Path)
 
 def test_a_round_is_sampled_once_however_often_its_batches_are_asked_for(base: Path, tmp_path: Path, monkeypatch):
     # As --compile=auto does, for each mode, before the first update.
-    recipe, objective, sampled = reward_recipe(base, tmp_path), GroupRewards(), []
+    recipe, objective, sampled = reward_recipe(base, tmp_path, "--answer_temperature=0.7"), GroupRewards(), []
     sample = Rounds.sample
-    monkeypatch.setattr(Rounds, "sample", lambda self, *given: sampled.append(len(given[0])) or sample(self, *given))
+
+    def noted(self, prompts, seeds, answers, temperature):
+        sampled.append((len(prompts), answers, temperature))
+        return sample(self, prompts, seeds, answers, temperature)
+
+    monkeypatch.setattr(Rounds, "sample", noted)
     assembly = assemble(recipe, objective.prepare(recipe), tf.distribute.get_strategy(), objective)
     first = [next(assembly.batches(0))["token_ids"].numpy() for _ in range(3)]
-    assert sampled == [8]
+    assert sampled == [(8, 8, 0.7)]
     assert all(np.array_equal(first[0], other) for other in first)
     next(assembly.batches(2))
-    assert sampled == [8, 8]
+    assert sampled == [(8, 8, 0.7)] * 2
 
 
 def test_each_update_learns_whole_answers_of_every_group_on_every_device(base: Path, tmp_path: Path, monkeypatch):

@@ -56,6 +56,10 @@ def test_only_adapters_are_trained_and_saved(base: Path, tuned: Path):
     assert len(names) == 14 * 4 + len(
         {"iteration", "learning_rate_scale", "learning_rate"} & {name.removeprefix("optimizer/") for name in names}
     )
+    # The adapter is the averages, not the last weights.
+    written = safetensors.numpy.load_file(tuned / "adapter" / "adapter_model.safetensors").values()
+    averages = [value.T for name, value in final_state(tuned).items() if name.startswith("averages/")]
+    assert len(averages) == 14 and all(any(np.array_equal(one, other) for other in written) for one in averages)
     validation = [row["validation_loss"] for row in rows(tuned) if "validation_loss" in row]
     assert validation[-1] < validation[0] - 0.02
     assert read_json(tuned / "adapter" / "adapter_config.json")["base_model_name_or_path"] == str(base)

@@ -21,8 +21,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tests.conftest import ROOT
 from tfgpt import train as command
 from tfgpt.common.errors import RunError, UserError
+from tfgpt.training.assembly import assemble
 from tfgpt.training.recipe import Recipe
-from tfgpt.training.run import train
+from tfgpt.training.run import Samples, train
 
 SMALL = (
     "--tokenizer=bytes --preset=tiny --num_layers=1 --num_query_heads=2 --num_key_value_heads=1 --hidden_dim=16 "
@@ -256,6 +257,22 @@ def test_non_finite_updates_are_skipped_then_rolled_back_with_a_lower_rate_then_
     said = capsys.readouterr().err
     assert "the learning rate times 0.5 (roll-back 1 of 2)" in said
     assert "the learning rate times 0.25 (roll-back 2 of 2)" in said
+
+
+def test_samples_continue_the_prompts_by_the_averages_at_their_temperature(text_file, tmp_path):
+    for temperature in (0, 9):
+        flags = ("--sample_prompt=The fox", "--sample_tokens=6", f"--sample_temperature={temperature}")
+        wanted = recipe(text_file, tmp_path / "m", *flags, "--ema_decay=0.9")
+        objective = wanted.objective.kind()
+        data = objective.prepare(wanted)
+        assembly = assemble(wanted, data, tf.distribute.get_strategy(), objective)
+        samples = Samples(wanted, assembly, data, objective)
+        first = samples(0)["The fox"]
+        for weight in assembly.trainer.decoder.trainable_variables:
+            weight.assign(tf.zeros(weight.shape))
+        second = samples(1)["The fox"]
+        assert first.startswith("The fox") and len(first) > len("The fox")
+        assert (first == second) == (temperature == 0)
 
 
 class Killed(Exception):
