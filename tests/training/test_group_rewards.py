@@ -64,7 +64,7 @@ def test_loss_and_gradient_are_those_of_the_formula():
         logs = -tf.nn.sparse_softmax_cross_entropy_with_logits(
             batch["targets"], decoder({"token_ids": batch["token_ids"]})
         )
-        expected = 0.0
+        expected, divergence, clipped = 0.0, 0.0, 0.0
         for row in range(ROWS):
             tokens = np.flatnonzero(batch["weights"][row])
             for token in tokens:
@@ -74,8 +74,13 @@ def test_loss_and_gradient_are_those_of_the_formula():
                 )
                 change = -batch["reference_nats"][row, token] - logs[row, token]
                 expected += (-gain + 0.3 * (tf.exp(change) - change - 1.0)) / len(tokens)
+                divergence += (tf.exp(change) - change - 1.0) / len(tokens)
+                clipped += float(gain < ratio * batch["advantages"][row]) / len(tokens)
     np.testing.assert_allclose(sums["loss_sum"], expected, rtol=1e-4)
-    assert 0 < float(sums["clipped"]) < ROWS and float(sums["answer_tokens"]) == batch["weights"].sum()
+    assert 0 < clipped < ROWS and float(divergence) > 0.01
+    reported = {"clipped": clipped, "kl": divergence, "reward": 1.5, "pass_rate": 1, "weight_sum": ROWS}
+    for name, value in {**reported, "answer_tokens": batch["weights"].sum()}.items():
+        np.testing.assert_allclose(sums[name], value, rtol=1e-4, err_msg=name)
     for mine, other in zip(found, tape.gradient(expected, weights), strict=True):
         other = tf.convert_to_tensor(other).numpy()
         np.testing.assert_allclose(tf.convert_to_tensor(mine), other, atol=2e-5 * max(1.0, np.abs(other).max()))

@@ -206,6 +206,37 @@ def test_loss_and_gradient_are_those_of_the_formula():
         np.testing.assert_allclose(mine, other, atol=1e-5 * max(1.0, np.abs(other).max()))
 
 
+@pytest.mark.parametrize("objective", ["dpo", "simpo"])
+def test_what_is_reported_of_pairs_is_what_its_name_says(objective: str):
+    """Of dpo with sums, of simpo with means; the last pair only fills up a batch of validation."""
+    decoder, random = random_decoder(MODERN | {"num_layers": 1}), np.random.default_rng(2)
+    arrays = {name: array.reshape(-1, *array.shape[2:]) for name, array in random_pairs(decoder).items()}
+    arrays["example_weights"][-2:] = 0
+    logits = decoder({"token_ids": arrays["token_ids"]})
+    policy = -tf.nn.sparse_softmax_cross_entropy_with_logits(arrays["targets"], logits).numpy()
+    reference = policy + random.normal(0, 0.5, policy.shape).astype(np.float32)
+    found = preferences.PreferenceLoss(objective, PreferenceConfig(preference_beta=0.3), chunk_tokens=16)(
+        decoder, arrays | {"reference_nats": -reference}, training=False
+    )
+    sums = dict.fromkeys(("weight_sum", "accuracy", "reward_margin"), 0.0)
+    sums |= dict.fromkeys(("chosen_log_probability", "rejected_log_probability", "kl"), 0.0)
+    for pair in range(PAIRS - 1):
+        rewards = []
+        for row, name in ((2 * pair, "chosen"), (2 * pair + 1, "rejected")):
+            ours, theirs = (values[row, arrays["weights"][row] > 0] for values in (policy, reference))
+            sums[f"{name}_log_probability"] += ours.mean()
+            rewards.append(0.3 * ((ours - theirs).sum() if objective == "dpo" else ours.mean()))
+            sums["kl"] += np.mean(np.exp(theirs - ours) - 1 - (theirs - ours)) / 2
+        sums["weight_sum"] += 1
+        sums["accuracy"] += rewards[0] > rewards[1]
+        sums["reward_margin"] += rewards[0] - rewards[1]
+    if objective == "simpo":
+        del sums["kl"]
+    assert sums.keys() | {"loss_sum", "nats_sum"} == found.keys() and 0 < sums["accuracy"] < PAIRS - 1
+    for name, value in sums.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-4, atol=1e-4, err_msg=name)
+
+
 @pytest.mark.parametrize("objective", ["dpo", "orpo"])
 def test_accumulation_changes_nothing(objective: str):
     ends = []
