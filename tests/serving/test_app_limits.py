@@ -11,12 +11,15 @@ import time
 import httpx
 import openai
 import pytest
+from starlette.requests import ClientDisconnect
 
 from tests.serving.loopback import Loopback
 from tests.serving.running import running
+from tfgpt.serving.answers import Answer, EventResponse
 from tfgpt.serving.app import OTHER_CALLS, Server
-from tfgpt.serving.batching import QueueFullError
+from tfgpt.serving.batching import Batcher, QueueFullError, Row, Ticket
 from tfgpt.serving.client import failed
+from tfgpt.serving.metrics import Metrics
 from tfgpt.serving.serve_config import ServeConfig
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
@@ -298,6 +301,64 @@ def test_a_backend_that_is_away_is_said_and_not_an_internal_error(version):
         assert error_of(post(server, json=HELLO))["code"] == "backend_error"
         server.backend.error = None
         assert post(server, json=HELLO).status_code == 200
+
+
+def texts(ticket: Ticket, count: int) -> list[Row]:
+    return [Row(ticket, index, [1], 5, {}, (), False) for index in range(count)]
+
+
+def test_clients_that_left_take_no_place_in_the_queue_and_those_that_wait_keep_theirs():
+    async def arrive() -> None:
+        metrics = Metrics()
+        batcher = Batcher(None, 1, 3, 0.0, metrics)
+        leaving, waiting, late = Ticket(), Ticket(), Ticket()
+        batcher.submit(texts(leaving, 2))
+        batcher.submit(texts(waiting, 1))
+        with pytest.raises(QueueFullError):
+            batcher.submit(texts(late, 1))
+        leaving.cancel()
+        with pytest.raises(QueueFullError):
+            batcher.submit(texts(late, 3))  # All or none: two of its three texts would find room.
+        batcher.submit(texts(late, 2))
+        assert b"tfgpt_waiting_texts 3.0" in metrics.text()
+        with pytest.raises(QueueFullError):
+            batcher.submit(texts(late, 1))
+
+    asyncio.run(arrive())
+
+
+def test_a_chunk_without_a_token_has_no_log_probability():
+    async def pieces() -> list:
+        row = Row(Ticket(), 0, [1], 5, {}, (), True)
+        row.advance([7], b"a", "", -0.5)
+        row.advance([], b"", "stop", -0.25)
+        return [(await row.ticket.events.get()).log_probability for _ in range(2)]
+
+    assert asyncio.run(pieces()) == [-0.5, None]
+
+
+@pytest.mark.parametrize("version", ["2.3", "2.4"])
+def test_a_stream_whose_client_leaves_before_its_first_event_leaves_the_queue(version):
+    async def receive():
+        return {"type": "http.disconnect"}
+
+    async def send(message):
+        if version == "2.4":
+            raise OSError("so say servers of ASGI 2.4 that the client is gone")
+        await asyncio.sleep(60)
+
+    async def answered() -> bool:
+        ticket = Ticket()
+        response = EventResponse(Answer(ticket, True, "chat", 1, 1, False, {}, Metrics(), 0.0), False)
+        scope = {"type": "http", "asgi": {"spec_version": version}}
+        if version == "2.4":
+            with pytest.raises(ClientDisconnect):
+                await response(scope, receive, send)
+        else:
+            await response(scope, receive, send)
+        return ticket.cancelled
+
+    assert asyncio.run(answered())
 
 
 def test_calls_that_failed_or_whose_client_left_take_no_place_among_those_that_wait():
