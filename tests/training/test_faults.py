@@ -99,23 +99,25 @@ def undisturbed(text_file, tmp_path_factory) -> dict[str, np.ndarray]:
     return state(run_dir)
 
 
+@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_after_a_kill_the_others_name_the_lost_worker_and_all_start_again_to_the_same_end(
-    text_file, tmp_path, undisturbed
+    text_file, tmp_path, undisturbed, count
 ):
     run_dir = tmp_path / "run"
-    workers = Workers(3, text_file, [run_dir] * 3, "--restarts=1")
+    *others, lost = sorted(range(count), key=lambda index: index == count // 2)
+    workers = Workers(count, text_file, [run_dir] * count, "--restarts=1")
     wait_for(run_dir / "checkpoints/step-00000020", workers)
     killed = time.monotonic()
-    os.kill(workers.trained_process(2), signal.SIGKILL)
-    line = f"tfgpt.train: lost worker 2 ({workers.addresses[2]})"
-    while not all(line in workers.output(index) for index in (0, 1)):
-        assert time.monotonic() - killed < 120, [workers.output(index)[-2000:] for index in (0, 1)]
+    os.kill(workers.trained_process(lost), signal.SIGKILL)
+    line = f"tfgpt.train: lost worker {lost} ({workers.addresses[lost]})"
+    while not all(line in workers.output(index) for index in others):
+        assert time.monotonic() - killed < 120, [workers.output(index)[-2000:] for index in others]
         time.sleep(0.1)
     print(f"\nnoticed after {time.monotonic() - killed:.1f} s: {line}")
-    assert workers.wait() == [0, 0, 0], workers.output(0)
+    assert workers.wait() == [0] * count, workers.output(0)
     assert workers.output(0).count("Resuming from") == 1
-    assert "killed by SIGKILL; starting it again" in workers.output(2)
-    for index in (0, 1):
+    assert "killed by SIGKILL; starting it again" in workers.output(lost)
+    for index in others:
         assert workers.output(index).count(line) == 1
         assert "Traceback" not in workers.output(index)
     assert_same_state(undisturbed, state(run_dir))
