@@ -42,6 +42,7 @@ TOGETHER = {
 }
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Groups the tests, each other file being a group of its own, and puts the long groups first."""
     names = list(TOGETHER)
