@@ -17,7 +17,7 @@ import uvicorn
 from tests.conftest import ROOT
 from tfgpt import serve
 from tfgpt.common.errors import SettingError
-from tfgpt.serving.description import METADATA_FILE
+from tfgpt.common.model_names import EXPORT_METADATA
 from tfgpt.serving.serve_config import ServeConfig
 
 
@@ -114,10 +114,10 @@ def test_an_idle_connection_outlives_the_pools_of_proxies(version, monkeypatch):
 
 def test_an_export_of_another_format_is_refused_by_name(capsys, tmp_path):
     root = tmp_path / "chat"
-    (root / "1" / METADATA_FILE).parent.mkdir(parents=True)
+    (root / "1" / EXPORT_METADATA).parent.mkdir(parents=True)
     (root / "1" / "saved_model.pb").touch()
-    for place, said in ((root / "1" / METADATA_FILE, root / "1"), (root / "tfgpt.json", root)):
-        (root / "1" / METADATA_FILE).write_text("{}")
+    for place, said in ((root / "1" / EXPORT_METADATA, root / "1"), (root / "tfgpt.json", root)):
+        (root / "1" / EXPORT_METADATA).write_text("{}")
         place.write_text(json.dumps({"kind": "export", "format": 2}))
         assert serve.main([f"--model={root}"]) == 2
         [line] = capsys.readouterr().err.splitlines()

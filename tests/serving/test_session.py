@@ -6,7 +6,8 @@ import pytest
 import tensorflow as tf
 
 from tfgpt.common.errors import UserError
-from tfgpt.serving.description import FORMAT, METADATA_FILE
+from tfgpt.common.model_names import EXPORT_METADATA
+from tfgpt.serving.description import FORMAT
 from tfgpt.serving.session import SessionModel
 
 
@@ -28,7 +29,7 @@ def test_a_load_that_fails_leaves_no_session_open(tmp_path, monkeypatch):
 
 
 def test_an_export_of_another_format_is_refused_by_name(tmp_path):
-    (tmp_path / METADATA_FILE).parent.mkdir()
-    (tmp_path / METADATA_FILE).write_text(json.dumps({"format": FORMAT + 1}))
+    (tmp_path / EXPORT_METADATA).parent.mkdir()
+    (tmp_path / EXPORT_METADATA).write_text(json.dumps({"format": FORMAT + 1}))
     with pytest.raises(UserError, match=rf"{tmp_path}: is an export of format {FORMAT + 1}, .* knows format {FORMAT}"):
         SessionModel(tmp_path)

@@ -118,12 +118,9 @@ class Command:
             ) from error
         except absl_flags.Error as error:
             said = " ".join(str(error).split()).removeprefix("flag ")
-            for python, words in (
-                ("invalid literal for int", "not a whole number"),
-                ("could not convert", "not a number"),
-            ):
-                if f": {python}" in said:
-                    said = f"{said.split(f': {python}')[0]}: {words}"
+            for python, words in PYTHON_WORDS.items():
+                if python in said:
+                    said = f"{said.split(python)[0]}: {words}"
             raise UserError(said) from error
         if len(rest) > 1:
             raise UserError(f"{rest[1]}: an argument without a flag; flags are written --name=value")

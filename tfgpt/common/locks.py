@@ -51,7 +51,7 @@ def writer_lock(lock_file: str | os.PathLike, directory: str | os.PathLike, flag
         UserError: the lock file cannot be written.
     """
     lock_file = Path(lock_file)
-    record = lock_file.with_name(f"{lock_file.name}.json")
+    record = record_of(lock_file)
     with contextlib.ExitStack() as stack:
         with clear_write_errors(lock_file.parent):
             lock_file.parent.mkdir(parents=True, exist_ok=True)
@@ -79,8 +79,8 @@ def waiting_writer_lock(lock_file: str | os.PathLike, directory: str | os.PathLi
                 stack.enter_context(writer_lock(lock_file, directory))
             except DirectoryInUse:
                 if not said:
-                    record = Path(lock_file).with_name(f"{Path(lock_file).name}.json")
-                    print(f"Waiting for {holder(record)}, which makes {directory}", file=sys.stderr, flush=True)
+                    by = holder(record_of(Path(lock_file)))
+                    print(f"Waiting for {by}, which makes {directory}", file=sys.stderr, flush=True)
                 said = True
                 time.sleep(0.2)
                 continue
@@ -164,6 +164,11 @@ def on_network_disk(directory: Path) -> bool:
     if nearest is None:
         return place.startswith("\\\\")
     return nearest.fstype.lower().startswith(NETWORK_FILE_SYSTEMS) or "remote" in nearest.opts.split(",")
+
+
+def record_of(lock_file: Path) -> Path:
+    """The file that names a lock's holder."""
+    return lock_file.with_name(f"{lock_file.name}.json")
 
 
 def write_record(path: Path) -> None:

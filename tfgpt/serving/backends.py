@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from tfgpt.common.errors import UserError
-from tfgpt.common.model_names import find_export
+from tfgpt.common.model_names import EXPORT_METADATA, find_export
 from tfgpt.serving.client import DEFAULTS, Answer, Client, Transport, connect, failed, input_types
-from tfgpt.serving.description import METADATA_FILE, read_description
+from tfgpt.serving.description import read_description
 from tfgpt.serving.serve_config import ServeConfig
 from tfgpt.serving.transports import as_bytes, with_text
 from tfgpt.tokenization.chat_template import OURS, ChatTemplate
@@ -103,9 +103,9 @@ def served_info(config: ServeConfig, version: Path | None) -> ServedInfo:
             defaults.update({key: value for key, value in described["defaults"].items() if key in DEFAULTS})
             # Exports of before 2026-11-25 have ours, and say nothing of it.
             template = ChatTemplate.from_dict(described["chat_template"]) if "chat_template" in described else OURS
-            created = int((version / METADATA_FILE).stat().st_mtime)
+            created = int((version / EXPORT_METADATA).stat().st_mtime)
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{version / METADATA_FILE}: is no description of an export ({error!r})") from error
+            raise UserError(f"{version / EXPORT_METADATA}: is no description of an export ({error!r})") from error
         folder = Path(os.path.abspath(version))
         name = name or (folder.parent.name if folder.name.isdigit() else folder.name)
     return ServedInfo(name, created, context, vocabulary, defaults, template)

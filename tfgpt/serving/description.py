@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from tfgpt.common.errors import SettingError, UserError
+from tfgpt.common.model_names import EXPORT_METADATA
 from tfgpt.common.outputs import DESCRIPTION, FORMATS, check_format, check_working_directory, write_description
 
-METADATA_FILE = Path("assets.extra", "tfgpt.json")
 SERVING_FOLDER = "serving"
 FORMAT = FORMATS["export"]
 
@@ -23,7 +23,7 @@ def read_description(version: Path) -> dict[str, Any]:
     Raises:
         UserError: there is none, it cannot be read, or the export is of another format.
     """
-    path = version / METADATA_FILE
+    path = version / EXPORT_METADATA
     if is_version(version):
         check_format(version.parent, "export")
     try:
@@ -58,7 +58,7 @@ def check_export_root(output: str) -> Path:
         raise SettingError("output", f"{path} is a SavedModel; give the folder of its versions, such as {path.parent}")
     if path.is_dir() and not (path / DESCRIPTION).is_file():
         found = [entry for entry in path.iterdir() if not entry.name.startswith(".")]
-        ours = [entry for entry in found if is_version(entry) and (entry / METADATA_FILE).is_file()]
+        ours = [entry for entry in found if is_version(entry) and (entry / EXPORT_METADATA).is_file()]
         if ours and all(entry in ours or entry.name == SERVING_FOLDER for entry in found):
             write_description(path, "export")  # Exports of before 2026-11-28 do not say what they are.
     return check_working_directory(path, "export", "output")

@@ -13,6 +13,7 @@ import tensorflow as tf
 import tfgpt
 from tfgpt.common.errors import UserError
 from tfgpt.common.files import directory_written_beside, write_json
+from tfgpt.common.model_names import EXPORT_METADATA
 from tfgpt.common.outputs import working_directory
 from tfgpt.generation.config import SamplingConfig
 from tfgpt.generation.engine import Generator
@@ -20,7 +21,7 @@ from tfgpt.generation.layout import lay_out_for_decoding
 from tfgpt.model.checkpoints.huggingface import load_decoder, load_stop_ids
 from tfgpt.model.decoder import Decoder
 from tfgpt.serving.config import NOT_IN_EXPORTS, ExportConfig
-from tfgpt.serving.description import FORMAT, METADATA_FILE, check_export_root, is_version
+from tfgpt.serving.description import FORMAT, check_export_root, is_version
 from tfgpt.serving.precision import ServedWeights
 from tfgpt.serving.quality import bits_per_byte, quality_ids
 from tfgpt.serving.served_model import ServedModel
@@ -85,7 +86,7 @@ def write_version(
         # SavedModels are written through TensorFlow's own file system, into the folder that is renamed at the end.
         tf.saved_model.save(model, str(temporary), signatures=model.signature_functions())
         write_warmup(temporary, tokenizer.end_of_text_id, sampling, template_of(tokenizer))
-        write_json(temporary / METADATA_FILE, metadata(config, sampling, decoder, tokenizer, measured))
+        write_json(temporary / EXPORT_METADATA, metadata(config, sampling, decoder, tokenizer, measured))
         weights.assign_to_decoder()
         verify(temporary, generator, sampling)
         version_directory(version.parent, int(version.name))  # Nobody else has put one there meanwhile.

@@ -14,7 +14,8 @@ import numpy as np
 import tensorflow as tf
 
 from tfgpt.common.errors import UserError
-from tfgpt.serving.description import METADATA_FILE, read_description
+from tfgpt.common.model_names import EXPORT_METADATA
+from tfgpt.serving.description import read_description
 
 TEXT_OPERATIONS = "core TensorFlow and tensorflow_text"
 """What `assets.extra/tfgpt.json` says of a model whose tokenizer is a SentencePiece model."""
@@ -26,7 +27,7 @@ def register_operations(directory: Path) -> None:
     Raises:
         UserError: tensorflow_text is needed and not installed, or the export is of another format.
     """
-    if not (directory / METADATA_FILE).is_file() or read_description(directory).get("operations") != TEXT_OPERATIONS:
+    if not (directory / EXPORT_METADATA).is_file() or read_description(directory).get("operations") != TEXT_OPERATIONS:
         return
     if importlib.util.find_spec("tensorflow_text") is None:
         raise UserError(
