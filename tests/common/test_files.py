@@ -143,3 +143,12 @@ def test_broken_json_is_named(tmp_path):
     (tmp_path / "x.json").write_text("{")
     with pytest.raises(UserError, match=r"x\.json"):
         read_json(tmp_path / "x.json")
+
+
+def test_a_link_to_a_file_stays_and_the_file_is_replaced(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / "chats.jsonl").write_text("old")
+    (tmp_path / "chats.jsonl").symlink_to(tmp_path / "disk" / "chats.jsonl")
+    write_text(tmp_path / "chats.jsonl", "new")
+    assert (tmp_path / "chats.jsonl").is_symlink()
+    assert (tmp_path / "disk" / "chats.jsonl").read_text() == "new"

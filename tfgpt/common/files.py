@@ -44,9 +44,10 @@ def written_beside(path: str | os.PathLike) -> Iterator[Path]:
     """A temporary sibling of `path` to write a file to; renamed to `path` when the block ends well.
 
     The file and its folder are synced to disk before the rename counts, so that a power cut leaves the old or the
-    new one. When the block raises, the temporary is removed and `path` is untouched.
+    new one. When the block raises, the temporary is removed and `path` is untouched. A link stays: the file that it
+    points to is replaced.
     """
-    path = Path(path)
+    path = Path(path).resolve()
     with clear_write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = new_sibling(path, ".tmp")
