@@ -196,11 +196,11 @@ def work(worker: str, directory: Path, dtype: str) -> None:
 def ours(directory: Path, dtype: str) -> Write:
     """`Generator.generate`."""
     from tfgpt.generation.config import SamplingConfig
-    from tfgpt.generation.decoding import CachedDecoding
-    from tfgpt.generation.engine import Generator
-    from tfgpt.generation.layout import lay_out_for_decoding
+    from tfgpt.generation.decode_steps import CachedDecoding
+    from tfgpt.generation.generator import Generator
+    from tfgpt.generation.kernel_layout import lay_out_for_decoding
     from tfgpt.model.checkpoints.huggingface import load_decoder
-    from tfgpt.tokenization.train import byte_tokenizer
+    from tfgpt.tokenization.train_tokenizer import byte_tokenizer
 
     generator: Any = Generator(lay_out_for_decoding(load_decoder(directory, dtype=dtype)), byte_tokenizer())
     # No text may end early.

@@ -32,8 +32,8 @@ import numpy as np
 import tensorflow as tf
 
 from tfgpt.pipeline.batches import training_batches
-from tfgpt.pipeline.shards import TokenShards, write_token_shards
-from tfgpt.tokenization.train import byte_tokenizer
+from tfgpt.pipeline.token_shards import TokenShards, write_token_shards
+from tfgpt.tokenization.train_tokenizer import byte_tokenizer
 
 SHAPES = ((64, 256), (8, 256), (32, 1024))
 TOKENS = 20_000_000

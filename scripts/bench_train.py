@@ -198,9 +198,9 @@ def our_step(shape: Shape, dtype: str, compile_mode: str) -> tuple[Callable[[int
     from tfgpt.model.presets import resolve
     from tfgpt.training.compilation import choose_compilation
     from tfgpt.training.config import OptimizerConfig, StepConfig
-    from tfgpt.training.objectives import CausalLanguageModeling
+    from tfgpt.training.losses import CausalLanguageModeling
     from tfgpt.training.optimizers import build_optimizer
-    from tfgpt.training.step import Trainer
+    from tfgpt.training.trainer import Trainer
 
     decoder_config = resolve(
         "gpt2",

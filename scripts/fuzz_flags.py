@@ -30,9 +30,9 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from tfgpt.__main__ import COMMANDS  # noqa: E402
-from tfgpt.common.command import Command, Overrides, flag_names  # noqa: E402
+from tfgpt.common.command_line import Command, Overrides, flag_names  # noqa: E402
 from tfgpt.common.settings import field_types, plain_type  # noqa: E402
-from tfgpt.search import launch  # noqa: E402
+from tfgpt.search import workers  # noqa: E402
 
 NUMBERS = [
     "inf", "-inf", "nan", "1e400", "-1e400", "-1", "0", "-0.0", "0.0", "1", "-3.5", "1e308", "3e38", "-1e308", "1e-320",
@@ -71,7 +71,7 @@ def small_inputs(folder: Path) -> dict[str, list[str]]:
     """Writes a text, a search space and a model that are just enough for the checks; the flags that name them."""
     from tfgpt.model.checkpoints.huggingface_config import to_hugging_face
     from tfgpt.model.config import DecoderConfig
-    from tfgpt.tokenization.train import byte_tokenizer
+    from tfgpt.tokenization.train_tokenizer import byte_tokenizer
 
     (folder / "text.txt").write_text("One two three.\n<|endoftext|>\n" * 40, encoding="utf-8")
     (folder / "space.toml").write_text("[search.learning_rate]\nchoices = [0.1, 0.2]\n", encoding="utf-8")
@@ -166,7 +166,7 @@ def main() -> int:
         )
         base = small_inputs(work)
         sys.meta_path.insert(0, NoTensorFlow())
-        launch.launch = checks_done  # type: ignore[assignment] # A search imports TensorFlow in processes of its own.
+        workers.launch = checks_done  # type: ignore[assignment] # A search imports TensorFlow in processes of its own.
         for name, arguments in base.items():
             assert outcome(commands[name], arguments)[0] == "accepted", (name, outcome(commands[name], arguments))
         for _ in range(options.count):

@@ -18,11 +18,11 @@ from typing import Any, ClassVar
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tfgpt.common.command import Command
+from tfgpt.common.command_line import Command
 from tfgpt.common.errors import SettingError
-from tfgpt.common.quiet import import_tensorflow
 from tfgpt.common.settings import Settings, setting
-from tfgpt.training.recipe import GROUPS, Recipe
+from tfgpt.common.tf_logging import import_tensorflow
+from tfgpt.training.train_config import GROUPS, Recipe
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +60,7 @@ def run(transfer: TransferConfig, **settings: Any) -> None:
     """Checks, prepares the text, compares, draws."""
     recipe = Recipe(**settings)
     widths = transfer.numbers("widths", int)
-    from tfgpt.search.at_width import at_width
+    from tfgpt.search.scale_width import at_width
 
     for width in widths:
         at_width(recipe, width).check()

@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tfgpt.common.files import write_text
+from tfgpt.common.atomic_files import write_text
 from tfgpt.corpus.sources import open_sources
 
 

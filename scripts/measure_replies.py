@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tfgpt.common.quiet import import_tensorflow
+from tfgpt.common.tf_logging import import_tensorflow
 
 
 def main() -> None:
@@ -30,7 +30,7 @@ def main() -> None:
     from tfgpt.corpus.build import build_documents
     from tfgpt.corpus.config import CorpusConfig
     from tfgpt.generation.config import SamplingConfig
-    from tfgpt.generation.engine import Generator
+    from tfgpt.generation.generator import Generator
     from tfgpt.generation.prompts import encode_chat
 
     texts = arguments.train_text or ["sample:chitchat", "sample:chatterbot"]

@@ -33,13 +33,13 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from tfgpt.common.atomic_files import write_json, written_beside
 from tfgpt.common.errors import TfgptError, UserError
-from tfgpt.common.files import write_json, written_beside
-from tfgpt.common.quiet import import_tensorflow
+from tfgpt.common.tf_logging import import_tensorflow
 from tfgpt.model import presets
 from tfgpt.tokenization.config import SMALLEST_VOCABULARY
 from tfgpt.train import COMMAND
-from tfgpt.training.recipe import Recipe
+from tfgpt.training.train_config import Recipe
 
 CHIPS_IN_A_CONFIG = 8
 """Chips that share --batch_size when --rows is not given: the largest slice that is one host."""
@@ -103,12 +103,12 @@ def export(recipe: Recipe, replicas: int = 1) -> tuple[bytes, dict[str, Any]]:
     import_tensorflow()
     import tensorflow as tf
 
-    from tfgpt.training import assembly
+    from tfgpt.training import trainer_builder
 
     bytes_only = recipe.tokenizer.tokenizer == "bytes"
     vocabulary_size = SMALLEST_VOCABULARY if bytes_only else recipe.tokenizer.vocabulary_size
     with untouched_variables():
-        trainer = assembly.build_trainer(recipe, vocabulary_size)
+        trainer = trainer_builder.build_trainer(recipe, vocabulary_size)
     rows, length = recipe.batch.batch_size, recipe.batch.sequence_length
     columns = {"token_ids": tf.int32, "targets": tf.int32, "weights": tf.float32}
     if recipe.batch.document_masking:
@@ -176,7 +176,7 @@ def as_on_tpu(replicas: int) -> Iterator[None]:
     """Inside the block the step is traced as under TPUStrategy: in one piece, summed over `replicas`."""
     import tensorflow as tf
 
-    from tfgpt.training import step
+    from tfgpt.training import trainer as step_module
 
     def summed(gradients: list[Any], sums: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
         values = [all_reduced(value, place) for place, value in enumerate([*gradients, *sums.values()])]
@@ -193,7 +193,7 @@ def as_on_tpu(replicas: int) -> Iterator[None]:
             final_op="Id",
         )
 
-    patched = functools.partial(mock.patch.object, step)
+    patched = functools.partial(mock.patch.object, step_module)
     with patched("on_tpu", lambda: True), patched("replicated", lambda: replicas > 1):
         if replicas == 1:
             yield

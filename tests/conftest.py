@@ -32,9 +32,9 @@ TEXT = (
 TOGETHER = {
     "clusters": (
         "training/test_exactness.py",
-        "training/test_tuning_exactness.py",
+        "training/objectives/test_tuning_exactness.py",
         "training/test_faults.py",
-        "training/test_hosts.py",
+        "training/distribution/test_collectives.py",
         "scripts/test_launch.py",
     ),
     "readme": ("test_readme.py",),

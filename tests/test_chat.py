@@ -13,7 +13,7 @@ from tests.conftest import ROOT
 from tests.serving.models import save_model
 from tfgpt import chat
 from tfgpt.generation.config import SamplingConfig
-from tfgpt.generation.engine import Generator
+from tfgpt.generation.generator import Generator
 from tfgpt.generation.prompts import encode_chat
 
 CONTEXT = 256

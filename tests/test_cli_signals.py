@@ -12,7 +12,7 @@ from pathlib import Path
 from tests.conftest import ROOT
 from tfgpt.model.checkpoints.huggingface_config import to_hugging_face
 from tfgpt.model.config import DecoderConfig
-from tfgpt.tokenization.train import byte_tokenizer
+from tfgpt.tokenization.train_tokenizer import byte_tokenizer
 
 
 def waits(process: subprocess.Popen) -> bool:

@@ -11,9 +11,9 @@ import pytest
 from tests.conftest import ROOT
 from tfgpt import scale, tune
 from tfgpt import train as command
-from tfgpt.search.plan import make_plan
-from tfgpt.training.recipe import Recipe
+from tfgpt.search.study import make_plan
 from tfgpt.training.run import train
+from tfgpt.training.train_config import Recipe
 
 SHRUNK = """--num_layers=1 --num_query_heads=2 --num_key_value_heads=1 --hidden_dim=16 --head_dim=8
 --intermediate_dim=32

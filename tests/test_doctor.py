@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tests.diagnosis.subjects import SMALL
 from tfgpt import doctor, train
-from tfgpt.diagnosis.examine import MODEL_CHECKS, SPEED_CHECKS
+from tfgpt.diagnosis.run_checks import MODEL_CHECKS, SPEED_CHECKS
 
 
 def test_doctor_takes_exactly_the_flags_of_train_and_its_own():

@@ -21,9 +21,9 @@ from tfgpt import evaluate, train
 from tfgpt.model.checkpoints.huggingface import save_decoder
 from tfgpt.model.config import DecoderConfig
 from tfgpt.model.decoder import Decoder
-from tfgpt.tokenization.train import train_bpe
-from tfgpt.training.recipe import Recipe
+from tfgpt.tokenization.train_tokenizer import train_bpe
 from tfgpt.training.run import train as train_run
+from tfgpt.training.train_config import Recipe
 
 CONTEXT = 32
 

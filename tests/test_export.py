@@ -11,8 +11,8 @@ import tensorflow as tf
 from tests.serving.models import save_model
 from tfgpt import export
 from tfgpt.common.errors import RunError
-from tfgpt.common.outputs import working_directory
-from tfgpt.serving.session import SessionModel
+from tfgpt.common.output_directories import working_directory
+from tfgpt.serving.saved_model_session import SessionModel
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from tfgpt import generate
 from tfgpt.model.checkpoints.huggingface import save_decoder
 from tfgpt.model.config import DecoderConfig
 from tfgpt.model.decoder import Decoder
-from tfgpt.tokenization.train import byte_tokenizer
+from tfgpt.tokenization.train_tokenizer import byte_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tfgpt import convert, prepare, scale, train
-from tfgpt.common.outputs import working_directory
+from tfgpt.common.output_directories import working_directory
 
 
 @pytest.fixture

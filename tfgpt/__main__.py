@@ -8,7 +8,7 @@ import importlib.util
 import sys
 from pathlib import Path
 
-from tfgpt.common.nearest import did_you_mean
+from tfgpt.common.did_you_mean import did_you_mean
 
 COMMANDS = tuple("prepare train tune scale evaluate generate chat convert export serve doctor cache".split())
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 import time
 
-from tfgpt.common.command import Command
+from tfgpt.common.command_line import Command
 from tfgpt.common.errors import SettingError
 from tfgpt.common.progress import amount
 from tfgpt.corpus.cache import CacheEntry, cache_directory, entries, remove, remove_leftovers

@@ -11,13 +11,13 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from tfgpt.chatting.chat_session import Session
 from tfgpt.chatting.config import ChatConfig, ChatSamplingConfig
 from tfgpt.chatting.conversation import Conversation
-from tfgpt.chatting.session import Session
 from tfgpt.chatting.terminal import PipeScreen, TerminalScreen, answer_lines, is_terminal, talk, use_utf8
-from tfgpt.common.command import Command
-from tfgpt.common.quiet import import_tensorflow
-from tfgpt.conversion.on_the_fly import model_directory
+from tfgpt.common.command_line import Command
+from tfgpt.common.tf_logging import import_tensorflow
+from tfgpt.conversion.cached_conversion import model_directory
 from tfgpt.generation.prompts import checked_utf8
 
 
@@ -29,7 +29,7 @@ def run(chat: ChatConfig, chat_sampling: ChatSamplingConfig) -> None:
         conversation.set_system(checked_utf8(chat.system, "--system"))
 
     import_tensorflow()
-    from tfgpt.generation.engine import Generator
+    from tfgpt.generation.generator import Generator
 
     generator = Generator.load(directory, dtype=chat.dtype)
     use_utf8()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 
-from tfgpt.common.command import Command, command_line
+from tfgpt.common.command_line import Command, command_line
 from tfgpt.conversion.config import ConvertConfig
 from tfgpt.diagnosis.suggest_config import SuggestConfig
 

@@ -11,18 +11,18 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from tfgpt.common.command import Command
-from tfgpt.common.quiet import import_tensorflow
+from tfgpt.common.command_line import Command
+from tfgpt.common.tf_logging import import_tensorflow
 from tfgpt.diagnosis.config import DoctorConfig
-from tfgpt.training.recipe import GROUPS, Recipe
 from tfgpt.training.run_config import flags_of_a_moved_run
+from tfgpt.training.train_config import GROUPS, Recipe
 
 
 def run(doctor: DoctorConfig, **settings: Any) -> int:
     """Checks the settings together, then examines the run they describe."""
     recipe = Recipe(**settings)
     import_tensorflow()
-    from tfgpt.diagnosis.examine import examine
+    from tfgpt.diagnosis.run_checks import examine
 
     report = examine(recipe, doctor, say)
     say("")

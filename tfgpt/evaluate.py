@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import sys
 
-from tfgpt.common.command import Command
-from tfgpt.common.quiet import import_tensorflow
-from tfgpt.conversion.on_the_fly import model_directory
+from tfgpt.common.command_line import Command
+from tfgpt.common.tf_logging import import_tensorflow
+from tfgpt.conversion.cached_conversion import model_directory
 from tfgpt.evaluation.config import EvaluateConfig
 from tfgpt.training.config import StrategyConfig
 
@@ -20,9 +20,9 @@ def run(evaluate: EvaluateConfig, strategy: StrategyConfig) -> None:
     """Checks what can be checked without TensorFlow, then measures."""
     directory = model_directory(evaluate.model, cache_dir=evaluate.cache_dir)
     import_tensorflow()
-    from tfgpt.evaluation import loss
+    from tfgpt.evaluation import text_metrics
 
-    loss.evaluate(evaluate, strategy, directory)
+    text_metrics.evaluate(evaluate, strategy, directory)
 
 
 COMMAND = Command("evaluate", __doc__, [EvaluateConfig, StrategyConfig], run)

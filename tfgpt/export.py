@@ -14,13 +14,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tfgpt.common.command import Command, Overrides
+from tfgpt.common.command_line import Command, Overrides
 from tfgpt.common.errors import UserError
-from tfgpt.common.quiet import import_tensorflow
-from tfgpt.conversion.on_the_fly import model_directory
+from tfgpt.common.tf_logging import import_tensorflow
+from tfgpt.conversion.cached_conversion import model_directory
 from tfgpt.generation.config import SamplingConfig
-from tfgpt.serving.config import NOT_IN_EXPORTS, ExportConfig
-from tfgpt.serving.description import check_export_root
+from tfgpt.serving.export_config import NOT_IN_EXPORTS, ExportConfig
+from tfgpt.serving.export_metadata import check_export_root
 from tfgpt.tokenization.tokenizer import Tokenizer
 
 

@@ -13,16 +13,16 @@ import json
 import sys
 from typing import TYPE_CHECKING
 
-from tfgpt.common.command import Command
-from tfgpt.common.quiet import import_tensorflow
-from tfgpt.conversion.on_the_fly import model_directory
+from tfgpt.common.command_line import Command
+from tfgpt.common.tf_logging import import_tensorflow
+from tfgpt.conversion.cached_conversion import model_directory
 from tfgpt.corpus.sources.base import message_text
 from tfgpt.generation.config import GenerateConfig, SamplingConfig
 from tfgpt.generation.prompts import Prompt, check_lengths, encode, read_prompts
 from tfgpt.tokenization.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from tfgpt.generation.engine import Completion
+    from tfgpt.generation.generator import Completion
 
 # Rows written together where there are many prompts; their texts are printed before the next ones are begun.
 ROWS = 32
@@ -41,7 +41,7 @@ def run(generate: GenerateConfig, sampling: SamplingConfig) -> None:
     check_lengths(encoded, load_config(directory).max_sequence_length)
 
     import_tensorflow()
-    from tfgpt.generation.engine import Generator
+    from tfgpt.generation.generator import Generator
 
     generator = Generator.load(directory, dtype=generate.dtype)
     if isinstance(sys.stdout, io.TextIOWrapper):

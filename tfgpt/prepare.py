@@ -11,16 +11,16 @@ from __future__ import annotations
 
 import sys
 
-from tfgpt.common.command import Command, command_line, flag_items
+from tfgpt.common.command_line import Command, command_line, flag_items
 from tfgpt.common.errors import SettingError
-from tfgpt.common.outputs import check_replaceable
-from tfgpt.common.quiet import import_tensorflow
+from tfgpt.common.output_directories import check_replaceable
 from tfgpt.common.settings import Settings
+from tfgpt.common.tf_logging import import_tensorflow
 from tfgpt.corpus.config import CorpusConfig
 from tfgpt.pipeline.config import AugmentationConfig, BatchConfig, MixtureConfig, PrepareConfig
 from tfgpt.tokenization.config import TokenizerConfig
-from tfgpt.training.objective_config import ObjectiveConfig
-from tfgpt.training.recipe import Recipe
+from tfgpt.training.objectives.config import ObjectiveConfig
+from tfgpt.training.train_config import Recipe
 
 
 def run(
@@ -40,7 +40,7 @@ def run(
         raise SettingError("preview", "shows conversations, with --objective=chat; tfgpt.doctor shows rows of text")
     from tfgpt.pipeline.prepare import prepare as prepare_data
     from tfgpt.pipeline.prepare import put_results
-    from tfgpt.pipeline.report import report_of
+    from tfgpt.pipeline.tokenizer_report import report_of
 
     if prepare.output_dir:
         check_replaceable(prepare.output_dir, "prepared data", "output_dir", prepare.overwrite)

@@ -10,10 +10,10 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from tfgpt.common.command import Command
+from tfgpt.common.command_line import Command
 from tfgpt.search.scaling import ScalingConfig, scale
-from tfgpt.training.recipe import GROUPS
 from tfgpt.training.run_config import flags_of_a_moved_run
+from tfgpt.training.train_config import GROUPS
 
 
 def run(scaling: ScalingConfig, **settings: Any) -> int:

@@ -17,11 +17,11 @@ import os
 import socket
 import sys
 
-from tfgpt.common.command import Command
+from tfgpt.common.command_line import Command
 from tfgpt.common.errors import UserError
-from tfgpt.common.model_names import find_export
-from tfgpt.common.quiet import import_tensorflow
-from tfgpt.serving.description import read_description
+from tfgpt.common.model_paths import find_export
+from tfgpt.common.tf_logging import import_tensorflow
+from tfgpt.serving.export_metadata import read_description
 from tfgpt.serving.serve_config import ServeConfig
 
 # How long an idle connection stays open: longer than the pools of proxies (60 to 120 s), which would otherwise send a

@@ -11,12 +11,12 @@ import os
 import sys
 from typing import Any
 
-from tfgpt.common.command import Command
-from tfgpt.common.outputs import check_not_in_use, check_working_directory
-from tfgpt.common.quiet import import_tensorflow
-from tfgpt.training.recipe import GROUPS, Recipe
-from tfgpt.training.restarts import run_with_restarts
+from tfgpt.common.command_line import Command
+from tfgpt.common.output_directories import check_not_in_use, check_working_directory
+from tfgpt.common.tf_logging import import_tensorflow
+from tfgpt.training.distribution.restarts import run_with_restarts
 from tfgpt.training.run_config import flags_of_a_moved_run
+from tfgpt.training.train_config import GROUPS, Recipe
 
 
 def run(**settings: Any) -> int:

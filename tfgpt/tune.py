@@ -11,13 +11,13 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from tfgpt.common.command import Command
+from tfgpt.common.command_line import Command
 from tfgpt.search.conclusion import check_begun, conclude
 from tfgpt.search.config import SearchConfig
-from tfgpt.search.judging_config import JudgingConfig
-from tfgpt.search.plan import make_plan
-from tfgpt.training.recipe import GROUPS
+from tfgpt.search.seed_comparison_config import JudgingConfig
+from tfgpt.search.study import make_plan
 from tfgpt.training.run_config import flags_of_a_moved_run
+from tfgpt.training.train_config import GROUPS
 
 
 def run(search: SearchConfig, judging: JudgingConfig, **settings: Any) -> int:
@@ -27,7 +27,7 @@ def run(search: SearchConfig, judging: JudgingConfig, **settings: Any) -> int:
         check_begun(plan)
     plan.claim()
     if not judging.report_only:
-        from tfgpt.search.launch import has_the_results, launch
+        from tfgpt.search.workers import has_the_results, launch
 
         exit_code = launch(plan)
         if exit_code or not has_the_results():

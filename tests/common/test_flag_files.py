@@ -9,7 +9,7 @@ import random
 import pytest
 
 from tfgpt.__main__ import COMMANDS
-from tfgpt.common.command import Overrides, flag_names, keyword
+from tfgpt.common.command_line import Overrides, flag_names, keyword
 from tfgpt.common.errors import UserError
 from tfgpt.common.flag_files import flag_line, read_flag_file
 from tfgpt.common.settings import field_types, plain_type

@@ -14,10 +14,10 @@ from tests.conversion.tiny import save_tiny
 from tfgpt.conversion.config import ConvertConfig
 from tfgpt.conversion.convert import convert
 from tfgpt.generation.config import SamplingConfig
-from tfgpt.serving.config import ExportConfig
 from tfgpt.serving.export import export
-from tfgpt.serving.session import SessionModel
-from tfgpt.tokenization.in_graph_sentencepiece import in_graph_tokenizer
+from tfgpt.serving.export_config import ExportConfig
+from tfgpt.serving.saved_model_session import SessionModel
+from tfgpt.tokenization.in_graph.sentencepiece import in_graph_tokenizer
 from tfgpt.tokenization.sentencepiece_tokenizer import SentencePieceTokenizer
 from tfgpt.tokenization.tokenizer import Tokenizer
 

@@ -31,7 +31,7 @@ from tfgpt.conversion.convert import convert
 from tfgpt.generation.prompts import encode_prompt
 from tfgpt.model.checkpoints.gguf import GGUFFile
 from tfgpt.model.checkpoints.huggingface import load_decoder
-from tfgpt.tokenization.in_graph_sentencepiece import in_graph_tokenizer
+from tfgpt.tokenization.in_graph.sentencepiece import in_graph_tokenizer
 from tfgpt.tokenization.sentencepiece_tokenizer import SentencePieceTokenizer
 from tfgpt.tokenization.tokenizer import Tokenizer
 

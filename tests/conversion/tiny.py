@@ -11,7 +11,7 @@ import tokenizers
 import torch
 import transformers
 
-from tfgpt.tokenization.foreign_patterns import FAMILIES
+from tfgpt.tokenization.pretrained_pretokenizers import FAMILIES
 
 VOCABULARY = 420
 SIZES = {

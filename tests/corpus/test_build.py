@@ -17,8 +17,8 @@ from tfgpt.common.errors import RunError, UserError
 from tfgpt.corpus.build import Build, build_documents
 from tfgpt.corpus.cache import LEFTOVER_SECONDS
 from tfgpt.corpus.config import CorpusConfig
-from tfgpt.corpus.document_set import DocumentSet
-from tfgpt.corpus.sources import fingerprints
+from tfgpt.corpus.document_shards import DocumentSet
+from tfgpt.corpus.sources import file_hashes
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -191,7 +191,7 @@ def test_dialogues_keep_roles_and_contents(tmp_path, corpus):
 
 
 def test_the_manifest_describes_the_shards(tmp_path, corpus, monkeypatch):
-    monkeypatch.setattr("tfgpt.corpus.document_set.SHARD_BYTES", 10_000)
+    monkeypatch.setattr("tfgpt.corpus.document_shards.SHARD_BYTES", 10_000)
     made = build_documents(corpus(numbered(tmp_path / "a.jsonl")))
     assert len(made.manifest["sides"]["train"]["shards"]) > 5
     for name, side in made.manifest["sides"].items():
@@ -215,7 +215,7 @@ def test_the_card_tells_sources_sizes_and_examples(tmp_path, corpus):
 
 
 def test_a_second_run_does_not_open_the_text(tmp_path, corpus, monkeypatch):
-    monkeypatch.setattr(fingerprints, "SETTLED_SECONDS", -60.0)
+    monkeypatch.setattr(file_hashes, "SETTLED_SECONDS", -60.0)
     path = numbered(tmp_path / "a.jsonl")
     first = build_documents(corpus(path))
     opened: list[str] = []
@@ -284,7 +284,7 @@ def test_an_incomplete_cache_entry_is_made_again(tmp_path, corpus, damage):
 
 BUILD = """
 import sys
-from tfgpt.common.command import Command
+from tfgpt.common.command_line import Command
 from tfgpt.corpus.config import CorpusConfig
 
 def build(corpus):

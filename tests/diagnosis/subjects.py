@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tfgpt import doctor
-from tfgpt.diagnosis.examine import training_batch
-from tfgpt.diagnosis.subject import Subject, at_constant_rate
+from tfgpt.diagnosis.probe_model import Subject, at_constant_rate
+from tfgpt.diagnosis.run_checks import training_batch
 from tfgpt.pipeline.prepare import prepare
-from tfgpt.training.assembly import assemble
-from tfgpt.training.recipe import Recipe
-from tfgpt.training.strategy import resolve
+from tfgpt.training.distribution.strategy import resolve
+from tfgpt.training.train_config import Recipe
+from tfgpt.training.trainer_builder import assemble
 
 SMALL = (
     "--tokenizer=bytes --preset=tiny --num_layers=1 --num_query_heads=2 --num_key_value_heads=1 --hidden_dim=32 "

@@ -9,7 +9,7 @@ import pytest
 
 from tests.diagnosis.subjects import recipe_of
 from tfgpt.diagnosis.data import check_batch, check_corpus, check_tokens, count_tokens
-from tfgpt.diagnosis.examine import training_batch
+from tfgpt.diagnosis.run_checks import training_batch
 from tfgpt.pipeline.prepare import prepare
 
 
@@ -96,7 +96,7 @@ def test_counting_can_stop_inside_a_document(stories: Path):
 
 
 def test_a_vocabulary_that_mostly_never_occurs_gets_a_smaller_one_advised(stories: Path, tmp_path: Path):
-    from tfgpt.tokenization.train import train_bpe
+    from tfgpt.tokenization.train_tokenizer import train_bpe
 
     train_bpe([f"word{number} word{number}" for number in range(3000)], 2048).save(tmp_path)
     recipe = recipe_of(stories, f"--tokenizer={tmp_path}")

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from tests.diagnosis.subjects import recipe_of, subject_of
-from tfgpt.diagnosis.machine import Memory
 from tfgpt.diagnosis.memory import Machine, check_disk, check_memory, estimate
+from tfgpt.diagnosis.system_memory import Memory
 from tfgpt.model.checkpoints.huggingface import save_decoder
-from tfgpt.training.assembly import build_trainer
+from tfgpt.training.trainer_builder import build_trainer
 
 GIB = 1 << 30
 LAPTOP = Machine(Memory(16 * GIB, 14 * GIB, "RAM"), 1, gpu=False)

@@ -11,12 +11,12 @@ import tensorflow as tf
 
 from tests.diagnosis.subjects import subject_of
 from tfgpt.diagnosis.causality import check_causality
-from tfgpt.diagnosis.learning import check_gradients, check_initial_loss
+from tfgpt.diagnosis.initialization import check_gradients, check_initial_loss
 from tfgpt.diagnosis.overfit import check_overfit
-from tfgpt.diagnosis.subject import Subject
+from tfgpt.diagnosis.probe_model import Subject
 from tfgpt.model import decoder, layers
 from tfgpt.model.checkpoints.huggingface import save_decoder
-from tfgpt.training import objectives
+from tfgpt.training import losses
 
 GPT2 = (
     "--position_embedding=learned --normalization=layer_norm --mlp=gelu --use_bias --query_key_norm=false "
@@ -91,9 +91,9 @@ def test_an_absurd_initialization_fails_the_loss_and_the_advice_helps(text_file:
 
 
 def test_a_loss_that_is_not_the_logits_cross_entropy_fails(text_file: Path, monkeypatch: pytest.MonkeyPatch):
-    right = objectives.LinearCrossEntropy.by_token
+    right = losses.LinearCrossEntropy.by_token
     doubled = lambda self, hidden, head, targets: right(self, 2 * hidden, head, targets)  # noqa: E731
-    monkeypatch.setattr(objectives.LinearCrossEntropy, "by_token", doubled)
+    monkeypatch.setattr(losses.LinearCrossEntropy, "by_token", doubled)
     found = check_initial_loss(subject_of(text_file, "--embedding_initializer_range=0.3"))
     assert found.status == "FAIL" and "from the logits it should be" in found.line
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from tfgpt.diagnosis.preview import preview, visible
 from tfgpt.pipeline.batches import document_borders
-from tfgpt.tokenization.train import byte_tokenizer
+from tfgpt.tokenization.train_tokenizer import byte_tokenizer
 
 TOKENIZER = byte_tokenizer()
 

@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.diagnosis.subjects import subject_of
-from tfgpt.diagnosis.examine import this_machine
-from tfgpt.diagnosis.machine import Memory
 from tfgpt.diagnosis.memory import Machine
+from tfgpt.diagnosis.run_checks import this_machine
 from tfgpt.diagnosis.speed import (
     Speed,
     check_measured_memory,
@@ -20,6 +19,7 @@ from tfgpt.diagnosis.speed import (
     measure_speed,
     work_that_fits,
 )
+from tfgpt.diagnosis.system_memory import Memory
 from tfgpt.model import presets
 
 

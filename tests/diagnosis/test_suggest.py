@@ -12,8 +12,8 @@ import pytest
 from tests.conftest import ROOT
 from tfgpt import convert, train
 from tfgpt.common.errors import SettingError, UserError
-from tfgpt.diagnosis.families import FAMILIES, OPEN_LICENCES
 from tfgpt.diagnosis.memory import trained_parameters
+from tfgpt.diagnosis.pretrained_models import FAMILIES, OPEN_LICENCES
 from tfgpt.diagnosis.suggest import (
     days_of_a_pass,
     expected_loss,

@@ -13,7 +13,7 @@ from tfgpt.generation.config import GenerateConfig
 from tfgpt.generation.prompts import encode, read_prompts
 from tfgpt.tokenization.chat_template import template_of
 from tfgpt.tokenization.tokenizer import Tokenizer
-from tfgpt.tokenization.train import byte_tokenizer
+from tfgpt.tokenization.train_tokenizer import byte_tokenizer
 
 LINES = b'"a"\n\n{"prompt": "b"}\n{"messages": [{"role": "user", "content": "c"}]}\n'
 PROMPTS = ["a", "b", [{"role": "user", "content": "c"}]]

@@ -8,11 +8,11 @@ import torch
 import transformers
 
 from tfgpt.generation.config import SamplingConfig
-from tfgpt.generation.engine import Generator
+from tfgpt.generation.generator import Generator
 from tfgpt.model.checkpoints.huggingface import save_decoder
 from tfgpt.model.config import DecoderConfig
 from tfgpt.model.decoder import Decoder
-from tfgpt.tokenization.train import byte_tokenizer
+from tfgpt.tokenization.train_tokenizer import byte_tokenizer
 
 SHAPE = {
     "num_layers": 2,

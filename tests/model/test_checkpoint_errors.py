@@ -9,9 +9,8 @@ import pytest
 import safetensors.numpy
 
 from tests.model.options import GPT2, MODERN, NANOCHAT, random_decoder, random_ids
+from tfgpt.common.atomic_files import read_json, write_json
 from tfgpt.common.errors import UserError
-from tfgpt.common.files import read_json, write_json
-from tfgpt.model.checkpoints.checkpoint import finite
 from tfgpt.model.checkpoints.huggingface import (
     load_config,
     load_decoder,
@@ -22,9 +21,10 @@ from tfgpt.model.checkpoints.huggingface import (
     transformers_model_type,
     write_checkpoint,
 )
+from tfgpt.model.checkpoints.lazy_weights import finite
 from tfgpt.model.checkpoints.safetensors_file import open_safetensors
 from tfgpt.model.config import DecoderConfig
-from tfgpt.tokenization.tokenizer_file import read_document
+from tfgpt.tokenization.tokenizer_json import read_document
 
 
 @pytest.fixture(scope="module")

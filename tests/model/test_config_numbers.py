@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tfgpt.common.errors import UserError
-from tfgpt.model.checkpoints.adapters import checked_config
 from tfgpt.model.checkpoints.huggingface_config import from_hugging_face
+from tfgpt.model.checkpoints.peft_adapters import checked_config
 from tfgpt.model.config import DecoderConfig
 
 HOSTILE = [math.inf, math.nan, -1, 0, 1.5, 2**31, 10**30, "x", "", "1", [], {}, [1], {"a": 1}, True, 1e-320]

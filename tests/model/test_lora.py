@@ -13,10 +13,10 @@ import transformers
 
 from tests.model.options import GPT2, MODERN, ONE_BLOCK, random_decoder, random_ids
 from tfgpt.common.adapters import is_adapter
+from tfgpt.common.atomic_files import read_json, write_json
 from tfgpt.common.errors import SettingError, UserError
-from tfgpt.common.files import read_json, write_json
-from tfgpt.model.checkpoints.adapters import save_adapter
 from tfgpt.model.checkpoints.huggingface import load_decoder, save_decoder
+from tfgpt.model.checkpoints.peft_adapters import save_adapter
 from tfgpt.model.decoder import Decoder
 from tfgpt.model.dropout import dropout_seed
 from tfgpt.model.lora import enable_lora, projections

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tfgpt.common.files import sha256_of_file, sha256_of_json, write_json
-from tfgpt.pipeline.shards import TokenShards
+from tfgpt.common.atomic_files import sha256_of_file, sha256_of_json, write_json
+from tfgpt.pipeline.token_shards import TokenShards
 
 
 def write_raw_shards(

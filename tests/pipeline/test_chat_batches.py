@@ -6,19 +6,19 @@ import json
 import numpy as np
 import pytest
 
-from tests.pipeline.test_shards import flip_a_byte
+from tests.pipeline.test_token_shards import flip_a_byte
 from tfgpt.common.errors import UserError
 from tfgpt.corpus.config import CorpusConfig
 from tfgpt.pipeline.augmentation import Augmentation
 from tfgpt.pipeline.chat_batches import ChatRows, chat_training_batches, chat_validation_batches, packings
-from tfgpt.pipeline.chat_prepare import prepare_chat
+from tfgpt.pipeline.chat_shards import write_conversations
 from tfgpt.pipeline.config import AugmentationConfig
-from tfgpt.pipeline.conversations import write_conversations
 from tfgpt.pipeline.mixture import BLOCK, Mixture, mixture_weights
 from tfgpt.pipeline.packing import Packing
+from tfgpt.pipeline.prepare_chat import prepare_chat
 from tfgpt.tokenization.chat_template import encode_messages
 from tfgpt.tokenization.config import TokenizerConfig
-from tfgpt.tokenization.train import byte_tokenizer
+from tfgpt.tokenization.train_tokenizer import byte_tokenizer
 
 LENGTH = 96
 SYSTEM = {"role": "system", "content": "Be kind."}

@@ -17,10 +17,10 @@ from tfgpt.common.errors import UserError
 from tfgpt.corpus.config import CorpusConfig
 from tfgpt.pipeline.batches import validation_batches
 from tfgpt.pipeline.prepare import PreparedData, amount, prepare, put_results
-from tfgpt.pipeline.shards import DamagedShards, TokenShards
+from tfgpt.pipeline.token_shards import DamagedShards, TokenShards
 from tfgpt.tokenization.config import TokenizerConfig
 from tfgpt.tokenization.tokenizer import Tokenizer
-from tfgpt.tokenization.train import byte_tokenizer
+from tfgpt.tokenization.train_tokenizer import byte_tokenizer
 
 BPE = TokenizerConfig(vocabulary_size=300)
 

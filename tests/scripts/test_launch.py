@@ -17,7 +17,7 @@ import yaml
 from tests.conftest import ROOT
 from tests.training.test_faults import FLAGS
 from tfgpt import train
-from tfgpt.training.recipe import Recipe
+from tfgpt.training.train_config import Recipe
 
 MANIFEST = ROOT / "scripts/launch_kubernetes.yaml"
 SHORT = [*FLAGS, "--max_steps=4", "--validate_every=4", "--log_every=2"]

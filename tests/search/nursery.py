@@ -14,7 +14,7 @@ import sys
 import traceback
 from pathlib import Path
 
-from tfgpt.common.quiet import import_tensorflow, write_to
+from tfgpt.common.tf_logging import import_tensorflow, write_to
 
 
 def child(order: dict) -> int:
@@ -30,7 +30,7 @@ def child(order: dict) -> int:
 def main() -> None:
     import_tensorflow()
     for module in ("tfgpt.tune", "tfgpt.train", "tfgpt.training.run", "tfgpt.search.tuner", "tfgpt.search.cluster",
-                   "tfgpt.search.report", "tfgpt.search.judging", "plotly.graph_objects"):  # fmt: skip
+                   "tfgpt.search.report", "tfgpt.search.seed_comparison", "plotly.graph_objects"):  # fmt: skip
         importlib.import_module(module)
     for line in sys.stdin:
         order = json.loads(line)

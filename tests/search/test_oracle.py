@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from tests.search.conftest import TINY
+from tfgpt.common.atomic_files import read_json, write_json
 from tfgpt.common.errors import UserError
-from tfgpt.common.files import read_json, write_json
 from tfgpt.search.config import SearchConfig
 from tfgpt.search.oracle import make_oracle
-from tfgpt.search.plan import TRAIN, Plan, make_plan
-from tfgpt.search.table import request_of
+from tfgpt.search.study import TRAIN, Plan, make_plan
+from tfgpt.search.trial_results import request_of
 
 SPACE = """
 [search.learning_rate]
@@ -165,7 +165,7 @@ def test_every_result_is_read_a_few_times_however_many_trials_there_are(plan, tu
         reads.append(path.parent.name)
         return read_json(path)
 
-    monkeypatch.setattr("tfgpt.search.table.read_json", counted)
+    monkeypatch.setattr("tfgpt.search.trial_results.read_json", counted)
     found = searched(plan(tuner, tuner=tuner, max_trials=13, max_search_tokens=10**9), reload=False)
     # At a trial's end: twice by the oracle, once for the table.
     assert len(reads) == 3 * len(found) and len(set(reads)) == len(found)

@@ -13,7 +13,7 @@ from tfgpt import tune
 from tfgpt.common.errors import UserError
 from tfgpt.model import presets
 from tfgpt.search.config import SearchConfig
-from tfgpt.search.plan import TRAIN, Plan, make_plan
+from tfgpt.search.study import TRAIN, Plan, make_plan
 
 GOOD = """
 [fixed]
@@ -161,7 +161,7 @@ def test_the_ready_spaces_fit_the_flags(name: str, tmp_path: Path):
 
 
 def test_gpus_and_threads_are_shared_out():
-    from tfgpt.search.launch import devices
+    from tfgpt.search.workers import devices
 
     assert devices(0, 1) == {}
     assert devices(1, 2, gpus=["0", "1", "2", "3"], cores=8) == {

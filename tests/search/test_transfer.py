@@ -15,9 +15,9 @@ from tests.conftest import ROOT
 from tfgpt import train as command
 from tfgpt.common.errors import SettingError
 from tfgpt.pipeline.prepare import PreparedData, prepare
-from tfgpt.search.at_width import at_width
 from tfgpt.search.learning_rate_transfer import best_learning_rate, mean_losses, sweep
-from tfgpt.training.recipe import Recipe
+from tfgpt.search.scale_width import at_width
+from tfgpt.training.train_config import Recipe
 
 FLAGS = """--num_layers=1 --hidden_dim=64 --num_query_heads=4 --num_key_value_heads=4 --head_dim=16
 --intermediate_dim=192 --initializer_range=0.125 --embedding_initializer_range=0.1 --vocabulary_size=320

@@ -14,7 +14,7 @@ import psutil
 from tests.search.conftest import Running, Start, table, timeless, wait_for
 from tfgpt import tune
 from tfgpt.common.locks import writer_lock
-from tfgpt.common.outputs import LOCK
+from tfgpt.common.output_directories import LOCK
 
 SCORE = "validation_bits_per_byte"
 

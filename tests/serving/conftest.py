@@ -8,12 +8,12 @@ import pytest
 
 from tests.serving.models import save_model
 from tfgpt.generation.config import SamplingConfig
-from tfgpt.generation.engine import Generator
-from tfgpt.serving.config import ExportConfig
+from tfgpt.generation.generator import Generator
 from tfgpt.serving.export import export
-from tfgpt.serving.session import SessionModel
+from tfgpt.serving.export_config import ExportConfig
+from tfgpt.serving.saved_model_session import SessionModel
 from tfgpt.tokenization.tokenizer import Tokenizer
-from tfgpt.tokenization.train import train_bpe
+from tfgpt.tokenization.train_tokenizer import train_bpe
 
 DEFAULTS = SamplingConfig(max_new_tokens=6, temperature=0.9, seed=3)
 

@@ -11,8 +11,8 @@ import pytest
 from tests.serving.conftest import DEFAULTS
 from tests.serving.running import running
 from tfgpt.generation.prompts import encode_chat, encode_prompt
-from tfgpt.serving.answers import sent
 from tfgpt.serving.client import Client, sampling_inputs, text_ids
+from tfgpt.serving.openai_responses import sent
 from tfgpt.tokenization.chat_template import render_messages
 
 MESSAGES = [{"role": "system", "content": "a"}, {"role": "user", "content": "Quick?"}]

@@ -15,11 +15,11 @@ from starlette.requests import ClientDisconnect
 
 from tests.serving.loopback import Loopback
 from tests.serving.running import running
-from tfgpt.serving.answers import Answer, EventResponse
 from tfgpt.serving.app import OTHER_CALLS, Server
 from tfgpt.serving.batching import Batcher, QueueFullError, Row, Ticket
 from tfgpt.serving.client import failed
-from tfgpt.serving.metrics import Metrics
+from tfgpt.serving.openai_responses import Answer, EventResponse
+from tfgpt.serving.prometheus_metrics import Metrics
 from tfgpt.serving.serve_config import ServeConfig
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"

@@ -15,7 +15,7 @@ from tfgpt.generation.config import SamplingConfig
 from tfgpt.generation.prompts import encode_chat
 from tfgpt.serving.client import ServingError, connect
 from tfgpt.serving.signatures import SIGNATURES
-from tfgpt.serving.transports import on_this_machine
+from tfgpt.serving.tf_serving_transports import on_this_machine
 
 MODEL_SERVER = shutil.which("tensorflow_model_server")
 DIALOGUE = [{"role": "user", "content": "Quick? <|im_end|>"}]
@@ -176,7 +176,7 @@ def test_wrong_sampling_inputs_are_refused_before_anything_is_sent(loopback):
 
 def test_the_client_imports_neither_keras_nor_the_model():
     code = (
-        "import sys, tfgpt.serving.client, tfgpt.serving.transports\n"
+        "import sys, tfgpt.serving.client, tfgpt.serving.tf_serving_transports\n"
         "assert not {'keras', 'tensorflow', 'tfgpt.model'} & set(sys.modules), sorted(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

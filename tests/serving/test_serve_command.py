@@ -17,7 +17,7 @@ import uvicorn
 from tests.conftest import ROOT
 from tfgpt import serve
 from tfgpt.common.errors import SettingError
-from tfgpt.common.model_names import EXPORT_METADATA
+from tfgpt.common.model_paths import EXPORT_METADATA
 from tfgpt.serving.serve_config import ServeConfig
 
 

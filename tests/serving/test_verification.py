@@ -10,11 +10,11 @@ import tensorflow as tf
 
 from tests.serving.conftest import DEFAULTS
 from tfgpt.common.errors import RunError
-from tfgpt.generation.engine import Generator
+from tfgpt.generation.generator import Generator
 from tfgpt.model.decoder import Decoder
-from tfgpt.serving.precision import ServedWeights
-from tfgpt.serving.served_model import ServedModel
-from tfgpt.serving.session import SessionModel
+from tfgpt.serving.quantization import ServedWeights
+from tfgpt.serving.saved_model import ServedModel
+from tfgpt.serving.saved_model_session import SessionModel
 from tfgpt.serving.verification import Comparison, verify
 
 

@@ -11,8 +11,8 @@ import pytest
 import tokenizers
 
 from tfgpt.tokenization.tokenizer import Tokenizer
-from tfgpt.tokenization.tokenizer_file import new_document
-from tfgpt.tokenization.train import byte_tokenizer, in_bytes, train_bpe
+from tfgpt.tokenization.tokenizer_json import new_document
+from tfgpt.tokenization.train_tokenizer import byte_tokenizer, in_bytes, train_bpe
 
 CHINESE = "人工智能是计算机科学的一个分支，它企图了解智能的实质。天地玄黃，宇宙洪荒。"
 

@@ -12,7 +12,7 @@ from tfgpt.common.errors import UserError
 from tfgpt.tokenization.chat_template import encode_messages, encode_rendered, render_messages, template_of
 from tfgpt.tokenization.jinja_template import ESCAPE, ChatTemplate, unshielded
 from tfgpt.tokenization.tokenizer import Tokenizer
-from tfgpt.tokenization.tokenizer_file import added_token
+from tfgpt.tokenization.tokenizer_json import added_token
 
 # As their models' tokenizer_config.json have them, with the tag that says what the assistant writes.
 # ruff: noqa: E501

@@ -11,9 +11,9 @@ import pytest
 import tokenizers
 import transformers
 
-from tfgpt.tokenization.bulk import ReferenceEncoder, TiktokenEncoder
+from tfgpt.tokenization.encoders import ReferenceEncoder, TiktokenEncoder
 from tfgpt.tokenization.tokenizer import PART_CHARACTERS, Tokenizer, numbered_parts
-from tfgpt.tokenization.train import byte_tokenizer
+from tfgpt.tokenization.train_tokenizer import byte_tokenizer
 
 
 def test_ids_equal_those_of_tokenizers(tokenizer, valid_texts, reference_encoder):

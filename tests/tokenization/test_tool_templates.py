@@ -15,7 +15,7 @@ import transformers
 from tfgpt.common.errors import UserError
 from tfgpt.tokenization.chat_template import encode_messages, template_of
 from tfgpt.tokenization.tokenizer import Tokenizer
-from tfgpt.tokenization.tokenizer_file import added_token
+from tfgpt.tokenization.tokenizer_json import added_token
 
 SPECIALS = ("<s>", "</s>", "[INST]", "[/INST]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[TOOL_CALLS]", "[CALL_ID]",
             "[ARGS]", "[TOOL_RESULTS]", "[/TOOL_RESULTS]", "<|begin_of_text|>", "<|start_header_id|>",

@@ -6,8 +6,8 @@ Prints on each worker what ended it, with the exit code, both times.
 from __future__ import annotations
 
 from tfgpt.training.config import StrategyConfig
-from tfgpt.training.hosts import Hosts
-from tfgpt.training.strategy import resolve
+from tfgpt.training.distribution.collectives import Hosts
+from tfgpt.training.distribution.strategy import resolve
 
 
 def fail() -> None:

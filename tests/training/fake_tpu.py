@@ -30,10 +30,10 @@ from tensorflow.python.framework import kernels
 from tensorflow.python.tpu import tpu_system_metadata
 
 from tfgpt.train import COMMAND
-from tfgpt.training.assembly import build_trainer
-from tfgpt.training.recipe import Recipe
-from tfgpt.training.step import Trainer
-from tfgpt.training.strategy import split_cpu
+from tfgpt.training.distribution.strategy import split_cpu
+from tfgpt.training.train_config import Recipe
+from tfgpt.training.trainer import Trainer
+from tfgpt.training.trainer_builder import build_trainer
 
 CORES = 2
 TPU_OPERATIONS = {

@@ -14,10 +14,10 @@ import tensorflow as tf
 from tfgpt.model.config import DecoderConfig
 from tfgpt.model.decoder import Decoder
 from tfgpt.training.config import OptimizerConfig, ScheduleConfig, StepConfig
-from tfgpt.training.objectives import CausalLanguageModeling
+from tfgpt.training.losses import CausalLanguageModeling
 from tfgpt.training.optimizers import build_optimizer
 from tfgpt.training.schedules import build_schedule
-from tfgpt.training.step import Trainer
+from tfgpt.training.trainer import Trainer
 
 VOCABULARY, LENGTH, ROWS = 67, 12, 8
 

@@ -16,7 +16,7 @@ import safetensors.numpy
 
 from tests.conftest import ROOT
 from tests.training.topologies import free_addresses, tf_config
-from tfgpt.common.outputs import write_description
+from tfgpt.common.output_directories import write_description
 
 FLAGS = (
     "--tokenizer=bytes --preset=tiny --num_layers=1 --num_query_heads=2 --num_key_value_heads=1 --hidden_dim=16 "

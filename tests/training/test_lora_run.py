@@ -11,14 +11,14 @@ import safetensors.numpy
 
 from tests.training.test_run import SMALL, assert_same_end, final_state, recipe, rows
 from tfgpt import train as command
+from tfgpt.common.atomic_files import read_json
 from tfgpt.common.errors import SettingError, UserError
-from tfgpt.common.files import read_json
-from tfgpt.conversion.on_the_fly import model_directory
+from tfgpt.conversion.cached_conversion import model_directory
 from tfgpt.generation.config import SamplingConfig
-from tfgpt.generation.engine import Generator
+from tfgpt.generation.generator import Generator
 from tfgpt.model.checkpoints.huggingface import load_decoder
-from tfgpt.training.recipe import Recipe
 from tfgpt.training.run import train
+from tfgpt.training.train_config import Recipe
 
 SHAPE = ("num_", "hidden_dim", "head_dim", "intermediate_dim", "dropout", "preset", "tokenizer")
 LORA = ("--lora_rank=4", "--lora_alpha=8", "--learning_rate=0.01", "--lora_dropout=0.1", "--ema_decay=0.5")

@@ -11,10 +11,10 @@ from tfgpt.common.errors import SettingError
 from tfgpt.model.config import DecoderConfig
 from tfgpt.model.decoder import Decoder
 from tfgpt.train import COMMAND
-from tfgpt.training.assembly import build_trainer
 from tfgpt.training.config import OptimizerConfig
 from tfgpt.training.optimizers import build_optimizer, decayed
-from tfgpt.training.recipe import Recipe
+from tfgpt.training.train_config import Recipe
+from tfgpt.training.trainer_builder import build_trainer
 
 
 def small_decoder(**changes) -> Decoder:

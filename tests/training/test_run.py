@@ -21,9 +21,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tests.conftest import ROOT
 from tfgpt import train as command
 from tfgpt.common.errors import RunError, UserError
-from tfgpt.training.assembly import assemble
-from tfgpt.training.recipe import Recipe
 from tfgpt.training.run import Samples, train
+from tfgpt.training.train_config import Recipe
+from tfgpt.training.trainer_builder import assemble
 
 SMALL = (
     "--tokenizer=bytes --preset=tiny --num_layers=1 --num_query_heads=2 --num_key_value_heads=1 --hidden_dim=16 "

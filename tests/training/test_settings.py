@@ -18,9 +18,9 @@ from tests.training.small_step import VOCABULARY, batches, make_trainer
 from tfgpt import train as command
 from tfgpt.model.checkpoints.huggingface import save_decoder
 from tfgpt.model.lora_config import LoraConfig
-from tfgpt.training.assembly import build_trainer
 from tfgpt.training.config import OptimizerConfig, ScheduleConfig, StepConfig
-from tfgpt.training.recipe import Recipe
+from tfgpt.training.train_config import Recipe
+from tfgpt.training.trainer_builder import build_trainer
 
 RUN = "--train_text=none --batch_size=8 --sequence_length=12 --max_steps=4 --warmup_steps=0 --learning_rate=0.01"
 SHAPE = "--preset=tiny --num_layers=1 --hidden_dim=16 --num_query_heads=2 --num_key_value_heads=1 --head_dim=8"

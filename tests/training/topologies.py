@@ -53,9 +53,9 @@ def train_cases(shards_directory: Path, logical_cpus: int) -> dict[str, np.ndarr
     """By case: losses of the calls, validation figures, the final state, and what is each process's own (`OWN`)."""
     from tests.training.small_step import LENGTH, ROWS, make_trainer, state
     from tfgpt.pipeline import batches
-    from tfgpt.pipeline.shards import TokenShards
+    from tfgpt.pipeline.token_shards import TokenShards
     from tfgpt.training.config import StrategyConfig
-    from tfgpt.training.strategy import distributed, resolve
+    from tfgpt.training.distribution.strategy import distributed, resolve
 
     name = "multiworker" if "TF_CONFIG" in os.environ else "mirrored" if logical_cpus > 1 else "one"
     strategy = resolve(StrategyConfig(strategy=name, logical_cpus=logical_cpus, cluster_timeout=120.0))

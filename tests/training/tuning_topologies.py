@@ -38,7 +38,7 @@ def make_inputs(directory: Path) -> None:
     from tests.model.options import MODERN, random_decoder
     from tfgpt.model.checkpoints.huggingface import save_decoder
     from tfgpt.tokenization.config import TokenizerConfig
-    from tfgpt.tokenization.train import make_tokenizer
+    from tfgpt.tokenization.train_tokenizer import make_tokenizer
 
     tokenizer = make_tokenizer(TokenizerConfig(tokenizer="bytes"), [])
     decoder = random_decoder(MODERN | {"num_layers": 1, "vocabulary_size": tokenizer.vocabulary_size})
@@ -56,29 +56,29 @@ def make_inputs(directory: Path) -> None:
 def run_case(directory: Path, topology: str, case: str, strategy) -> Path:
     """Runs, or goes on with, a case; its run directory. The answers of grpo's round r lie in answers-r.npy."""
     from tfgpt import train as command
-    from tfgpt.training import group_rewards
     from tfgpt.training.checkpoints import Checkpoints
-    from tfgpt.training.hosts import Hosts
-    from tfgpt.training.recipe import Recipe
+    from tfgpt.training.distribution.collectives import Hosts
+    from tfgpt.training.losses import grpo
     from tfgpt.training.run import train_together
+    from tfgpt.training.train_config import Recipe
 
     run_dir = directory / topology / case
     flags = f"{COMMON} {CASES[case]}".replace("DIR", str(directory)).split()
     recipe = Recipe(**command.COMMAND.parse([*flags, f"--run_dir={run_dir}"]))
-    answers = group_rewards.Rounds.answers
+    answers = grpo.Rounds.answers
 
     def noted(self, step: int):
         arrays = answers(self, step)
         np.save(run_dir / f"answers-{step}.npy", arrays["token_ids"])
         return arrays
 
-    group_rewards.Rounds.answers = noted
+    grpo.Rounds.answers = noted
     checkpoints = Checkpoints(recipe.run_dir / "checkpoints", recipe.run.checkpoints_kept)
     try:
         train_together(recipe, command.COMMAND.flag_file(recipe.settings()), (), strategy, Hosts(strategy), checkpoints)
     finally:
         checkpoints.close()
-        group_rewards.Rounds.answers = answers
+        grpo.Rounds.answers = answers
     return run_dir
 
 
@@ -86,7 +86,7 @@ def main(directory: Path, topology: str, logical_cpus: int, cases: list[str]) ->
     """The program."""
     from tfgpt.common.errors import SettingError
     from tfgpt.training.config import StrategyConfig
-    from tfgpt.training.strategy import resolve
+    from tfgpt.training.distribution.strategy import resolve
 
     name = "multiworker" if "TF_CONFIG" in os.environ else "mirrored"
     strategy = resolve(StrategyConfig(strategy=name, logical_cpus=logical_cpus, cluster_timeout=120.0))

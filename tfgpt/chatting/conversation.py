@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from tfgpt.common.atomic_files import write_text
 from tfgpt.common.errors import UserError
-from tfgpt.common.files import write_text
-from tfgpt.corpus.sources.dialogue_shapes import messages_in, tools_in
+from tfgpt.corpus.sources.chat_formats import messages_in, tools_in
+from tfgpt.corpus.sources.json_records import parsed, read_lines
 from tfgpt.corpus.sources.messages import Message
-from tfgpt.corpus.sources.records import parsed, read_lines
 
 
 class Conversation:

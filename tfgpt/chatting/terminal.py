@@ -8,7 +8,7 @@ import signal
 import sys
 from typing import NoReturn
 
-from tfgpt.chatting.session import Session
+from tfgpt.chatting.chat_session import Session
 from tfgpt.common.errors import TfgptError, UserError
 
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")

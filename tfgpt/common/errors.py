@@ -1,4 +1,4 @@
-"""The two ways a command ends badly, each printed as one line by `tfgpt.common.command`."""
+"""The two ways a command ends badly, each printed as one line by `tfgpt.common.command_line`."""
 
 
 class TfgptError(Exception):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from tfgpt.common.did_you_mean import no_such_file
 from tfgpt.common.errors import UserError
-from tfgpt.common.nearest import no_such_file
 
 
 def flag_line(name: str, value: str) -> str:

@@ -21,8 +21,8 @@ from typing import Any
 
 import filelock
 
+from tfgpt.common.atomic_files import clear_write_errors
 from tfgpt.common.errors import UserError
-from tfgpt.common.files import clear_write_errors
 
 LEASE_SECONDS, RENEWAL_SECONDS = 60.0, 10.0
 NETWORK_FILE_SYSTEMS = (

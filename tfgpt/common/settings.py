@@ -12,8 +12,8 @@ import typing
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, TypeVar, Union
 
+from tfgpt.common.did_you_mean import did_you_mean
 from tfgpt.common.errors import SettingError, UserError
-from tfgpt.common.nearest import did_you_mean
 
 LARGEST_COUNT = 2**31 - 1  # of what a tensor's shape may have
 LARGEST_FLOAT = 3.4028234e38  # in float32

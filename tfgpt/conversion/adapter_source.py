@@ -6,13 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tfgpt.common.adapters import ADAPTER_CONFIG, named_base
+from tfgpt.common.atomic_files import read_json
 from tfgpt.common.errors import UserError
-from tfgpt.common.files import read_json
-from tfgpt.common.model_names import find_model
+from tfgpt.common.model_paths import find_model
 from tfgpt.conversion.hugging_face_source import download, stop_ids
 from tfgpt.conversion.source import Source
 from tfgpt.model.checkpoints.huggingface import open_model
-from tfgpt.tokenization.hugging_face_files import open_tokenizer
+from tfgpt.tokenization.hugging_face_tokenizer import open_tokenizer
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from tfgpt.common.model_names import find_model
-from tfgpt.common.outputs import check_replaceable, result_directory
+from tfgpt.common.model_paths import find_model
+from tfgpt.common.output_directories import check_replaceable, result_directory
+from tfgpt.conversion.cached_conversion import model_directory
 from tfgpt.conversion.config import ConvertConfig
 from tfgpt.conversion.model_writer import write_model_directory
-from tfgpt.conversion.on_the_fly import model_directory
 from tfgpt.conversion.sources import open_source
-from tfgpt.model.checkpoints.checkpoint import Checkpoint
 from tfgpt.model.checkpoints.huggingface import transformers_model_type
+from tfgpt.model.checkpoints.lazy_weights import Checkpoint
 
 
 def convert(config: ConvertConfig, say: Callable[[str], None]) -> Path:

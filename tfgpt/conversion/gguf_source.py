@@ -7,10 +7,10 @@ from pathlib import Path
 from tfgpt.common.errors import UserError
 from tfgpt.conversion.source import Source
 from tfgpt.model.checkpoints.gguf import GGUFFile, open_gguf_model
-from tfgpt.tokenization import gguf_vocabulary
+from tfgpt.tokenization import gguf_tokenizer
 from tfgpt.tokenization.gguf_sentencepiece import gguf_sentencepiece_model, with_default_ids
-from tfgpt.tokenization.roles import choose_roles
 from tfgpt.tokenization.sentencepiece_tokenizer import SentencePieceTokenizer, foreign_tokenizer
+from tfgpt.tokenization.special_tokens import choose_roles
 from tfgpt.tokenization.tokenizer import Tokenizer
 
 
@@ -49,16 +49,16 @@ def byte_level_tokenizer(file: GGUFFile) -> Tokenizer:
         ValueError: there is no end-of-text token.
     """
     path, metadata = str(file.path), file.metadata
-    document = gguf_vocabulary.gguf_document(metadata, file.long_field, path)
+    document = gguf_tokenizer.gguf_document(metadata, file.long_field, path)
     tokens = file.long_field("tokenizer.ggml.tokens")
-    names = gguf_vocabulary.token_names(metadata, tokens)
+    names = gguf_tokenizer.token_names(metadata, tokens)
     roles = choose_roles(
         [token["content"] for token in document["added_tokens"] if token["special"]],
         end=names.get("eos_token"),
         padding=names.get("pad_token"),
-        start_of_text=names.get("bos_token") if gguf_vocabulary.begins_with_start(metadata) else None,
+        start_of_text=names.get("bos_token") if gguf_tokenizer.begins_with_start(metadata) else None,
         chat_template=names.get("chat_template", ""),
-        more_ends=[tokens[end] for end in gguf_vocabulary.stop_ids(metadata) if end < len(tokens)],
+        more_ends=[tokens[end] for end in gguf_tokenizer.stop_ids(metadata) if end < len(tokens)],
     )
     return Tokenizer(document, path, roles, names)
 
@@ -72,13 +72,13 @@ def sentencepiece_tokenizer(file: GGUFFile) -> SentencePieceTokenizer:
     """
     path, metadata = str(file.path), with_default_ids(file.metadata)
     model, pieces = gguf_sentencepiece_model(metadata, file.long_field, path)
-    config = gguf_vocabulary.token_names(metadata, pieces) | {
+    config = gguf_tokenizer.token_names(metadata, pieces) | {
         "tokenizer_class": "LlamaTokenizer",
         "legacy": True,
-        "add_bos_token": gguf_vocabulary.begins_with_start(metadata),
+        "add_bos_token": gguf_tokenizer.begins_with_start(metadata),
         "add_prefix_space": bool(metadata.get("tokenizer.ggml.add_space_prefix", True)),
     }
-    return foreign_tokenizer(model, path, config, gguf_vocabulary.stop_ids(metadata))
+    return foreign_tokenizer(model, path, config, gguf_tokenizer.stop_ids(metadata))
 
 
 TOKENIZERS = {"gpt2": byte_level_tokenizer, "llama": sentencepiece_tokenizer}

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from tfgpt.common.adapters import ADAPTER_CONFIG
+from tfgpt.common.atomic_files import read_json
 from tfgpt.common.errors import UserError
-from tfgpt.common.files import read_json
 from tfgpt.conversion.source import Source
 from tfgpt.model.checkpoints.huggingface import load_config, load_stop_ids, open_model
-from tfgpt.tokenization.hugging_face_files import open_tokenizer
+from tfgpt.tokenization.hugging_face_tokenizer import open_tokenizer
 
 FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.txt"]
 """What is read of a directory, and downloaded of a repository."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
+from tfgpt.common.atomic_files import read_json
 from tfgpt.common.errors import UserError
-from tfgpt.common.files import read_json
-from tfgpt.common.quiet import import_tensorflow
+from tfgpt.common.tf_logging import import_tensorflow
 from tfgpt.conversion.source import Source
 from tfgpt.model.checkpoints.keras_hub import open_keras_hub_model
-from tfgpt.tokenization.keras_hub_files import open_preset_tokenizer
+from tfgpt.tokenization.keras_hub_tokenizer import open_preset_tokenizer
 
 
 def open_preset(directory: Path) -> Source:

@@ -10,8 +10,8 @@ import ml_dtypes
 import numpy as np
 
 import tfgpt
+from tfgpt.common.atomic_files import sha256_of_json, write_json
 from tfgpt.common.errors import UserError
-from tfgpt.common.files import sha256_of_json, write_json
 from tfgpt.conversion.source import Source
 from tfgpt.model.checkpoints.huggingface import write_checkpoint
 

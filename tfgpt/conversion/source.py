@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from tfgpt.model.checkpoints.checkpoint import Checkpoint
+from tfgpt.model.checkpoints.lazy_weights import Checkpoint
 from tfgpt.tokenization.tokenizer import Tokenizer
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tfgpt.common.adapters import is_adapter
-from tfgpt.common.model_names import FoundModel, no_weights
+from tfgpt.common.model_paths import FoundModel, no_weights
 from tfgpt.conversion.adapter_source import open_adapter
 from tfgpt.conversion.gguf_source import open_gguf
 from tfgpt.conversion.hugging_face_source import download, open_hugging_face

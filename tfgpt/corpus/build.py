@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import tfgpt
+from tfgpt.common.atomic_files import directory_written_beside, read_json, sha256_of_json, write_json, write_text
 from tfgpt.common.errors import RunError, SettingError, UserError
-from tfgpt.common.files import directory_written_beside, read_json, sha256_of_json, write_json, write_text
 from tfgpt.common.progress import Progress
-from tfgpt.corpus.account import account
 from tfgpt.corpus.cache import locked, mark_used, remove_leftovers
-from tfgpt.corpus.card import data_card
 from tfgpt.corpus.config import CorpusConfig
-from tfgpt.corpus.document_set import CARD, FORMAT, MANIFEST, SIDES, DocumentSet, ShardWriter
+from tfgpt.corpus.data_card import data_card
+from tfgpt.corpus.document_shards import CARD, FORMAT, MANIFEST, SIDES, DocumentSet, ShardWriter
+from tfgpt.corpus.source_summary import account
 from tfgpt.corpus.sources import Document, Source, open_sources
 from tfgpt.corpus.sources.base import content_digest
 from tfgpt.corpus.split import (

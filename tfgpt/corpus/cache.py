@@ -17,10 +17,10 @@ from pathlib import Path
 
 import platformdirs
 
+from tfgpt.common.atomic_files import new_sibling, read_json
 from tfgpt.common.errors import SettingError, UserError
-from tfgpt.common.files import new_sibling, read_json
 from tfgpt.common.locks import waiting_writer_lock, writer_lock
-from tfgpt.common.outputs import DESCRIPTION, write_description
+from tfgpt.common.output_directories import DESCRIPTION, write_description
 
 ENVIRONMENT_VARIABLE = "TFGPT_CACHE_DIR"
 LEFTOVER_SECONDS = 24 * 3600

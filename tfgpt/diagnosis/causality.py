@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import numpy as np
 import tensorflow as tf
 
-from tfgpt.diagnosis.report import FAIL, OK, Finding
-from tfgpt.diagnosis.subject import Batch, Subject
+from tfgpt.diagnosis.check_results import FAIL, OK, Finding
+from tfgpt.diagnosis.probe_model import Batch, Subject
 
 LOGIT_BYTES = 256 << 20
 """Logits that are compared at once; of larger ones, evenly spread positions and those around a change."""

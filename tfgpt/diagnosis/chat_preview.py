@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from tfgpt.diagnosis.preview import preview_learned
 from tfgpt.pipeline.chat_batches import ChatRows, chat_training_batches
-from tfgpt.training.chat_tuning import ChatTuning
-from tfgpt.training.recipe import Recipe
+from tfgpt.training.objectives.supervised_fine_tuning import ChatTuning
+from tfgpt.training.train_config import Recipe
 
 
 def show(recipe: Recipe, rows: int, dimmed: bool) -> list[str]:

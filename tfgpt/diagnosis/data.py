@@ -7,11 +7,11 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from tfgpt.diagnosis.report import FAIL, OK, WARN, Finding, counted, in_numbers
+from tfgpt.diagnosis.check_results import FAIL, OK, WARN, Finding, counted, in_numbers
 from tfgpt.model import presets
 from tfgpt.pipeline.prepare import PreparedData
-from tfgpt.pipeline.shards import TokenShards
-from tfgpt.training.recipe import Recipe
+from tfgpt.pipeline.token_shards import TokenShards
+from tfgpt.training.train_config import Recipe
 
 # At most so many tokens are counted one by one (some seconds), in pieces.
 COUNTED_TOKENS, PIECE = 200_000_000, 1 << 24

@@ -5,16 +5,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator
 
-from tfgpt.diagnosis.machine import Memory, free_disk
-from tfgpt.diagnosis.report import FAIL, OK, WARN, Finding, in_bytes, in_numbers
+from tfgpt.diagnosis.check_results import FAIL, OK, WARN, Finding, in_bytes, in_numbers
+from tfgpt.diagnosis.system_memory import Memory, free_disk
 from tfgpt.model import presets
 from tfgpt.model.config import DecoderConfig
 from tfgpt.model.lora_config import LoraConfig
-from tfgpt.training.preference_config import ANSWERS_AT_A_TIME
-from tfgpt.training.recipe import Recipe
+from tfgpt.training.objectives.preference_config import ANSWERS_AT_A_TIME
+from tfgpt.training.train_config import Recipe
 
 CHUNK_BYTES = 64 << 20
-"""As `tfgpt.training.objectives.CHUNK_BYTES`: float32 logits that exist at once."""
+"""As `tfgpt.training.losses.CHUNK_BYTES`: float32 logits that exist at once."""
 
 RUNTIME_BYTES = {"CPU": 1 << 30, "GPU": 600 << 20}
 SECOND_MODE_BYTES = 400 << 20
@@ -100,7 +100,7 @@ def estimate(recipe: Recipe, config: DecoderConfig, machine: Machine) -> dict[st
 
 
 def chunk_tokens(tokens: int, vocabulary_size: int) -> int:
-    """As `tfgpt.training.objectives.automatic_chunk_tokens`, which needs TensorFlow."""
+    """As `tfgpt.training.losses.automatic_chunk_tokens`, which needs TensorFlow."""
     rows = CHUNK_BYTES // (4 * vocabulary_size)
     return tokens if tokens <= rows else max(rows // 128 * 128, 128)
 

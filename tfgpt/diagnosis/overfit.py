@@ -10,8 +10,8 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
-from tfgpt.diagnosis.report import FAIL, OK, WARN, Finding, counted, in_time
-from tfgpt.diagnosis.subject import Subject
+from tfgpt.diagnosis.check_results import FAIL, OK, WARN, Finding, counted, in_time
+from tfgpt.diagnosis.probe_model import Subject
 
 FACTORS = (0.1, 0.01, 10.0)
 """Of the learning rate: what is tried when the run's own does not learn, to be able to name one that does."""

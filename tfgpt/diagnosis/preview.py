@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from tfgpt.diagnosis.report import counted
+from tfgpt.diagnosis.check_results import counted
 from tfgpt.tokenization.tokenizer import Tokenizer
 
 CUT = "✂"

@@ -9,14 +9,14 @@ from collections.abc import Callable
 from typing import Any
 
 from tfgpt.common.process_memory import forget_peak, peak_memory
-from tfgpt.diagnosis import machine as machines
+from tfgpt.diagnosis import system_memory as machines
+from tfgpt.diagnosis.check_results import FAIL, OK, WARN, Finding, counted, in_bytes, in_numbers, in_time
 from tfgpt.diagnosis.data import LITTLE_REPETITION
 from tfgpt.diagnosis.memory import Machine
-from tfgpt.diagnosis.report import FAIL, OK, WARN, Finding, counted, in_bytes, in_numbers, in_time
-from tfgpt.diagnosis.subject import Subject, trainer_of_shape
+from tfgpt.diagnosis.probe_model import Subject, trainer_of_shape
 from tfgpt.model import presets
 from tfgpt.training.compilation import choose_compilation
-from tfgpt.training.step import Trainer
+from tfgpt.training.trainer import Trainer
 
 TOKENS_PER_PARAMETER = 20.0
 """Of a compute-optimal model (Hoffmann et al. 2022, arXiv:2203.15556, table 3: Chinchilla's 70B on 1.4T tokens)."""

@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterator
 
 from tfgpt.common.errors import UserError
-from tfgpt.diagnosis.families import FAMILIES, OPEN_LICENCES, Pretrained
+from tfgpt.diagnosis.check_results import in_bytes, in_numbers
 from tfgpt.diagnosis.memory import (
     COMFORTABLE,
     RUNTIME_BYTES,
@@ -21,7 +21,7 @@ from tfgpt.diagnosis.memory import (
     optimizer_bytes,
     trained_parameters,
 )
-from tfgpt.diagnosis.report import in_bytes, in_numbers
+from tfgpt.diagnosis.pretrained_models import FAMILIES, OPEN_LICENCES, Pretrained
 from tfgpt.diagnosis.suggest_config import SuggestConfig
 from tfgpt.model import presets
 from tfgpt.model.config import DecoderConfig

@@ -8,8 +8,8 @@ from typing import ClassVar
 
 from tfgpt.common.errors import SettingError, UserError
 from tfgpt.common.settings import Settings, setting
-from tfgpt.diagnosis.families import FAMILIES, OPEN_LICENCES
-from tfgpt.diagnosis.machine import main_memory
+from tfgpt.diagnosis.pretrained_models import FAMILIES, OPEN_LICENCES
+from tfgpt.diagnosis.system_memory import main_memory
 
 UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12} | {
     f"{letter}ib": 1024**power for power, letter in enumerate("kmgt", 1)

@@ -6,7 +6,7 @@ import dataclasses
 from typing import ClassVar
 
 from tfgpt.common.errors import SettingError
-from tfgpt.common.model_names import MODEL_HELP
+from tfgpt.common.model_paths import MODEL_HELP
 from tfgpt.common.settings import Settings, setting
 
 

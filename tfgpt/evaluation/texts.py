@@ -11,19 +11,19 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfgpt.common.atomic_files import read_json
 from tfgpt.common.errors import UserError
-from tfgpt.common.files import read_json
 from tfgpt.corpus.build import build_documents
 from tfgpt.corpus.config import CorpusConfig
-from tfgpt.corpus.document_set import DocumentSet
+from tfgpt.corpus.document_shards import DocumentSet
 from tfgpt.evaluation.config import EvaluateConfig
 from tfgpt.pipeline.batches import validation_batches, validation_steps
 from tfgpt.pipeline.chat_batches import ChatRows, chat_validation_batches, chat_validation_steps, packings
-from tfgpt.pipeline.chat_prepare import in_words, prepared_side, spec_of_source
-from tfgpt.pipeline.conversations import Conversations
-from tfgpt.pipeline.held_out import open_held_out
+from tfgpt.pipeline.chat_shards import Conversations
 from tfgpt.pipeline.prepare import prepared_shards
-from tfgpt.pipeline.shards import DamagedShards, TokenShards
+from tfgpt.pipeline.prepare_chat import in_words, prepared_side, spec_of_source
+from tfgpt.pipeline.token_shards import DamagedShards, TokenShards
+from tfgpt.pipeline.validation_data import open_held_out
 from tfgpt.tokenization.tokenizer import Tokenizer
 
 HELD_OUT = "held out by the run"

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from tfgpt.common.errors import SettingError, UserError
-from tfgpt.corpus.sources.dialogue_shapes import LISTS, as_openai, tools_in
+from tfgpt.corpus.sources.chat_formats import LISTS, as_openai, tools_in
+from tfgpt.corpus.sources.json_records import holds_records, read_records, read_text
 from tfgpt.corpus.sources.messages import checked_messages
-from tfgpt.corpus.sources.records import holds_records, read_records, read_text
 from tfgpt.generation.config import GenerateConfig
 from tfgpt.tokenization.chat_template import encode_messages
 from tfgpt.tokenization.tokenizer import Tokenizer

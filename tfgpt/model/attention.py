@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from tfgpt.model.dropout import Dropout
 from tfgpt.model.layers import DecoderLayer, Normalization, Projection, leading_shape, standardized
-from tfgpt.model.positions import rotate
+from tfgpt.model.position_embeddings import rotate
 from tfgpt.model.softmax_attention import attend, attend_causally, attend_in_parts, swap_heads
 
 

@@ -13,7 +13,7 @@ from tfgpt.model.attention import SelfAttention
 from tfgpt.model.config import DecoderConfig
 from tfgpt.model.dropout import current_dropout_seed, dropout_seed
 from tfgpt.model.layers import MLP, DecoderLayer, Dropout, Embedding, Normalization, OutputHead, SoftCap, soft_cap
-from tfgpt.model.positions import AttentionMask, PositionEmbedding, Rotation, cache_mask, checked_length
+from tfgpt.model.position_embeddings import AttentionMask, PositionEmbedding, Rotation, cache_mask, checked_length
 
 Cache = list[tuple[tf.Tensor, tf.Tensor]]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from tfgpt.common.did_you_mean import did_you_mean
 from tfgpt.common.errors import SettingError
-from tfgpt.common.nearest import did_you_mean
 from tfgpt.model.config import DecoderConfig
 
 _GPT2 = {

@@ -14,10 +14,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tfgpt.common.did_you_mean import no_such_file
 from tfgpt.common.errors import SettingError, UserError
-from tfgpt.common.nearest import no_such_file
 from tfgpt.corpus.sources import open_sources
-from tfgpt.corpus.sources.records import holds_records, read_lines, read_records
+from tfgpt.corpus.sources.json_records import holds_records, read_lines, read_records
 from tfgpt.pipeline.config import AugmentationConfig
 
 # A word with the white space behind it; each character of scripts that put no space between words.

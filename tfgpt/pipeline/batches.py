@@ -33,7 +33,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfgpt.common.errors import SettingError, UserError
-from tfgpt.pipeline.shards import TokenShards
+from tfgpt.pipeline.token_shards import TokenShards
 
 # At most so many tokens and rows are read in one go (but always a step).
 BLOCK_TOKENS = 1 << 18

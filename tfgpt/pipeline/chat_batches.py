@@ -20,7 +20,7 @@ import tensorflow as tf
 from tfgpt.common.errors import UserError
 from tfgpt.pipeline.augmentation import Augmentation
 from tfgpt.pipeline.batches import Rows, endless, numbers_in_block, once, rows_of_host, steps_of_block
-from tfgpt.pipeline.conversations import Conversations, trimmed
+from tfgpt.pipeline.chat_shards import Conversations, trimmed
 from tfgpt.pipeline.mixture import Mixture
 from tfgpt.pipeline.packing import Packing
 from tfgpt.tokenization.chat_template import encode_messages

@@ -11,7 +11,7 @@ import tensorflow as tf
 from tfgpt.common.errors import UserError
 from tfgpt.pipeline.batches import EpochOrder, Rows, endless, numbers_in_block, rows_of_host, steps_of_block
 from tfgpt.pipeline.mixture import Mixture
-from tfgpt.pipeline.shards import TokenShards
+from tfgpt.pipeline.token_shards import TokenShards
 
 
 class MixedRows(Rows):

@@ -20,29 +20,29 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tfgpt.common.errors import UserError
-from tfgpt.common.files import (
+from tfgpt.common.atomic_files import (
     clear_write_errors,
     directory_written_beside,
     read_json,
     sha256_of_json,
     write_json,
 )
-from tfgpt.common.outputs import result_directory
+from tfgpt.common.errors import UserError
+from tfgpt.common.output_directories import result_directory
 from tfgpt.common.progress import amount, duration
-from tfgpt.corpus.account import left_out_in_words
 from tfgpt.corpus.build import build_documents
 from tfgpt.corpus.cache import making
 from tfgpt.corpus.config import CorpusConfig
-from tfgpt.corpus.document_set import DocumentSet
+from tfgpt.corpus.document_shards import DocumentSet
+from tfgpt.corpus.source_summary import left_out_in_words
 from tfgpt.corpus.sources import open_sources
 from tfgpt.corpus.sources.base import content_texts
 from tfgpt.corpus.sources.files import FileSource
-from tfgpt.pipeline.shards import FORMAT_VERSION, DamagedShards, TokenShards, write_token_shards
+from tfgpt.pipeline.token_shards import FORMAT_VERSION, DamagedShards, TokenShards, write_token_shards
 from tfgpt.tokenization.chat_template import CHAT_TEMPLATE
 from tfgpt.tokenization.config import TokenizerConfig
 from tfgpt.tokenization.tokenizer import Tokenizer
-from tfgpt.tokenization.train import make_tokenizer
+from tfgpt.tokenization.train_tokenizer import make_tokenizer
 
 # Part of every tokenizer's key: raise it when the same documents and options train another tokenizer than before.
 TOKENIZER_FORMAT = 1

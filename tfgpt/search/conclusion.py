@@ -6,8 +6,8 @@ import importlib.util
 import shlex
 
 from tfgpt.common.errors import UserError
-from tfgpt.search.judging_config import JudgingConfig
-from tfgpt.search.plan import Plan
+from tfgpt.search.seed_comparison_config import JudgingConfig
+from tfgpt.search.study import Plan
 
 REPORT_NEEDS = {"plotly": "plotly", "sklearn": "scikit-learn"}
 
@@ -35,11 +35,11 @@ def conclude(plan: Plan, config: JudgingConfig) -> int:
     if not (plan.directory / "trials.csv").is_file():
         # A worker of a cluster: the chief has the table.
         return 0
-    from tfgpt.common.quiet import import_tensorflow
+    from tfgpt.common.tf_logging import import_tensorflow
 
     import_tensorflow()
-    from tfgpt.search.judging import judge
     from tfgpt.search.report import console_table, write_report
+    from tfgpt.search.seed_comparison import judge
     from tfgpt.search.trials import read_trials
 
     trials = read_trials(plan.directory)

@@ -14,11 +14,11 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from tfgpt.common.files import written_beside
+from tfgpt.common.atomic_files import written_beside
 from tfgpt.pipeline.prepare import PreparedData
-from tfgpt.search.at_width import at_width, with_parametrization
-from tfgpt.search.reusable import Reusable
-from tfgpt.training.recipe import Recipe
+from tfgpt.search.resettable_trainer import Reusable
+from tfgpt.search.scale_width import at_width, with_parametrization
+from tfgpt.training.train_config import Recipe
 
 
 @dataclasses.dataclass(frozen=True)

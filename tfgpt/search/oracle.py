@@ -30,12 +30,12 @@ from keras_tuner.engine import trial as trials
 from keras_tuner.oracles import BayesianOptimizationOracle, GridSearchOracle, HyperbandOracle, RandomSearchOracle
 from sklearn.exceptions import ConvergenceWarning
 
-from tfgpt.common.files import read_json, write_json
+from tfgpt.common.atomic_files import read_json, write_json
 from tfgpt.common.progress import duration
 from tfgpt.search.config import OBJECTIVES
-from tfgpt.search.plan import Plan
 from tfgpt.search.space import Parameter, Space
-from tfgpt.search.table import Row, best_row, in_words, read_result, write_best, write_table
+from tfgpt.search.study import Plan
+from tfgpt.search.trial_results import Row, best_row, in_words, read_result, write_best, write_table
 
 RUNNING, COMPLETED, FAILED, INVALID = "RUNNING", "COMPLETED", "FAILED", "INVALID"
 STOPPED, IDLE = "STOPPED", "IDLE"

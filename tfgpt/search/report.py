@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from tfgpt.common.files import directory_written_beside, read_json, write_text
+from tfgpt.common.atomic_files import directory_written_beside, read_json, write_text
 from tfgpt.search.trials import Trial, Trials, in_words
 
 MEASURED = (

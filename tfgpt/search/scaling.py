@@ -16,16 +16,16 @@ import re
 from pathlib import Path
 from typing import Any, ClassVar
 
+from tfgpt.common.atomic_files import write_csv, write_json, written_beside
 from tfgpt.common.errors import SettingError
-from tfgpt.common.files import write_csv, write_json, written_beside
-from tfgpt.common.outputs import working_directory
+from tfgpt.common.output_directories import working_directory
 from tfgpt.common.settings import Settings, setting
 from tfgpt.model.presets import count_parameters
-from tfgpt.search.at_width import at_width
-from tfgpt.search.finished_run import check_same_flags, finished_run
+from tfgpt.search.resumable_run import check_same_flags, finished_run
+from tfgpt.search.scale_width import at_width
 from tfgpt.search.scaling_law import FLOPS_PER_PARAMETER_AND_TOKEN, Run, ScalingLaw, fit
-from tfgpt.training.recipe import Recipe
 from tfgpt.training.run_config import default_run_dir
+from tfgpt.training.train_config import Recipe
 
 
 @dataclasses.dataclass(frozen=True)

@@ -37,9 +37,9 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tfgpt.common.command import Group, Overrides, flag_names, keyword
+from tfgpt.common.command_line import Group, Overrides, flag_names, keyword
+from tfgpt.common.did_you_mean import cannot_read, did_you_mean
 from tfgpt.common.errors import SettingError, UserError
-from tfgpt.common.nearest import cannot_read, did_you_mean
 from tfgpt.common.settings import Settings, checked, field_types, out_of_bounds, plain_type
 
 KEYS = ("type", "min", "max", "step", "scale", "choices", "when")

@@ -22,19 +22,19 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfgpt.common.atomic_files import clear_write_errors, directory_written_beside, read_json, write_json
 from tfgpt.common.errors import DivergedError, RunError, TfgptError
-from tfgpt.common.files import clear_write_errors, directory_written_beside, read_json, write_json
 from tfgpt.common.locks import waiting_writer_lock
-from tfgpt.common.outputs import make_working_directory
+from tfgpt.common.output_directories import make_working_directory
 from tfgpt.common.process_memory import forget_peak, peak_memory
-from tfgpt.common.quiet import write_to
+from tfgpt.common.tf_logging import write_to
 from tfgpt.model import presets
-from tfgpt.search.plan import TRAIN, Plan, TrialRequest, first_values
+from tfgpt.search.study import TRAIN, Plan, TrialRequest, first_values
 from tfgpt.training.checkpoints import Checkpoints
 from tfgpt.training.config import StrategyConfig
-from tfgpt.training.recipe import Recipe
+from tfgpt.training.metrics_writers import read_metrics
 from tfgpt.training.run import train
-from tfgpt.training.watching import read_metrics
+from tfgpt.training.train_config import Recipe
 
 WHOLE = 1000  # a report's place in the training, in thousandths: batches of different size compare
 START: dict[str, Any] = {"seconds": 0.0, "parameters": None, "peak_memory_bytes": 0}

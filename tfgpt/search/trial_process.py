@@ -21,8 +21,8 @@ from typing import Any
 
 from tfgpt.common.errors import RunError, TfgptError
 from tfgpt.common.process_memory import held_memory
-from tfgpt.search.plan import Plan, TrialRequest
-from tfgpt.training.stopping import stop_signals
+from tfgpt.search.study import Plan, TrialRequest
+from tfgpt.training.stop_signals import stop_signals
 
 LIFE = 120.0  # seconds of training; beside them, importing TensorFlow for the next process is little
 LONGEST_SAVE = 120.0  # seconds
@@ -182,7 +182,7 @@ def live(plan: Plan, connection: Connection, devices: dict[str, str]) -> None:
     os.environ.update(devices)
     threading.Thread(target=end_with_the_search, daemon=True).start()
     try:
-        from tfgpt.common.quiet import import_tensorflow
+        from tfgpt.common.tf_logging import import_tensorflow
 
         import_tensorflow()
         from tfgpt.search.trial import prepare_data, run_trial

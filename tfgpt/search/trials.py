@@ -11,8 +11,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+from tfgpt.common.atomic_files import read_json
 from tfgpt.common.errors import UserError
-from tfgpt.common.files import read_json
 from tfgpt.search.config import OBJECTIVES
 
 FINISHED = ("completed", "stopped")
@@ -24,7 +24,7 @@ class Trial:
 
     Attributes:
         trial_id: "0007".
-        status: as `tfgpt.search.table.Row`'s.
+        status: as `tfgpt.search.trial_results.Row`'s.
         flags: the searched flags that count in it: numbers as numbers, everything else as text.
         objective: what it is judged by; None where it was not measured.
         numbers: the measured columns that hold a number.

@@ -14,13 +14,13 @@ from keras_tuner.engine.base_tuner import BaseTuner
 from keras_tuner.oracles import RandomSearchOracle
 from keras_tuner.src import config
 
-from tfgpt.common.command import command_line
+from tfgpt.common.atomic_files import write_json
+from tfgpt.common.command_line import command_line
 from tfgpt.common.errors import RunError
-from tfgpt.common.files import write_json
 from tfgpt.search.oracle import COMPLETED, FAILED, INVALID, hyperparameters, make_oracle, say
-from tfgpt.search.plan import Plan, TrialRequest
-from tfgpt.search.table import best_row, in_words, read_result, request_of
+from tfgpt.search.study import Plan, TrialRequest
 from tfgpt.search.trial_process import TrialProcess
+from tfgpt.search.trial_results import best_row, in_words, read_result, request_of
 
 SIGN_OF_LIFE = 5.0  # seconds between a worker's
 IDLE_PAUSE = 0.5  # seconds before a worker that has nothing to do asks again

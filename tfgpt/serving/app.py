@@ -16,14 +16,14 @@ from fastapi.staticfiles import StaticFiles
 
 import tfgpt
 from tfgpt.common.errors import UserError
-from tfgpt.serving.answers import Answer, EventResponse, as_base64, unless_gone
 from tfgpt.serving.api_errors import ApiError, add_error_handlers
-from tfgpt.serving.api_models import ChatRequest, CompletionRequest, EmbeddingRequest, ErrorAnswer, WritingRequest
 from tfgpt.serving.backends import ServedInfo
 from tfgpt.serving.batching import Batcher, QueueFullError, Row, Ticket, WriterEndedError
 from tfgpt.serving.client import Client, ServingError, text_ids
-from tfgpt.serving.gate import Gate
-from tfgpt.serving.metrics import Metrics
+from tfgpt.serving.middleware import Gate
+from tfgpt.serving.openai_requests import ChatRequest, CompletionRequest, EmbeddingRequest, ErrorAnswer, WritingRequest
+from tfgpt.serving.openai_responses import Answer, EventResponse, as_base64, unless_gone
+from tfgpt.serving.prometheus_metrics import Metrics
 from tfgpt.serving.serve_config import ServeConfig
 from tfgpt.tokenization.chat_template import render_messages
 

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from tfgpt.common.errors import UserError
-from tfgpt.common.model_names import EXPORT_METADATA, find_export
+from tfgpt.common.model_paths import EXPORT_METADATA, find_export
 from tfgpt.serving.client import DEFAULTS, Answer, Client, Transport, connect, failed, input_types
-from tfgpt.serving.description import read_description
+from tfgpt.serving.export_metadata import read_description
 from tfgpt.serving.serve_config import ServeConfig
-from tfgpt.serving.transports import as_bytes, with_text
+from tfgpt.serving.tf_serving_transports import as_bytes, with_text
 from tfgpt.tokenization.chat_template import OURS, ChatTemplate
 
 
@@ -49,7 +49,7 @@ class SavedModelTransport:
     def __init__(self, version: Path, name: str):
         import tensorflow as tf
 
-        from tfgpt.serving.session import SessionModel
+        from tfgpt.serving.saved_model_session import SessionModel
 
         self.address, self._name = str(version), name
         self._error: type[Exception] = tf.errors.OpError

@@ -17,9 +17,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tfgpt.common.errors import RunError, TfgptError
-from tfgpt.generation.text import TextStream
+from tfgpt.generation.detokenizer import TextStream
 from tfgpt.serving.client import FIRST_CHUNK, LARGEST_CHUNK, Client
-from tfgpt.serving.metrics import Metrics
+from tfgpt.serving.prometheus_metrics import Metrics
 
 # Weight of the newest text in the mean time that a text takes.
 NEWEST = 0.2

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from tfgpt.common.errors import RunError, UserError
-from tfgpt.generation.text import TextStream
+from tfgpt.generation.detokenizer import TextStream
 from tfgpt.serving.signatures import signature
 from tfgpt.tokenization.chat_template import OURS, ChatTemplate, render_messages
 
@@ -191,7 +191,7 @@ def connect(
         seconds: the deadline of a call.
         template: the model's chat template.
     """
-    from tfgpt.serving.transports import GrpcTransport, RestTransport
+    from tfgpt.serving.tf_serving_transports import GrpcTransport, RestTransport
 
     make: Callable[..., Transport] = RestTransport if address.startswith(("http://", "https://")) else GrpcTransport
     return Client(make(address, model, label), seconds, template)

@@ -11,22 +11,22 @@ import keras
 import tensorflow as tf
 
 import tfgpt
+from tfgpt.common.atomic_files import directory_written_beside, write_json
 from tfgpt.common.errors import UserError
-from tfgpt.common.files import directory_written_beside, write_json
-from tfgpt.common.model_names import EXPORT_METADATA
-from tfgpt.common.outputs import working_directory
+from tfgpt.common.model_paths import EXPORT_METADATA
+from tfgpt.common.output_directories import working_directory
 from tfgpt.generation.config import SamplingConfig
-from tfgpt.generation.engine import Generator
-from tfgpt.generation.layout import lay_out_for_decoding
+from tfgpt.generation.generator import Generator
+from tfgpt.generation.kernel_layout import lay_out_for_decoding
 from tfgpt.model.checkpoints.huggingface import load_decoder, load_stop_ids
 from tfgpt.model.decoder import Decoder
-from tfgpt.serving.config import NOT_IN_EXPORTS, ExportConfig
-from tfgpt.serving.description import FORMAT, check_export_root, is_version
-from tfgpt.serving.precision import ServedWeights
-from tfgpt.serving.quality import bits_per_byte, quality_ids
-from tfgpt.serving.served_model import ServedModel
+from tfgpt.serving.export_config import NOT_IN_EXPORTS, ExportConfig
+from tfgpt.serving.export_metadata import FORMAT, check_export_root, is_version
+from tfgpt.serving.export_quality import bits_per_byte, quality_ids
+from tfgpt.serving.quantization import ServedWeights
+from tfgpt.serving.saved_model import ServedModel
+from tfgpt.serving.saved_model_session import TEXT_OPERATIONS
 from tfgpt.serving.serving_files import check_serving_files, write_serving_files
-from tfgpt.serving.session import TEXT_OPERATIONS
 from tfgpt.serving.signatures import SIGNATURES
 from tfgpt.serving.verification import verify
 from tfgpt.serving.warmup import write_warmup

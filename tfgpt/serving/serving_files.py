@@ -14,8 +14,8 @@ from google.protobuf import text_format
 from tensorflow_serving.config import model_server_config_pb2
 
 from tfgpt.common.errors import UserError
-from tfgpt.common.outputs import check_replaceable, result_directory
-from tfgpt.serving.description import SERVING_FOLDER
+from tfgpt.common.output_directories import check_replaceable, result_directory
+from tfgpt.serving.export_metadata import SERVING_FOLDER
 
 TEMPLATES = Path(__file__).with_name("templates")
 # Memory of a server beside its weights: graphs, caches, batches.

@@ -11,11 +11,11 @@ import tensorflow as tf
 
 from tfgpt.common.errors import RunError
 from tfgpt.generation.config import SamplingConfig
-from tfgpt.generation.decoding import DecodingFunctions
-from tfgpt.generation.engine import Completion, Generator
+from tfgpt.generation.decode_steps import DecodingFunctions
+from tfgpt.generation.generator import Completion, Generator
 from tfgpt.generation.prompts import encode_chat, encode_prompt
-from tfgpt.generation.reading import log_likelihood
-from tfgpt.serving.session import SessionModel
+from tfgpt.generation.scoring import log_likelihood
+from tfgpt.serving.saved_model_session import SessionModel
 from tfgpt.serving.signatures import SAMPLING, SIGNATURES, signature
 from tfgpt.serving.warmup import TEXTS, read_warmup
 from tfgpt.tokenization.chat_template import render_messages, template_of

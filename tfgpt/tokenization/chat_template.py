@@ -17,7 +17,7 @@ import numpy as np
 from tfgpt.common.errors import UserError
 from tfgpt.tokenization.assistant_spans import Span
 from tfgpt.tokenization.jinja_template import ROLES, ChatTemplate, Tools, checked_message, inside, unshielded
-from tfgpt.tokenization.roles import token_name
+from tfgpt.tokenization.special_tokens import token_name
 
 if TYPE_CHECKING:
     from tfgpt.tokenization.tokenizer import Tokenizer

@@ -6,8 +6,8 @@ import dataclasses
 from pathlib import Path
 from typing import ClassVar
 
+from tfgpt.common.did_you_mean import did_you_mean, no_such_file
 from tfgpt.common.errors import SettingError
-from tfgpt.common.nearest import did_you_mean, no_such_file
 from tfgpt.common.settings import Settings, setting
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|padding|>", "<|im_start|>", "<|im_end|>")

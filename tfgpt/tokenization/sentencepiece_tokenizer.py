@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 import sentencepiece
 
-from tfgpt.common.command import command_line
+from tfgpt.common.atomic_files import read_json, sha256_of_json, write_json, write_text, written_beside
+from tfgpt.common.command_line import command_line
 from tfgpt.common.errors import UserError
-from tfgpt.common.files import read_json, sha256_of_json, write_json, write_text, written_beside
-from tfgpt.tokenization.roles import KEY, Roles, choose_roles, token_name
+from tfgpt.tokenization.special_tokens import KEY, Roles, choose_roles, token_name
 from tfgpt.tokenization.tokenizer import Tokenizer
 
 BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")

@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 
 from tfgpt.common.adapters import base_directory, is_adapter
+from tfgpt.common.atomic_files import read_json, sha256_of_json, write_json, write_text
 from tfgpt.common.errors import UserError
-from tfgpt.common.files import read_json, sha256_of_json, write_json, write_text
-from tfgpt.tokenization.bulk import (
+from tfgpt.tokenization.chat_template import CHAT_TEMPLATE
+from tfgpt.tokenization.config import SPECIAL_TOKENS
+from tfgpt.tokenization.encoders import (
     BytesEncoder,
     ReferenceEncoder,
     TextEncoder,
@@ -25,11 +27,9 @@ from tfgpt.tokenization.bulk import (
     ids_of_bytes,
     tiktoken_ranks,
 )
-from tfgpt.tokenization.chat_template import CHAT_TEMPLATE
-from tfgpt.tokenization.config import SPECIAL_TOKENS
-from tfgpt.tokenization.pattern import BYTE_OF_CHARACTER, PRE_TOKENIZER, byte_alphabet
-from tfgpt.tokenization.roles import KEY, LAST_BYTE, Roles
-from tfgpt.tokenization.tokenizer_file import (
+from tfgpt.tokenization.pretokenizer import BYTE_OF_CHARACTER, PRE_TOKENIZER, byte_alphabet
+from tfgpt.tokenization.special_tokens import KEY, LAST_BYTE, Roles
+from tfgpt.tokenization.tokenizer_json import (
     family_of,
     in_order,
     merges_of,

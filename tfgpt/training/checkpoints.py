@@ -32,14 +32,14 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
-from tfgpt.common.errors import RunError, UserError
-from tfgpt.common.files import (
+from tfgpt.common.atomic_files import (
     clear_write_errors,
     directory_written_beside,
     recover_leftovers,
     sha256_of_file,
     write_json,
 )
+from tfgpt.common.errors import RunError, UserError
 from tfgpt.model.checkpoints.safetensors_file import write_safetensors
 
 FORMAT = 2

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfgpt.training.hosts import Hosts
-from tfgpt.training.step import Trainer
-from tfgpt.training.strategy import drives_tpus
+from tfgpt.training.distribution.collectives import Hosts
+from tfgpt.training.distribution.strategy import drives_tpus
+from tfgpt.training.trainer import Trainer
 
 MODES = ("graph", "xla")
 # At least so many timed updates a mode, and about so many seconds.

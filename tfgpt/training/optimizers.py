@@ -17,7 +17,7 @@ import keras
 import tensorflow as tf
 from keras.src.optimizers.base_optimizer import BaseOptimizer
 
-from tfgpt.model.parametrization import ParametrizationConfig, learning_rate_factor
+from tfgpt.model.maximal_update import ParametrizationConfig, learning_rate_factor
 from tfgpt.training.config import OptimizerConfig
 
 

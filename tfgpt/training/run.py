@@ -19,31 +19,31 @@ import tensorflow as tf
 
 import tfgpt
 from tfgpt.common.adapters import is_adapter
-from tfgpt.common.command import command_line
+from tfgpt.common.atomic_files import recover_leftovers, write_json, write_text
+from tfgpt.common.command_line import command_line
 from tfgpt.common.errors import UserError
-from tfgpt.common.files import recover_leftovers, write_json, write_text
-from tfgpt.common.outputs import check_replaceable, result_directory, working_directory
+from tfgpt.common.output_directories import check_replaceable, result_directory, working_directory
 from tfgpt.common.progress import Progress, duration
-from tfgpt.conversion.on_the_fly import lasting_name
+from tfgpt.conversion.cached_conversion import lasting_name
 from tfgpt.generation.config import SamplingConfig
-from tfgpt.generation.engine import Generator
+from tfgpt.generation.generator import Generator
 from tfgpt.model import presets
-from tfgpt.model.checkpoints.adapters import save_adapter
 from tfgpt.model.checkpoints.huggingface import save_decoder
+from tfgpt.model.checkpoints.peft_adapters import save_adapter
 from tfgpt.model.checkpoints.safetensors_file import weights_fingerprint
 from tfgpt.tokenization.tokenizer import Tokenizer
-from tfgpt.training import rendezvous
-from tfgpt.training.assembly import Assembly, assemble
 from tfgpt.training.checkpoints import Checkpoint, Checkpoints, assign
 from tfgpt.training.compilation import choose_compilation
-from tfgpt.training.hosts import Hosts
-from tfgpt.training.kinds import Kind
-from tfgpt.training.loop import LoopParts, State, TrainingLoop, in_words, restored
-from tfgpt.training.peak import measured_peak_flops
-from tfgpt.training.recipe import Recipe
-from tfgpt.training.stopping import StopSignals
-from tfgpt.training.strategy import check_batch, drives_tpus, resolve
-from tfgpt.training.watching import MetricsFile, TensorBoardFiles, draw_curves, read_metrics
+from tfgpt.training.distribution import startup_barrier
+from tfgpt.training.distribution.collectives import Hosts
+from tfgpt.training.distribution.strategy import check_batch, drives_tpus, resolve
+from tfgpt.training.metrics_writers import MetricsFile, TensorBoardFiles, draw_curves, read_metrics
+from tfgpt.training.objectives.base import Kind
+from tfgpt.training.peak_flops import measured_peak_flops
+from tfgpt.training.stop_signals import StopSignals
+from tfgpt.training.train_config import Recipe
+from tfgpt.training.trainer_builder import Assembly, assemble
+from tfgpt.training.training_loop import LoopParts, State, TrainingLoop, in_words, restored
 
 
 def train(recipe: Recipe, flag_file: str, callbacks: tuple[keras.callbacks.Callback, ...] = ()) -> int:
@@ -171,7 +171,7 @@ def prepared(recipe: Recipe, objective: Kind, hosts: Hosts) -> Any:
     differing = np.flatnonzero(hosts.gather([data.fingerprint != theirs])[:, 0])
     if len(differing):
         raise UserError(
-            f"--train_text: {rendezvous.in_words(hosts.cluster, differing.tolist())} has other text or another "
+            f"--train_text: {startup_barrier.in_words(hosts.cluster, differing.tolist())} has other text or another "
             "tokenizer than the chief; give all of them the same files"
         )
     return data

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from tfgpt.common.errors import SettingError
-from tfgpt.common.model_names import FORMS
+from tfgpt.common.model_paths import FORMS
 from tfgpt.common.settings import Settings, setting
 
 

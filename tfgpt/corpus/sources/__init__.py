@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tfgpt.corpus.sources.base import Document, Source
+from tfgpt.corpus.sources.file_hashes import FileHashes
 from tfgpt.corpus.sources.files import FileSource
-from tfgpt.corpus.sources.finding import find_files
-from tfgpt.corpus.sources.fingerprints import FileHashes
+from tfgpt.corpus.sources.find_files import find_files
 from tfgpt.corpus.sources.samples import SampleSource
 from tfgpt.corpus.sources.tfds import TensorFlowDatasetsSource
 

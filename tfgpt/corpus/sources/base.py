@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tfgpt.common.errors import UserError
-from tfgpt.corpus.sources.records import OddRecords
+from tfgpt.corpus.sources.json_records import OddRecords
 
 # A document longer than this is handed on in parts, so that no step needs a whole book collection in memory.
 LARGEST_DOCUMENT_BYTES = 64 * 2**20

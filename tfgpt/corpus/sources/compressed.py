@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from tfgpt.common.atomic_files import refuse_pointer
+from tfgpt.common.did_you_mean import cannot_read
 from tfgpt.common.errors import UserError
-from tfgpt.common.files import refuse_pointer
-from tfgpt.common.nearest import cannot_read
 
 # Small, because one byte of Zstandard can stand for thousands.
 ZSTANDARD_INPUT_BYTES = 16 * 1024

@@ -22,12 +22,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from tfgpt.common.atomic_files import sha256_of_json
 from tfgpt.common.errors import UserError
-from tfgpt.common.files import sha256_of_json
 from tfgpt.corpus.sources import base, compressed
-from tfgpt.corpus.sources.dialogue_shapes import messages_in, tools_in
-from tfgpt.corpus.sources.fingerprints import FileHashes
-from tfgpt.corpus.sources.records import OddRecords, decoded, holds_records, records, skip_byte_order_mark
+from tfgpt.corpus.sources.chat_formats import messages_in, tools_in
+from tfgpt.corpus.sources.file_hashes import FileHashes
+from tfgpt.corpus.sources.json_records import OddRecords, decoded, holds_records, records, skip_byte_order_mark
 
 SEPARATOR = b"<|endoftext|>"
 PIECE_BYTES = 1 << 20

@@ -13,11 +13,11 @@ import importlib.util
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from tfgpt.common.atomic_files import sha256_of_json
+from tfgpt.common.did_you_mean import did_you_mean
 from tfgpt.common.errors import SettingError
-from tfgpt.common.files import sha256_of_json
-from tfgpt.common.nearest import did_you_mean
 from tfgpt.corpus.sources import base, sample_dialogues, sample_texts
-from tfgpt.corpus.sources.fingerprints import FileHashes
+from tfgpt.corpus.sources.file_hashes import FileHashes
 
 # Part of every sample's fingerprint: raise it when a reader makes other documents of the same files than before.
 READERS = 1

@@ -29,13 +29,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from tfgpt.common.atomic_files import sha256_of_json
+from tfgpt.common.did_you_mean import did_you_mean
 from tfgpt.common.errors import SettingError, UserError
-from tfgpt.common.files import sha256_of_json
-from tfgpt.common.nearest import did_you_mean
-from tfgpt.common.quiet import import_tensorflow
+from tfgpt.common.tf_logging import import_tensorflow
 from tfgpt.corpus.sources import base
-from tfgpt.corpus.sources.dialogue_shapes import CONTENT_FIELDS, SPEAKER_FIELDS, as_openai, first_field
-from tfgpt.corpus.sources.fingerprints import FileHashes
+from tfgpt.corpus.sources.chat_formats import CONTENT_FIELDS, SPEAKER_FIELDS, as_openai, first_field
+from tfgpt.corpus.sources.file_hashes import FileHashes
 from tfgpt.corpus.sources.messages import checked_messages
 
 PATTERN = re.compile(r"(?P<dataset>.+?)(:(?P<version>\d+\.\d+\.\d+))?:(?P<split>[^:/\[\]]+(\[[^\]]*\].*)?)")

@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from tfgpt.common.atomic_files import refuse_pointer
 from tfgpt.common.errors import SettingError, UserError
-from tfgpt.common.files import refuse_pointer
 from tfgpt.common.settings import settings_of_file, whole_number
-from tfgpt.model.checkpoints.checkpoint import Checkpoint, Reader, finite, variable_shapes
+from tfgpt.model.checkpoints.lazy_weights import Checkpoint, Reader, finite, variable_shapes
 from tfgpt.model.config import DecoderConfig
 from tfgpt.model.rope import inverse_frequencies
 

@@ -18,13 +18,13 @@ import ml_dtypes
 import numpy as np
 
 from tfgpt.common.adapters import base_directory
+from tfgpt.common.atomic_files import read_json, write_json
 from tfgpt.common.errors import UserError
-from tfgpt.common.files import read_json, write_json
-from tfgpt.common.outputs import check_format
-from tfgpt.model.checkpoints.adapters import with_adapter
-from tfgpt.model.checkpoints.checkpoint import Checkpoint, Reader, finite, variable_shapes
+from tfgpt.common.output_directories import check_format
 from tfgpt.model.checkpoints.huggingface_config import from_hugging_face, to_hugging_face, transformers_model_type
 from tfgpt.model.checkpoints.huggingface_tensors import Recipe, recipes
+from tfgpt.model.checkpoints.lazy_weights import Checkpoint, Reader, finite, variable_shapes
+from tfgpt.model.checkpoints.peft_adapters import with_adapter
 from tfgpt.model.checkpoints.safetensors_file import open_checkpoint, write_safetensors
 from tfgpt.model.config import DecoderConfig
 

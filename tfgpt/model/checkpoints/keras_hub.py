@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from tfgpt.common.atomic_files import read_json
 from tfgpt.common.errors import UserError
-from tfgpt.common.files import read_json
 from tfgpt.common.settings import settings_of_file
-from tfgpt.model.checkpoints.checkpoint import Checkpoint, Reader, variable_shapes
+from tfgpt.model.checkpoints.lazy_weights import Checkpoint, Reader, variable_shapes
 from tfgpt.model.config import DecoderConfig
 
 CONTEXTS = {"LlamaBackbone": 4096, "Llama3Backbone": 8192, "MistralBackbone": 8192}

@@ -14,8 +14,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from tfgpt.common.atomic_files import read_json, refuse_pointer, sha256_of_file, sha256_of_json, written_beside
 from tfgpt.common.errors import UserError
-from tfgpt.common.files import read_json, refuse_pointer, sha256_of_file, sha256_of_json, written_beside
 
 DTYPES: dict[str, np.dtype] = {
     "F64": np.dtype("<f8"),
@@ -44,7 +44,7 @@ def write_safetensors(
         tensors: name, shape, dtype and a function that gives the array, called when its turn comes.
 
     Raises:
-        RunError, UserError: as `tfgpt.common.files.clear_write_errors`.
+        RunError, UserError: as `tfgpt.common.atomic_files.clear_write_errors`.
     """
     tensors = list(tensors)
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # What transformers asks to see, whatever wrote it.

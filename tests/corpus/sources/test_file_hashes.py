@@ -1,0 +1,104 @@
+"""Hashes of files, remembered without ever being wrong."""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import os
+from pathlib import Path
+
+import pytest
+
+from tfgpt.common.errors import UserError
+from tfgpt.corpus.sources import file_hashes
+from tfgpt.corpus.sources.file_hashes import FileHashes
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+@pytest.fixture(autouse=True)
+def settled_at_once(monkeypatch):
+    monkeypatch.setattr(file_hashes, "SETTLED_SECONDS", -60.0)
+
+
+def test_hashes_are_sha256_in_order(tmp_path):
+    (tmp_path / "a").write_bytes(b"abc")
+    (tmp_path / "b").write_bytes(b"")
+    paths = [tmp_path / "b", tmp_path / "a", tmp_path / "b"]
+    expected = [sha256(b""), sha256(b"abc"), sha256(b"")]
+    for _ in range(2):
+        assert FileHashes(tmp_path / "memory").of(paths) == expected
+    # FIPS 180-2, appendix B.1
+    assert expected[1] == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_a_remembered_hash_is_used_and_a_changed_file_is_read_again(tmp_path):
+    path = tmp_path / "a"
+    path.write_bytes(b"one")
+    hashes = FileHashes(tmp_path / "memory")
+    hashes.of([path])
+    (memory,) = (tmp_path / "memory").iterdir()
+    memory.write_text(memory.read_text().replace(sha256(b"one"), "remembered"))
+    assert hashes.of([path]) == ["remembered"]
+    path.write_bytes(b"two")
+    assert hashes.of([path]) == [sha256(b"two")]
+
+
+def test_a_file_replaced_by_one_of_the_same_size_and_time_is_read_again(tmp_path):
+    path, other = tmp_path / "a", tmp_path / "b"
+    path.write_bytes(b"one")
+    other.write_bytes(b"two")
+    hashes = FileHashes(tmp_path / "memory")
+    hashes.of([path])
+    os.utime(other, ns=(path.stat().st_atime_ns, path.stat().st_mtime_ns))
+    os.replace(other, path)
+    assert hashes.of([path]) == [sha256(b"two")]
+
+
+def test_a_file_that_just_changed_is_not_remembered(tmp_path, monkeypatch):
+    monkeypatch.setattr(file_hashes, "SETTLED_SECONDS", 2.0)
+    (tmp_path / "a").write_bytes(b"one")
+    FileHashes(tmp_path / "memory").of([tmp_path / "a"])
+    assert [memory.read_text().strip() for memory in (tmp_path / "memory").iterdir()] == ["{}"]
+
+
+@pytest.mark.parametrize("damage", ["{", "[]", '{"a": 1}', ""])
+def test_a_damaged_memory_is_forgotten(tmp_path, damage):
+    (tmp_path / "a").write_bytes(b"one")
+    hashes = FileHashes(tmp_path / "memory")
+    hashes.of([tmp_path / "a"])
+    (memory,) = (tmp_path / "memory").iterdir()
+    memory.write_text(damage)
+    assert hashes.of([tmp_path / "a"]) == [sha256(b"one")]
+
+
+def test_a_memory_that_cannot_be_written_only_costs_time(tmp_path):
+    (tmp_path / "a").write_bytes(b"one")
+    (tmp_path / "memory").write_text("a file in the way")
+    assert FileHashes(tmp_path / "memory").of([tmp_path / "a"]) == [sha256(b"one")]
+
+
+def hash_many_times(folder: str) -> bool:
+    """Hashes two files again and again, and makes itself and the others forget them each time."""
+    file_hashes.SETTLED_SECONDS = -60.0
+    memory = Path(folder, "memory")
+    for _ in range(50):
+        if FileHashes(memory).of([Path(folder, name) for name in "ab"]) != [sha256(b"a"), sha256(b"b")]:
+            return False
+        for file in memory.glob("*.json"):
+            file.unlink(missing_ok=True)
+    return True
+
+
+def test_writers_at_the_same_time_do_no_harm(tmp_path):
+    for name in "ab":
+        (tmp_path / name).write_bytes(name.encode())
+    with multiprocessing.get_context("spawn").Pool(3) as pool:
+        assert pool.map(hash_many_times, [str(tmp_path)] * 6) == [True] * 6
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"missing: cannot be read \(No such file or directory\)"):
+        FileHashes(tmp_path).of([tmp_path / "missing"])

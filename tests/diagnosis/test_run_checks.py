@@ -1,0 +1,132 @@
+"""Claims about a whole examination, that ends early."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.diagnosis.subjects import recipe_of
+from tfgpt.common.errors import SettingError
+from tfgpt.diagnosis import speed
+from tfgpt.diagnosis.check_results import Report
+from tfgpt.diagnosis.config import DoctorConfig
+from tfgpt.diagnosis.memory import Machine
+from tfgpt.diagnosis.run_checks import DATA_CHECKS, MODEL_CHECKS, SPEED_CHECKS, attempted, examine
+from tfgpt.diagnosis.system_memory import Memory
+from tfgpt.model import decoder
+from tfgpt.model.checkpoints.huggingface import save_decoder
+from tfgpt.training.trainer_builder import build_trainer
+
+QUICK = DoctorConfig(trial_seconds=20.0)
+
+
+def test_a_run_that_does_not_fit_is_not_built(text_file: Path, monkeypatch: pytest.MonkeyPatch):
+    def built(*arguments, **options):
+        raise AssertionError("the model was built")
+
+    monkeypatch.setattr(decoder.Decoder, "__init__", built)
+    machine = Machine(Memory(1 << 20, 1 << 20, "RAM"), 1, gpu=False)
+    report = examine(recipe_of(text_file), QUICK, lambda line: None, machine)
+    assert report.failed == ["memory"]
+    assert report.skipped == [*MODEL_CHECKS, *SPEED_CHECKS]
+
+
+def test_a_model_that_breaks_is_a_failed_check_and_no_traceback(text_file: Path, monkeypatch: pytest.MonkeyPatch):
+    def broken(self, inputs, mask, rotation=None, training=None):
+        raise ValueError("shapes do not\nmatch")
+
+    monkeypatch.setattr(decoder.Block, "call", broken)
+    report = examine(recipe_of(text_file), QUICK, lambda line: None)
+    assert report.failed == ["model"] and "shapes do not match" in report.finding("model").line
+
+
+def test_targets_that_the_pipeline_shifts_wrongly_fail_the_first_batch(
+    text_file: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from tfgpt.pipeline import batches
+
+    right = batches.Rows.read
+
+    def shifted(self, *arguments):
+        arrays = right(self, *arguments)
+        names = list(self.types)
+        arrays[names.index("targets")] = arrays[names.index("token_ids")]
+        return arrays
+
+    monkeypatch.setattr(batches.Rows, "read", shifted)
+    machine = Machine(Memory(1 << 20, 1 << 20, "RAM"), 1, gpu=False)
+    report = examine(recipe_of(text_file), QUICK, lambda line: None, machine)
+    assert "first batch" in report.failed
+
+
+CHAT = (
+    "--objective=chat --train_text=FOLDER/chats.jsonl --tokenizer=bytes --preset=tiny --num_layers=1 --hidden_dim=32 "
+    "--num_query_heads=2 --num_key_value_heads=1 --head_dim=16 --intermediate_dim=64 --sequence_length=96 "
+    "--batch_size=4 --compile=graph --max_steps=20 --learning_rate=0.01"
+)
+
+
+@pytest.fixture(scope="module")
+def chats(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with small talk."""
+    folder = tmp_path_factory.mktemp("chats")
+    talks = [[{"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": f"It is {n}."}] for n in range(99)]
+    (folder / "chats.jsonl").write_text("".join(json.dumps({"messages": talk}) + "\n" for talk in talks))
+    return folder
+
+
+def test_conversations_are_examined(chats: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(speed, "TIMED_SECONDS", 0.3)
+    recipe = recipe_of(chats / "chats.jsonl", base=CHAT.replace("FOLDER", str(chats)).split())
+    report = examine(recipe, QUICK, lambda line: None)
+    assert report.failed == [], [finding.lines() for finding in report.findings]
+    assert {finding.check for finding in report.findings} == {
+        "first batch", "disk", "memory", *MODEL_CHECKS, *SPEED_CHECKS[:-1]
+    }  # fmt: skip
+    assert "targets count" in report.finding("first batch").line
+    assert any("«It is " in line for line in report.preview)
+
+
+def test_adapters_are_examined_and_other_objectives_as_far_as_memory(
+    chats: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(speed, "TIMED_SECONDS", 0.3)
+    plain = recipe_of(chats / "chats.jsonl", base=CHAT.replace("FOLDER", str(chats)).split())
+    data = plain.objective.kind().prepare(plain, lambda line: None)
+    trainer = build_trainer(plain, data.tokenizer.vocabulary_size)
+    save_decoder(trainer.decoder, tmp_path, end_of_text_id=data.tokenizer.end_of_text_id)
+    data.tokenizer.save(tmp_path)
+    flags = f"--objective=chat --init_from={tmp_path} --sequence_length=96 --batch_size=4 --compile=graph --lora_rank=8"
+    recipe = recipe_of(chats / "chats.jsonl", base=flags.split())
+    report = examine(recipe, dataclasses.replace(QUICK, overfit_steps=0), lambda line: None)
+    assert "frozen below the adapters" in report.finding("gradients").line
+    assert "trained ones" in report.finding("memory").line
+    assert [name for name in report.failed if name not in ("loss at step 0", "memory measured")] == []
+    recipe = recipe_of(chats / "chats.jsonl", base=flags.replace("=chat", "=simpo").split())
+    report = examine(recipe, QUICK, lambda line: None)
+    assert [finding.check for finding in report.findings] == ["disk", "memory"]
+    assert set(report.skipped) == {*DATA_CHECKS, *MODEL_CHECKS, *SPEED_CHECKS}
+
+
+def test_a_cluster_is_not_examined_and_the_line_says_what_to_do_instead(text_file: Path, monkeypatch):
+    with pytest.raises(SettingError, match="^--strategy: doctor examines one machine, not a cluster"):
+        examine(recipe_of(text_file, "--strategy=multiworker"), QUICK, lambda line: None)
+    monkeypatch.setenv("TF_CONFIG", '{"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": 0}}')
+    with pytest.raises(SettingError, match="leave TF_CONFIG out"):
+        examine(recipe_of(text_file), QUICK, lambda line: None)
+
+
+def test_a_check_that_breaks_is_a_finding_and_its_traceback_is_not_lost(tmp_path: Path, capsys, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+
+    def broken() -> None:
+        raise ValueError("one\ntwo")
+
+    report = Report(print)
+    assert attempted(report, "speed", broken) is None
+    (crash,) = tmp_path.rglob("crash-doctor-*.txt")
+    assert capsys.readouterr().out == f"FAIL  speed: broke with ValueError: one two; {crash} has the traceback\n"
+    assert "in broken" in crash.read_text()

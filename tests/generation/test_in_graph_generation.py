@@ -1,0 +1,107 @@
+"""Whole texts written inside one graph equal those of the engine."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfgpt.generation.config import SamplingConfig
+from tfgpt.generation.decode_steps import DecodingFunctions, window_start
+from tfgpt.generation.generator import Generator
+from tfgpt.generation.in_graph_generation import write
+from tfgpt.generation.prompts import encode_prompt
+from tfgpt.generation.sampling import SamplingParameters
+from tfgpt.model.config import DecoderConfig
+from tfgpt.model.decoder import Decoder
+from tfgpt.tokenization.train_tokenizer import byte_tokenizer
+
+PROMPTS = ["The cat", "", "A considerably longer prompt", "汉"]
+
+
+@pytest.fixture(scope="module")
+def generator() -> Generator:
+    keras.utils.set_random_seed(1)
+    tokenizer = byte_tokenizer()
+    config = DecoderConfig(
+        vocabulary_size=tokenizer.vocabulary_size,
+        num_layers=2,
+        hidden_dim=32,
+        num_query_heads=4,
+        num_key_value_heads=2,
+        max_sequence_length=40,
+        initializer_range=0.3,
+        embedding_initializer_range=0.3,
+    )
+    return Generator(Decoder(config, dtype="float32"), tokenizer)
+
+
+@pytest.fixture(scope="module")
+def in_one_graph(generator):
+    functions = DecodingFunctions(generator.decoder, generator.stop_tokens)
+
+    @tf.function(
+        input_signature=[
+            tf.TensorSpec([None, None], tf.int32),
+            tf.TensorSpec([None], tf.int32),
+            tf.TensorSpec([None], tf.int32),
+            SamplingParameters.specs(),
+        ],
+        autograph=False,
+    )
+    def written(ids, lengths, max_new_tokens, parameters):
+        return write(functions, ids, lengths, max_new_tokens, parameters)
+
+    def run(prompts, configs):
+        rows = [encode_prompt(generator.tokenizer, prompt) for prompt in prompts]
+        ids = np.full([len(rows), max(map(len, rows)) + 1], 7, np.int32)  # What stands behind a row is not read.
+        for place, row in enumerate(rows):
+            ids[place, : len(row)] = row
+        return written(
+            ids,
+            [len(row) for row in rows],
+            [config.max_new_tokens for config in configs],
+            SamplingParameters.of([(config, 0) for config in configs]),
+        )
+
+    return run
+
+
+CONFIGS = {
+    "greedy": [SamplingConfig(max_new_tokens=12, temperature=0.0)] * 4,
+    "sampled": [SamplingConfig(max_new_tokens=12, temperature=1.0, top_k=40, top_p=0.95, seed=3)] * 4,
+    "each its own, beyond the context": [
+        SamplingConfig(max_new_tokens=3, temperature=0.0),
+        SamplingConfig(max_new_tokens=150, temperature=1.3, top_k=0, seed=5),
+        SamplingConfig(max_new_tokens=70, temperature=0.7, top_p=0.8, repetition_penalty=1.3),
+        SamplingConfig(max_new_tokens=1, temperature=1.0, min_p=0.1),
+    ],
+    "many blocks": [SamplingConfig(max_new_tokens=200, temperature=1.0, top_k=0, seed=seed) for seed in range(4)],
+}
+
+
+@pytest.mark.parametrize("configs", CONFIGS.values(), ids=CONFIGS.keys())
+def test_one_graph_writes_what_the_engine_writes(generator, in_one_graph, configs):
+    found = in_one_graph(PROMPTS, configs)
+    for row, [expected] in enumerate(generator.generate(PROMPTS, configs)):
+        assert found.tokens[row, : found.counts[row]].numpy().tolist() == expected.token_ids
+        assert not found.tokens[row, found.counts[row] :].numpy().any()
+        assert ("stop" if found.stopped[row] else "length") == expected.finish_reason
+        assert found.log_probabilities[row].numpy() == pytest.approx(expected.log_probability, abs=1e-3)
+
+
+def test_no_rows_and_no_tokens_are_no_error(in_one_graph):
+    nothing = [SamplingConfig()] * 2
+    object.__setattr__(nothing[0], "max_new_tokens", 0)
+    found = in_one_graph(["a", "b"], [nothing[0]] * 2)
+    assert found.tokens.shape == (2, 0)
+    assert found.counts.numpy().tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("context", [1, 2, 5, 16])
+def test_a_window_begins_anew_with_its_last_half_whenever_it_is_full(context):
+    start = 0
+    for length in range(1, 6 * context):
+        if length - start > context:
+            start = length - max(1, context // 2)
+        assert window_start(length, context) == start
+        assert int(window_start(tf.constant(length), context)) == start

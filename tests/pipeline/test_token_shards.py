@@ -1,0 +1,207 @@
+"""Token shards hold exactly the documents' ids, and what is damaged is refused by name."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import resource
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tfgpt.common.atomic_files import sha256_of_json
+from tfgpt.common.errors import RunError, UserError
+from tfgpt.pipeline import token_shards as shards_module
+from tfgpt.pipeline.token_shards import DamagedShards, TokenShards, write_token_shards
+from tfgpt.tokenization.chat_template import encode_messages
+from tfgpt.tokenization.tokenizer import Tokenizer
+from tfgpt.tokenization.tokenizer_json import new_document
+from tfgpt.tokenization.train_tokenizer import byte_tokenizer
+
+TEXTS = [{"text": "Hé!"}, {"text": "ab"}, {"text": ""}, {"text": "the end\n"}]
+DIALOGUE = {
+    "messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello <|im_end|>"}],
+}
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return byte_tokenizer()
+
+
+def test_the_stream_begins_with_end_of_text_and_each_document_ends_with_it(tmp_path, tokenizer):
+    shards = write_token_shards(TEXTS, tokenizer, tmp_path / "shards")
+    end = tokenizer.end_of_text_id
+    by_hand = [end, *"Hé!".encode(), end, *b"ab", end, *b"the end\n", end]
+    np.testing.assert_array_equal(shards.tokens[:], by_hand)
+    # Without our code: the file is nothing but little-endian uint16.
+    np.testing.assert_array_equal(np.fromfile(tmp_path / "shards" / "tokens-00000.bin", "<u2"), by_hand)
+    assert (shards.num_tokens, shards.num_bytes, shards.num_documents) == (len(by_hand), 4 + 2 + 8, 3)
+    assert shards.tokenizer_fingerprint == tokenizer.fingerprint
+
+
+def test_ids_above_65535_are_stored_whole(tmp_path):
+    # Every pair of bytes is an entry: 256 + 65,536 ids and the special tokens.
+    tokenizer = Tokenizer(new_document((bytes([a]), bytes([b])) for a, b in itertools.product(range(256), repeat=2)))
+    shards = write_token_shards([{"text": "ÿ" * 3 + "\x00"}], tokenizer, tmp_path / "shards")
+    assert shards.tokens.dtype == np.uint32
+    ids = tokenizer.encode("ÿ" * 3 + "\x00")
+    np.testing.assert_array_equal(shards.tokens[1:-1], ids)
+    assert shards.tokens[0] == tokenizer.end_of_text_id > 65535
+
+
+def test_dialogues_are_the_chat_template_followed_by_end_of_text(tmp_path, tokenizer):
+    shards = write_token_shards([DIALOGUE, {"text": "ab"}], tokenizer, tmp_path / "shards", store_weights=True)
+    ids, weights = encode_messages(tokenizer, DIALOGUE["messages"])
+    end = tokenizer.end_of_text_id
+    assert ids[0] == end  # the template's own; it is not written twice
+    np.testing.assert_array_equal(shards.tokens[:], [*ids, end, *b"ab", end])
+    # All of a text counts; of a dialogue only what the assistant says, and not the end-of-text behind it.
+    np.testing.assert_array_equal(shards.weights[1:], [*weights[1:], 0, 1, 1, 1])
+    assert weights.sum() == len("Hello <|im_end|>") + 1
+    assert write_token_shards([DIALOGUE], tokenizer, tmp_path / "plain").weights is None
+
+
+def test_dialogues_that_the_template_refuses_are_left_out_and_counted(tmp_path, tokenizer):
+    with_tools = {**DIALOGUE, "tools": [{"type": "function", "function": {"name": "f"}}]}
+    shards = write_token_shards([with_tools, {"text": "ab"}, with_tools], tokenizer, tmp_path / "shards")
+    assert shards.left_out == {"the chat template cannot express the definitions of tools": 2}
+    assert shards.num_documents == 1 and shards.num_bytes == 2
+
+
+def test_the_same_documents_give_the_same_files(tmp_path, tokenizer):
+    documents = [{"text": f"document {number} " * 50} for number in range(200)]
+    for name in "ab":
+        write_token_shards(iter(documents), tokenizer, tmp_path / name, shard_tokens=10_000)
+    names = sorted(os.listdir(tmp_path / "a"))
+    assert names == sorted(os.listdir(tmp_path / "b")) and len(names) > 10
+    for name in names:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_neither_files_nor_encoding_batches_change_the_stream(tmp_path, tokenizer, monkeypatch):
+    documents = [{"text": f"document {number}"} if number % 3 else DIALOGUE for number in range(100)]
+    whole = write_token_shards(documents, tokenizer, tmp_path / "whole", store_weights=True)
+    monkeypatch.setattr(shards_module, "ENCODE_CHARACTERS", 25)
+    cut = write_token_shards(documents, tokenizer, tmp_path / "cut", store_weights=True, shard_tokens=97)
+    assert len(cut.manifest["shards"]) > 20
+    np.testing.assert_array_equal(whole.tokens[:], cut.tokens[:])
+    np.testing.assert_array_equal(whole.weights[:], cut.weights[:])
+
+
+@pytest.fixture
+def directory(tmp_path, tokenizer) -> Path:
+    write_token_shards(TEXTS * 20, tokenizer, tmp_path / "shards", shard_tokens=100)
+    return tmp_path / "shards"
+
+
+def flip_a_byte(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_flipped_byte_is_refused_and_the_shard_named(directory):
+    flip_a_byte(directory / "tokens-00001.bin")
+    with pytest.raises(DamagedShards, match=r"tokens-00001\.bin: this token shard is damaged.*prepare"):
+        TokenShards.open(directory)
+
+
+def test_a_flipped_byte_is_seen_even_when_the_time_of_the_file_is_put_back(directory):
+    path = directory / "tokens-00001.bin"
+    TokenShards.open(directory)
+    before = path.stat()
+    flip_a_byte(path)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(DamagedShards, match="damaged"):
+        TokenShards.open(directory)
+
+
+def test_a_cut_off_shard_is_refused(directory):
+    os.truncate(directory / "tokens-00002.bin", 10)
+    with pytest.raises(DamagedShards, match=r"tokens-00002\.bin: this token shard has 10 bytes instead of 200"):
+        TokenShards.open(directory)
+
+
+def test_a_missing_shard_is_refused(directory):
+    (directory / "tokens-00000.bin").unlink()
+    with pytest.raises(DamagedShards, match=r"tokens-00000\.bin: this token shard is missing"):
+        TokenShards.open(directory)
+
+
+def test_a_directory_without_shards_is_refused(tmp_path):
+    with pytest.raises(DamagedShards, match="no token shards here"):
+        TokenShards.open(tmp_path)
+
+
+def test_a_changed_manifest_is_refused(directory):
+    path = directory / "manifest.json"
+    path.write_text(path.read_text().replace('"documents": 60', '"documents": 61'))
+    with pytest.raises(DamagedShards, match=r"manifest\.json: changed since it was written"):
+        TokenShards.open(directory)
+    path.write_text("{")
+    with pytest.raises(DamagedShards, match=r"manifest\.json: cannot be read as JSON"):
+        TokenShards.open(directory)
+    path.write_text('{"format": "something else"}')
+    with pytest.raises(DamagedShards, match="not a manifest of token shards"):
+        TokenShards.open(directory)
+
+
+def test_shards_of_another_format_version_are_refused(directory):
+    path = directory / "manifest.json"
+    manifest = {**json.loads(path.read_text()), "format_version": 2}
+    del manifest["sha256"]
+    path.write_text(json.dumps({**manifest, "sha256": sha256_of_json(manifest)}))
+    with pytest.raises(DamagedShards, match="format version 2, this program reads 1"):
+        TokenShards.open(directory)
+
+
+def test_shards_of_another_tokenizer_are_refused(directory, tokenizer):
+    assert TokenShards.open(directory, tokenizer.fingerprint).num_documents == 60
+    with pytest.raises(UserError, match="made with another tokenizer") as caught:
+        TokenShards.open(directory, "0123456789abcdef" * 4)
+    # Not damage: making them again would not help whoever wants this tokenizer's.
+    assert not isinstance(caught.value, DamagedShards)
+
+
+def test_large_shards_are_hashed_once_and_again_when_they_change(directory, monkeypatch):
+    monkeypatch.setattr(shards_module, "SMALL_FILE_BYTES", 50)
+    hashed: list[str] = []
+    real = shards_module.sha256_of_file
+    monkeypatch.setattr(shards_module, "sha256_of_file", lambda path: hashed.append(path.name) or real(path))
+    files = len(list(directory.glob("*.bin")))
+    TokenShards.open(directory)
+    assert len(hashed) == files
+    TokenShards.open(directory)
+    assert len(hashed) == files
+    TokenShards.open(directory, verify=True)
+    assert len(hashed) == 2 * files
+    flip_a_byte(directory / "tokens-00001.bin")
+    with pytest.raises(DamagedShards, match=r"tokens-00001\.bin"):
+        TokenShards.open(directory)
+
+
+def test_an_interrupted_writer_leaves_what_was_there(directory, tokenizer):
+    before = {path.name: path.read_bytes() for path in directory.iterdir()}
+
+    def interrupted():
+        yield from TEXTS
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_token_shards(interrupted(), tokenizer, directory)
+    assert {path.name: path.read_bytes() for path in directory.iterdir()} == before
+    assert os.listdir(directory.parent) == ["shards"]
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, tokenizer):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(RunError, match="disk is full"):
+            write_token_shards([{"text": "x" * 200_000}], tokenizer, tmp_path / "shards")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert os.listdir(tmp_path) == []

@@ -1,0 +1,126 @@
+"""Judging: the best trials and the default settings with several seeds, at equal tokens, with their spread."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from tfgpt import tune as command
+from tfgpt.common.errors import UserError
+from tfgpt.search.seed_comparison import in_lines, summarized
+from tfgpt.search.study import TRAIN, Plan, make_plan
+
+FLAGS = """--num_layers=1 --hidden_dim=16 --num_query_heads=2 --num_key_value_heads=1 --head_dim=8 --intermediate_dim=32
+--vocabulary_size=300 --sequence_length=16 --batch_size=4 --compile=graph --strategy=one --warmup_steps=2
+--learning_rate=0.001 --trial_tokens=512 --tensorboard=false --validate_every=8""".split()
+SPACE = """[search.learning_rate]
+type = "float"
+min = 1e-3
+max = 3e-2
+scale = "log"
+
+[search.batch_size]
+choices = [4, 8]
+"""
+HEAD = "trial_id,status,rung,bracket,continues,learning_rate,batch_size,objective,validation_bits_per_byte,"
+HEAD += "validation_loss,validation_accuracy,tokens,tokens_per_second,peak_memory_bytes,seconds,parameters,error"
+
+
+@pytest.fixture(scope="module")
+def searched(text_file, tmp_path_factory) -> tuple[list[str], Plan]:
+    """A search that is over: its flags, and its plan; trial 0001 was the best."""
+    folder = tmp_path_factory.mktemp("judging")
+    (folder / "space.toml").write_text(SPACE)
+    flags = [*FLAGS, f"--train_text={text_file}", f"--search_dir={folder / 'search'}"]
+    flags += [f"--search_space={folder / 'space.toml'}"]
+    settings = command.COMMAND.parse(flags)
+    settings.pop("judging")
+    plan = make_plan(settings.pop("search"), settings)
+    plan.claim()
+    rows = [HEAD]
+    for trial_id, rate, batch, bits in (("0000", 0.002, 4, 5.0), ("0001", 0.02, 8, 4.0)):
+        recipe = plan.recipe({"learning_rate": rate, "batch_size": batch}, trial_id)
+        recipe.run_dir.mkdir(parents=True)
+        (recipe.run_dir / "flags.cfg").write_text(TRAIN.flag_file(recipe.settings()))
+        rows.append(f"{trial_id},completed,,,,{rate},{batch},{bits},{bits},{bits},0.1,512,900,1000,1,2000,")
+    (plan.directory / "trials.csv").write_text("\n".join(rows) + "\n")
+    return flags, plan
+
+
+def test_the_best_trial_is_trained_again_with_other_seeds_and_compared_with_the_default(searched, capsys):
+    flags, plan = searched
+    again = [*flags, "--report_only", "--top=1", "--top_seeds=2"]
+    assert command.main(again) == 0
+    said = capsys.readouterr().out
+    found = json.loads((plan.directory / "judging.json").read_text())
+    assert found["tokens"] == found["tokens_least"] == 512
+    assert [each["name"] for each in found["settings"]] == ["default", "0001"]
+    with open(plan.directory / "judging.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["settings"], row["seed"]) for row in rows] == [
+        ("default", "1"), ("0001", "1"), ("default", "2"), ("0001", "2"),
+    ]  # fmt: skip
+    # Each run is the trial's, or the command's, with a seed of its own.
+    for name, rate, batch in (("0001", 0.02, 8), ("default", 0.001, 4)):
+        parsed = TRAIN.parse([f"--flagfile={plan.directory / 'top' / name / 'seed-2' / 'flags.cfg'}"])
+        used = (parsed["optimizer"].learning_rate, parsed["batch"].batch_size, parsed["run"].seed)
+        assert used == (rate, batch, 2)
+        # The objective is the run's own lowest validation.
+        lines = (plan.directory / "top" / name / "seed-2" / "metrics.jsonl").read_text().splitlines()
+        validations = [json.loads(line)["validation_bits_per_byte"] for line in lines if "validation_loss" in line]
+        (row,) = [row for row in rows if (row["settings"], row["seed"]) == (name, "2")]
+        assert float(row["objective"]) == min(validations[-2:])
+    assert "Trained again: validation_bits_per_byte after 512 tokens" in (plan.directory / "report.html").read_text()
+    assert "minus default, seed by seed" in said
+    before = (plan.directory / "top/0001/seed-1/log.txt").stat().st_mtime_ns
+    assert command.main(again) == 0
+    assert (plan.directory / "top/0001/seed-1/log.txt").stat().st_mtime_ns == before
+    assert command.main([*again, "--top_tokens=1024"]) == 2
+    error = capsys.readouterr().err.strip()
+    assert "\n" not in error and error.startswith("tfgpt.tune: --search_dir: ")
+
+
+def test_the_best_are_trained_again_where_plotly_is_missing_and_the_report_that_is_not_made_is_an_error(
+    searched, capsys, monkeypatch
+):
+    flags, plan = searched
+    (plan.directory / "report.html").unlink(missing_ok=True)
+    (plan.directory / "judging.json").unlink(missing_ok=True)
+    find = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *more: None if name == "plotly" else find(name, *more))
+    assert command.main([*flags, "--report_only", "--top=1", "--top_seeds=2"]) == 2
+    said = capsys.readouterr().out
+    assert "minus default, seed by seed" in said and (plan.directory / "judging.json").is_file()
+    assert "No report.html: plotly is not installed (pip install 'tfgpt[search]')" in said.splitlines()[-1]
+
+
+def test_differences_are_paired_by_seed_and_their_interval_is_students():
+    values = {"default": [2.0, 2.2, 2.1], "0004": [1.9, 2.05, 2.02]}
+    results = {
+        (name, seed): {"validation_loss": value, "tokens": 100}
+        for name, each in values.items()
+        for seed, value in enumerate(each, 1)
+    }
+    found = summarized("validation_loss", results, ["default", "0004"], [1, 2, 3])
+    best = found["settings"][1]
+    assert best["standard_deviation"] == pytest.approx(np.std(values["0004"], ddof=1))
+    test = stats.ttest_rel(values["0004"], values["default"])
+    interval = test.confidence_interval(0.95)
+    difference = best["difference"]
+    assert (difference["low"], difference["high"]) == pytest.approx((interval.low, interval.high))
+    assert difference["mean"] == pytest.approx(-0.11)
+    assert "0004     1.9900 ± 0.0794; minus default, seed by seed: -0.1100 (95%: " in in_lines(found)
+
+
+def test_a_report_of_no_search_is_refused_by_name(searched, tmp_path: Path, capsys):
+    flags, _ = searched
+    assert command.main([*flags, f"--search_dir={tmp_path / 'nothing'}", "--report_only"]) == 2
+    assert "holds no search (trials.csv is missing)" in capsys.readouterr().err
+    with pytest.raises(UserError, match="top_seeds"):
+        command.COMMAND.parse([*flags, "--top_seeds=1"])

@@ -1,0 +1,42 @@
+"""SentencePiece models inside a graph where there is no tensorflow-text, as on Windows."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import sentencepiece
+
+from tfgpt.common.errors import UserError
+from tfgpt.serving.saved_model_session import TEXT_OPERATIONS, register_operations
+from tfgpt.tokenization.in_graph.sentencepiece import in_graph_tokenizer
+from tfgpt.tokenization.sentencepiece_tokenizer import SentencePieceTokenizer
+from tfgpt.tokenization.special_tokens import Roles
+
+ROLES = Roles(end_of_text="</s>", padding="<unk>", start_of_turn="<s>", end_of_turn="</s>")
+
+
+@pytest.fixture
+def without_tensorflow_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorflow_text", None)
+
+
+def test_a_sentencepiece_model_is_refused_by_name_without_tensorflow_text(without_tensorflow_text):
+    model = io.BytesIO()
+    texts = iter(["a text of a few words", "and one more"] * 9)
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=texts, model_writer=model, vocab_size=20, minloglevel=2, hard_vocab_limit=False
+    )
+    tokenizer = SentencePieceTokenizer(model.getvalue(), "models/llama/tokenizer.model", ROLES, {})
+    with pytest.raises(UserError, match=r"^models/llama/tokenizer.model: a SentencePiece model runs .*Linux or macOS$"):
+        in_graph_tokenizer(tokenizer)
+
+
+def test_an_export_that_needs_tensorflow_text_is_refused_by_name_without_it(without_tensorflow_text, tmp_path: Path):
+    (tmp_path / "assets.extra").mkdir()
+    (tmp_path / "assets.extra/tfgpt.json").write_text(json.dumps({"operations": TEXT_OPERATIONS}))
+    with pytest.raises(UserError, match=r"needs tensorflow-text, .*there is none for Windows"):
+        register_operations(tmp_path)

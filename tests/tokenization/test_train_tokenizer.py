@@ -1,0 +1,154 @@
+"""Training, the byte tokenizer, and the vocabulary report."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tfgpt.common.errors import SettingError, UserError
+from tfgpt.tokenization.config import TokenizerConfig
+from tfgpt.tokenization.train_tokenizer import (
+    Sample,
+    byte_tokenizer,
+    make_tokenizer,
+    report_lines,
+    train_bpe,
+    vocabulary_report,
+)
+
+
+def test_vocabulary_has_the_size_asked_for_with_the_special_tokens(documents):
+    assert train_bpe(documents[:300], 512).vocabulary_size == 512
+
+
+def test_first_merge_is_the_most_frequent_pair():
+    tokenizer = train_bpe(["xy xy xy zw zw"], 261)
+    assert tokenizer.vocabulary_size == 261
+    assert tokenizer.token_bytes()[256] == b"xy"
+
+
+def test_merges_follow_the_counts():
+    # The dictionary of Sennrich et al. 2016, section 3.2, with our space in front instead of their end-of-word mark.
+    # By hand: "er" occurs 9 times, then each pair inside " low" 7 times, then those of " new" 6 times.
+    words = " low" * 5 + " lowest" * 2 + " newer" * 6 + " wider" * 3
+    contents = train_bpe([words], 264).token_bytes()
+    assert contents[256] == b"er"
+    assert contents[259] == b" low"
+
+
+def test_same_text_gives_the_same_tokenizer_in_another_process(documents, tmp_path):
+    path = tmp_path / "documents.json"
+    path.write_text(json.dumps(documents[:400]))
+    code = (
+        "import json, sys; from tfgpt.tokenization.train_tokenizer import train_bpe;"
+        "print(train_bpe(json.load(open(sys.argv[1])), 700).fingerprint)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "PYTHONHASHSEED": "7"}
+    other = subprocess.run(
+        [sys.executable, "-c", code, path], capture_output=True, text=True, check=True, env=environment
+    ).stdout.strip()
+    assert train_bpe(documents[:400], 700).fingerprint == other
+
+
+def test_small_corpus_gives_a_smaller_vocabulary_and_says_so_in_one_line():
+    notes: list[str] = []
+    tokenizer = train_bpe(["ab ab"], 4096, note=notes.append)
+    assert tokenizer.vocabulary_size == 261
+    assert notes == ["tokenizer: 5 bytes of text give a vocabulary of 261, not 4,096: no further pair occurs twice"]
+
+
+def test_no_text_is_refused():
+    for texts in ([], [""], ["\ud800"]):
+        with pytest.raises(UserError, match="no text to train the tokenizer on"):
+            train_bpe(texts, 512)
+
+
+def test_too_small_a_vocabulary_names_the_flag():
+    with pytest.raises(SettingError, match="--vocabulary_size: 259 is below 260"):
+        train_bpe(["text"], 259)
+
+
+def test_smallest_vocabulary_is_the_byte_tokenizer():
+    assert train_bpe(["some text"], 260).fingerprint == byte_tokenizer().fingerprint
+
+
+def test_training_reads_an_iterator_and_stops_at_the_sample():
+    read = []
+
+    def texts():
+        for number in range(1000):
+            read.append(number)
+            yield f"text number {number:4d}\n"
+
+    sample = Sample(texts(), sample_bytes=170, total_bytes=None)
+    assert "".join(sample) == "".join(f"text number {number:4d}\n" for number in range(10))
+    assert sample.bytes_used == 170
+    assert len(read) == 10
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["one text", "many texts"])
+def test_sample_of_a_known_total_is_spread_over_it(whole):
+    lines = [f"line number {number:6d} of the text\n" for number in range(10_000)]
+    total = sum(map(len, lines))
+    texts = ["".join(lines)] if whole else lines
+    sample = "".join(Sample(texts, sample_bytes=total // 10, total_bytes=total))
+    assert total // 10 * 0.8 <= len(sample) <= total // 10
+    numbers = [
+        int(line.split()[2]) for line in sample.split("\n") if line.startswith("line number ") and len(line) > 20
+    ]
+    for tenth in range(9):
+        assert any(tenth * 1000 <= number < (tenth + 1) * 1000 for number in numbers)
+    assert sample == "".join(Sample(texts, sample_bytes=total // 10, total_bytes=total))
+
+
+def test_settings_choose_the_tokenizer(tmp_path, trained):
+    trained.save(tmp_path)
+    assert make_tokenizer(TokenizerConfig(tokenizer="bytes"), []).fingerprint == byte_tokenizer().fingerprint
+    assert make_tokenizer(TokenizerConfig(tokenizer=str(tmp_path)), []).fingerprint == trained.fingerprint
+    made = make_tokenizer(TokenizerConfig(vocabulary_size=264), ["the cat and the dog and the cow"] * 10)
+    assert made.vocabulary_size == 264
+
+
+def test_byte_tokenizer_is_the_bytes():
+    assert byte_tokenizer().vocabulary_size == 260
+    assert byte_tokenizer().encode("hé人").tolist() == list("hé人".encode())
+    assert byte_tokenizer().encode(bytes(range(256))).tolist() == list(range(256))
+
+
+def test_report_counts_what_is_there():
+    report = vocabulary_report(byte_tokenizer(), ["abc", "aé"])
+    assert report["documents"] == 2
+    assert (report["characters"], report["bytes"], report["tokens"]) == (5, 6, 6)
+    assert report["bytes_per_token"] == 1.0
+    assert report["tokens_per_document"] == 3.0
+    assert (report["used_ids"], report["unused_ids"]) == (5, 251)  # a b c and the two bytes of é
+    assert report["merged_byte_share"] == 0.0
+    assert report["ids_for_90_percent"] == 5  # a twice, four once: 6 tokens, 90% of which is 5.4
+
+
+def test_report_of_merges():
+    tokenizer = train_bpe(["abab abab"], 262)
+    assert tokenizer.encode("abab").tolist() == [257]
+    report = vocabulary_report(tokenizer, ["abab", "x"])
+    assert report["tokens"] == 2
+    assert report["merged_byte_share"] == 0.8
+    assert report["longest_tokens"][0] == "abab"
+    assert json.loads(json.dumps(report)) == report
+
+
+def test_report_reads_an_iterator_and_broken_documents_and_nothing(trained, chinese):
+    assert vocabulary_report(trained, iter([chinese, "\ud800", ""]))["documents"] == 3
+    empty = vocabulary_report(trained, [])
+    assert (empty["tokens"], empty["bytes_per_token"], empty["ids_for_90_percent"]) == (0, 0.0, 0)
+    assert report_lines(empty)
+
+
+def test_report_lines_say_the_numbers(trained, documents):
+    report = vocabulary_report(trained, documents[:200])
+    text = "\n".join(report_lines(report))
+    assert f"{report['bytes_per_token']:.3f}" in text
+    assert f"{report['unused_ids']:,} of {trained.vocabulary_size - 4:,}" in text
+    assert max(map(len, report_lines(report)[:-1])) <= 100

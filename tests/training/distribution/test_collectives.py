@@ -1,0 +1,127 @@
+"""Which worker an error is about, and that all workers end alike."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+import tensorflow as tf
+
+from tests.conftest import ROOT
+from tests.training.topologies import free_addresses, tf_config
+from tfgpt.common.errors import UserError
+from tfgpt.training.distribution import collectives as module
+from tfgpt.training.distribution.cluster import Cluster
+from tfgpt.training.distribution.collectives import Hosts, WorkerStopped
+from tfgpt.training.distribution.startup_barrier import WorkerLost
+
+DERIVED = {module.DERIVED: b""}
+
+
+@pytest.fixture
+def hosts(monkeypatch) -> Hosts:
+    """Worker 1 of four."""
+    monkeypatch.setattr(module, "GRACE", 0.0)
+    found = Hosts(tf.distribute.get_strategy())
+    found.cluster, found.count = Cluster(tuple(free_addresses(4)), 1), 4
+    return found
+
+
+def listening(hosts: Hosts, *numbers: int) -> contextlib.ExitStack:
+    """Servers at the addresses of these workers."""
+    stack = contextlib.ExitStack()
+    for number in numbers:
+        host, port = hosts.cluster.workers[number].split(":")
+        stack.enter_context(socket.create_server((host, int(port))))
+    return stack
+
+
+def test_those_that_do_not_answer_are_lost(hosts):
+    with listening(hosts, 0), pytest.raises(WorkerLost) as caught, hosts.watched(lambda: "go on"):
+        raise tf.errors.UnavailableError(None, None, "Connection reset by peer")
+    line = str(caught.value)
+    assert line.startswith("lost worker 2 (") and "), worker 3 (" in line and line.endswith("; go on")
+
+
+def test_where_all_answer_those_whose_heartbeats_are_missing_are_lost(hosts, monkeypatch):
+    # Worker 0 has told the service that it noticed something; it is not lost.
+    told, silent = tf.errors.AbortedError(None, None, ""), tf.errors.UnavailableError(None, None, "")
+    monkeypatch.setattr(type(module.context.context()), "get_task_states", lambda *_: [told, None, silent, None])
+    with listening(hosts, 0, 2, 3), pytest.raises(WorkerLost, match=r"^lost worker 2 \(\S+\): "):
+        with hosts.watched(lambda: "go on"):
+            raise tf.errors.InternalError(None, None, "Collective ops is aborted", DERIVED)
+
+
+@pytest.mark.parametrize(
+    ("told", "kind", "words", "code"),
+    [
+        ({"lost": [2]}, WorkerLost, "lost worker 2 (", 75),
+        ({"worker": 3, "failure": [2, 'a "line";']}, WorkerStopped, "worker 3 (", 2),
+        ({"worker": 3, "failure": [130, ""]}, KeyboardInterrupt, "", 130),
+    ],
+)
+def test_what_another_worker_tells_counts(hosts, monkeypatch, told, kind, words, code):
+    said = []
+    monkeypatch.setattr(
+        type(module.context.context()), "report_error_to_cluster", lambda _, *report: said.append(report)
+    )
+    hosts.tell(told)
+    [(number, text)] = said
+    assert number == tf.errors.ABORTED
+    with pytest.raises(kind) as caught, hosts.watched(lambda: "go on"):
+        raise tf.errors.AbortedError(None, None, f"Collective ops is aborted by: {text}\nThe error could be")
+    assert str(caught.value).startswith(words) and getattr(caught.value, "exit_code", 130) == code
+
+
+def test_whatever_ends_the_chief_ends_the_others_with_its_reason_and_exit_code():
+    addresses, program = free_addresses(2), str(ROOT / "tests/training/failing_worker.py")
+    settings = {**os.environ, "TF_NUM_INTRAOP_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    workers = [
+        subprocess.Popen(
+            [sys.executable, program],
+            env={**settings, "TF_CONFIG": tf_config(addresses, index)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(2)
+    ]
+    (chief, _), (other, errors) = (worker.communicate(timeout=200) for worker in workers)
+    bug = 'ZeroDivisionError: a "bug"; of two lines (its own output says where)'
+    assert chief.splitlines() == ['ZeroDivisionError 1: a "bug";  of two lines'] * 2
+    assert other.splitlines() == [
+        f"WorkerStopped 1: the chief stopped: {bug}",
+        f"WorkerStopped 1: worker 0 ({addresses[0]}) stopped: {bug}",
+    ], errors
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (KeyboardInterrupt(), 130),
+        (FileNotFoundError(2, "No such file", "x.txt"), 2),
+        (UserError("--a: no"), 2),
+        (KeyError(), 1),
+    ],
+)
+def test_the_others_are_told_of_every_error_with_the_exit_code_of_the_command(hosts, monkeypatch, error, code):
+    said = []
+    monkeypatch.setattr(type(module.context.context()), "report_error_to_cluster", lambda *given: said.append(given[2]))
+    with pytest.raises(type(error)), hosts.watched(lambda: "go on"):
+        raise error
+    [text] = said
+    assert module.told_in(text)["failure"][0] == code
+
+
+def test_an_error_of_the_computation_stays_what_it_is(hosts):
+    with pytest.raises(tf.errors.InvalidArgumentError), hosts.watched(lambda: "go on"):
+        raise tf.errors.InvalidArgumentError(None, None, "indices[3] = 9 is not in [0, 7)")
+
+
+def test_alone_nothing_is_a_lost_worker():
+    with pytest.raises(tf.errors.UnavailableError), Hosts(tf.distribute.get_strategy()).watched(lambda: "go on"):
+        raise tf.errors.UnavailableError(None, None, "Socket closed")

@@ -1,0 +1,80 @@
+"""Prompts and pairs as people write them."""
+
+import json
+
+import pytest
+
+from tfgpt.common.errors import UserError
+from tfgpt.tokenization.train_tokenizer import byte_tokenizer
+from tfgpt.training.objectives.prompt_records import Record, answer_of, encoded, record_of
+
+HI = {"role": "user", "content": "Hi"}
+YES = {"role": "assistant", "content": "Yes?"}
+TOOL = {"type": "function", "function": {"name": "f"}}
+CALL = {"id": "call00001", "type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
+
+
+def record(**content) -> Record:
+    return record_of(content, "a.jsonl:1")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"prompt": [HI], "chosen": [YES], "rejected": "No."},
+        {
+            "prompt": [{"role": "human", "content": "Hi"}],
+            "chosen": {"role": "gpt", "content": "Yes?"},
+            "rejected": "No.",
+        },
+        {
+            "messages": [{"role": "prompter", "text": "Hi"}],
+            "chosen": [{"role": "bot", "text": "Yes?"}],
+            "rejected": "No.",
+        },
+        {
+            "conversations": [{"from": "human", "value": "Hi"}],
+            "chosen": {"from": "gpt", "value": "Yes?"},
+            "rejected": "No.",
+        },
+        # As trl's implicit prompts, and as UltraFeedback's, whose prompt is the text as well.
+        {"chosen": [HI, YES], "rejected": [HI, {**YES, "content": "No."}]},
+        {"prompt": "Hi", "chosen": [HI, YES], "rejected": [HI, {**YES, "content": "No."}]},
+        {"prompt": [{**HI, "content": [{"type": "text", "text": "Hi"}]}], "chosen": [YES], "rejected": "No."},
+    ],
+)
+def test_pairs_in_every_shape_are_the_same(content):
+    made = record(**content)
+    assert made.prompt == [HI] and made.tools == []
+    assert [answer_of(made, name) for name in ("chosen", "rejected")] == ["Yes?", "No."]
+
+
+def test_pairs_with_tools_are_given_to_the_template_with_them():
+    tokenizer = byte_tokenizer()
+    tokenizer.config["chat_template"] = (
+        "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}"
+        "{{ m.content or '' }}{% for call in m.tool_calls or [] %}{{ call.function.name }}{% endfor %}<|im_end|>"
+        "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+    made = record(prompt=[HI], tools=[TOOL], rejected="No.", chosen=[{**YES, "content": None, "tool_calls": [CALL]}])
+    ids, weights = encoded(tokenizer, made.prompt, answer_of(made, "chosen"), made.tools)
+    assert tokenizer.decode(ids).startswith(json.dumps([TOOL]))
+    assert tokenizer.decode(ids[weights > 0], skip_special_tokens=False) == "f<|im_end|>"
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ({"prompt": [{"role": "robot", "content": "Hi"}]}, "message 1 has the role 'robot'"),
+        ({"prompt": [HI], "chosen": [HI], "rejected": "x"}, '"chosen" is a message of the user, not of the assistant'),
+        (
+            {"prompt": [HI], "chosen": [YES, YES], "rejected": "x"},
+            '"chosen" should be a text, or a list of one message',
+        ),
+        ({"prompt": []}, 'has neither a "prompt"'),
+        ({"prompt": [HI], "tools": [{}]}, "'tools' holds something"),
+    ],
+)
+def test_records_that_are_none_are_named(content, problem):
+    with pytest.raises(UserError, match=f"^a.jsonl:1.*{problem}"):
+        answer_of(record(**content), "chosen")

@@ -1,0 +1,31 @@
+"""The measured peak of matrix products."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+
+from tfgpt.training.peak_flops import measured_peak_flops
+
+
+def test_float32_peak_is_near_numpys_and_measured_once():
+    side = 1024
+    matrix = np.ones((side, side), np.float32)
+    best = min(timed(lambda: matrix @ matrix) for _ in range(5))
+    measured = measured_peak_flops("float32")
+    # Another library's product on the same cores, which other work may share.
+    assert 0.1 < measured / (2 * side**3 / best) < 10
+    assert timed(lambda: measured_peak_flops("float32")) < 0.01
+
+
+def timed(function) -> float:
+    started = time.perf_counter()
+    function()
+    return time.perf_counter() - started
+
+
+@pytest.mark.parametrize("dtype", ["mixed_bfloat16"])
+def test_bfloat16_has_a_peak(dtype):
+    assert measured_peak_flops(dtype) > 1e8

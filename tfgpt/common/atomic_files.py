@@ -1,0 +1,221 @@
+"""Writing that never leaves half a file in the place of a good one, and content hashes."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import errno
+import glob
+import hashlib
+import io
+import json
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from tfgpt.common.did_you_mean import cannot_read
+from tfgpt.common.errors import RunError, UserError
+
+
+@contextlib.contextmanager
+def clear_write_errors(path: str | os.PathLike) -> Iterator[None]:
+    """Turns the operating system's refusals to write at `path` into one clear line.
+
+    Raises:
+        RunError: the disk is full.
+        UserError: the place cannot be written (permission, read-only file system, a file in the way).
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise RunError(f"{path}: the disk is full ({error.strerror}); free some space and run again") from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST):
+            raise UserError(f"{path}: cannot write here ({error.strerror}); choose another place") from error
+        raise
+
+
+@contextlib.contextmanager
+def written_beside(path: str | os.PathLike) -> Iterator[Path]:
+    """A temporary sibling of `path` to write a file to; renamed to `path` when the block ends well.
+
+    The file and its folder are synced to disk before the rename counts, so that a power cut leaves the old or the
+    new one. When the block raises, the temporary is removed and `path` is untouched. A link stays: the file that it
+    points to is replaced.
+    """
+    path = Path(path).resolve()
+    with clear_write_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = new_sibling(path, ".tmp")
+        temporary.touch(0o666, exist_ok=False)
+        try:
+            yield temporary
+            sync_file(temporary)
+            os.replace(temporary, path)
+            sync_directory(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def directory_written_beside(path: str | os.PathLike) -> Iterator[Path]:
+    """Like `written_beside` for a whole directory: an existing `path` is replaced only by a complete one.
+
+    For what a person names, use `tfgpt.common.output_directories.result_directory`, which deletes nothing of theirs.
+    """
+    path = Path(path).resolve()
+    with clear_write_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = new_sibling(path, ".tmp")
+        temporary.mkdir()
+        try:
+            yield temporary
+            for file in temporary.rglob("*"):
+                if file.is_file():
+                    sync_file(file)
+            replace_directory(temporary, path)
+            sync_directory(path.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def replace_directory(new: Path, path: Path) -> None:
+    """Renames `new` to `path`; what stood at `path` is set aside first and deleted after."""
+    if not path.exists():
+        os.rename(new, path)
+        return
+    aside = new_sibling(path, ".old")
+    os.rename(path, aside)
+    try:
+        os.rename(new, path)
+    except OSError:
+        os.rename(aside, path)
+        raise
+    # Not called .old any more: what is deleted only in part must never be put back.
+    doomed = aside.with_suffix(".tmp")
+    os.rename(aside, doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def recover_leftovers(folder: Path) -> None:
+    """Tidies up after processes that were killed while they wrote to this folder, which nobody does now.
+
+    What `directory_written_beside` had set aside is put back where nothing has taken its place; what was not finished
+    is deleted.
+    """
+    leftovers = [entry for entry in folder.iterdir() if re.fullmatch(r"\..+\.[a-z0-9_]{8}\.(tmp|old)", entry.name)]
+    with clear_write_errors(folder):
+        for entry in leftovers:
+            if entry.suffix == ".old":
+                put_back(folder / entry.name[1:].rsplit(".", 2)[0])
+            if not entry.exists():
+                continue
+            if entry.is_dir():
+                shutil.rmtree(entry, ignore_errors=True)
+            else:
+                entry.unlink()
+
+
+def put_back(path: Path) -> None:
+    """Restores a directory whose replacement was interrupted between the two renames of `replace_directory`.
+
+    Where `path` is missing and the directory that it was is still there under its temporary name, that is renamed back.
+    """
+    if not path.exists():
+        olds = sorted(path.parent.glob(f".{glob.escape(path.name)}.*.old"), key=lambda old: old.stat().st_mtime)
+        if olds:
+            os.rename(olds[-1], path)
+
+
+def new_sibling(path: Path, suffix: str) -> Path:
+    """A name beside `path` that nothing has; what is made under it gets the permissions that the umask allows."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}{suffix}")
+
+
+def sync_file(path: Path) -> None:
+    """Makes a file's content survive a power cut; Windows syncs only what is open for writing."""
+    with open(path, "r+b" if os.name == "nt" else "rb") as file:
+        os.fsync(file.fileno())
+
+
+def sync_directory(path: Path) -> None:
+    """Makes a rename inside `path` survive a power cut; Windows opens no directories and needs none of this."""
+    if os.name == "nt":
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Writes a UTF-8 text file beside and renames it."""
+    with written_beside(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+def write_json(path: str | os.PathLike, value: Any) -> None:
+    """Writes indented JSON beside and renames it."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_csv(path: str | os.PathLike, names: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Writes a table beside and renames it: a line of names, then a line a row."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([names, *rows])
+    write_text(path, text.getvalue())
+
+
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+"""How the small file begins that git puts in a large one's place where git-lfs is not installed."""
+
+
+def refuse_pointer(path: str | os.PathLike, first_bytes: bytes | None = None) -> None:
+    """Refuses a git-lfs pointer that stands where a file should.
+
+    Args:
+        path: the file; one that cannot be opened is left to whoever opens it next.
+        first_bytes: what it begins with, where that is known.
+
+    Raises:
+        UserError: it is one.
+    """
+    if first_bytes is None:
+        with contextlib.suppress(OSError), open(path, "rb") as file:
+            first_bytes = file.read(len(LFS_POINTER))
+    if (first_bytes or b"").startswith(LFS_POINTER):
+        raise UserError(f"{path}: is a git-lfs pointer, not the file itself; run git lfs pull where it was cloned")
+
+
+def read_json(path: str | os.PathLike) -> Any:
+    """Reads a JSON file, a byte-order mark before it or not.
+
+    Raises:
+        UserError: the file is missing or not JSON; the line names it.
+    """
+    refuse_pointer(path)
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise UserError(cannot_read(path, error)) from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: cannot be read as JSON ({error})") from error
+
+
+def sha256_of_file(path: str | os.PathLike) -> str:
+    """The hexadecimal SHA-256 of a file's content."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def sha256_of_json(value: Any) -> str:
+    """The hexadecimal SHA-256 of a JSON value, independent of key order."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=True).encode()).hexdigest()

@@ -1,0 +1,54 @@
+"""A trainer that begins again and again: what the coordinate check and the transfer sweep train with."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfgpt.pipeline.prepare import PreparedData
+from tfgpt.training.compilation import choose_compilation
+from tfgpt.training.train_config import Recipe
+from tfgpt.training.trainer_builder import Assembly, assemble
+
+
+class Reusable:
+    """A trainer that can begin again with other settings of the learning rate, without being traced again.
+
+    Args:
+        recipe: what is trained; its --learning_rate is replaced at each beginning.
+        data: tokenizer and shards.
+    """
+
+    def __init__(self, recipe: Recipe, data: PreparedData):
+        one = dataclasses.replace(recipe.optimizer, learning_rate=1.0, adam_learning_rate=self.ratio(recipe))
+        self.recipe = dataclasses.replace(recipe, optimizer=one)
+        self.assembly: Assembly = assemble(self.recipe, data, tf.distribute.get_strategy())
+        self.trainer = self.assembly.trainer
+        choose_compilation(self.trainer, self.assembly.batches, recipe.step.compile, report=lambda line: None)
+        self.state = {name: variable.numpy() for name, variable in self.trainer.state_variables().items()}
+
+    @staticmethod
+    def ratio(recipe: Recipe) -> float | None:
+        """--adam_learning_rate for a --learning_rate of 1."""
+        adam = recipe.optimizer.adam_learning_rate
+        return None if adam is None else adam / recipe.optimizer.learning_rate
+
+    def begin(self, learning_rate: float) -> Iterator[Any]:
+        """Back to the initial weights; returns the batches from the first on."""
+        for name, variable in self.trainer.state_variables().items():
+            variable.assign(self.state[name])
+        self.trainer.learning_rate_scale.assign(learning_rate)
+        return self.assembly.batches(0)
+
+    def validation_loss(self) -> float:
+        """Nats per token over the whole held-out set."""
+        numbers = self.trainer.evaluate_dataset(self.assembly.validation, self.assembly.validation_steps)
+        return float(numbers["loss"])
+
+    def first_batch(self) -> dict[str, np.ndarray]:
+        """The first batch of training."""
+        return {name: value.numpy() for name, value in next(self.assembly.batches(0)).items()}

@@ -1,0 +1,1 @@
+"""Tokenizers as TensorFlow operations, with the same ids as the Python tokenizer."""

@@ -1,0 +1,236 @@
+"""Which devices the step runs on: from flags and environment to a `tf.distribute.Strategy`, and data for each host."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import tensorflow as tf
+
+from tfgpt.common.errors import SettingError, UserError
+from tfgpt.training.config import StrategyConfig
+from tfgpt.training.distribution.cluster import Cluster, find_cluster
+from tfgpt.training.distribution.startup_barrier import meet
+
+# A worker that hangs is given up after so long; one that dies is noticed at once.
+HEARTBEAT_SECONDS = 20
+# TensorFlow's own start, when all workers are known to be there.
+START_SECONDS = 120
+
+
+def resolve(config: StrategyConfig, report: Callable[[str], None] = print) -> tf.distribute.Strategy:
+    """The strategy that the settings name; call it before anything else touches TensorFlow's devices.
+
+    Use one MirroredStrategy a process on CPUs: a second one's collectives collide with the first one's.
+
+    Args:
+        config: the strategy's name, and what each of them needs.
+        report: gets a line when others are waited for.
+
+    Raises:
+        SettingError: the settings do not fit this machine, or TensorFlow has already set up its devices.
+        UserError: the cluster's description cannot be understood, or the TPU does not answer.
+        WorkerLost: not all workers of the cluster came.
+    """
+    if config.strategy == "tpu":
+        return tpu(config.tpu)
+    if config.strategy in ("auto", "multiworker"):
+        # Only TF_CONFIG says beyond doubt that several processes are meant to train together.
+        wanted = config.strategy == "multiworker" or bool(os.environ.get("TF_CONFIG", "").strip())
+        cluster = find_cluster(config.cluster_port, config.cluster_size) if wanted else None
+        if cluster is not None and (len(cluster.workers) > 1 or config.strategy == "multiworker"):
+            return multi_worker(cluster, config, report)
+        if config.strategy == "multiworker":
+            raise SettingError(
+                "strategy",
+                "multiworker needs to know the cluster: from TF_CONFIG, from a SLURM step (srun) or from a Kubernetes "
+                "Indexed Job; scripts/launch_local.sh tries it out on one machine",
+            )
+    if config.logical_cpus > 1:
+        split_cpu(config.logical_cpus)
+    gpus = tf.config.list_logical_devices("GPU")
+    devices = [device.name for device in gpus or tf.config.list_logical_devices("CPU")]
+    if config.strategy == "one" or (config.strategy == "auto" and len(devices) == 1):
+        return tf.distribute.get_strategy()
+    return tf.distribute.MirroredStrategy(devices)
+
+
+def split_cpu(count: int) -> None:
+    """Makes `count` logical devices of the CPU.
+
+    Raises:
+        SettingError: the devices are in use already.
+    """
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    try:
+        tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * count)
+    except RuntimeError as error:
+        raise SettingError("logical_cpus", f"cannot be {count} any more: {error}") from error
+
+
+def multi_worker(
+    cluster: Cluster, config: StrategyConfig, report: Callable[[str], None]
+) -> tf.distribute.MultiWorkerMirroredStrategy:
+    """Joins the cluster; returns when all workers have.
+
+    Raises:
+        WorkerLost: somebody did not come.
+        SettingError: `logical_cpus`, which this strategy does not use.
+    """
+    if config.logical_cpus > 1:
+        raise SettingError("logical_cpus", "is for --strategy=mirrored; with multiworker every process has one CPU")
+    meet(cluster, config.cluster_timeout, report)
+    resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
+        tf.train.ClusterSpec({"worker": list(cluster.workers)}),
+        task_type="worker",
+        task_id=cluster.index,
+        num_accelerators={"GPU": len(tf.config.list_physical_devices("GPU"))},
+        rpc_layer="grpc",
+    )
+    if len(cluster.workers) > 1:
+        set_heartbeat(len(cluster.workers))
+    line = f"tfgpt: worker {cluster.index}: TensorFlow did not join the cluster within {START_SECONDS} s"
+    with ended_after(START_SECONDS, line):
+        strategy = tf.distribute.MultiWorkerMirroredStrategy(resolver)
+    # TensorFlow's coordination service has taken SIGTERM for itself and does nothing with it.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    return strategy
+
+
+def set_heartbeat(workers: int) -> None:
+    """Sets up TensorFlow's coordination service as MultiWorkerMirroredStrategy does, with our time limit.
+
+    The strategy's own setting leaves the limit to TensorFlow (no public way to change it in TensorFlow 2.21).
+    """
+    from tensorflow.compiler.xla.tsl.protobuf import coordination_config_pb2
+    from tensorflow.python.eager import context
+
+    context.context().configure_coordination_service(
+        service_type="standalone",
+        service_leader="/job:worker/replica:0/task:0",
+        heartbeat_timeout_in_ms=HEARTBEAT_SECONDS * 1000,
+        coordinated_jobs=[coordination_config_pb2.CoordinatedJob(name="worker", num_tasks=workers)],
+    )
+
+
+@contextlib.contextmanager
+def ended_after(seconds: float, line: str) -> Iterator[None]:
+    """Ends this process with a line on standard error if the block takes longer.
+
+    A process of its own does it: TensorFlow, while it waits for others to connect, lets no other Python thread run and
+    ignores SIGTERM.
+    """
+    program = (
+        "import os, sys, time\n"
+        "parent, seconds, line = int(sys.argv[1]), float(sys.argv[2]), sys.argv[3]\n"
+        "end = time.monotonic() + seconds\n"
+        "while time.monotonic() < end and os.getppid() == parent: time.sleep(0.2)\n"
+        "if os.getppid() == parent: print(line, file=sys.stderr, flush=True); os.kill(parent, 9)\n"
+    )
+    watcher = subprocess.Popen([sys.executable, "-S", "-E", "-c", program, str(os.getpid()), str(seconds), line])
+    try:
+        yield
+    finally:
+        watcher.kill()
+        watcher.wait()
+
+
+def tpu(name: str) -> tf.distribute.TPUStrategy:
+    """Connects to a TPU and initializes it.
+
+    Args:
+        name: "local": the TPU of this machine (a TPU VM); "grpc://host:port"; or the name of a Cloud TPU.
+
+    Raises:
+        UserError: no TPU answers there.
+        SettingError: the TPU has several hosts, see below.
+    """
+    if name.startswith("grpc://") and not reachable(name.removeprefix("grpc://")):
+        raise UserError(f"--tpu: nothing answers at {name}; check the address, or use --tpu=local on a TPU VM")
+    try:
+        resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu=name)
+        if name != "local":
+            tf.config.experimental_connect_to_cluster(resolver)
+        tf.tpu.experimental.initialize_tpu_system(resolver)
+        strategy = tf.distribute.TPUStrategy(resolver)
+    except (ValueError, RuntimeError, OSError, tf.errors.OpError) as error:
+        why = " ".join(str(error).split())[:200]
+        hint = "this needs a TPU VM with tensorflow-tpu installed" if name == "local" else "check its name and zone"
+        raise UserError(f"--tpu: no TPU answers at {name!r} ({why}); {hint}") from error
+    if strategy.extended.num_hosts > 1:
+        # The batches are cut by a Python function next to the memory-mapped shards, which cannot run on another host.
+        raise SettingError(
+            "tpu",
+            f"{name} has {strategy.extended.num_hosts} hosts; one host (4 to 8 chips) is the most that is supported",
+        )
+    return strategy
+
+
+def reachable(address: str) -> bool:
+    """Whether something listens at "host:port"."""
+    host, _, port = address.partition(":")
+    try:
+        with socket.create_connection((host, int(port or 8470)), timeout=10):
+            return True
+    except (OSError, ValueError):
+        return False
+
+
+def drives_tpus(strategy: tf.distribute.Strategy) -> bool:
+    """Whether it is a TPUStrategy."""
+    return isinstance(strategy, tf.distribute.TPUStrategy)
+
+
+def check_batch(rows: int, accumulation_steps: int, strategy: tf.distribute.Strategy) -> int:
+    """The rows of each replica.
+
+    Args:
+        rows: of the global batch, --batch_size.
+        accumulation_steps: parts of each replica's batch.
+        strategy: how many replicas there are.
+
+    Raises:
+        SettingError: they do not divide.
+    """
+    replicas = strategy.num_replicas_in_sync
+    if rows % replicas:
+        raise SettingError("batch_size", f"{rows} rows cannot be shared by {replicas} replicas; use a multiple of both")
+    if rows // replicas % accumulation_steps:
+        raise SettingError(
+            "accumulation_steps",
+            f"{accumulation_steps} does not divide the {rows // replicas} rows that --batch_size={rows} leaves to each "
+            f"of {replicas} replicas",
+        )
+    return rows // replicas
+
+
+def distributed(strategy: tf.distribute.Strategy, make: Callable[..., tf.data.Dataset]) -> Any:
+    """A dataset, or what feeds every replica its part of every global batch, without end.
+
+    Every host reads its own rows only; there is nothing for TensorFlow to split again. The feed repeats because of a
+    finite one the hosts of MultiWorkerMirroredStrategy ask each other at every batch whether all have data left; in a
+    loop in the graph (TensorFlow 2.21) that question and the step's all-reduce wait for each other for ever.
+
+    Args:
+        strategy: how many hosts and replicas there are.
+        make: called on every host with `num_shards` and `shard_index` (of hosts) and `parts`, the replicas of a host:
+            the elements that a step's rows are dealt out in, see `tfgpt.pipeline.batches`.
+    """
+    if strategy.num_replicas_in_sync == 1:
+        return make()
+
+    def of_host(context: tf.distribute.InputContext) -> tf.data.Dataset:
+        dataset = make(
+            num_shards=context.num_input_pipelines,
+            shard_index=context.input_pipeline_id,
+            parts=context.num_replicas_in_sync // context.num_input_pipelines,
+        )
+        return dataset.repeat()
+
+    return strategy.distribute_datasets_from_function(of_host)

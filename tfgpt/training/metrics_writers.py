@@ -1,0 +1,217 @@
+"""What a run shows of itself: metrics.jsonl, TensorBoard, curves.png. All of them are written from the same numbers."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import socket
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+
+from tfgpt.common.atomic_files import clear_write_errors, written_beside
+
+# The names of metrics.jsonl → where TensorBoard shows them; what an objective measures of its own is under objective/.
+TENSORBOARD_NAMES = {
+    "train_loss": "loss/train",
+    "validation_loss": "loss/validation",
+    "validation_bits_per_byte": "bits_per_byte/validation",
+    "validation_accuracy": "accuracy/validation",
+    "learning_rate": "optimizer/learning_rate",
+    "gradient_norm": "optimizer/gradient_norm",
+    "update_to_weight_ratio": "optimizer/update_to_weight_ratio",
+    "skipped_updates": "optimizer/skipped_updates",
+    "tokens_per_second": "speed/tokens_per_second",
+    "model_flops_utilization": "speed/model_flops_utilization",
+}
+BY_SOURCE = "validation_loss/"
+"""What the losses of single sources begin with in metrics.jsonl."""
+
+
+class MetricsFile:
+    """metrics.jsonl: one JSON object a line, each with its `step`.
+
+    Args:
+        path: the file; None: nothing is written.
+        step: the step that a resumed run begins at: lines of later steps, which a killed run wrote after its last
+            checkpoint, are dropped, since they are about to be written again.
+    """
+
+    def __init__(self, path: Path | None, step: int):
+        self.path = path
+        self.file = None
+        if path is None:
+            return
+        kept = [row for row in read_metrics(path) if row["step"] <= step] if step else []
+        with written_beside(path) as temporary:
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+        self.file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (open as long as the run)
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Appends a line. A number that JSON cannot hold (NaN, infinity) is written as null."""
+        if self.file is None or self.path is None:
+            return
+        clean = {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in row.items()
+        }
+        with clear_write_errors(self.path):
+            self.file.write(json.dumps(clean) + "\n")
+            self.file.flush()
+
+    def close(self) -> None:
+        """Closes the file."""
+        if self.file is not None:
+            self.file.close()
+
+
+def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
+    """The rows of a metrics.jsonl; lines that a kill cut off or a power cut filled with zeros are left out."""
+    rows = []
+    if Path(path).is_file():
+        for line in Path(path).read_text(encoding="utf-8", errors="replace").splitlines():
+            with contextlib.suppress(ValueError):
+                row = json.loads(line.strip("\0"))
+                rows += [row] if isinstance(row, dict) and isinstance(row.get("step"), int) else []
+    return rows
+
+
+class TensorBoardFiles:
+    """TensorBoard event files of a run.
+
+    Args:
+        directory: RUN_DIR/tensorboard, or None: nothing is written.
+        step: the step that a resumed run begins at: what a killed run wrote of later ones is not shown any more.
+    """
+
+    def __init__(self, directory: Path | None, step: int):
+        self.writer = None
+        if directory is not None:
+            with clear_write_errors(directory):
+                directory.mkdir(parents=True, exist_ok=True)
+                write_session_start(directory, step + 1)
+                self.writer = tf.summary.create_file_writer(str(directory))
+
+    def scalars(self, row: Mapping[str, Any]) -> None:
+        """The numbers of one metrics line."""
+        if self.writer is None:
+            return
+        with self.writer.as_default(step=row["step"]):
+            for name, value in row.items():
+                shown = f"loss_by_source/{name.removeprefix(BY_SOURCE)}" if name.startswith(BY_SOURCE) else None
+                shown = shown or TENSORBOARD_NAMES.get(name, f"objective/{name}")
+                if name != "step" and value is not None:
+                    tf.summary.scalar(shown, value)
+
+    def text(self, name: str, step: int, text: str) -> None:
+        """A text sample, shown as it is (indented: Markdown's code)."""
+        if self.writer is not None:
+            with self.writer.as_default(step=step):
+                tf.summary.text(name, "\n".join("    " + line for line in text.splitlines()))
+
+    def histograms(self, variables: Mapping[str, Any], step: int) -> None:
+        """The distribution of every weight."""
+        if self.writer is not None:
+            with self.writer.as_default(step=step):
+                for name, variable in variables.items():
+                    tf.summary.histogram(name, variable)
+
+    def hyperparameters(self, settings: Mapping[str, Any]) -> None:
+        """The settings, for TensorBoard's HParams page."""
+        if self.writer is not None:
+            from tensorboard.plugins.hparams import api
+
+            plain = {
+                name: value if isinstance(value, (bool, int, float, str)) else json.dumps(value)
+                for name, value in settings.items()
+                if value is not None
+            }
+            with self.writer.as_default(step=0):
+                api.hparams(plain)
+
+    def close(self) -> None:
+        """Flushes and closes."""
+        if self.writer is not None:
+            self.writer.close()
+
+
+def write_session_start(directory: Path, step: int) -> None:
+    """Tells TensorBoard that steps from `step` on are written anew; TensorFlow 2's writer does not.
+
+    (https://github.com/tensorflow/tensorboard#how-should-i-handle-tensorflow-restarts.) Event files are read in the
+    order of their names: this one comes before the writer's that is opened next.
+    """
+    from tensorboard.compat.proto import event_pb2
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    now = time.time()
+    name = f"events.out.tfevents.{int(now):010d}.{socket.gethostname()}.{os.getpid()}.!start"
+    start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+    writer = RecordWriter(open(directory / name, "wb"))  # noqa: SIM115 (the writer closes it)
+    for event in (
+        event_pb2.Event(wall_time=now, file_version="brain.Event:2"),
+        event_pb2.Event(wall_time=now, step=step, session_log=start),
+    ):
+        writer.write(event.SerializeToString())
+    writer.close()
+
+
+def draw_curves(rows: list[dict[str, Any]], path: Path, title: str) -> None:
+    """A PNG of the loss, what else the objective measures, the learning rate and the speed over the steps.
+
+    Args:
+        rows: lines of metrics.jsonl.
+        path: the PNG to write.
+        title: the figure's title.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    panels = [
+        ("loss", ("train_loss", "validation_loss"), False),
+        *own_panels(rows),
+        ("learning rate", ("learning_rate",), False),
+        ("gradient norm", ("gradient_norm",), True),
+        ("update / weight", ("update_to_weight_ratio",), True),
+        ("tokens per second", ("tokens_per_second",), False),
+    ]
+    lines = -(-len(panels) // 3)
+    figure, axes = pyplot.subplots(lines, 3, figsize=(13, 3.5 * lines), constrained_layout=True)
+    # A path may hold dollar signs, which would begin a formula.
+    figure.suptitle(title, parse_math=False)
+    for axis, (label, names, logarithmic) in zip(axes.flat, panels):
+        for name in names:
+            points = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
+            if points:
+                style = {"marker": "o", "markersize": 3} if len(points) < 40 else {}
+                axis.plot(*zip(*points, strict=True), label=name.replace("_", " "), linewidth=1, **style)
+        axis.set_title(label, fontsize=10, parse_math=False)
+        axis.set_xlabel("step", fontsize=8)
+        axis.grid(alpha=0.3)
+        if logarithmic and any(height > 0 for line in axis.lines for height in line.get_ydata()):
+            axis.set_yscale("log")
+        if len(axis.lines) > 1:
+            axis.legend(fontsize=8)
+    for axis in axes.flat[len(panels) :]:
+        axis.set_visible(False)
+    with written_beside(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
+    pyplot.close(figure)
+
+
+def own_panels(rows: list[dict[str, Any]]) -> list[tuple[str, tuple[str, ...], bool]]:
+    """The panels of bits per byte, or of what an objective measures instead; training and held out side by side."""
+    names = list(dict.fromkeys(name for row in rows for name in row if "/" not in name))
+    if "validation_bits_per_byte" in names:
+        return [("bits per byte, held out", ("validation_bits_per_byte",), False)]
+    own = [name for name in names if name.startswith(("train_", "validation_"))]
+    measures = dict.fromkeys(name.split("_", 1)[1] for name in own)
+    sides = {measure: tuple(f"{side}_{measure}" for side in ("train", "validation")) for measure in measures}
+    return [(measure.replace("_", " "), both, False) for measure, both in sides.items() if measure != "loss"]

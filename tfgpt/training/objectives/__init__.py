@@ -1,0 +1,1 @@
+"""Objectives: what a training run minimizes, with its data, its loss and its metrics."""

@@ -1,0 +1,275 @@
+"""Everything a run is made of, in one object that is checked before TensorFlow is imported."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any, ClassVar
+
+from tfgpt.common.command_line import Group, Overrides
+from tfgpt.common.errors import SettingError, UserError
+from tfgpt.common.settings import Settings, setting
+from tfgpt.conversion.cached_conversion import model_directory
+from tfgpt.corpus.config import CorpusConfig
+from tfgpt.model import presets
+from tfgpt.model.config import DecoderConfig
+from tfgpt.model.lora_config import LoraConfig
+from tfgpt.model.maximal_update import ParametrizationConfig, with_initial_weights
+from tfgpt.pipeline.config import AugmentationConfig, BatchConfig, MixtureConfig
+from tfgpt.tokenization.config import TokenizerConfig
+from tfgpt.training.config import OptimizerConfig, ScheduleConfig, StepConfig, StrategyConfig
+from tfgpt.training.objectives.config import FROM_A_MODEL, ObjectiveConfig
+from tfgpt.training.objectives.preference_config import PreferenceConfig, RewardConfig
+from tfgpt.training.run_config import RunConfig, WatchingConfig, default_run_dir, steps_or_minutes
+
+
+@dataclasses.dataclass(frozen=True)
+class PresetConfig(Settings):
+    """Which decoder the run begins with."""
+
+    title: ClassVar[str] = "Model size"
+
+    preset: str = setting(
+        "tiny", "The decoder's shape; the flags under Model change parts of it.", choices=tuple(presets.PRESETS)
+    )
+
+
+# max_sequence_length follows --sequence_length unless it is given; vocabulary_size is the tokenizer's.
+GROUPS: tuple[Group, ...] = (
+    CorpusConfig,
+    TokenizerConfig,
+    ObjectiveConfig,
+    PresetConfig,
+    Overrides(DecoderConfig, "model", exclude=("vocabulary_size",)),
+    ParametrizationConfig,
+    LoraConfig,
+    PreferenceConfig,
+    RewardConfig,
+    BatchConfig,
+    MixtureConfig,
+    AugmentationConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+    StepConfig,
+    StrategyConfig,
+    RunConfig,
+    WatchingConfig,
+)
+
+# What makes a checkpoint another run's: with one of these changed, its weights or its data position mean nothing.
+FIXED_FOR_A_RUN = (
+    "objective",
+    "sequence_length",
+    "batch_size",
+    "document_masking",
+    "seed",
+    "optimizer",
+    "validation_fraction",
+    "split",
+    "preset",
+    "parametrization",
+    "base_hidden_dim",
+    "mixture",
+    "mixture_temperature",
+    *(field.name for field in dataclasses.fields(AugmentationConfig)),
+    "lora_rank",
+    "lora_alpha",
+    "lora_layers",
+    "base_weights",
+)
+# What only says where to write or what to print: changing it needs no word.
+NEVER_MENTIONED = {
+    field.name for group in (RunConfig, WatchingConfig, CorpusConfig) for field in dataclasses.fields(group)
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """The settings of a training run, by room.
+
+    Attributes:
+        model: decoder fields that differ from the preset's.
+        (others): as their classes say.
+    """
+
+    corpus: CorpusConfig = dataclasses.field(default_factory=CorpusConfig)
+    tokenizer: TokenizerConfig = dataclasses.field(default_factory=TokenizerConfig)
+    objective: ObjectiveConfig = dataclasses.field(default_factory=ObjectiveConfig)
+    preset: PresetConfig = dataclasses.field(default_factory=PresetConfig)
+    model: dict[str, Any] = dataclasses.field(default_factory=dict)
+    parametrization: ParametrizationConfig = dataclasses.field(default_factory=ParametrizationConfig)
+    lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
+    preference: PreferenceConfig = dataclasses.field(default_factory=PreferenceConfig)
+    reward: RewardConfig = dataclasses.field(default_factory=RewardConfig)
+    batch: BatchConfig = dataclasses.field(default_factory=BatchConfig)
+    mixture: MixtureConfig = dataclasses.field(default_factory=MixtureConfig)
+    augmentation: AugmentationConfig = dataclasses.field(default_factory=AugmentationConfig)
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = dataclasses.field(default_factory=ScheduleConfig)
+    step: StepConfig = dataclasses.field(default_factory=StepConfig)
+    strategy: StrategyConfig = dataclasses.field(default_factory=StrategyConfig)
+    run: RunConfig = dataclasses.field(default_factory=RunConfig)
+    watching: WatchingConfig = dataclasses.field(default_factory=WatchingConfig)
+
+    def __post_init__(self) -> None:
+        if self.run.run_dir is None:
+            named = dataclasses.replace(self.run, run_dir=default_run_dir(self.corpus.train_text))
+            object.__setattr__(self, "run", named)
+        self.check()
+
+    def check(self) -> None:
+        """Refuses what cannot work, before anything is imported or read.
+
+        Raises:
+            UserError: a combination of flags that cannot work; the line names the flag.
+        """
+        if not self.corpus.train_text:
+            raise SettingError("train_text", "is needed: a file, a folder, a glob, tfds:… or sample:…")
+        if not self.corpus.validation_text and self.corpus.validation_fraction == 0:
+            raise SettingError("validation_fraction", "must not be 0 without --validation_text: a run is judged by it")
+        given = len(self.mixture.mixture)
+        if given and given != len(self.corpus.train_text):
+            raise SettingError("mixture", f"has {given} weights for {len(self.corpus.train_text)} --train_text")
+        if self.batch.batch_size % self.step.accumulation_steps:
+            raise SettingError(
+                "accumulation_steps",
+                f"{self.step.accumulation_steps} does not divide --batch_size={self.batch.batch_size}",
+            )
+        if self.optimizer.optimizer == "adafactor" and self.parametrization.parametrization == "maximal_update":
+            raise SettingError("parametrization", "maximal_update is for --optimizer=adamw, muon or lion")
+        objective = self.objective.objective
+        if objective in FROM_A_MODEL and self.run.init_from is None:
+            raise SettingError("objective", f"{objective} goes on from a trained model: name it with --init_from")
+        if objective == "ipo" and self.preference.preference_beta == 0:
+            raise SettingError("preference_beta", "must be above 0 for --objective=ipo, which divides by it")
+        if objective == "grpo":
+            self.check_rounds()
+        if self.lora.lora_rank and self.run.init_from is None:
+            raise SettingError("lora_rank", "adapts a trained model: name it with --init_from")
+        if self.run.init_from is None:
+            # Any vocabulary size shows whether the shapes fit; the real one comes with the tokenizer.
+            config = self.decoder_config(vocabulary_size=1024)
+        else:
+            config = self.initial_config()
+            if self.initial_model.resolve().is_relative_to(self.run_dir.resolve()):
+                problem = f"{self.run_dir} is the run that --init_from starts from, whose model would be replaced"
+                raise SettingError("run_dir", f"{problem}; choose another one")
+        if self.batch.sequence_length > config.max_sequence_length:
+            raise SettingError(
+                "sequence_length",
+                f"{self.batch.sequence_length} is longer than the model's positions, "
+                f"--max_sequence_length={config.max_sequence_length}",
+            )
+
+    def check_rounds(self) -> None:
+        """Refuses rounds of sampling that do not come out even.
+
+        Raises:
+            SettingError: naming the flag.
+        """
+        length, answers = self.reward.updates_per_round, self.batch.batch_size * self.reward.updates_per_round
+        if answers % self.reward.group_size:
+            raise SettingError(
+                "group_size",
+                f"{self.reward.group_size} does not divide the {answers} answers of a round (--batch_size)",
+            )
+        if self.reward.answer_tokens > self.batch.sequence_length:
+            raise SettingError(
+                "answer_tokens",
+                f"{self.reward.answer_tokens} leave no room for a prompt in --sequence_length="
+                f"{self.batch.sequence_length}",
+            )
+        periods = {"log_every": self.watching.log_every, "validate_every": self.watching.validate_every}
+        periods["checkpoint_every"] = steps_or_minutes(self.run.checkpoint_every)[0] or 0
+        for name, period in periods.items():
+            if period % length:
+                raise SettingError(name, f"{period} is no multiple of --updates_per_round={length}")
+
+    def cautions(self) -> list[str]:
+        """What can be done and is hardly meant, a line each."""
+        warmup, steps, highest = self.schedule.warmup_steps, self.run.max_steps, self.optimizer.learning_rate
+        if warmup < steps:
+            return []
+        reached = steps / (warmup + 1)
+        return [
+            f"Warm-up: {warmup:,} updates (--warmup_steps) of a run of {steps:,}: the learning rate gets to "
+            f"{reached * highest:.2g} only, {reached:.1%} of --learning_rate"
+        ]
+
+    def decoder_config(self, vocabulary_size: int) -> DecoderConfig:
+        """The decoder's configuration for a tokenizer of `vocabulary_size` ids."""
+        if self.run.init_from is not None:
+            config = self.initial_config()
+            if vocabulary_size > config.vocabulary_size:
+                raise UserError(
+                    f"--init_from: {self.run.init_from} knows {config.vocabulary_size} ids, the tokenizer has "
+                    f"{vocabulary_size}; leave --tokenizer out to use the model's own"
+                )
+            return config
+        overrides = {"max_sequence_length": self.batch.sequence_length, **self.model}
+        config = presets.resolve(self.preset.preset, vocabulary_size, overrides)
+        return with_initial_weights(config, self.parametrization)
+
+    def initial_config(self) -> DecoderConfig:
+        """The configuration of the model that --init_from names, with the overrides that leave its weights alone."""
+        from tfgpt.model.checkpoints.huggingface import load_config
+
+        for name in self.model:
+            if name not in ("dropout", "rematerialize"):
+                raise SettingError(name, "cannot change together with --init_from; only dropout and rematerialize can")
+        return dataclasses.replace(load_config(self.initial_model), **self.model)
+
+    @functools.cached_property
+    def initial_model(self) -> Path:
+        """The model directory behind --init_from, or the adapter's; what is none yet is converted into the cache.
+
+        Raises:
+            UserError: there is no such model.
+        """
+        return model_directory(str(self.run.init_from), "init_from", self.corpus.cache_dir)
+
+    def tokenizer_config(self) -> TokenizerConfig:
+        """The tokenizer's settings; with --init_from and no --tokenizer, the model's own tokenizer."""
+        if self.run.init_from is None or self.tokenizer.tokenizer != TokenizerConfig().tokenizer:
+            return self.tokenizer
+        return dataclasses.replace(self.tokenizer, tokenizer=str(self.initial_model))
+
+    @property
+    def run_dir(self) -> Path:
+        """The run's directory."""
+        return Path(str(self.run.run_dir)).expanduser()
+
+    def settings(self) -> dict[str, Any]:
+        """The settings by the keyword each group of flags has."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+    def flags(self) -> dict[str, Any]:
+        """Every flag's value, flat, as plain JSON."""
+        flat: dict[str, Any] = {}
+        for part in self.settings().values():
+            flat.update(part if isinstance(part, dict) else part.to_dict())
+        return flat
+
+    def changes(self, earlier: dict[str, Any]) -> list[str]:
+        """What changed since a checkpoint was written, one phrase a flag, for the reader of the log.
+
+        Args:
+            earlier: `flags()` of the run that wrote the checkpoint.
+
+        Raises:
+            UserError: a flag changed without which the checkpoint means nothing.
+        """
+        now = self.flags()
+        for name in FIXED_FOR_A_RUN:
+            if name in earlier and earlier[name] != now.get(name):
+                raise UserError(
+                    f"--{name}: is {now.get(name)}, but the run in {self.run_dir} began with {earlier[name]}; "
+                    f"go on with --{name}={earlier[name]} or choose another --run_dir"
+                )
+        names = sorted((set(earlier) | set(now)) - NEVER_MENTIONED | {"max_steps"})
+        return [
+            f"--{name} was {earlier.get(name)}, is {now.get(name)}"
+            for name in names
+            if earlier.get(name) != now.get(name)
+        ]
