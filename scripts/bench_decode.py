@@ -196,15 +196,15 @@ def work(worker: str, directory: Path, dtype: str) -> None:
 def ours(directory: Path, dtype: str) -> Write:
     """`Generator.generate`."""
     from tfgpt.generation.config import SamplingConfig
-    from tfgpt.generation.decode_steps import CachedDecoding
+    from tfgpt.generation.decode_steps import CompiledDecodeFunctions
     from tfgpt.generation.generator import Generator
-    from tfgpt.generation.kernel_layout import lay_out_for_decoding
+    from tfgpt.generation.kernel_layout import transpose_kernels_for_decoding
     from tfgpt.model.checkpoints.huggingface import load_decoder
     from tfgpt.tokenization.train_tokenizer import byte_tokenizer
 
-    generator: Any = Generator(lay_out_for_decoding(load_decoder(directory, dtype=dtype)), byte_tokenizer())
+    generator: Any = Generator(transpose_kernels_for_decoding(load_decoder(directory, dtype=dtype)), byte_tokenizer())
     # No text may end early.
-    generator.stop_tokens, generator.decoding = (), CachedDecoding(generator.decoder, ())
+    generator.stop_tokens, generator.decoding = (), CompiledDecodeFunctions(generator.decoder, ())
 
     def write(ids: np.ndarray, tokens: int) -> list[list[int]]:
         config = SamplingConfig(max_new_tokens=tokens, temperature=0.0)

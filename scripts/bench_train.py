@@ -198,7 +198,7 @@ def our_step(shape: Shape, dtype: str, compile_mode: str) -> tuple[Callable[[int
     from tfgpt.model.presets import resolve
     from tfgpt.training.compilation import choose_compilation
     from tfgpt.training.config import OptimizerConfig, StepConfig
-    from tfgpt.training.losses import CausalLanguageModeling
+    from tfgpt.training.losses import CausalLanguageModelingLoss
     from tfgpt.training.optimizers import build_optimizer
     from tfgpt.training.trainer import Trainer
 
@@ -218,7 +218,7 @@ def our_step(shape: Shape, dtype: str, compile_mode: str) -> tuple[Callable[[int
     optimizer_config = OptimizerConfig(learning_rate=3e-4, clip_norm=1.0)
     trainer = Trainer(
         decoder,
-        CausalLanguageModeling(),
+        CausalLanguageModelingLoss(),
         StepConfig(dtype=policy, compile=compile_mode),
         optimizer_config,
         seed=0,

@@ -22,7 +22,7 @@ from tfgpt.common.command_line import Command
 from tfgpt.common.errors import SettingError
 from tfgpt.common.settings import Settings, setting
 from tfgpt.common.tf_logging import import_tensorflow
-from tfgpt.training.train_config import GROUPS, Recipe
+from tfgpt.training.train_config import GROUPS, TrainConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +58,7 @@ class TransferConfig(Settings):
 
 def run(transfer: TransferConfig, **settings: Any) -> None:
     """Checks, prepares the text, compares, draws."""
-    recipe = Recipe(**settings)
+    recipe = TrainConfig(**settings)
     widths = transfer.numbers("widths", int)
     from tfgpt.search.scale_width import at_width
 

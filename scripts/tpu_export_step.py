@@ -33,13 +33,13 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from tfgpt.common.atomic_files import write_json, written_beside
+from tfgpt.common.atomic_files import atomic_write, write_json
 from tfgpt.common.errors import TfgptError, UserError
 from tfgpt.common.tf_logging import import_tensorflow
 from tfgpt.model import presets
 from tfgpt.tokenization.config import SMALLEST_VOCABULARY
 from tfgpt.train import COMMAND
-from tfgpt.training.train_config import Recipe
+from tfgpt.training.train_config import TrainConfig
 
 CHIPS_IN_A_CONFIG = 8
 """Chips that share --batch_size when --rows is not given: the largest slice that is one host."""
@@ -59,13 +59,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except TfgptError as error:
         print(f"tpu_export_step: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_code
-    with written_beside(options.out) as beside:
+    with atomic_write(options.out) as beside:
         beside.write_bytes(program)
     write_json(options.out.with_suffix(".json"), facts)
     return 0
 
 
-def recipe_of_one_chip(flags: Sequence[str], rows: int | None = None, micro_batches: int | None = None) -> Recipe:
+def recipe_of_one_chip(flags: Sequence[str], rows: int | None = None, micro_batches: int | None = None) -> TrainConfig:
     """The recipe that the flags of tfgpt.train give, with the batch of one chip as its whole batch.
 
     Args:
@@ -76,7 +76,7 @@ def recipe_of_one_chip(flags: Sequence[str], rows: int | None = None, micro_batc
     Raises:
         UserError: flags that do not work together.
     """
-    recipe = Recipe(**COMMAND.parse(["--train_text=none", *flags]))
+    recipe = TrainConfig(**COMMAND.parse(["--train_text=none", *flags]))
     micro_batches = micro_batches or recipe.step.accumulation_steps
     if rows is None:
         parts = CHIPS_IN_A_CONFIG * micro_batches
@@ -93,7 +93,7 @@ def recipe_of_one_chip(flags: Sequence[str], rows: int | None = None, micro_batc
     )
 
 
-def export(recipe: Recipe, replicas: int = 1) -> tuple[bytes, dict[str, Any]]:
+def export(recipe: TrainConfig, replicas: int = 1) -> tuple[bytes, dict[str, Any]]:
     """The step as serialized StableHLO, and facts about it.
 
     Args:

@@ -11,9 +11,9 @@ import pytest
 from tests.conftest import ROOT
 from tfgpt import scale, tune
 from tfgpt import train as command
-from tfgpt.search.study import make_plan
+from tfgpt.search.study import make_study
 from tfgpt.training.run import train
-from tfgpt.training.train_config import Recipe
+from tfgpt.training.train_config import TrainConfig
 
 SHRUNK = """--num_layers=1 --num_query_heads=2 --num_key_value_heads=1 --hidden_dim=16 --head_dim=8
 --intermediate_dim=32
@@ -44,7 +44,7 @@ def tiny_model(text_file: Path, tmp_path_factory) -> Path:
     """A model to start from."""
     directory = tmp_path_factory.mktemp("model") / "run"
     flags = [f"--train_text={text_file}", f"--run_dir={directory}", "--sample_tokens=0", *SHRUNK]
-    recipe = Recipe(**command.COMMAND.parse([*flags, "--max_sequence_length=256"]))
+    recipe = TrainConfig(**command.COMMAND.parse([*flags, "--max_sequence_length=256"]))
     assert train(recipe, "") == 0
     return directory / "model"
 
@@ -65,11 +65,11 @@ def chats(tmp_path_factory) -> list[Path]:
 def test_the_chat_config_trains(config: str, chats: list[Path], tiny_model: Path, tmp_path: Path):
     flags = [f"--flagfile={ROOT / 'configs' / config}", f"--init_from={tiny_model}", f"--run_dir={tmp_path / 'run'}"]
     whole = command.COMMAND.parse(flags)
-    Recipe(**whole)
+    TrainConfig(**whole)
     sources = [f"--train_text={path}" for path in chats[: len(whole["corpus"].train_text)]]
     shrunk = [flag for flag in SHRUNK if not flag.startswith(OF_THE_MODEL)]
     short = ["--validation_fraction=0.1", "--sequence_length=64"]
-    recipe = Recipe(**command.COMMAND.parse([*flags, *sources, *shrunk, *short]))
+    recipe = TrainConfig(**command.COMMAND.parse([*flags, *sources, *shrunk, *short]))
     assert train(recipe, command.COMMAND.flag_file(recipe.settings())) == 0
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["step"] == 3 and rows[-1]["validation_loss"] > 0
@@ -87,9 +87,9 @@ def test_the_config_trains(config: str, text_file: Path, tmp_path: Path):
     flags = [f"--flagfile={ROOT / 'configs' / config}", f"--train_text={text_file}", f"--run_dir={tmp_path / 'run'}"]
     whole = parsed(config, flags)
     # The config as it is passes every check that is made before TensorFlow is imported.
-    Recipe(**whole)
+    TrainConfig(**whole)
     accumulated = ["--accumulation_steps=2"] if whole["step"].accumulation_steps > 1 else []
-    recipe = Recipe(**parsed(config, [*flags, *SHRUNK, *accumulated]))
+    recipe = TrainConfig(**parsed(config, [*flags, *SHRUNK, *accumulated]))
     assert train(recipe, command.COMMAND.flag_file(recipe.settings())) == 0
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["step"] == 3 and rows[-1]["validation_loss"] > 0
@@ -103,11 +103,11 @@ def test_the_config_of_judged_answers_trains(config: str, tiny_model: Path, tmp_
     text = tmp_path / "text.jsonl"
     text.write_text("".join(json.dumps(line) + "\n" for line in (sums if "grpo" in config else pairs)))
     flags = [f"--flagfile={ROOT / 'configs' / config}", f"--init_from={tiny_model}", f"--run_dir={tmp_path / 'run'}"]
-    Recipe(**command.COMMAND.parse(flags))
+    TrainConfig(**command.COMMAND.parse(flags))
     shrunk = [flag for flag in SHRUNK if not flag.startswith(OF_THE_MODEL)]
     short = [f"--train_text={text}", "--validation_fraction=0.3", "--sequence_length=64", "--group_size=2"]
     short += [f"--validation_text={text}"] if "grpo" in config else []
-    recipe = Recipe(**command.COMMAND.parse([*flags, *shrunk, *short]))
+    recipe = TrainConfig(**command.COMMAND.parse([*flags, *shrunk, *short]))
     assert train(recipe, command.COMMAND.flag_file(recipe.settings())) == 0
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["step"] == 3 and math.isfinite(rows[-1]["validation_loss"])
@@ -116,7 +116,9 @@ def test_the_config_of_judged_answers_trains(config: str, tiny_model: Path, tmp_
 @pytest.mark.parametrize("config", sorted(set(CONFIGS) - set(TRAINED) - set(CHAT_CONFIGS) - set(JUDGED)))
 def test_the_config_differs_from_the_one_that_trains_in_sizes_only(config: str):
     def flags(name: str) -> dict:
-        return Recipe(**command.COMMAND.parse([f"--flagfile={ROOT / 'configs' / name}", "--train_text=none"])).flags()
+        return TrainConfig(
+            **command.COMMAND.parse([f"--flagfile={ROOT / 'configs' / name}", "--train_text=none"])
+        ).flags()
 
     mine, trained = flags(config), flags(f"{config.rsplit('_', 1)[0]}_v5e.cfg")
     assert {name for name in mine if mine[name] != trained.get(name)} <= SIZES
@@ -126,5 +128,5 @@ def test_the_config_differs_from_the_one_that_trains_in_sizes_only(config: str):
 def test_the_config_of_a_search_passes_every_check_that_is_made_before_tensorflow_is_imported(config: str, tmp_path):
     flags = tune.COMMAND.parse([f"--flagfile=configs/{config}", f"--search_dir={tmp_path}"])
     flags.pop("judging")
-    plan = make_plan(flags.pop("search"), flags)
+    plan = make_study(flags.pop("search"), flags)
     assert plan.recipe({}, "0000").run.max_steps < flags["run"].max_steps

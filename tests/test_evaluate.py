@@ -23,7 +23,7 @@ from tfgpt.model.config import DecoderConfig
 from tfgpt.model.decoder import Decoder
 from tfgpt.tokenization.train_tokenizer import train_bpe
 from tfgpt.training.run import train as train_run
-from tfgpt.training.train_config import Recipe
+from tfgpt.training.train_config import TrainConfig
 
 CONTEXT = 32
 
@@ -63,7 +63,7 @@ def run_dir(texts, tmp_path_factory) -> Path:
         "--validate_every=4 --sample_tokens=0 --tensorboard=false --document_masking --validation_fraction=0.3 "
         f"--train_text={texts[0]} --run_dir={directory} --cache_dir={directory.parent / 'cache'}"
     ).split()
-    recipe = Recipe(**train.COMMAND.parse(flags))
+    recipe = TrainConfig(**train.COMMAND.parse(flags))
     assert train_run(recipe, train.COMMAND.flag_file(recipe.settings())) == 0
     return directory
 

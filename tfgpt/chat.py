@@ -11,10 +11,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from tfgpt.chatting.chat_session import Session
+from tfgpt.chatting.chat_session import ChatSession
 from tfgpt.chatting.config import ChatConfig, ChatSamplingConfig
 from tfgpt.chatting.conversation import Conversation
-from tfgpt.chatting.terminal import PipeScreen, TerminalScreen, answer_lines, is_terminal, talk, use_utf8
+from tfgpt.chatting.terminal import StandardOutputUI, TerminalUI, answer_lines, is_terminal, talk, use_utf8
 from tfgpt.common.command_line import Command
 from tfgpt.common.tf_logging import import_tensorflow
 from tfgpt.conversion.cached_conversion import model_directory
@@ -34,10 +34,10 @@ def run(chat: ChatConfig, chat_sampling: ChatSamplingConfig) -> None:
     generator = Generator.load(directory, dtype=chat.dtype)
     use_utf8()
     if not is_terminal():
-        answer_lines(Session(generator, chat_sampling, conversation, PipeScreen()))
+        answer_lines(ChatSession(generator, chat_sampling, conversation, StandardOutputUI()))
         return
-    screen = TerminalScreen()
-    session = Session(generator, chat_sampling, conversation, screen)
+    screen = TerminalUI()
+    session = ChatSession(generator, chat_sampling, conversation, screen)
     screen.note(f"{chat.model}, reads {generator.context} tokens; /help lists commands, Ctrl-D ends")
     for line in session.transcript():
         screen.note(line)

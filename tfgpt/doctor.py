@@ -15,12 +15,12 @@ from tfgpt.common.command_line import Command
 from tfgpt.common.tf_logging import import_tensorflow
 from tfgpt.diagnosis.config import DoctorConfig
 from tfgpt.training.run_config import flags_of_a_moved_run
-from tfgpt.training.train_config import GROUPS, Recipe
+from tfgpt.training.train_config import GROUPS, TrainConfig
 
 
 def run(doctor: DoctorConfig, **settings: Any) -> int:
     """Checks the settings together, then examines the run they describe."""
-    recipe = Recipe(**settings)
+    recipe = TrainConfig(**settings)
     import_tensorflow()
     from tfgpt.diagnosis.run_checks import examine
 

@@ -20,7 +20,7 @@ from tfgpt.corpus.config import CorpusConfig
 from tfgpt.pipeline.config import AugmentationConfig, BatchConfig, MixtureConfig, PrepareConfig
 from tfgpt.tokenization.config import TokenizerConfig
 from tfgpt.training.objectives.config import ObjectiveConfig
-from tfgpt.training.train_config import Recipe
+from tfgpt.training.train_config import TrainConfig
 
 
 def run(
@@ -66,7 +66,7 @@ def prepare_conversations(
         raise SettingError("objective", "prepares for pretrain or chat; train prepares for the others by itself")
     if prepare.output_dir:
         raise SettingError("output_dir", "is for token shards; conversations stay in the cache")
-    recipe = Recipe(
+    recipe = TrainConfig(
         corpus=corpus, tokenizer=tokenizer, objective=objective, batch=batch, mixture=mixture, augmentation=augmentation
     )
     import_tensorflow()

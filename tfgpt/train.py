@@ -16,12 +16,12 @@ from tfgpt.common.output_directories import check_not_in_use, check_working_dire
 from tfgpt.common.tf_logging import import_tensorflow
 from tfgpt.training.distribution.restarts import run_with_restarts
 from tfgpt.training.run_config import flags_of_a_moved_run
-from tfgpt.training.train_config import GROUPS, Recipe
+from tfgpt.training.train_config import GROUPS, TrainConfig
 
 
 def run(**settings: Any) -> int:
     """Checks the settings together, then trains."""
-    recipe = Recipe(**settings)
+    recipe = TrainConfig(**settings)
     if recipe.run.restarts:
         return run_with_restarts(again(recipe), recipe.run.restarts)
     check_working_directory(recipe.run_dir, "run", "run_dir")
@@ -34,7 +34,7 @@ def run(**settings: Any) -> int:
     return train(recipe, COMMAND.flag_file(recipe.settings()))
 
 
-def again(recipe: Recipe) -> list[str]:
+def again(recipe: TrainConfig) -> list[str]:
     """The command line of a process that trains the same without starting itself again."""
     return [sys.executable, "-m", "tfgpt.train", *COMMAND.arguments(recipe.settings()), "--restarts=0"]
 

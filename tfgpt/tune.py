@@ -14,15 +14,15 @@ from typing import Any
 from tfgpt.common.command_line import Command
 from tfgpt.search.conclusion import check_begun, conclude
 from tfgpt.search.config import SearchConfig
-from tfgpt.search.seed_comparison_config import JudgingConfig
-from tfgpt.search.study import make_plan
+from tfgpt.search.seed_comparison_config import SeedComparisonConfig
+from tfgpt.search.study import make_study
 from tfgpt.training.run_config import flags_of_a_moved_run
 from tfgpt.training.train_config import GROUPS
 
 
-def run(search: SearchConfig, judging: JudgingConfig, **settings: Any) -> int:
+def run(search: SearchConfig, judging: SeedComparisonConfig, **settings: Any) -> int:
     """Checks space and flags together, then searches, judges and reports."""
-    plan = make_plan(search, settings)
+    plan = make_study(search, settings)
     if judging.report_only:
         check_begun(plan)
     plan.claim()
@@ -35,7 +35,9 @@ def run(search: SearchConfig, judging: JudgingConfig, **settings: Any) -> int:
     return conclude(plan, judging)
 
 
-COMMAND = Command("tune", __doc__, (SearchConfig, JudgingConfig, *GROUPS), run, flags_of_a_moved_run, resumable=True)
+COMMAND = Command(
+    "tune", __doc__, (SearchConfig, SeedComparisonConfig, *GROUPS), run, flags_of_a_moved_run, resumable=True
+)
 main = COMMAND.run
 
 if __name__ == "__main__":

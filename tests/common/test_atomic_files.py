@@ -11,12 +11,12 @@ import pytest
 
 from tfgpt.common import atomic_files
 from tfgpt.common.atomic_files import (
-    clear_write_errors,
-    directory_written_beside,
+    atomic_directory,
+    atomic_write,
     read_json,
+    readable_write_errors,
     recover_leftovers,
     write_text,
-    written_beside,
 )
 from tfgpt.common.errors import RunError, UserError
 
@@ -24,7 +24,7 @@ from tfgpt.common.errors import RunError, UserError
 def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path):
     path = tmp_path / "a.txt"
     write_text(path, "old")
-    with pytest.raises(ZeroDivisionError), written_beside(path) as temporary:
+    with pytest.raises(ZeroDivisionError), atomic_write(path) as temporary:
         temporary.write_text("half")
         raise ZeroDivisionError
     assert path.read_text() == "old"
@@ -33,13 +33,13 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path):
 
 def test_a_directory_is_replaced_whole_or_not_at_all(tmp_path):
     path = tmp_path / "model"
-    with directory_written_beside(path) as temporary:
+    with atomic_directory(path) as temporary:
         (temporary / "one").write_text("1")
-    with pytest.raises(ZeroDivisionError), directory_written_beside(path) as temporary:
+    with pytest.raises(ZeroDivisionError), atomic_directory(path) as temporary:
         (temporary / "two").write_text("2")
         raise ZeroDivisionError
     assert [entry.name for entry in path.iterdir()] == ["one"]
-    with directory_written_beside(path) as temporary:
+    with atomic_directory(path) as temporary:
         (temporary / "two").write_text("2")
     assert [entry.name for entry in path.iterdir()] == ["two"]
     assert [entry.name for entry in tmp_path.iterdir()] == ["model"]
@@ -48,7 +48,7 @@ def test_a_directory_is_replaced_whole_or_not_at_all(tmp_path):
 @contextlib.contextmanager
 def written(path: Path, whole_directory: bool):
     """The one file that is written, of a file or of a directory, before the rename."""
-    with directory_written_beside(path) if whole_directory else written_beside(path) as temporary:
+    with atomic_directory(path) if whole_directory else atomic_write(path) as temporary:
         if whole_directory:
             (temporary / "deep").mkdir()
         file = temporary / "deep" / "weights" if whole_directory else temporary
@@ -105,7 +105,7 @@ def test_an_old_directory_whose_replacement_cannot_be_renamed_is_put_back(tmp_pa
         rename(source, target)
 
     monkeypatch.setattr(atomic_files.os, "rename", full)
-    with pytest.raises(RunError, match="the disk is full"), directory_written_beside(path) as temporary:
+    with pytest.raises(RunError, match="the disk is full"), atomic_directory(path) as temporary:
         (temporary / "two").write_text("2")
     assert (path / "deep" / "weights").read_text() == "new"
     assert [entry.name for entry in tmp_path.iterdir()] == ["model"]
@@ -129,7 +129,7 @@ def test_what_a_killed_replacement_set_aside_is_put_back_where_nothing_took_its_
     ("number", "kind"), [(errno.ENOSPC, RunError), (errno.EACCES, UserError), (errno.EROFS, UserError)]
 )
 def test_a_full_disk_and_a_closed_door_are_one_line_each(number, kind):
-    with pytest.raises(kind, match="somewhere"), clear_write_errors("somewhere"):
+    with pytest.raises(kind, match="somewhere"), readable_write_errors("somewhere"):
         raise OSError(number, "no")
 
 

@@ -31,7 +31,7 @@ from tfgpt.pipeline.config import BatchConfig
 from tfgpt.tokenization.config import TokenizerConfig
 from tfgpt.tokenization.tokenizer import Tokenizer
 from tfgpt.training.run_config import RunConfig
-from tfgpt.training.train_config import Recipe
+from tfgpt.training.train_config import TrainConfig
 
 IDS = np.arange(3, 19, dtype=np.int32)[None]
 
@@ -166,7 +166,7 @@ def test_an_adapter_whose_base_is_nowhere_names_its_file_and_the_nearest_name(ad
 
 
 def test_a_training_begins_from_any_form_and_keeps_its_name(gguf_file, notes):
-    recipe = Recipe(
+    recipe = TrainConfig(
         corpus=CorpusConfig(train_text=("a.txt",)),
         run=RunConfig(init_from=str(gguf_file)),
         batch=BatchConfig(sequence_length=16),
@@ -184,8 +184,8 @@ def test_a_run_is_not_begun_over_the_one_it_starts_from(model, notes, tmp_path):
     batch, corpus = BatchConfig(sequence_length=16), CorpusConfig(train_text=("a.txt",))
     run = RunConfig(init_from=str(tmp_path / "run"), run_dir=str(tmp_path / "run"))
     with pytest.raises(UserError, match="--run_dir: .*/run is the run that --init_from starts from"):
-        Recipe(corpus=corpus, batch=batch, run=run)
-    other = Recipe(corpus=corpus, batch=batch, run=dataclasses.replace(run, run_dir=str(tmp_path / "ru")))
+        TrainConfig(corpus=corpus, batch=batch, run=run)
+    other = TrainConfig(corpus=corpus, batch=batch, run=dataclasses.replace(run, run_dir=str(tmp_path / "ru")))
     assert other.initial_model == tmp_path / "run" / "model"
 
 

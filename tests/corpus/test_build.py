@@ -17,7 +17,7 @@ from tfgpt.common.errors import RunError, UserError
 from tfgpt.corpus.build import Build, build_documents
 from tfgpt.corpus.cache import LEFTOVER_SECONDS
 from tfgpt.corpus.config import CorpusConfig
-from tfgpt.corpus.document_shards import DocumentSet
+from tfgpt.corpus.document_shards import DocumentShards
 from tfgpt.corpus.sources import file_hashes
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -43,7 +43,7 @@ def numbered(path: Path, count: int = 1000) -> Path:
     return write_json_lines(path, [{"text": f"document number {number}"} for number in range(count)])
 
 
-def texts(documents: DocumentSet, side: str) -> list[str]:
+def texts(documents: DocumentShards, side: str) -> list[str]:
     return [document["text"] for document in documents.documents(side)]
 
 
@@ -278,7 +278,7 @@ def test_an_incomplete_cache_entry_is_made_again(tmp_path, corpus, damage):
     else:
         (shard if damage == "missing" else made.directory / "manifest.json").unlink()
     with pytest.raises(UserError, match="delete|manifest"):
-        DocumentSet.open(made.directory)
+        DocumentShards.open(made.directory)
     assert texts(build_documents(config), "train") == expected
 
 
@@ -344,7 +344,7 @@ def test_builders_at_the_same_time_give_one_result(tmp_path, corpus):
     results = [(process.communicate()[0], process.returncode) for process in processes]
     assert len(set(results)) == 1
     assert results[0][1] == 0
-    made = DocumentSet.open(results[0][0].strip())
+    made = DocumentShards.open(results[0][0].strip())
     assert made.num_documents("train") + made.num_documents("validation") == 50_000
     assert [path.name for path in made.directory.parent.iterdir() if not path.name.startswith(".")] == [
         made.directory.name

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tfgpt import doctor
-from tfgpt.diagnosis.probe_model import Subject, at_constant_rate
+from tfgpt.diagnosis.probe_model import ProbeModel, at_constant_rate
 from tfgpt.diagnosis.run_checks import training_batch
 from tfgpt.pipeline.prepare import prepare
 from tfgpt.training.distribution.strategy import resolve
-from tfgpt.training.train_config import Recipe
+from tfgpt.training.train_config import TrainConfig
 from tfgpt.training.trainer_builder import assemble
 
 SMALL = (
@@ -21,19 +21,19 @@ SMALL = (
 """A decoder of some 10,000 parameters on bytes."""
 
 
-def recipe_of(text: Path, *more: str, base: Sequence[str] = SMALL) -> Recipe:
+def recipe_of(text: Path, *more: str, base: Sequence[str] = SMALL) -> TrainConfig:
     """The recipe that `base` and further flags give."""
     settings = doctor.COMMAND.parse([*base, f"--train_text={text}", "--run_dir=/nonexistent/run", *more])
     settings.pop("doctor")
-    return Recipe(**settings)
+    return TrainConfig(**settings)
 
 
-def subject_of(text: Path, *more: str, base: Sequence[str] = SMALL) -> Subject:
+def subject_of(text: Path, *more: str, base: Sequence[str] = SMALL) -> ProbeModel:
     """The parts of that run, built."""
     recipe = recipe_of(text, *more, base=base)
     strategy = resolve(recipe.strategy)
     data = prepare(recipe.corpus, recipe.tokenizer_config(), say=lambda line: None)
     assembly = assemble(at_constant_rate(recipe), data, strategy)
-    return Subject.build(
+    return ProbeModel.build(
         recipe, data, strategy, assembly, training_batch(recipe, data, recipe.objective.kind()), small_tokens=128
     )

@@ -7,14 +7,14 @@ import json
 import numpy as np
 import pytest
 
-from tfgpt.diagnosis.check_results import FAIL, OK, WARN, Finding, Report, in_bytes, in_numbers, in_time
+from tfgpt.diagnosis.check_results import FAIL, OK, WARN, CheckResult, Report, in_bytes, in_numbers, in_time
 
 
 def report(*statuses: str) -> tuple[Report, list[str]]:
     lines: list[str] = []
     made = Report(lines.append)
     for number, status in enumerate(statuses):
-        made.add(Finding(f"check {number}", status, "a line", ("--flag=1",) if status != OK else ()))
+        made.add(CheckResult(f"check {number}", status, "a line", ("--flag=1",) if status != OK else ()))
     return made, lines
 
 
@@ -44,7 +44,9 @@ def test_every_check_has_a_line_that_begins_with_its_status_and_advice_below_it(
 
 def test_json_is_one_line_and_strict_also_with_numbers_that_json_cannot_write():
     made = Report(lambda line: None)
-    made.add(Finding("loss", FAIL, "nan ✂", numbers={"loss": float("nan"), "count": np.int64(3), "by": {"x": np.inf}}))
+    made.add(
+        CheckResult("loss", FAIL, "nan ✂", numbers={"loss": float("nan"), "count": np.int64(3), "by": {"x": np.inf}})
+    )
     text = made.json()
     assert "\n" not in text and "NaN" not in text and "Infinity" not in text
     read = json.loads(text)

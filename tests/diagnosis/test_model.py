@@ -13,7 +13,7 @@ from tests.diagnosis.subjects import subject_of
 from tfgpt.diagnosis.causality import check_causality
 from tfgpt.diagnosis.initialization import check_gradients, check_initial_loss
 from tfgpt.diagnosis.overfit import check_overfit
-from tfgpt.diagnosis.probe_model import Subject
+from tfgpt.diagnosis.probe_model import ProbeModel
 from tfgpt.model import decoder, layers
 from tfgpt.model.checkpoints.huggingface import save_decoder
 from tfgpt.training import losses
@@ -45,7 +45,7 @@ def test_a_sound_model_passes_every_check(text_file: Path, flags: list[str]):
     assert [finding.line for finding in found if finding.status != "ok"] == []
 
 
-def saved(subject: Subject, directory: Path) -> Path:
+def saved(subject: ProbeModel, directory: Path) -> Path:
     """The subject's decoder and tokenizer as a model directory."""
     tokenizer = subject.data.tokenizer
     save_decoder(
@@ -91,9 +91,9 @@ def test_an_absurd_initialization_fails_the_loss_and_the_advice_helps(text_file:
 
 
 def test_a_loss_that_is_not_the_logits_cross_entropy_fails(text_file: Path, monkeypatch: pytest.MonkeyPatch):
-    right = losses.LinearCrossEntropy.by_token
+    right = losses.FusedLinearCrossEntropy.by_token
     doubled = lambda self, hidden, head, targets: right(self, 2 * hidden, head, targets)  # noqa: E731
-    monkeypatch.setattr(losses.LinearCrossEntropy, "by_token", doubled)
+    monkeypatch.setattr(losses.FusedLinearCrossEntropy, "by_token", doubled)
     found = check_initial_loss(subject_of(text_file, "--embedding_initializer_range=0.3"))
     assert found.status == "FAIL" and "from the logits it should be" in found.line
 
@@ -158,13 +158,13 @@ def test_a_variable_that_the_loss_does_not_depend_on_fails_by_name(text_file: Pa
 
 
 def test_a_frozen_variable_fails_by_name(text_file: Path, monkeypatch: pytest.MonkeyPatch):
-    right = decoder.Block.build
+    right = decoder.TransformerBlock.build
 
     def frozen(self, input_shape):
         right(self, input_shape)
         self.mlp.trainable = False
 
-    monkeypatch.setattr(decoder.Block, "build", frozen)
+    monkeypatch.setattr(decoder.TransformerBlock, "build", frozen)
     found = check_gradients(subject_of(text_file))
     assert found.status == "FAIL" and "decoder/block_0/mlp/gate/kernel" in found.numbers["frozen"]
 

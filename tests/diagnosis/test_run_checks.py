@@ -38,7 +38,7 @@ def test_a_model_that_breaks_is_a_failed_check_and_no_traceback(text_file: Path,
     def broken(self, inputs, mask, rotation=None, training=None):
         raise ValueError("shapes do not\nmatch")
 
-    monkeypatch.setattr(decoder.Block, "call", broken)
+    monkeypatch.setattr(decoder.TransformerBlock, "call", broken)
     report = examine(recipe_of(text_file), QUICK, lambda line: None)
     assert report.failed == ["model"] and "shapes do not match" in report.finding("model").line
 
@@ -48,7 +48,7 @@ def test_targets_that_the_pipeline_shifts_wrongly_fail_the_first_batch(
 ):
     from tfgpt.pipeline import batches
 
-    right = batches.Rows.read
+    right = batches.BatchReader.read
 
     def shifted(self, *arguments):
         arrays = right(self, *arguments)
@@ -56,7 +56,7 @@ def test_targets_that_the_pipeline_shifts_wrongly_fail_the_first_batch(
         arrays[names.index("targets")] = arrays[names.index("token_ids")]
         return arrays
 
-    monkeypatch.setattr(batches.Rows, "read", shifted)
+    monkeypatch.setattr(batches.BatchReader, "read", shifted)
     machine = Machine(Memory(1 << 20, 1 << 20, "RAM"), 1, gpu=False)
     report = examine(recipe_of(text_file), QUICK, lambda line: None, machine)
     assert "first batch" in report.failed

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from tfgpt.generation.detokenizer import TextStream, text_of
+from tfgpt.generation.detokenizer import StreamingDetokenizer, text_of
 
 TEXTS = ["plain text", "naïve café – “quotes”", "汉字和标点。", "👩‍👩‍👧 family 🏳️‍🌈", "\x00\x07\r\n\t", ""]
 
@@ -26,7 +26,7 @@ def test_pieces_joined_are_the_text_whatever_the_token_boundaries(text):
 
 
 def test_a_character_is_never_given_out_by_halves():
-    stream = TextStream()
+    stream = StreamingDetokenizer()
     assert [stream.add(bytes([byte])) for byte in "é汉🙂".encode()] == ["", "é", "", "", "汉", "", "", "", "🙂"]
     assert stream.end() == ""
 
@@ -65,7 +65,7 @@ def test_a_repeating_stop_string_is_found_after_a_false_start():
 
 
 def test_the_start_of_a_stop_string_is_held_back_until_it_cannot_be_one():
-    stream = TextStream(["\n\nUser"])
+    stream = StreamingDetokenizer(["\n\nUser"])
     assert [stream.add(token) for token in (b"Hi", b"\n", b"\nU", b"p", b"\n\nUs", b"er:")] == [
         "Hi",
         "",
@@ -79,7 +79,7 @@ def test_the_start_of_a_stop_string_is_held_back_until_it_cannot_be_one():
 
 
 def test_a_held_back_start_of_a_stop_string_is_given_out_at_the_end():
-    stream = TextStream(["END"])
+    stream = StreamingDetokenizer(["END"])
     assert stream.add(b"text EN") == "text "
     assert stream.end() == "EN"
 

@@ -7,9 +7,9 @@ import tensorflow as tf
 
 from tfgpt.common.errors import UserError
 from tfgpt.generation.config import SamplingConfig
-from tfgpt.generation.decode_steps import CachedDecoding, choose
-from tfgpt.generation.detokenizer import TextStream
-from tfgpt.generation.generator import Generator, Row, in_batches
+from tfgpt.generation.decode_steps import CompiledDecodeFunctions, choose
+from tfgpt.generation.detokenizer import StreamingDetokenizer
+from tfgpt.generation.generator import Generator, SequenceInProgress, in_batches
 from tfgpt.generation.sampling import SamplingParameters
 from tfgpt.model.config import DecoderConfig
 from tfgpt.model.decoder import Decoder
@@ -136,8 +136,8 @@ def test_a_long_beam_has_the_log_probability_that_the_uncached_model_gives_its_t
 
 def test_a_step_of_beam_search_reads_each_candidates_new_token_only_and_never_copies_the_prompt(generator, monkeypatch):
     added, copied = [], []
-    add, step = TextStream.add, generator.decoding.beam_step
-    monkeypatch.setattr(TextStream, "add", lambda self, token: added.append(token) or add(self, token))
+    add, step = StreamingDetokenizer.add, generator.decoding.beam_step
+    monkeypatch.setattr(StreamingDetokenizer, "add", lambda self, token: added.append(token) or add(self, token))
 
     def noted(past, cache, *given):
         copied.append(cache[0][0].shape[2])
@@ -268,7 +268,7 @@ def slow(generator: Generator, prompts: list[str], config: SamplingConfig, conte
 def test_text_goes_on_from_the_last_half_when_the_context_is_full(options):
     generator = made({**options, "max_sequence_length": 16})
     generator.stop_tokens = ()  # So that no text ends before its context is full.
-    generator.decoding = CachedDecoding(generator.decoder, ())
+    generator.decoding = CompiledDecodeFunctions(generator.decoder, ())
     config = SamplingConfig(max_new_tokens=45, temperature=1.0, seed=2)
     prompts = ["abc", "fifteen tokens!", "now"]
     expected = slow(generator, prompts, config, 16)
@@ -303,7 +303,7 @@ def test_a_prompt_longer_than_the_context_is_refused_and_one_that_fills_it_is_no
 
 
 def test_long_prompts_are_read_a_few_at_a_time():
-    rows = [Row(np.zeros(length, np.int32), GREEDY, 0) for length in (10, 3000, 3000, 3000, 9000)]
+    rows = [SequenceInProgress(np.zeros(length, np.int32), GREEDY, 0) for length in (10, 3000, 3000, 3000, 9000)]
     assert [[len(row.prompt) for row in batch] for batch in in_batches(rows, 32)] == [[10, 3000], [3000, 3000], [9000]]
     assert [len(batch) for batch in in_batches(rows[:1] * 5, 2)] == [2, 2, 1]
 

@@ -6,9 +6,9 @@ import pytest
 import tensorflow as tf
 
 from tfgpt.generation.config import SamplingConfig
-from tfgpt.generation.decode_steps import DecodingFunctions, window_start
+from tfgpt.generation.decode_steps import DecodeFunctions, window_start
 from tfgpt.generation.generator import Generator
-from tfgpt.generation.in_graph_generation import write
+from tfgpt.generation.in_graph_generation import generate
 from tfgpt.generation.prompts import encode_prompt
 from tfgpt.generation.sampling import SamplingParameters
 from tfgpt.model.config import DecoderConfig
@@ -37,7 +37,7 @@ def generator() -> Generator:
 
 @pytest.fixture(scope="module")
 def in_one_graph(generator):
-    functions = DecodingFunctions(generator.decoder, generator.stop_tokens)
+    functions = DecodeFunctions(generator.decoder, generator.stop_tokens)
 
     @tf.function(
         input_signature=[
@@ -49,7 +49,7 @@ def in_one_graph(generator):
         autograph=False,
     )
     def written(ids, lengths, max_new_tokens, parameters):
-        return write(functions, ids, lengths, max_new_tokens, parameters)
+        return generate(functions, ids, lengths, max_new_tokens, parameters)
 
     def run(prompts, configs):
         rows = [encode_prompt(generator.tokenizer, prompt) for prompt in prompts]

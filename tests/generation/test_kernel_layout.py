@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from tfgpt.generation.config import SamplingConfig
 from tfgpt.generation.generator import Generator
-from tfgpt.generation.kernel_layout import lay_out_for_decoding
+from tfgpt.generation.kernel_layout import transpose_kernels_for_decoding
 from tfgpt.model.config import DecoderConfig
 from tfgpt.model.decoder import Decoder
 from tfgpt.tokenization.train_tokenizer import byte_tokenizer
@@ -26,7 +26,7 @@ def decoder(dtype: str) -> Decoder:
 def test_logits_are_those_of_the_kernels_as_they_were():
     token_ids = tf.constant(np.random.default_rng(0).integers(0, 256, [3, 20]), tf.int32)
     expected = decoder("bfloat16")({"token_ids": token_ids}).numpy()
-    laid_out = lay_out_for_decoding(decoder("bfloat16"))
+    laid_out = transpose_kernels_for_decoding(decoder("bfloat16"))
     assert laid_out.blocks[0].mlp.up.kernel.shape == (CONFIG.intermediate_dim, 32)
     # bfloat16 has 8 bits: products summed in another order differ in the last.
     np.testing.assert_allclose(laid_out({"token_ids": token_ids}).numpy(), expected, atol=0.02 * np.abs(expected).max())
@@ -36,7 +36,7 @@ def test_logits_are_those_of_the_kernels_as_they_were():
 
 @pytest.mark.parametrize("rows", [1, 3])
 def test_steps_with_the_cache_give_the_log_probabilities_of_the_whole_text(rows):
-    generator = Generator(lay_out_for_decoding(decoder("bfloat16")), byte_tokenizer())
+    generator = Generator(transpose_kernels_for_decoding(decoder("bfloat16")), byte_tokenizer())
     sampling = SamplingConfig(max_new_tokens=12, temperature=0.0, num_samples=1)
     prompts = ["ab", "a longer one", "汉"][:rows]
     for prompt, [found] in zip(prompts, generator.generate(prompts, sampling), strict=True):
@@ -49,5 +49,5 @@ def test_steps_with_the_cache_give_the_log_probabilities_of_the_whole_text(rows)
 
 
 def test_float32_stays_as_it_is():
-    laid_out = lay_out_for_decoding(decoder("float32"))
+    laid_out = transpose_kernels_for_decoding(decoder("float32"))
     assert laid_out.blocks[0].mlp.up.kernel.shape == (32, CONFIG.intermediate_dim)

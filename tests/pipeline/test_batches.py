@@ -13,7 +13,7 @@ import tensorflow as tf
 from tests.pipeline.counting_shards import counting_shards, write_raw_shards
 from tfgpt.common.errors import SettingError, UserError
 from tfgpt.pipeline import batches as batches_module
-from tfgpt.pipeline.batches import EpochOrder, training_batches, validation_batches
+from tfgpt.pipeline.batches import EpochShuffle, training_batches, validation_batches
 
 Batch = dict[str, np.ndarray]
 
@@ -125,7 +125,7 @@ def test_hosts_share_the_global_batch(tmp_path):
 @pytest.mark.parametrize("count", [2_000, 20_000])
 def test_neighbouring_windows_epochs_and_seeds_do_not_correlate(count):
     def permutation(seed: int, epoch: int) -> np.ndarray:
-        order = EpochOrder(count, 1, seed)
+        order = EpochShuffle(count, 1, seed)
         number = tf.range(epoch * count, (epoch + 1) * count, dtype=tf.int64)
         return (order.starts(*map(np.asarray, order.inputs(number))) - order.offset(epoch)) % count
 
@@ -140,7 +140,7 @@ def test_neighbouring_windows_epochs_and_seeds_do_not_correlate(count):
 
 def test_windows_of_a_terabyte_are_numbered_without_overflow():
     targets, length = 10**13, 2048
-    order = EpochOrder(targets, length, seed=1)
+    order = EpochShuffle(targets, length, seed=1)
     number = tf.constant([0, 1, order.windows - 1, order.windows, 10**12], tf.int64)
     starts = order.starts(*map(np.asarray, order.inputs(number)))
     assert starts.dtype == np.int64 and len(set(starts)) == 5

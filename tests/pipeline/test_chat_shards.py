@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.pipeline.test_token_shards import flip_a_byte
-from tfgpt.pipeline.chat_shards import Conversations, write_conversations
+from tfgpt.pipeline.chat_shards import ChatShards, write_conversations
 from tfgpt.pipeline.token_shards import DamagedShards
 from tfgpt.tokenization.tokenizer import Tokenizer
 from tfgpt.tokenization.tokenizer_json import new_document
@@ -45,7 +45,7 @@ def test_a_damaged_file_is_refused_and_named(tmp_path, name, damage):
     write_conversations([document("Hi", "Yes.")], byte_tokenizer(), tmp_path / "made", **OPTIONS)
     damage(tmp_path / "made" / name)
     with pytest.raises(DamagedShards, match=rf"{name}: missing or damaged .*; delete .*made and run again"):
-        Conversations.open(tmp_path / "made")
+        ChatShards.open(tmp_path / "made")
 
 
 @pytest.mark.parametrize("manifest", [None, "{", "[]", '{"format": "tfgpt conversations", "format_version": 1}'])
@@ -54,7 +54,7 @@ def test_a_directory_without_a_manifest_of_this_version_is_refused(tmp_path, man
     path = tmp_path / "made" / "manifest.json"
     path.unlink() if manifest is None else path.write_text(manifest)
     with pytest.raises(DamagedShards, match=r"manifest\.json: (no|not a) manifest of conversations"):
-        Conversations.open(tmp_path / "made")
+        ChatShards.open(tmp_path / "made")
 
 
 def test_what_all_parts_say_is_read_without_opening_the_file_for_each(tmp_path):

@@ -8,16 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tfgpt.pipeline.memmap_array import MappedStream
+from tfgpt.pipeline.memmap_array import MemmapArray
 
 
-def stream_of(folder: Path, numbers: np.ndarray, counts: list[int]) -> MappedStream:
+def stream_of(folder: Path, numbers: np.ndarray, counts: list[int]) -> MemmapArray:
     paths, start = [], 0
     for index, count in enumerate(counts):
         paths.append(folder / f"{index}.bin")
         numbers[start : start + count].astype("<u2").tofile(paths[-1])
         start += count
-    return MappedStream(paths, counts, "uint16")
+    return MemmapArray(paths, counts, "uint16")
 
 
 @pytest.mark.parametrize("counts", [[50], [1, 49], [25, 25], [7] * 7 + [1], [1] * 50])
@@ -63,7 +63,7 @@ def test_a_stream_of_more_than_two_to_the_31_tokens(tmp_path):
         file.truncate(2 * count)
         file.seek(2 * (count - 6))
         file.write(np.array([11, 12, 13, 14, 15, 16], "<u2").tobytes())
-    stream = MappedStream([path], [count], "uint16")
+    stream = MemmapArray([path], [count], "uint16")
     np.testing.assert_array_equal(
         stream.windows(np.array([count - 6, count - 4]), 4), [[11, 12, 13, 14], [13, 14, 15, 16]]
     )

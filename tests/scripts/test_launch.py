@@ -17,7 +17,7 @@ import yaml
 from tests.conftest import ROOT
 from tests.training.test_faults import FLAGS
 from tfgpt import train
-from tfgpt.training.train_config import Recipe
+from tfgpt.training.train_config import TrainConfig
 
 MANIFEST = ROOT / "scripts/launch_kubernetes.yaml"
 SHORT = [*FLAGS, "--max_steps=4", "--validate_every=4", "--log_every=2"]
@@ -47,7 +47,9 @@ def test_the_kubernetes_manifest_agrees_with_itself_and_with_the_flags():
     service, job = yaml.safe_load_all(MANIFEST.read_text())
     pod = job["spec"]["template"]["spec"]
     (container,) = pod["containers"]
-    recipe = Recipe(**train.COMMAND.parse([part.replace("configs/", f"{ROOT}/configs/") for part in container["args"]]))
+    recipe = TrainConfig(
+        **train.COMMAND.parse([part.replace("configs/", f"{ROOT}/configs/") for part in container["args"]])
+    )
     assert job["spec"]["completions"] == job["spec"]["parallelism"] == recipe.strategy.cluster_size
     assert service["spec"]["ports"][0]["port"] == recipe.strategy.cluster_port
     assert service["metadata"]["name"] == pod["subdomain"]

@@ -13,7 +13,7 @@ from tfgpt.common.atomic_files import read_json, write_json
 from tfgpt.common.errors import UserError
 from tfgpt.search.config import SearchConfig
 from tfgpt.search.oracle import make_oracle
-from tfgpt.search.study import TRAIN, Plan, make_plan
+from tfgpt.search.study import TRAIN, Study, make_study
 from tfgpt.search.trial_results import request_of
 
 SPACE = """
@@ -33,17 +33,17 @@ when = { optimizer = "muon" }
 
 @pytest.fixture
 def plan(tmp_path: Path, story: Path):
-    def make(name: str, **search: Any) -> Plan:
+    def make(name: str, **search: Any) -> Study:
         (tmp_path / "space.toml").write_text(SPACE)
         config = SearchConfig(search_space=str(tmp_path / "space.toml"), search_dir=str(tmp_path / name), **search)
-        made = make_plan(config, TRAIN.parse([f"--train_text={story}", *TINY]))
+        made = make_study(config, TRAIN.parse([f"--train_text={story}", *TINY]))
         made.claim()
         return made
 
     return make
 
 
-def give_result(plan: Plan, trial: Any, **changes: Any) -> None:
+def give_result(plan: Study, trial: Any, **changes: Any) -> None:
     """What a worker leaves: the better, the nearer the learning rate is to 0.01; better still with muon."""
     values = trial.hyperparameters.values
     score = 2 + abs(values["learning_rate"] - 0.01) - (0.1 if values["optimizer"] == "muon" else 0)
@@ -55,7 +55,7 @@ def give_result(plan: Plan, trial: Any, **changes: Any) -> None:
     trial.status = "COMPLETED"
 
 
-def searched(plan: Plan, reload: bool) -> list[tuple[str, dict[str, Any]]]:
+def searched(plan: Study, reload: bool) -> list[tuple[str, dict[str, Any]]]:
     """Trials and values of a whole search by one worker; `reload`: with a new oracle before and after every trial."""
     oracle = make_oracle(plan, parallel=False)
     found: dict[str, Any] = {}
@@ -181,8 +181,8 @@ def test_flags_that_do_not_go_together_are_left_to_the_trial_and_nothing_else_is
     def break_down(*_: Any) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(Plan, "recipe", refuse)
+    monkeypatch.setattr(Study, "recipe", refuse)
     assert request_of(made, trial).stop_at_step == 1
-    monkeypatch.setattr(Plan, "recipe", break_down)
+    monkeypatch.setattr(Study, "recipe", break_down)
     with pytest.raises(ZeroDivisionError):
         request_of(made, trial)

@@ -14,7 +14,7 @@ from scipy import stats
 from tfgpt import tune as command
 from tfgpt.common.errors import UserError
 from tfgpt.search.seed_comparison import in_lines, summarized
-from tfgpt.search.study import TRAIN, Plan, make_plan
+from tfgpt.search.study import TRAIN, Study, make_study
 
 FLAGS = """--num_layers=1 --hidden_dim=16 --num_query_heads=2 --num_key_value_heads=1 --head_dim=8 --intermediate_dim=32
 --vocabulary_size=300 --sequence_length=16 --batch_size=4 --compile=graph --strategy=one --warmup_steps=2
@@ -33,7 +33,7 @@ HEAD += "validation_loss,validation_accuracy,tokens,tokens_per_second,peak_memor
 
 
 @pytest.fixture(scope="module")
-def searched(text_file, tmp_path_factory) -> tuple[list[str], Plan]:
+def searched(text_file, tmp_path_factory) -> tuple[list[str], Study]:
     """A search that is over: its flags, and its plan; trial 0001 was the best."""
     folder = tmp_path_factory.mktemp("judging")
     (folder / "space.toml").write_text(SPACE)
@@ -41,7 +41,7 @@ def searched(text_file, tmp_path_factory) -> tuple[list[str], Plan]:
     flags += [f"--search_space={folder / 'space.toml'}"]
     settings = command.COMMAND.parse(flags)
     settings.pop("judging")
-    plan = make_plan(settings.pop("search"), settings)
+    plan = make_study(settings.pop("search"), settings)
     plan.claim()
     rows = [HEAD]
     for trial_id, rate, batch, bits in (("0000", 0.002, 4, 5.0), ("0001", 0.02, 8, 4.0)):

@@ -13,7 +13,7 @@ from tfgpt import tune
 from tfgpt.common.errors import UserError
 from tfgpt.model import presets
 from tfgpt.search.config import SearchConfig
-from tfgpt.search.study import TRAIN, Plan, make_plan
+from tfgpt.search.study import TRAIN, Study, make_study
 
 GOOD = """
 [fixed]
@@ -35,11 +35,11 @@ when = { optimizer = "muon" }
 """
 
 
-def plan_of(text: str, folder: Path, *flags: str, **search: Any) -> Plan:
+def plan_of(text: str, folder: Path, *flags: str, **search: Any) -> Study:
     path = folder / "space.toml"
     path.write_text(text, encoding="utf-8")
     config = SearchConfig(search_space=str(path), search_dir=str(folder / "search"), **search)
-    return make_plan(config, TRAIN.parse(["--train_text=none.txt", *TINY, *flags]))
+    return make_study(config, TRAIN.parse(["--train_text=none.txt", *TINY, *flags]))
 
 
 def test_a_trial_has_the_flags_of_the_command_the_space_and_the_tuner(tmp_path: Path):
@@ -157,7 +157,7 @@ BESIDES = {"mixture.toml": ["--objective=chat"]}
 def test_the_ready_spaces_fit_the_flags(name: str, tmp_path: Path):
     flags = [f"--flagfile={ROOT / 'configs/quickstart.cfg'}", *BESIDES.get(name, [])]
     config = SearchConfig(search_space=str(ROOT / "configs/search" / name), search_dir=str(tmp_path))
-    assert make_plan(config, TRAIN.parse(flags)).space.columns()
+    assert make_study(config, TRAIN.parse(flags)).space.columns()
 
 
 def test_gpus_and_threads_are_shared_out():

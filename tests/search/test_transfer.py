@@ -17,7 +17,7 @@ from tfgpt.common.errors import SettingError
 from tfgpt.pipeline.prepare import PreparedData, prepare
 from tfgpt.search.learning_rate_transfer import best_learning_rate, mean_losses, sweep
 from tfgpt.search.scale_width import at_width
-from tfgpt.training.train_config import Recipe
+from tfgpt.training.train_config import TrainConfig
 
 FLAGS = """--num_layers=1 --hidden_dim=64 --num_query_heads=4 --num_key_value_heads=4 --head_dim=16
 --intermediate_dim=192 --initializer_range=0.125 --embedding_initializer_range=0.1 --vocabulary_size=320
@@ -36,9 +36,9 @@ def text(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def recipe(text, tmp_path_factory) -> Recipe:
+def recipe(text, tmp_path_factory) -> TrainConfig:
     flags = [*FLAGS, f"--train_text={text}", f"--run_dir={tmp_path_factory.mktemp('run')}"]
-    return Recipe(**command.COMMAND.parse(flags))
+    return TrainConfig(**command.COMMAND.parse(flags))
 
 
 @pytest.fixture(scope="module")
@@ -98,4 +98,4 @@ def test_heads_become_more_or_wider_and_uneven_widths_are_refused(recipe):
 def test_maximal_update_with_adafactor_is_refused_by_name(recipe):
     flags = [*FLAGS, "--train_text=none", "--parametrization=maximal_update", "--optimizer=adafactor"]
     with pytest.raises(SettingError, match="^--parametrization: maximal_update is for --optimizer=adamw, muon or lion"):
-        Recipe(**command.COMMAND.parse(flags))
+        TrainConfig(**command.COMMAND.parse(flags))

@@ -16,9 +16,9 @@ from starlette.requests import ClientDisconnect
 from tests.serving.loopback import Loopback
 from tests.serving.running import running
 from tfgpt.serving.app import OTHER_CALLS, Server
-from tfgpt.serving.batching import Batcher, QueueFullError, Row, Ticket
+from tfgpt.serving.batching import Batcher, QueueFullError, RequestHandle, SequenceState
 from tfgpt.serving.client import failed
-from tfgpt.serving.openai_responses import Answer, EventResponse
+from tfgpt.serving.openai_responses import CompletionResponse, EventResponse
 from tfgpt.serving.prometheus_metrics import Metrics
 from tfgpt.serving.serve_config import ServeConfig
 
@@ -303,15 +303,15 @@ def test_a_backend_that_is_away_is_said_and_not_an_internal_error(version):
         assert post(server, json=HELLO).status_code == 200
 
 
-def texts(ticket: Ticket, count: int) -> list[Row]:
-    return [Row(ticket, index, [1], 5, {}, (), False) for index in range(count)]
+def texts(ticket: RequestHandle, count: int) -> list[SequenceState]:
+    return [SequenceState(ticket, index, [1], 5, {}, (), False) for index in range(count)]
 
 
 def test_clients_that_left_take_no_place_in_the_queue_and_those_that_wait_keep_theirs():
     async def arrive() -> None:
         metrics = Metrics()
         batcher = Batcher(None, 1, 3, 0.0, metrics)
-        leaving, waiting, late = Ticket(), Ticket(), Ticket()
+        leaving, waiting, late = RequestHandle(), RequestHandle(), RequestHandle()
         batcher.submit(texts(leaving, 2))
         batcher.submit(texts(waiting, 1))
         with pytest.raises(QueueFullError):
@@ -329,7 +329,7 @@ def test_clients_that_left_take_no_place_in_the_queue_and_those_that_wait_keep_t
 
 def test_a_chunk_without_a_token_has_no_log_probability():
     async def pieces() -> list:
-        row = Row(Ticket(), 0, [1], 5, {}, (), True)
+        row = SequenceState(RequestHandle(), 0, [1], 5, {}, (), True)
         row.advance([7], b"a", "", -0.5)
         row.advance([], b"", "stop", -0.25)
         return [(await row.ticket.events.get()).log_probability for _ in range(2)]
@@ -348,8 +348,8 @@ def test_a_stream_whose_client_leaves_before_its_first_event_leaves_the_queue(ve
         await asyncio.sleep(60)
 
     async def answered() -> bool:
-        ticket = Ticket()
-        response = EventResponse(Answer(ticket, True, "chat", 1, 1, False, {}, Metrics(), 0.0), False)
+        ticket = RequestHandle()
+        response = EventResponse(CompletionResponse(ticket, True, "chat", 1, 1, False, {}, Metrics(), 0.0), False)
         scope = {"type": "http", "asgi": {"spec_version": version}}
         if version == "2.4":
             with pytest.raises(ClientDisconnect):

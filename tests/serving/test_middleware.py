@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tfgpt.serving.middleware import Gate
+from tfgpt.serving.middleware import RequestMiddleware
 from tfgpt.serving.prometheus_metrics import Metrics
 from tfgpt.serving.serve_config import ServeConfig
 
@@ -46,7 +46,7 @@ def test_of_a_body_that_is_too_large_no_more_is_read_than_its_sender_needs(decla
         answered.append(message.get("status"))
 
     headers = [(b"content-type", b"application/json"), *([(b"content-length", declared)] if declared else [])]
-    gate = Gate(app, ServeConfig(model="a", access_log=False, max_body_kb=2), (), Metrics())
+    gate = RequestMiddleware(app, ServeConfig(model="a", access_log=False, max_body_kb=2), (), Metrics())
     asyncio.run(gate({**SCOPE, "method": "POST", "headers": headers}, receive, send))
     assert (len(read), answered[0]) == (calls, status)
     assert passed == ([2 * KIB] if status == 204 else [])
@@ -66,7 +66,7 @@ def test_a_request_that_is_cancelled_is_answered_and_stays_cancelled(begun):
         sent.append(message)
 
     async def cancelled() -> bool:
-        gate = Gate(slow, ServeConfig(model="a", access_log=False), (), Metrics())
+        gate = RequestMiddleware(slow, ServeConfig(model="a", access_log=False), (), Metrics())
         task = asyncio.ensure_future(gate(SCOPE, receive, send))
         await asyncio.sleep(0.05)
         task.cancel()
@@ -92,7 +92,7 @@ def test_requests_are_answered_when_nobody_reads_the_log_any_longer(monkeypatch)
     reading, writing = os.pipe()
     os.close(reading)
     monkeypatch.setattr(sys, "stdout", os.fdopen(writing, "w"))
-    gate = Gate(app, ServeConfig(model="a"), (), Metrics())
+    gate = RequestMiddleware(app, ServeConfig(model="a"), (), Metrics())
     for _ in range(2):
         asyncio.run(gate(SCOPE, receive, send))
     assert sent == [204, None] * 2

@@ -12,7 +12,7 @@ from tests.serving.conftest import DEFAULTS
 from tests.serving.models import CONTEXT
 from tfgpt.generation.config import SamplingConfig
 from tfgpt.generation.prompts import encode_chat, encode_prompt
-from tfgpt.serving.backends import served_info
+from tfgpt.serving.backends import load_model_info
 from tfgpt.serving.serve_config import ServeConfig
 from tfgpt.serving.signatures import SAMPLING, SIGNATURES, table
 from tfgpt.tokenization.chat_template import ChatTemplate, render_messages, template_of
@@ -224,7 +224,7 @@ def test_every_tensor_is_batched_and_typed_as_the_table_says(served):
 
 
 def test_the_front_end_renders_with_the_template_that_the_export_tells(version, generator):
-    template = served_info(ServeConfig(model=str(version)), version).template
+    template = load_model_info(ServeConfig(model=str(version)), version).template
     assert template == template_of(generator.tokenizer)
     # A model with another one says so in the same place.
     other = ChatTemplate("{{ messages[0]['content'] }}{{ eos_token }}", ("</s>",), (("eos_token", "</s>"),))

@@ -15,7 +15,7 @@ from tfgpt.model.decoder import Decoder
 from tfgpt.serving.quantization import ServedWeights
 from tfgpt.serving.saved_model import ServedModel
 from tfgpt.serving.saved_model_session import SessionModel
-from tfgpt.serving.verification import Comparison, verify
+from tfgpt.serving.verification import ExportVerifier, verify
 
 
 @pytest.fixture(scope="module")
@@ -46,13 +46,13 @@ def test_a_naive_export_of_the_keras_model_loads_in_python_and_fails_in_the_sess
 def test_other_weights_do_not_pass(served, generator):
     other = Generator(Decoder(generator.decoder.config, dtype="float32"), generator.tokenizer)
     with pytest.raises(RunError, match="the exported signature generate writes"):
-        Comparison(served, other).default(DEFAULTS)
+        ExportVerifier(served, other).default(DEFAULTS)
 
 
 def test_other_defaults_do_not_pass(served, generator):
     other = type(DEFAULTS)(max_new_tokens=6, temperature=0.9, seed=4)
     with pytest.raises(RunError, match="the exported signature generate writes"):
-        Comparison(served, generator).default(other)
+        ExportVerifier(served, generator).default(other)
 
 
 def test_a_missing_signature_does_not_pass(naive, generator):

@@ -30,5 +30,6 @@ def test_vocabulary_without_room_for_bytes_and_specials_is_refused():
 
 
 def test_settings_import_no_tensorflow():
-    code = "import sys, tfgpt.tokenization.config, tfgpt.tokenization.train_tokenizer; sys.exit('tensorflow' in sys.modules)"
+    modules = "tfgpt.tokenization.config, tfgpt.tokenization.train_tokenizer"
+    code = f"import sys, {modules}; sys.exit('tensorflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -6,7 +6,7 @@ Prints on each worker what ended it, with the exit code, both times.
 from __future__ import annotations
 
 from tfgpt.training.config import StrategyConfig
-from tfgpt.training.distribution.collectives import Hosts
+from tfgpt.training.distribution.collectives import HostGroup
 from tfgpt.training.distribution.strategy import resolve
 
 
@@ -16,7 +16,7 @@ def fail() -> None:
 
 strategy = resolve(StrategyConfig(strategy="multiworker", cluster_timeout=120.0))
 for together in (True, False):
-    hosts = Hosts(strategy)
+    hosts = HostGroup(strategy)
     try:
         with hosts.watched(lambda: "start again"):
             hosts.gather([0.0])

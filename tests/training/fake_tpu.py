@@ -31,7 +31,7 @@ from tensorflow.python.tpu import tpu_system_metadata
 
 from tfgpt.train import COMMAND
 from tfgpt.training.distribution.strategy import split_cpu
-from tfgpt.training.train_config import Recipe
+from tfgpt.training.train_config import TrainConfig
 from tfgpt.training.trainer import Trainer
 from tfgpt.training.trainer_builder import build_trainer
 
@@ -82,7 +82,7 @@ def fake_tpu_strategy() -> tf.distribute.TPUStrategy:
 
 def make_trainer(flags: list[str], fault: str | None = None) -> Trainer:
     """The trainer that `tfgpt.train` would assemble from the flags; `fault` puts a host operation into its loss."""
-    trainer = build_trainer(Recipe(**COMMAND.parse(["--train_text=none", *flags])), vocabulary_size=300)
+    trainer = build_trainer(TrainConfig(**COMMAND.parse(["--train_text=none", *flags])), vocabulary_size=300)
     if fault is not None:
         objective, spoil = trainer.objective, FAULTS[fault]
         trainer.objective = lambda decoder, batch, **options: objective(decoder, spoil(batch), **options)

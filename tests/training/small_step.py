@@ -14,7 +14,7 @@ import tensorflow as tf
 from tfgpt.model.config import DecoderConfig
 from tfgpt.model.decoder import Decoder
 from tfgpt.training.config import OptimizerConfig, ScheduleConfig, StepConfig
-from tfgpt.training.losses import CausalLanguageModeling
+from tfgpt.training.losses import CausalLanguageModelingLoss
 from tfgpt.training.optimizers import build_optimizer
 from tfgpt.training.schedules import build_schedule
 from tfgpt.training.trainer import Trainer
@@ -38,7 +38,7 @@ def make_trainer(
     step_config = StepConfig(**{"compile": "graph", **(step or {})})
     trainer = Trainer(
         decoder,
-        CausalLanguageModeling(**(objective or {})),
+        CausalLanguageModelingLoss(**(objective or {})),
         step_config,
         optimizer_config,
         seed=5,

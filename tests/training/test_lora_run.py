@@ -18,7 +18,7 @@ from tfgpt.generation.config import SamplingConfig
 from tfgpt.generation.generator import Generator
 from tfgpt.model.checkpoints.huggingface import load_decoder
 from tfgpt.training.run import train
-from tfgpt.training.train_config import Recipe
+from tfgpt.training.train_config import TrainConfig
 
 SHAPE = ("num_", "hidden_dim", "head_dim", "intermediate_dim", "dropout", "preset", "tokenizer")
 LORA = ("--lora_rank=4", "--lora_alpha=8", "--learning_rate=0.01", "--lora_dropout=0.1", "--ema_decay=0.5")
@@ -28,7 +28,7 @@ def run(text: Path, run_dir: Path, *more: str) -> int:
     """A short run; one that begins with a model has its shape."""
     began = any(flag.startswith("--init_from") for flag in more)
     flags = [flag for flag in SMALL if not (began and flag[2:].startswith(SHAPE))]
-    wanted = Recipe(**command.COMMAND.parse([*flags, f"--train_text={text}", f"--run_dir={run_dir}", *more]))
+    wanted = TrainConfig(**command.COMMAND.parse([*flags, f"--train_text={text}", f"--run_dir={run_dir}", *more]))
     return train(wanted, command.COMMAND.flag_file(wanted.settings()))
 
 

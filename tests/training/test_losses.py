@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from tfgpt.model.config import DecoderConfig
 from tfgpt.model.decoder import Decoder
-from tfgpt.training.losses import CausalLanguageModeling, LinearCrossEntropy, automatic_chunk_tokens
+from tfgpt.training.losses import CausalLanguageModelingLoss, FusedLinearCrossEntropy, automatic_chunk_tokens
 
 TOKENS, WIDTH, VOCABULARY = 37, 12, 23
 
@@ -38,7 +38,7 @@ def naive(hidden, head, targets, weights, smoothing, z_loss, soft_cap):
 
 
 def ours(hidden, head, targets, weights, smoothing, z_loss, soft_cap, chunk):
-    cross_entropy = LinearCrossEntropy(smoothing, z_loss, soft_cap, chunk)
+    cross_entropy = FusedLinearCrossEntropy(smoothing, z_loss, soft_cap, chunk)
 
     @tf.function
     def computed():
@@ -82,7 +82,7 @@ def test_evaluation_by_token_equals_the_plain_computation_in_chunks_too():
     expected = tf.nn.sparse_softmax_cross_entropy_with_logits(targets, logits)
     guesses = np.argmax(logits, -1) == targets.numpy()
     for chunk in (TOKENS, 10):
-        losses, nats, correct = LinearCrossEntropy(0.0, 0.0, None, chunk).by_token(hidden, head, targets)
+        losses, nats, correct = FusedLinearCrossEntropy(0.0, 0.0, None, chunk).by_token(hidden, head, targets)
         np.testing.assert_allclose(nats, expected, rtol=1e-6)
         np.testing.assert_allclose(losses, nats)
         np.testing.assert_array_equal(correct, guesses.astype(np.float32))
@@ -102,7 +102,7 @@ def test_logits_of_all_tokens_never_exist_at_once():
     def step(chunk):
         with tf.GradientTape() as tape:
             tape.watch([hidden, head])
-            total, _ = LinearCrossEntropy(0.1, 0.1, None, chunk).differentiable(hidden, head, targets, weights)
+            total, _ = FusedLinearCrossEntropy(0.1, 0.1, None, chunk).differentiable(hidden, head, targets, weights)
         return tape.gradient(total, [hidden, head])
 
     whole = tf.function(lambda: step(TOKENS)).get_concrete_function()
@@ -131,11 +131,11 @@ def test_sums_over_a_batch_and_bits_per_byte_by_hand():
     lengths = tf.constant([0, 1, 2, 3, 4])  # token 0 is special: no bytes
     log_probabilities = tf.nn.log_softmax(decoder({"token_ids": batch["token_ids"]})).numpy()
     nats = -np.take_along_axis(log_probabilities, batch["targets"].numpy()[..., None], -1)[..., 0]
-    sums = CausalLanguageModeling()(decoder, batch, training=False, token_byte_lengths=lengths)
+    sums = CausalLanguageModelingLoss()(decoder, batch, training=False, token_byte_lengths=lengths)
     assert float(sums["weight_sum"]) == 5.5
     assert float(sums["nats_sum"]) == pytest.approx(nats[0].sum() + nats[1, 0] + 0.5 * nats[1, 1], rel=1e-5)
     # Targets that are text: 2, 3, 4 of the first row; 3 and half of 2 of the second.
     assert float(sums["bytes_sum"]) == 2 + 3 + 4 + 3 + 0.5 * 2
     assert float(sums["text_nats_sum"]) == pytest.approx(nats[0, :3].sum() + nats[1, 0] + 0.5 * nats[1, 1], rel=1e-5)
-    training = CausalLanguageModeling()(decoder, batch, training=True)
+    training = CausalLanguageModelingLoss()(decoder, batch, training=True)
     assert float(training["nats_sum"]) == pytest.approx(float(sums["nats_sum"]), rel=1e-6)

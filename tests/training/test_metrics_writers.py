@@ -14,10 +14,10 @@ from tfgpt.corpus.config import CorpusConfig
 from tfgpt.tokenization.tokenizer import Tokenizer
 from tfgpt.tokenization.tokenizer_json import new_document
 from tfgpt.training.config import ScheduleConfig
-from tfgpt.training.metrics_writers import MetricsFile, TensorBoardFiles, draw_curves, read_metrics
+from tfgpt.training.metrics_writers import JsonlMetricsWriter, TensorBoardWriter, draw_curves, read_metrics
 from tfgpt.training.run import is_foreign
 from tfgpt.training.run_config import RunConfig
-from tfgpt.training.train_config import Recipe
+from tfgpt.training.train_config import TrainConfig
 
 
 def test_a_hole_in_metrics_jsonl_costs_its_line_and_no_other(tmp_path):
@@ -27,7 +27,7 @@ def test_a_hole_in_metrics_jsonl_costs_its_line_and_no_other(tmp_path):
     lines[2], lines[4], lines[5] = "\0" * 300, lines[4][:9] + lines[5], "\0" * 40 + lines[5]
     path.write_text("\n".join([*lines, '{"step": 8, "tr']))
     assert [row["step"] for row in read_metrics(path)] == [1, 2, 4, 6, 7]
-    MetricsFile(path, 7).close()
+    JsonlMetricsWriter(path, 7).close()
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 4, 6, 7]
 
 
@@ -41,7 +41,7 @@ def test_a_name_with_dollar_signs_is_no_formula(tmp_path):
 @pytest.mark.parametrize(("steps", "words"), [(3, "the learning rate gets to 6e-06 only, 0.6%"), (501, None)])
 def test_a_warmup_that_outlasts_the_run_is_said(steps, words):
     # Morizeyao/GPT2-Chinese#60.
-    recipe = Recipe(CorpusConfig(train_text=("a.txt",)), schedule=ScheduleConfig(warmup_steps=500))
+    recipe = TrainConfig(CorpusConfig(train_text=("a.txt",)), schedule=ScheduleConfig(warmup_steps=500))
     cautions = dataclasses.replace(recipe, run=RunConfig(run_dir="r", max_steps=steps)).cautions()
     assert words in cautions[0] if words else not cautions
 
@@ -56,7 +56,7 @@ def test_another_tokenizer_than_the_models_is_noticed(tmp_path):
 def test_tensorboard_shows_each_step_once_after_a_kill(tmp_path):
     # tensorflow/tensorboard#3732: curves that run back. The event files of two processes, one second apart or more.
     for first, last in ((1, 7), (4, 9)):
-        files = TensorBoardFiles(tmp_path, first - 1)
+        files = TensorBoardWriter(tmp_path, first - 1)
         for step in range(first, last):
             files.scalars({"step": step, "train_loss": float(first)})
         files.close()

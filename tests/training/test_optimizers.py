@@ -13,7 +13,7 @@ from tfgpt.model.decoder import Decoder
 from tfgpt.train import COMMAND
 from tfgpt.training.config import OptimizerConfig
 from tfgpt.training.optimizers import build_optimizer, decayed
-from tfgpt.training.train_config import Recipe
+from tfgpt.training.train_config import TrainConfig
 from tfgpt.training.trainer_builder import build_trainer
 
 
@@ -147,7 +147,7 @@ def test_newton_schulz_in_bfloat16_keeps_singular_values_near_one():
 def test_a_run_in_bfloat16_computes_muons_products_in_bfloat16(dtype, products):
     flags = "--train_text=none --preset=tiny --num_layers=1 --hidden_dim=16 --num_query_heads=2 --head_dim=8 "
     flags += f"--num_key_value_heads=1 --intermediate_dim=32 --sequence_length=16 --optimizer=muon --dtype={dtype}"
-    optimizer = build_trainer(Recipe(**COMMAND.parse(flags.split())), vocabulary_size=300).optimizer
+    optimizer = build_trainer(TrainConfig(**COMMAND.parse(flags.split())), vocabulary_size=300).optimizer
     graph = tf.function(lambda matrix: optimizer.zeropower_via_newtonschulz5(matrix, 5))
     operations = graph.get_concrete_function(tf.TensorSpec([8, 16])).graph.get_operations()
     assert {one.outputs[0].dtype for one in operations if "MatMul" in one.type} == {products}

@@ -22,7 +22,7 @@ from tests.conftest import ROOT
 from tfgpt import train as command
 from tfgpt.common.errors import RunError, UserError
 from tfgpt.training.run import Samples, train
-from tfgpt.training.train_config import Recipe
+from tfgpt.training.train_config import TrainConfig
 from tfgpt.training.trainer_builder import assemble
 
 SMALL = (
@@ -32,8 +32,8 @@ SMALL = (
 ).split()
 
 
-def recipe(text: Path, run_dir: Path, *more: str) -> Recipe:
-    return Recipe(**command.COMMAND.parse([*SMALL, f"--train_text={text}", f"--run_dir={run_dir}", *more]))
+def recipe(text: Path, run_dir: Path, *more: str) -> TrainConfig:
+    return TrainConfig(**command.COMMAND.parse([*SMALL, f"--train_text={text}", f"--run_dir={run_dir}", *more]))
 
 
 def run(text: Path, run_dir: Path, *more: str, callbacks=()) -> int:
@@ -132,7 +132,7 @@ def test_tensorboard_shows_the_same_numbers_as_metrics_jsonl(whole_run):
 
 def test_the_written_flags_repeat_the_run(whole_run, text_file, tmp_path):
     settings = command.COMMAND.parse([f"--flagfile={whole_run / 'flags.cfg'}", f"--run_dir={tmp_path / 'again'}"])
-    again = Recipe(**settings)
+    again = TrainConfig(**settings)
     assert train(again, "") == 0
     assert_same_end(whole_run, tmp_path / "again")
 
@@ -333,7 +333,7 @@ def test_a_run_starts_from_another_model_and_its_tokenizer(whole_run, text_file,
     run_dir = tmp_path / "h"
     settings = [f"--train_text={text_file}", f"--run_dir={run_dir}", f"--init_from={whole_run / 'model'}"]
     settings += ["--sequence_length=16", "--batch_size=4", "--max_steps=2", "--learning_rate=0", "--weight_decay=0"]
-    wanted = Recipe(**command.COMMAND.parse([*settings, "--compile=graph", "--sample_tokens=0"]))
+    wanted = TrainConfig(**command.COMMAND.parse([*settings, "--compile=graph", "--sample_tokens=0"]))
     assert train(wanted, command.COMMAND.flag_file(wanted.settings())) == 0
     one = safetensors.numpy.load_file(whole_run / "model/model.safetensors")
     two = safetensors.numpy.load_file(run_dir / "model/model.safetensors")
@@ -417,12 +417,12 @@ def test_settings_that_cannot_work_are_refused_before_tensorflow_is_imported():
 )
 def test_a_combination_that_cannot_work_is_one_line(flags, words):
     with pytest.raises(UserError, match=words):
-        Recipe(**command.COMMAND.parse(flags))
+        TrainConfig(**command.COMMAND.parse(flags))
 
 
 def test_the_default_run_directory_is_named_after_the_text():
     def named(text: str) -> str:
-        return str(Recipe(**command.COMMAND.parse([f"--train_text={text}"])).run.run_dir)
+        return str(TrainConfig(**command.COMMAND.parse([f"--train_text={text}"])).run.run_dir)
 
     assert named("my/*.txt") == "runs/my"
     assert named("sample:chitchat") == "runs/chitchat"

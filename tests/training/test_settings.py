@@ -19,7 +19,7 @@ from tfgpt import train as command
 from tfgpt.model.checkpoints.huggingface import save_decoder
 from tfgpt.model.lora_config import LoraConfig
 from tfgpt.training.config import OptimizerConfig, ScheduleConfig, StepConfig
-from tfgpt.training.train_config import Recipe
+from tfgpt.training.train_config import TrainConfig
 from tfgpt.training.trainer_builder import build_trainer
 
 RUN = "--train_text=none --batch_size=8 --sequence_length=12 --max_steps=4 --warmup_steps=0 --learning_rate=0.01"
@@ -83,7 +83,7 @@ def learned(tmp_path_factory: pytest.TempPathFactory):
     @functools.cache
     def logits(flags: str) -> np.ndarray:
         keras.utils.set_random_seed(0)
-        recipe = Recipe(**command.COMMAND.parse(f"{RUN} {flags.format(model=model)}".split()))
+        recipe = TrainConfig(**command.COMMAND.parse(f"{RUN} {flags.format(model=model)}".split()))
         trainer = build_trainer(recipe, VOCABULARY)
         for batch in (first, second):
             trainer.train_step({name: tf.constant(value) for name, value in batch.items()})

@@ -57,14 +57,14 @@ def run_case(directory: Path, topology: str, case: str, strategy) -> Path:
     """Runs, or goes on with, a case; its run directory. The answers of grpo's round r lie in answers-r.npy."""
     from tfgpt import train as command
     from tfgpt.training.checkpoints import Checkpoints
-    from tfgpt.training.distribution.collectives import Hosts
-    from tfgpt.training.losses import grpo
+    from tfgpt.training.distribution.collectives import HostGroup
+    from tfgpt.training.objectives import grpo
     from tfgpt.training.run import train_together
-    from tfgpt.training.train_config import Recipe
+    from tfgpt.training.train_config import TrainConfig
 
     run_dir = directory / topology / case
     flags = f"{COMMON} {CASES[case]}".replace("DIR", str(directory)).split()
-    recipe = Recipe(**command.COMMAND.parse([*flags, f"--run_dir={run_dir}"]))
+    recipe = TrainConfig(**command.COMMAND.parse([*flags, f"--run_dir={run_dir}"]))
     answers = grpo.Rounds.answers
 
     def noted(self, step: int):
@@ -75,7 +75,9 @@ def run_case(directory: Path, topology: str, case: str, strategy) -> Path:
     grpo.Rounds.answers = noted
     checkpoints = Checkpoints(recipe.run_dir / "checkpoints", recipe.run.checkpoints_kept)
     try:
-        train_together(recipe, command.COMMAND.flag_file(recipe.settings()), (), strategy, Hosts(strategy), checkpoints)
+        train_together(
+            recipe, command.COMMAND.flag_file(recipe.settings()), (), strategy, HostGroup(strategy), checkpoints
+        )
     finally:
         checkpoints.close()
         grpo.Rounds.answers = answers

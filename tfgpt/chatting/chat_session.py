@@ -40,7 +40,7 @@ Write // where a message begins with a slash. Ctrl-C stops a reply; Alt-Enter
 begins a new line."""
 
 
-class Screen(Protocol):
+class ChatUI(Protocol):
     """What a chat is shown on."""
 
     def note(self, text: str) -> None:
@@ -53,13 +53,13 @@ class Screen(Protocol):
         """Ends the reply."""
 
 
-class Interruption:
+class InterruptFlag:
     """While the block runs, Ctrl-C sets `wanted` and does nothing else."""
 
     def __init__(self) -> None:
         self.wanted = False
 
-    def __enter__(self) -> Interruption:
+    def __enter__(self) -> InterruptFlag:
         # Python delivers signals to the main thread alone.
         self.main = threading.current_thread() is threading.main_thread()
         if self.main:
@@ -75,7 +75,7 @@ class Interruption:
         self.wanted = True
 
 
-class Session:
+class ChatSession:
     """A conversation with a model.
 
     Args:
@@ -85,7 +85,7 @@ class Session:
         screen: what shows it.
     """
 
-    def __init__(self, generator: Generator, sampling: ChatSamplingConfig, conversation: Conversation, screen: Screen):
+    def __init__(self, generator: Generator, sampling: ChatSamplingConfig, conversation: Conversation, screen: ChatUI):
         self.generator, self.sampling, self.conversation, self.screen = generator, sampling, conversation, screen
         self.redrawn = 0
 
@@ -126,7 +126,7 @@ class Session:
         sampling = dataclasses.replace(self.sampling, seed=wrapped(self.sampling.seed + self.redrawn))
         said: list[str] = []
         completion: Completion | None = None
-        with Interruption() as interruption:
+        with InterruptFlag() as interruption:
             for piece in self.generator.stream(ids, sampling):
                 said.append(piece.text)
                 self.screen.write(piece.text)
@@ -221,13 +221,13 @@ class Session:
 
 
 COMMANDS = {
-    "help": Session.help,
-    "reset": Session.reset,
-    "system": Session.system,
-    "regenerate": Session.regenerate,
-    "set": Session.set,
-    "save": Session.save,
-    "load": Session.load,
+    "help": ChatSession.help,
+    "reset": ChatSession.reset,
+    "system": ChatSession.system,
+    "regenerate": ChatSession.regenerate,
+    "set": ChatSession.set,
+    "save": ChatSession.save,
+    "load": ChatSession.load,
 }
 
 

@@ -8,14 +8,14 @@ import signal
 import sys
 from typing import NoReturn
 
-from tfgpt.chatting.chat_session import Session
+from tfgpt.chatting.chat_session import ChatSession
 from tfgpt.common.errors import TfgptError, UserError
 
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 """Characters that move a terminal's cursor, colour it or worse: nothing that a model writes may do that."""
 
 
-class TerminalScreen:
+class TerminalUI:
     """A person's terminal.
 
     prompt_toolkit edits the line: it knows how wide characters are, takes pasted lines as one message, and keeps no
@@ -53,7 +53,7 @@ class TerminalScreen:
         print(flush=True)
 
 
-class PipeScreen:
+class StandardOutputUI:
     """Standard output for replies alone; everything else goes to standard error."""
 
     def note(self, text: str) -> None:
@@ -81,7 +81,7 @@ def is_terminal() -> bool:
     return sys.stdin.isatty() and sys.stdout.isatty()
 
 
-def talk(session: Session, screen: TerminalScreen) -> None:
+def talk(session: ChatSession, screen: TerminalUI) -> None:
     """A chat with a person, until Ctrl-D or /quit. What cannot be done is said, and the chat goes on."""
     signal.signal(signal.SIGTERM, leave)
     while True:
@@ -96,7 +96,7 @@ def talk(session: Session, screen: TerminalScreen) -> None:
             screen.note(str(error))
 
 
-def answer_lines(session: Session) -> None:
+def answer_lines(session: ChatSession) -> None:
     """Answers standard input line by line.
 
     Raises:

@@ -22,7 +22,7 @@ from tfgpt.common.errors import RunError, UserError
 
 
 @contextlib.contextmanager
-def clear_write_errors(path: str | os.PathLike) -> Iterator[None]:
+def readable_write_errors(path: str | os.PathLike) -> Iterator[None]:
     """Turns the operating system's refusals to write at `path` into one clear line.
 
     Raises:
@@ -40,7 +40,7 @@ def clear_write_errors(path: str | os.PathLike) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def written_beside(path: str | os.PathLike) -> Iterator[Path]:
+def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
     """A temporary sibling of `path` to write a file to; renamed to `path` when the block ends well.
 
     The file and its folder are synced to disk before the rename counts, so that a power cut leaves the old or the
@@ -48,7 +48,7 @@ def written_beside(path: str | os.PathLike) -> Iterator[Path]:
     points to is replaced.
     """
     path = Path(path).resolve()
-    with clear_write_errors(path):
+    with readable_write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = new_sibling(path, ".tmp")
         temporary.touch(0o666, exist_ok=False)
@@ -62,13 +62,13 @@ def written_beside(path: str | os.PathLike) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def directory_written_beside(path: str | os.PathLike) -> Iterator[Path]:
-    """Like `written_beside` for a whole directory: an existing `path` is replaced only by a complete one.
+def atomic_directory(path: str | os.PathLike) -> Iterator[Path]:
+    """Like `atomic_write` for a whole directory: an existing `path` is replaced only by a complete one.
 
     For what a person names, use `tfgpt.common.output_directories.result_directory`, which deletes nothing of theirs.
     """
     path = Path(path).resolve()
-    with clear_write_errors(path):
+    with readable_write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = new_sibling(path, ".tmp")
         temporary.mkdir()
@@ -104,11 +104,11 @@ def replace_directory(new: Path, path: Path) -> None:
 def recover_leftovers(folder: Path) -> None:
     """Tidies up after processes that were killed while they wrote to this folder, which nobody does now.
 
-    What `directory_written_beside` had set aside is put back where nothing has taken its place; what was not finished
+    What `atomic_directory` had set aside is put back where nothing has taken its place; what was not finished
     is deleted.
     """
     leftovers = [entry for entry in folder.iterdir() if re.fullmatch(r"\..+\.[a-z0-9_]{8}\.(tmp|old)", entry.name)]
-    with clear_write_errors(folder):
+    with readable_write_errors(folder):
         for entry in leftovers:
             if entry.suffix == ".old":
                 put_back(folder / entry.name[1:].rsplit(".", 2)[0])
@@ -155,7 +155,7 @@ def sync_directory(path: Path) -> None:
 
 def write_text(path: str | os.PathLike, text: str) -> None:
     """Writes a UTF-8 text file beside and renames it."""
-    with written_beside(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
 
 

@@ -1,7 +1,7 @@
 """Which lines of TensorFlow and its libraries are notices: written while nothing is wrong, or said by us in one line.
 
-As a program, a filter: copies standard input to standard output without them (see `tfgpt.common.tf_logging`). It imports
-nothing but the standard library, so that it starts at once.
+As a program, a filter: copies standard input to standard output without them (see `tfgpt.common.tf_logging`). It
+imports nothing but the standard library, so that it starts at once.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from typing import Any
 
 import filelock
 
-from tfgpt.common.atomic_files import clear_write_errors
+from tfgpt.common.atomic_files import readable_write_errors
 from tfgpt.common.errors import UserError
 
 LEASE_SECONDS, RENEWAL_SECONDS = 60.0, 10.0
@@ -53,7 +53,7 @@ def writer_lock(lock_file: str | os.PathLike, directory: str | os.PathLike, flag
     lock_file = Path(lock_file)
     record = record_of(lock_file)
     with contextlib.ExitStack() as stack:
-        with clear_write_errors(lock_file.parent):
+        with readable_write_errors(lock_file.parent):
             lock_file.parent.mkdir(parents=True, exist_ok=True)
             try:
                 stack.enter_context(acquired(lock_file))

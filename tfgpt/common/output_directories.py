@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tfgpt.common.atomic_files import clear_write_errors, directory_written_beside, put_back, read_json, write_json
+from tfgpt.common.atomic_files import atomic_directory, put_back, read_json, readable_write_errors, write_json
 from tfgpt.common.errors import SettingError, UserError
 from tfgpt.common.locks import writer_lock
 
@@ -143,7 +143,7 @@ def result_directory(path: str | os.PathLike, kind: str, flag: str, overwrite: b
         RunError: the disk is full.
     """
     real = check_replaceable(path, kind, flag, overwrite)
-    with writer_lock(real.with_name(f".{real.name}{LOCK}"), path, flag), directory_written_beside(real) as temporary:
+    with writer_lock(real.with_name(f".{real.name}{LOCK}"), path, flag), atomic_directory(real) as temporary:
         yield temporary
         write_description(temporary, kind, files=file_names(temporary))
         # Seconds or hours have passed since the first look.
@@ -189,7 +189,7 @@ def make_working_directory(path: str | os.PathLike, kind: str, flag: str) -> Pat
         RunError: the disk is full.
     """
     path = check_working_directory(path, kind, flag)
-    with clear_write_errors(path):
+    with readable_write_errors(path):
         path.mkdir(parents=True, exist_ok=True)
     if not (path / DESCRIPTION).is_file():
         write_description(path, kind)

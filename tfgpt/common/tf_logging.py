@@ -2,10 +2,10 @@
 
 TensorFlow 2.21 writes some notices before it has read TF_CPP_MIN_LOG_LEVEL, and some of level ERROR while nothing is
 wrong; the level that hides those hides every error of C++ too. So the level is 1 (no INFO), and descriptor 2 is a pipe
-to a small process, `tfgpt.common.library_warnings`, that leaves out the lines it knows. It is a process and no thread because
-what is written last, when C++ ends the process, must be read as well. It stands from before the import to the end;
-nothing is kept back, so that other threads may write meanwhile. Python's own `sys.stderr` does not pass through it and
-stays a terminal where it was one. `--verbosity=1`, or TF_CPP_MIN_LOG_LEVEL=0, shows everything.
+to a small process, `tfgpt.common.library_warnings`, that leaves out the lines it knows. It is a process and no thread
+because what is written last, when C++ ends the process, must be read as well. It stands from before the import to the
+end; nothing is kept back, so that other threads may write meanwhile. Python's own `sys.stderr` does not pass through it
+and stays a terminal where it was one. `--verbosity=1`, or TF_CPP_MIN_LOG_LEVEL=0, shows everything.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from typing import Any
 
 import tfgpt
 from tfgpt.common.adapters import is_adapter, local_base
-from tfgpt.common.atomic_files import directory_written_beside, read_json, sha256_of_json
+from tfgpt.common.atomic_files import atomic_directory, read_json, sha256_of_json
 from tfgpt.common.model_paths import find_model, no_weights
 from tfgpt.common.output_directories import file_names, write_description
 from tfgpt.conversion.adapter_source import TOKENIZER_FILES, adapter_base
@@ -79,7 +79,7 @@ def model_directory(
         if not entry.exists():
             source = open_source(found, flag, converted)
             note(f"Converting {source.kind}, once, to {entry}")
-            with directory_written_beside(entry) as temporary:
+            with atomic_directory(entry) as temporary:
                 write_model_directory(source, name, "as_stored", temporary)
                 write_description(temporary, "model directory", text=[name], files=file_names(temporary))
     return entry

@@ -12,7 +12,7 @@ from tfgpt.conversion.config import ConvertConfig
 from tfgpt.conversion.model_writer import write_model_directory
 from tfgpt.conversion.sources import open_source
 from tfgpt.model.checkpoints.huggingface import transformers_model_type
-from tfgpt.model.checkpoints.lazy_weights import Checkpoint
+from tfgpt.model.checkpoints.lazy_weights import LazyWeights
 
 
 def convert(config: ConvertConfig, say: Callable[[str], None]) -> Path:
@@ -42,7 +42,7 @@ def convert(config: ConvertConfig, say: Callable[[str], None]) -> Path:
     return output
 
 
-def in_words(checkpoint: Checkpoint) -> str:
+def in_words(checkpoint: LazyWeights) -> str:
     """The model in a line."""
     config = checkpoint.config
     model_type, _ = transformers_model_type(config)

@@ -10,7 +10,7 @@ from tfgpt.model.checkpoints.gguf import GGUFFile, open_gguf_model
 from tfgpt.tokenization import gguf_tokenizer
 from tfgpt.tokenization.gguf_sentencepiece import gguf_sentencepiece_model, with_default_ids
 from tfgpt.tokenization.sentencepiece_tokenizer import SentencePieceTokenizer, foreign_tokenizer
-from tfgpt.tokenization.special_tokens import choose_roles
+from tfgpt.tokenization.special_tokens import choose_special_tokens
 from tfgpt.tokenization.tokenizer import Tokenizer
 
 
@@ -52,7 +52,7 @@ def byte_level_tokenizer(file: GGUFFile) -> Tokenizer:
     document = gguf_tokenizer.gguf_document(metadata, file.long_field, path)
     tokens = file.long_field("tokenizer.ggml.tokens")
     names = gguf_tokenizer.token_names(metadata, tokens)
-    roles = choose_roles(
+    roles = choose_special_tokens(
         [token["content"] for token in document["added_tokens"] if token["special"]],
         end=names.get("eos_token"),
         padding=names.get("pad_token"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from tfgpt.model.checkpoints.lazy_weights import Checkpoint
+from tfgpt.model.checkpoints.lazy_weights import LazyWeights
 from tfgpt.tokenization.tokenizer import Tokenizer
 
 
@@ -21,6 +21,6 @@ class Source:
     """
 
     kind: str
-    checkpoint: Checkpoint
+    checkpoint: LazyWeights
     tokenizer: Tokenizer
     provenance: dict[str, Any]

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import tfgpt
-from tfgpt.common.atomic_files import directory_written_beside, read_json, sha256_of_json, write_json, write_text
+from tfgpt.common.atomic_files import atomic_directory, read_json, sha256_of_json, write_json, write_text
 from tfgpt.common.errors import RunError, SettingError, UserError
 from tfgpt.common.progress import Progress
 from tfgpt.corpus.cache import locked, mark_used, remove_leftovers
 from tfgpt.corpus.config import CorpusConfig
 from tfgpt.corpus.data_card import data_card
-from tfgpt.corpus.document_shards import CARD, FORMAT, MANIFEST, SIDES, DocumentSet, ShardWriter
+from tfgpt.corpus.document_shards import CARD, FORMAT, MANIFEST, SIDES, DocumentShards, ShardWriter
 from tfgpt.corpus.source_summary import account
 from tfgpt.corpus.sources import Document, Source, open_sources
 from tfgpt.corpus.sources.base import content_digest
@@ -33,7 +33,7 @@ from tfgpt.corpus.split import (
 )
 
 
-def build_documents(config: CorpusConfig, flag: str = "train_text") -> DocumentSet:
+def build_documents(config: CorpusConfig, flag: str = "train_text") -> DocumentShards:
     """The documents of a configuration, made unless they are in the cache.
 
     They are kept in `cache_dir/documents/HASH/`, where the hash is of the sources' contents and the options; a second
@@ -75,10 +75,10 @@ def build_documents(config: CorpusConfig, flag: str = "train_text") -> DocumentS
             documents = whole(directory)
             if documents is None:
                 remove_leftovers(directory.parent)
-                with directory_written_beside(directory) as temporary:
+                with atomic_directory(directory) as temporary:
                     Build(options, training, held_out, temporary, flag).run(fingerprint)
                     refuse_changed(temporary, read)
-                documents = DocumentSet.open(directory)
+                documents = DocumentShards.open(directory)
     mark_used(directory, documents.text)
     for source in (*training, *held_out):
         for note in source.notes:
@@ -117,10 +117,10 @@ def options_of(config: CorpusConfig) -> dict[str, Any]:
     return {"split": split, "validation_fraction": config.validation_fraction, "deduplicate": config.deduplicate}
 
 
-def whole(directory: Path) -> DocumentSet | None:
+def whole(directory: Path) -> DocumentShards | None:
     """What is in the cache, if it is there and complete."""
     with contextlib.suppress(UserError):
-        return DocumentSet.open(directory)
+        return DocumentShards.open(directory)
     return None
 
 

@@ -26,7 +26,7 @@ as_json = json.JSONEncoder(ensure_ascii=False).encode
 
 
 @dataclasses.dataclass(frozen=True)
-class DocumentSet:
+class DocumentShards:
     """Documents on disk, divided into "train" and "validation".
 
     Attributes:
@@ -38,7 +38,7 @@ class DocumentSet:
     manifest: dict[str, Any]
 
     @classmethod
-    def open(cls, directory: str | os.PathLike) -> DocumentSet:
+    def open(cls, directory: str | os.PathLike) -> DocumentShards:
         """Opens a directory that `build_documents` made.
 
         Raises:

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import numpy as np
 import tensorflow as tf
 
-from tfgpt.diagnosis.check_results import FAIL, OK, Finding
-from tfgpt.diagnosis.probe_model import Batch, Subject
+from tfgpt.diagnosis.check_results import FAIL, OK, CheckResult
+from tfgpt.diagnosis.probe_model import Batch, ProbeModel
 
 LOGIT_BYTES = 256 << 20
 """Logits that are compared at once; of larger ones, evenly spread positions and those around a change."""
@@ -21,18 +21,18 @@ SHORTEST_ROW = 64
 VARIANTS = 5
 
 
-def check_causality(subject: Subject) -> Finding:
+def check_causality(subject: ProbeModel) -> CheckResult:
     """A changed token changes no earlier logit and some later one; with documents, none of another document.
 
     Projections that start at zero are filled with random numbers for the while: they would hide what attention sees.
     """
     row, cut = shortened(*chosen_row(subject), max(SHORTEST_ROW, subject.forward_tokens // VARIANTS))
     with FilledZeros(subject):
-        changes = Changes(subject, row, cut)
+        changes = CausalityProbe(subject, row, cut)
         return judged(changes)
 
 
-def chosen_row(subject: Subject) -> tuple[Batch, int | None]:
+def chosen_row(subject: ProbeModel) -> tuple[Batch, int | None]:
     """A row [1, T] of the first batch, and where its second document begins when attention is cut between documents.
 
     A row without a second document is cut in the middle.
@@ -68,7 +68,7 @@ def shortened(row: Batch, cut: int | None, length: int) -> tuple[Batch, int | No
 class FilledZeros:
     """Inside the block, matrices that are all zero hold small random numbers."""
 
-    def __init__(self, subject: Subject):
+    def __init__(self, subject: ProbeModel):
         matrices = [variable for variable in subject.decoder.trainable_variables if len(variable.shape) > 1]
         self.zeros = [variable for variable in matrices if not tf.reduce_any(variable.value != 0)]
 
@@ -82,7 +82,7 @@ class FilledZeros:
             variable.assign(tf.zeros(variable.shape, variable.dtype))
 
 
-class Changes:
+class CausalityProbe:
     """How much each logit of a row moves when a token of it is changed.
 
     Attributes:
@@ -95,7 +95,7 @@ class Changes:
         noise: changes up to this are none.
     """
 
-    def __init__(self, subject: Subject, row: Batch, cut: int | None):
+    def __init__(self, subject: ProbeModel, row: Batch, cut: int | None):
         length = row["token_ids"].shape[1]
         vocabulary_size = subject.config.vocabulary_size
         self.length = length
@@ -137,7 +137,7 @@ class Changes:
         around += [self.cut + offset for offset in (-1, 0, 1)] if self.cut is not None else []
         return np.unique(np.clip([*spread, *around], 0, self.length - 1))
 
-    def logits(self, subject: Subject, batch: Mapping[str, np.ndarray]) -> np.ndarray:
+    def logits(self, subject: ProbeModel, batch: Mapping[str, np.ndarray]) -> np.ndarray:
         """[variants, positions in `seen`, V]; the whole decoder where all logits fit, else head after backbone."""
         decoder = subject.decoder
         # As it is trained, except where dropout would change other things in every row.
@@ -150,7 +150,7 @@ class Changes:
         )
 
 
-def judged(changes: Changes) -> Finding:
+def judged(changes: CausalityProbe) -> CheckResult:
     """The finding of what was measured."""
     before, after = changes.seen < changes.place, changes.seen > changes.place
     backwards = max(largest(changes.middle[before]), largest(changes.last[changes.seen < changes.length - 1]))
@@ -171,13 +171,13 @@ def judged(changes: Changes) -> Finding:
         f"{forwards:.2g} (largest logit {changes.scale:.2g})"
     )
     if not changes.finite:
-        return Finding("causality", FAIL, f"{line}; some logits are not finite", (), numbers)
+        return CheckResult("causality", FAIL, f"{line}; some logits are not finite", (), numbers)
     if backwards > changes.noise:
         advice = (
             "the model sees what it is asked to predict: its loss will be low and its text worthless; look at the "
             "attention mask (tfgpt/model/attention.py: causal_mask, packed_mask)",
         )
-        return Finding("causality", FAIL, f"{line}: later tokens are seen", advice, numbers)
+        return CheckResult("causality", FAIL, f"{line}: later tokens are seen", advice, numbers)
     if changes.first_document is not None:
         crossing = largest(changes.first_document[changes.seen >= changes.cut])
         numbers["largest_change_in_other_document"] = crossing
@@ -186,7 +186,7 @@ def judged(changes: Changes) -> Finding:
             advice = (
                 "attention crosses documents in spite of --document_masking: look at packed_mask and the segment ids",
             )
-            return Finding("causality", FAIL, f"{line}: another document is seen", advice, numbers)
+            return CheckResult("causality", FAIL, f"{line}: another document is seen", advice, numbers)
     if after.any() and forwards <= changes.repetition:
         if itself <= changes.repetition:
             advice = ("the logits do not depend on the tokens at all: look at the token embedding and the head",)
@@ -194,8 +194,8 @@ def judged(changes: Changes) -> Finding:
             advice = (
                 "a token is predicted from the one before alone: look at attention (--sliding_window=1 does this)",
             )
-        return Finding("causality", FAIL, f"{line}: earlier tokens are not seen", advice, numbers)
-    return Finding("causality", OK, line, (), numbers)
+        return CheckResult("causality", FAIL, f"{line}: earlier tokens are not seen", advice, numbers)
+    return CheckResult("causality", OK, line, (), numbers)
 
 
 def largest(changes: np.ndarray) -> float:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from tfgpt.diagnosis.preview import preview_learned
 from tfgpt.pipeline.chat_batches import ChatRows, chat_training_batches
-from tfgpt.training.objectives.supervised_fine_tuning import ChatTuning
-from tfgpt.training.train_config import Recipe
+from tfgpt.training.objectives.supervised_fine_tuning import SupervisedFineTuning
+from tfgpt.training.train_config import TrainConfig
 
 
-def show(recipe: Recipe, rows: int, dimmed: bool) -> list[str]:
+def show(recipe: TrainConfig, rows: int, dimmed: bool) -> list[str]:
     """Prepares the conversations of a recipe; the lines that say what came of it.
 
     Args:
@@ -16,7 +16,7 @@ def show(recipe: Recipe, rows: int, dimmed: bool) -> list[str]:
         rows: how many rows of the first steps to show.
         dimmed: use the terminal's faint letters.
     """
-    objective = ChatTuning()
+    objective = SupervisedFineTuning()
     data = objective.prepare(recipe)
     lines = ["", f"Packed: {objective.in_words(recipe, data)}", ""]
     if rows:

@@ -12,7 +12,7 @@ OK, WARN, FAIL = "ok", "warn", "FAIL"
 
 
 @dataclasses.dataclass(frozen=True)
-class Finding:
+class CheckResult:
     """What one check found.
 
     Attributes:
@@ -43,11 +43,11 @@ class Report:
 
     def __init__(self, say: Callable[[str], None]):
         self.say = say
-        self.findings: list[Finding] = []
+        self.findings: list[CheckResult] = []
         self.preview: list[str] = []
         self.skipped: list[str] = []
 
-    def add(self, finding: Finding) -> Finding:
+    def add(self, finding: CheckResult) -> CheckResult:
         """Takes a finding and prints it."""
         self.findings.append(finding)
         for line in finding.lines():
@@ -59,7 +59,7 @@ class Report:
         self.skipped += checks
         self.say(f"      not checked, {reason}: {', '.join(checks)}")
 
-    def finding(self, check: str) -> Finding:
+    def finding(self, check: str) -> CheckResult:
         """The finding of a check.
 
         Raises:

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from tfgpt.diagnosis.check_results import FAIL, OK, WARN, Finding, counted, in_numbers
+from tfgpt.diagnosis.check_results import FAIL, OK, WARN, CheckResult, counted, in_numbers
 from tfgpt.model import presets
 from tfgpt.pipeline.prepare import PreparedData
 from tfgpt.pipeline.token_shards import TokenShards
-from tfgpt.training.train_config import Recipe
+from tfgpt.training.train_config import TrainConfig
 
 # At most so many tokens are counted one by one (some seconds), in pieces.
 COUNTED_TOKENS, PIECE = 200_000_000, 1 << 24
@@ -26,7 +26,7 @@ FEW_HELD_OUT_TOKENS = 2000
 UNUSED_SHARE = 0.2
 
 
-def check_batch(batch: Mapping[str, np.ndarray], vocabulary_size: int, conversations: bool = False) -> Finding:
+def check_batch(batch: Mapping[str, np.ndarray], vocabulary_size: int, conversations: bool = False) -> CheckResult:
     """Whether a batch is what a causal language model learns from.
 
     Args:
@@ -46,7 +46,7 @@ def check_batch(batch: Mapping[str, np.ndarray], vocabulary_size: int, conversat
     )
     if problem:
         advice = ("the pipeline is broken (tfgpt/pipeline/batches.py, or shards that something else wrote)",)
-        return Finding("first batch", FAIL, problem, advice, numbers)
+        return CheckResult("first batch", FAIL, problem, advice, numbers)
     if "segment_ids" in batch:
         documents = float(batch["segment_ids"].max(axis=1).mean())
         names = "conversations" if conversations else "documents"
@@ -54,7 +54,7 @@ def check_batch(batch: Mapping[str, np.ndarray], vocabulary_size: int, conversat
         numbers["documents_a_row"] = documents
     if numbers["share_learned"] < 1:
         line += f"; {numbers['share_learned']:.0%} of the targets count"
-    return Finding("first batch", OK, line, numbers=numbers)
+    return CheckResult("first batch", OK, line, numbers=numbers)
 
 
 def inside(segment_ids: np.ndarray) -> np.ndarray:
@@ -136,7 +136,7 @@ def count_tokens(shards: TokenShards, limit: int = COUNTED_TOKENS) -> TokenCount
     return TokenCounts(counted, by_id, lengths)
 
 
-def check_tokens(data: PreparedData, recipe: Recipe) -> Finding:
+def check_tokens(data: PreparedData, recipe: TrainConfig) -> CheckResult:
     """Statistics of the training tokens; warns when much of the vocabulary never occurs."""
     shards = data.train
     counts = count_tokens(shards)
@@ -172,8 +172,8 @@ def check_tokens(data: PreparedData, recipe: Recipe) -> Finding:
         advice = f"--vocabulary_size={max(512, -(-used // 64) * 64)}: rows that never occur are never learned"
         if recipe.tokenizer_config().tokenizer != "bpe":
             advice = "--tokenizer=bpe trains a vocabulary on this text; rows that never occur are never learned"
-        return Finding("tokens", OK if recipe.run.init_from else WARN, line, (advice,), numbers)
-    return Finding("tokens", OK, line, numbers=numbers)
+        return CheckResult("tokens", OK if recipe.run.init_from else WARN, line, (advice,), numbers)
+    return CheckResult("tokens", OK, line, numbers=numbers)
 
 
 def document_words(lengths: np.ndarray) -> str:
@@ -195,7 +195,7 @@ def biggest_source(data: PreparedData) -> dict[str, object]:
     return {"biggest_source": biggest["spec"], "biggest_source_share": biggest["documents"] / total}
 
 
-def check_corpus(data: PreparedData, recipe: Recipe, vocabulary_size: int) -> Finding:
+def check_corpus(data: PreparedData, recipe: TrainConfig, vocabulary_size: int) -> CheckResult:
     """Whether there is enough text for the run that is configured."""
     tokens_a_step = recipe.batch.batch_size * recipe.batch.sequence_length
     reads = tokens_a_step * recipe.run.max_steps
@@ -235,4 +235,4 @@ def check_corpus(data: PreparedData, recipe: Recipe, vocabulary_size: int) -> Fi
         line += f"; only {held_out:,} tokens are held out, so the validation loss is noisy"
         advice.append("--validation_fraction=0.1 or --validation_text=… holds out more")
         status = WARN if status == OK else status
-    return Finding("corpus", status, line, tuple(advice), numbers)
+    return CheckResult("corpus", status, line, tuple(advice), numbers)

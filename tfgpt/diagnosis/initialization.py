@@ -19,8 +19,8 @@ from collections.abc import Mapping
 import numpy as np
 import tensorflow as tf
 
-from tfgpt.diagnosis.check_results import FAIL, OK, WARN, Finding, counted
-from tfgpt.diagnosis.probe_model import Batch, Subject
+from tfgpt.diagnosis.check_results import FAIL, OK, WARN, CheckResult, counted
+from tfgpt.diagnosis.probe_model import Batch, ProbeModel
 
 LOSS_TOLERANCE = 0.1
 LOSS_TOO_HIGH = 2.0
@@ -28,7 +28,7 @@ LOGIT_BYTES = 128 << 20
 """Logits that are computed at once for the check; fewer rows where a vocabulary is large."""
 
 
-def check_initial_loss(subject: Subject) -> Finding:
+def check_initial_loss(subject: ProbeModel) -> CheckResult:
     """The loss before any update against ln(vocabulary), what a model that knows nothing has.
 
     Also computes it again from the logits, in float64, apart from the training step's own arithmetic.
@@ -55,8 +55,8 @@ def check_initial_loss(subject: Subject) -> Finding:
     }
     line = f"{loss:.3f} nats, ln({vocabulary_size:,}) = {expected:.3f}"
 
-    def finding(status: str, words: str = "", *advice: str) -> Finding:
-        return Finding("loss at step 0", status, line + words, advice, numbers)
+    def finding(status: str, words: str = "", *advice: str) -> CheckResult:
+        return CheckResult("loss at step 0", status, line + words, advice, numbers)
 
     if not math.isfinite(loss):
         return finding(FAIL, ": not finite", smaller_initialization(subject, logits))
@@ -105,7 +105,7 @@ class Logits:
     own: float
 
     @classmethod
-    def of(cls, subject: Subject, batch: Batch) -> Logits:
+    def of(cls, subject: ProbeModel, batch: Batch) -> Logits:
         """Runs the decoder."""
         names = ("token_ids", "positions", "segment_ids") if subject.decoder.packed else ("token_ids",)
         logits = subject.run(
@@ -120,7 +120,7 @@ class Logits:
         return cls(float(loss), float(logits.std(axis=-1).mean()), float(own))
 
 
-def smaller_initialization(subject: Subject, logits: Logits) -> str:
+def smaller_initialization(subject: ProbeModel, logits: Logits) -> str:
     """Which initial spread to lower to what, so that the logits begin small."""
     config = subject.config
     flag = "embedding_initializer_range" if config.tie_embeddings else "head_initializer_range"
@@ -133,7 +133,7 @@ def smaller_initialization(subject: Subject, logits: Logits) -> str:
     return better + (", or --tie_embeddings=false" if config.tie_embeddings and logits.own > logits.spread else "")
 
 
-def check_gradients(subject: Subject) -> Finding:
+def check_gradients(subject: ProbeModel) -> CheckResult:
     """Every variable gets a finite gradient that is not zero, now or after one or two updates.
 
     Projections that start at zero rightly block the gradients behind them until they have moved. A key's bias rightly
@@ -172,13 +172,15 @@ def check_gradients(subject: Subject) -> Finding:
     line = f"{len(variables)} variables"
     if broken:
         advice = ("the forward or backward pass overflows: --initializer_range=0.02, or --dtype=float32",)
-        return Finding("gradients", FAIL, f"{line}: not finite for {named(broken)}", advice, numbers)
+        return CheckResult("gradients", FAIL, f"{line}: not finite for {named(broken)}", advice, numbers)
     if frozen and not subject.recipe.lora.lora_rank:
         advice = ("every weight of the decoder should be trainable",)
-        return Finding("gradients", FAIL, f"{line} and {len(frozen)} that are frozen: {named(frozen)}", advice, numbers)
+        return CheckResult(
+            "gradients", FAIL, f"{line} and {len(frozen)} that are frozen: {named(frozen)}", advice, numbers
+        )
     if missing:
         advice = ("nothing that these compute reaches the loss: look at the layers they belong to",)
-        return Finding("gradients", FAIL, f"{line}: none for {named(missing)}", advice, numbers)
+        return CheckResult("gradients", FAIL, f"{line}: none for {named(missing)}", advice, numbers)
     line += f", each with a finite gradient that is not zero (global norm {numbers['global_norm']:.3g}"
     if updates:
         line += f"; some only after {counted(updates, 'update')}, as zero-initialized projections make it"
@@ -191,17 +193,17 @@ def check_gradients(subject: Subject) -> Finding:
     length = subject.recipe.batch.sequence_length
     if subject.config.position_embedding == "learned" and rows > length and subject.recipe.run.init_from is None:
         advice = (f"--max_sequence_length={length}, or --position_embedding=rope, which needs no such rows",)
-        return Finding(
+        return CheckResult(
             "gradients",
             WARN,
             f"{line}; but positions {length} to {rows - 1} never occur and stay untrained",
             advice,
             numbers,
         )
-    return Finding("gradients", OK, line, (), numbers)
+    return CheckResult("gradients", OK, line, (), numbers)
 
 
-def is_cancelled_key_bias(path: str, subject: Subject) -> bool:
+def is_cancelled_key_bias(path: str, subject: ProbeModel) -> bool:
     """Whether a variable is a key's bias whose gradient is zero in exact arithmetic."""
     config = subject.config
     return path.endswith("attention/key/bias") and config.position_embedding == "learned" and not config.query_key_norm

@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator
 
-from tfgpt.diagnosis.check_results import FAIL, OK, WARN, Finding, in_bytes, in_numbers
+from tfgpt.diagnosis.check_results import FAIL, OK, WARN, CheckResult, in_bytes, in_numbers
 from tfgpt.diagnosis.system_memory import Memory, free_disk
 from tfgpt.model import presets
 from tfgpt.model.config import DecoderConfig
 from tfgpt.model.lora_config import LoraConfig
 from tfgpt.training.objectives.preference_config import ANSWERS_AT_A_TIME
-from tfgpt.training.train_config import Recipe
+from tfgpt.training.train_config import TrainConfig
 
 CHUNK_BYTES = 64 << 20
 """As `tfgpt.training.losses.CHUNK_BYTES`: float32 logits that exist at once."""
@@ -48,7 +48,7 @@ class Machine:
     gpu: bool
 
 
-def estimate(recipe: Recipe, config: DecoderConfig, machine: Machine) -> dict[str, int]:
+def estimate(recipe: TrainConfig, config: DecoderConfig, machine: Machine) -> dict[str, int]:
     """Bytes that the run needs on one device, by kind, and their "total".
 
     Weights, gradients and optimizer are exact, activations good to about a third (`presets.training_memory`). Replicas
@@ -146,7 +146,7 @@ def trained_parameters(config: DecoderConfig, lora: LoraConfig) -> int:
     return config.num_layers * lora.lora_rank * sum(inputs + outputs for inputs, outputs in chosen)
 
 
-def adapted_bytes(recipe: Recipe, config: DecoderConfig, copies: int) -> int:
+def adapted_bytes(recipe: TrainConfig, config: DecoderConfig, copies: int) -> int:
     """Bytes of a frozen model and its adapters, of the adapters' average, and of `copies` bytes more a number.
 
     In eight bits a projection is a kernel of one byte a number and a float32 scale for each output; no copy is kept.
@@ -169,7 +169,7 @@ def parameters_in_words(config: DecoderConfig, lora: LoraConfig) -> str:
     return f"{in_numbers(parameters)} frozen parameters ({lora.base_weights}) and {in_numbers(trained)} trained ones"
 
 
-def check_memory(recipe: Recipe, config: DecoderConfig, machine: Machine) -> Finding:
+def check_memory(recipe: TrainConfig, config: DecoderConfig, machine: Machine) -> CheckResult:
     """Whether the estimate fits into what is there."""
     parts = estimate(recipe, config, machine)
     trained = trained_parameters(config, recipe.lora)
@@ -183,23 +183,23 @@ def check_memory(recipe: Recipe, config: DecoderConfig, machine: Machine) -> Fin
     line = f"about {in_bytes(parts['total'])} ({kinds}) for {parameters_in_words(config, recipe.lora)}"
     memory = machine.memory
     if memory is None:
-        return Finding("memory", OK, f"{line}; how much there is cannot be known on this system", numbers=numbers)
+        return CheckResult("memory", OK, f"{line}; how much there is cannot be known on this system", numbers=numbers)
     numbers |= {"available": memory.available, "there": memory.total, "source": memory.source}
     line += f"; there is {in_bytes(memory.total)} ({memory.source}), {in_bytes(memory.available)} of it free"
     if parts["total"] <= COMFORTABLE * memory.available:
-        return Finding("memory", OK, line, numbers=numbers)
+        return CheckResult("memory", OK, line, numbers=numbers)
     advice = tuple(ways_to_fit(recipe, machine, config.vocabulary_size, COMFORTABLE * memory.available))
     if parts["total"] <= memory.available:
-        return Finding("memory", WARN, f"{line}: that is tight", advice, numbers)
+        return CheckResult("memory", WARN, f"{line}: that is tight", advice, numbers)
     if parts["total"] <= memory.total:
         advice = ("stop other programs that use memory", *advice)
-    return Finding("memory", FAIL, f"{line}: it does not fit", advice, numbers)
+    return CheckResult("memory", FAIL, f"{line}: it does not fit", advice, numbers)
 
 
-def ways_to_fit(recipe: Recipe, machine: Machine, vocabulary_size: int, room: float) -> Iterator[str]:
+def ways_to_fit(recipe: TrainConfig, machine: Machine, vocabulary_size: int, room: float) -> Iterator[str]:
     """Lines that name flags with which the estimate is at most `room` bytes, those that change least first."""
 
-    def size(changed: Recipe) -> int:
+    def size(changed: TrainConfig) -> int:
         return estimate(changed, decoder_config(changed, vocabulary_size), machine)["total"]
 
     fitting = [(flags, needed) for flags, changed in candidates(recipe, machine) if (needed := size(changed)) <= room]
@@ -212,7 +212,7 @@ def ways_to_fit(recipe: Recipe, machine: Machine, vocabulary_size: int, room: fl
 
 
 def smaller_presets(
-    recipe: Recipe, machine: Machine, vocabulary_size: int, size: Callable[[Recipe], int], room: float
+    recipe: TrainConfig, machine: Machine, vocabulary_size: int, size: Callable[[TrainConfig], int], room: float
 ) -> list[str]:
     """The two largest presets that fit, each with the fewest other changes."""
     found = []
@@ -229,7 +229,7 @@ def smaller_presets(
     return [line for _, line in sorted(found, reverse=True)[:2]]
 
 
-def candidates(recipe: Recipe, machine: Machine) -> Iterator[tuple[str, Recipe]]:
+def candidates(recipe: TrainConfig, machine: Machine) -> Iterator[tuple[str, TrainConfig]]:
     """(flags, recipe with them) from what changes least: accumulation, then bfloat16, then recomputation."""
     rows = recipe.batch.batch_size
     steps = [
@@ -256,7 +256,7 @@ def candidates(recipe: Recipe, machine: Machine) -> Iterator[tuple[str, Recipe]]
                     yield " ".join(flags), dataclasses.replace(recipe, step=step, model=model)
 
 
-def with_preset(recipe: Recipe, name: str) -> Recipe | None:
+def with_preset(recipe: TrainConfig, name: str) -> TrainConfig | None:
     """The recipe with another preset, or None where its other flags do not go with that one."""
     from tfgpt.common.errors import UserError
 
@@ -266,12 +266,12 @@ def with_preset(recipe: Recipe, name: str) -> Recipe | None:
         return None
 
 
-def decoder_config(recipe: Recipe, vocabulary_size: int) -> DecoderConfig:
+def decoder_config(recipe: TrainConfig, vocabulary_size: int) -> DecoderConfig:
     """The recipe's decoder; a model to start from has a vocabulary of its own."""
     return recipe.initial_config() if recipe.run.init_from is not None else recipe.decoder_config(vocabulary_size)
 
 
-def check_disk(recipe: Recipe, config: DecoderConfig) -> Finding:
+def check_disk(recipe: TrainConfig, config: DecoderConfig) -> CheckResult:
     """Whether the checkpoints that are kept, and the model, fit on the run directory's disk."""
     parameters = trained_parameters(config, recipe.lora)
     slots = optimizer_bytes(recipe.optimizer.optimizer, config, recipe.lora)
@@ -284,9 +284,9 @@ def check_disk(recipe: Recipe, config: DecoderConfig) -> Finding:
     numbers = {"needed": needed, "free": free, "checkpoint": one}
     line = f"checkpoints and model take {in_bytes(needed)} in {recipe.run_dir}; {in_bytes(free)} are free there"
     if needed <= free:
-        return Finding("disk", OK, line, numbers=numbers)
+        return CheckResult("disk", OK, line, numbers=numbers)
     advice = (
         "--run_dir=… on a larger disk, or free some space",
         "--checkpoints_kept=1 and --keep_best=false keep fewer",
     )
-    return Finding("disk", FAIL, line, advice, numbers)
+    return CheckResult("disk", FAIL, line, advice, numbers)

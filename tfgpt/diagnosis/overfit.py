@@ -10,8 +10,8 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
-from tfgpt.diagnosis.check_results import FAIL, OK, WARN, Finding, counted, in_time
-from tfgpt.diagnosis.probe_model import Subject
+from tfgpt.diagnosis.check_results import FAIL, OK, WARN, CheckResult, counted, in_time
+from tfgpt.diagnosis.probe_model import ProbeModel
 
 FACTORS = (0.1, 0.01, 10.0)
 """Of the learning rate: what is tried when the run's own does not learn, to be able to name one that does."""
@@ -38,7 +38,7 @@ class Trial:
     seconds: float
 
 
-def check_overfit(subject: Subject, steps: int, seconds: float) -> Finding:
+def check_overfit(subject: ProbeModel, steps: int, seconds: float) -> CheckResult:
     """Trains on one small batch and looks whether its loss falls below what counting its tokens would reach.
 
     The bar is the entropy of the batch's own token frequencies: a model whose loss is lower has learned which token
@@ -61,8 +61,8 @@ def check_overfit(subject: Subject, steps: int, seconds: float) -> Finding:
         f"{counted(trial.steps, 'update')} ({in_time(trial.seconds)}); counting its tokens would give {bar:.3f}"
     )
 
-    def finding(status: str, words: str = "", *advice: str) -> Finding:
-        return Finding("overfit one batch", status, line + words, advice, numbers)
+    def finding(status: str, words: str = "", *advice: str) -> CheckResult:
+        return CheckResult("overfit one batch", status, line + words, advice, numbers)
 
     if learned(trial, bar):
         return finding(OK)
@@ -99,7 +99,7 @@ def learned(trial: Trial, bar: float) -> bool:
     return math.isfinite(trial.after) and trial.after < bar
 
 
-def rates(subject: Subject, factor: float) -> str:
+def rates(subject: ProbeModel, factor: float) -> str:
     """The flags of the learning rates, each times a factor."""
     optimizer = subject.recipe.optimizer
     flags = f"--learning_rate={optimizer.learning_rate * factor:.2g}"
@@ -108,7 +108,7 @@ def rates(subject: Subject, factor: float) -> str:
     return flags
 
 
-def attempt(subject: Subject, measure: Callable[[], float], bar: float, steps: int, seconds: float) -> Trial:
+def attempt(subject: ProbeModel, measure: Callable[[], float], bar: float, steps: int, seconds: float) -> Trial:
     """Updates until the loss is well below the bar, or steps or time are used up."""
     trainer, iterator = subject.trainer, subject.small_batches()
     before = measure()
@@ -127,7 +127,7 @@ def attempt(subject: Subject, measure: Callable[[], float], bar: float, steps: i
     return Trial(before, measure(), done, out_of_time, spent)
 
 
-def token_entropy(subject: Subject) -> float:
+def token_entropy(subject: ProbeModel) -> float:
     """Entropy of the frequencies of the small batch's targets, weighted, in nats."""
     targets, weights = subject.small["targets"].ravel(), subject.small["weights"].ravel()
     counts = np.bincount(targets, weights)
@@ -138,7 +138,7 @@ def token_entropy(subject: Subject) -> float:
 class Weights:
     """The decoder's weights and the optimizer's slots as they were, to begin again."""
 
-    def __init__(self, subject: Subject):
+    def __init__(self, subject: ProbeModel):
         self.variables = [*subject.decoder.trainable_variables, *subject.trainer.optimizer.variables]
         # Slots are all zero at first: only what is not has to be kept.
         self.values = [

@@ -35,7 +35,7 @@ QWEN_LANGUAGES = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Pretrained:
+class PretrainedModelInfo:
     """One published model.
 
     Attributes:
@@ -93,54 +93,62 @@ def llama(
     )
 
 
-def gpt2(name: str, preset: str) -> Pretrained:
+def gpt2(name: str, preset: str) -> PretrainedModelInfo:
     """One of OpenAI's."""
     shape = "keras_hub/src/models/gpt2/gpt2_presets.py; transformers' GPT2Config for the smallest"
     source = (
         "github.com/openai/gpt-2 LICENSE (MIT, modified to ask for less); WebText itself was never counted: 9.04e9 is "
         "OpenWebText, its copy, in github.com/karpathy/nanoGPT data/openwebtext/readme.md"
     )
-    return Pretrained(f"openai-community/{name}", "", resolve(preset), 1024, "MIT", 9e9, ENGLISH, False, shape, source)
+    return PretrainedModelInfo(
+        f"openai-community/{name}", "", resolve(preset), 1024, "MIT", 9e9, ENGLISH, False, shape, source
+    )
 
 
-def smollm2(size: str, config: DecoderConfig, tokens: float) -> Pretrained:
+def smollm2(size: str, config: DecoderConfig, tokens: float) -> PretrainedModelInfo:
     """One of Hugging Face's."""
     name = f"HuggingFaceTB/SmolLM2-{size}"
     source = f"card of {name} (licence, language, tokens, The Stack); arXiv 2502.02737"
-    return Pretrained(name, f"{name}-Instruct", config, 8192, "Apache-2.0", tokens, ENGLISH, True, LITGPT, source)
+    return PretrainedModelInfo(
+        name, f"{name}-Instruct", config, 8192, "Apache-2.0", tokens, ENGLISH, True, LITGPT, source
+    )
 
 
-def qwen25(size: str, config: DecoderConfig, context: int, licence: str = "Apache-2.0") -> Pretrained:
+def qwen25(size: str, config: DecoderConfig, context: int, licence: str = "Apache-2.0") -> PretrainedModelInfo:
     """One of Alibaba's second generation and a half; all that talk were made for 32,768 tokens."""
     name = f"Qwen/Qwen2.5-{size}"
     source = (
         f"cards of {name} and -Instruct (licence, languages, context; more for the latter only by YaRN); "
         "arXiv 2412.15115 (18e12 tokens at most, programs)"
     )
-    return Pretrained(
+    return PretrainedModelInfo(
         name, f"{name}-Instruct", config, context, licence, 18e12, QWEN_LANGUAGES, True, LITGPT, source, 32768
     )
 
 
-def qwen3(size: str, config: DecoderConfig) -> Pretrained:
+def qwen3(size: str, config: DecoderConfig) -> PretrainedModelInfo:
     """One of Alibaba's third generation; more than 32,768 tokens by YaRN only, whatever config.json says (40,960)."""
     name = f"Qwen/Qwen3-{size}"
     source = "qwenlm.github.io/blog/qwen3 (licence, tied embeddings, context, 119 languages); arXiv 2505.09388 (36e12)"
-    return Pretrained(f"{name}-Base", name, config, 32768, "Apache-2.0", 36e12, QWEN_LANGUAGES, True, LITGPT, source)
+    return PretrainedModelInfo(
+        f"{name}-Base", name, config, 32768, "Apache-2.0", 36e12, QWEN_LANGUAGES, True, LITGPT, source
+    )
 
 
-def llama31(name: str, config: DecoderConfig, tokens: float) -> Pretrained:
+def llama31(name: str, config: DecoderConfig, tokens: float) -> PretrainedModelInfo:
     """One of Meta's whose RoPE is stretched, in eight languages."""
     licence, context = f"{name.rsplit('-', 1)[0].replace('-', ' ')} Community", 131072
     base = f"meta-llama/{name}"
     source = f"card of {base}; github.com/huggingface/blog llama31.md, llama32.md; arXiv 2407.21783"
-    return Pretrained(base, f"{base}-Instruct", config, context, licence, tokens, LLAMA_LANGUAGES, True, LITGPT, source)
+    return PretrainedModelInfo(
+        base, f"{base}-Instruct", config, context, licence, tokens, LLAMA_LANGUAGES, True, LITGPT, source
+    )
 
 
 BIAS = {"use_query_key_value_bias": True}
 NORM = {"query_key_norm": True, "head_dim": 128}
 
-FAMILIES: tuple[Pretrained, ...] = (
+FAMILIES: tuple[PretrainedModelInfo, ...] = (
     gpt2("gpt2", "gpt2"),
     gpt2("gpt2-medium", "gpt2_medium"),
     gpt2("gpt2-large", "gpt2_large"),
@@ -148,7 +156,7 @@ FAMILIES: tuple[Pretrained, ...] = (
     smollm2("135M", resolve("llama_135m"), 2e12),
     smollm2("360M", resolve("llama_360m"), 4e12),
     smollm2("1.7B", llama(2048, 24, 32, 32, 8192, 49152, tied=True), 11e12),
-    Pretrained(
+    PretrainedModelInfo(
         "HuggingFaceTB/SmolLM3-3B-Base", "HuggingFaceTB/SmolLM3-3B", llama(2048, 36, 16, 4, 11008, 128256, tied=True),
         65536, "Apache-2.0", 11.2e12, ("English", "French", "Spanish", "German", "Italian", "Portuguese"), True,
         "transformers' SmolLM3Config", "github.com/huggingface/blog smollm3.md (64k trained, 128k by YaRN only)",
@@ -162,24 +170,24 @@ FAMILIES: tuple[Pretrained, ...] = (
     qwen3("1.7B", llama(2048, 28, 16, 8, 6144, 151936, tied=True, **NORM)),
     qwen3("4B", llama(2560, 36, 32, 8, 9728, 151936, tied=True, **NORM)),
     qwen3("8B", llama(4096, 36, 32, 8, 12288, 151936, tied=False, **NORM)),
-    Pretrained(
+    PretrainedModelInfo(
         "meta-llama/Llama-2-7b-hf", "meta-llama/Llama-2-7b-chat-hf", llama(4096, 32, 32, 32, 11008, 32000, tied=False),
         4096, "Llama 2 Community", 2e12, ENGLISH, False, "transformers' LlamaConfig",
         "arXiv 2307.09288, table 1; card (English). That it has read programs was not verified.",
     ),
-    Pretrained(
+    PretrainedModelInfo(
         "meta-llama/Meta-Llama-3-8B", "meta-llama/Meta-Llama-3-8B-Instruct", resolve("llama3_8b"),
         8192, "Llama 3 Community", 15e12, ENGLISH, True, LITGPT, "card (15e12 tokens or more, English, text and code)",
     ),
     llama31("Llama-3.1-8B", resolve("llama3_8b"), 15e12),
     llama31("Llama-3.2-1B", llama(2048, 16, 32, 8, 8192, 128256, tied=True), 9e12),
     llama31("Llama-3.2-3B", llama(3072, 28, 24, 8, 8192, 128256, tied=True, head_dim=128), 9e12),
-    Pretrained(
+    PretrainedModelInfo(
         "mistralai/Mistral-7B-v0.1", "mistralai/Mistral-7B-Instruct-v0.1",
         llama(4096, 32, 32, 8, 14336, 32000, tied=False), 8192, "Apache-2.0", 0, ENGLISH, True,
         "transformers' MistralConfig", "arXiv 2310.06825 (8,192 tokens, a window of 4,096); tokens were not published",
     ),
-    Pretrained(
+    PretrainedModelInfo(
         "mistralai/Mistral-7B-v0.3", "mistralai/Mistral-7B-Instruct-v0.3",
         llama(4096, 32, 32, 8, 14336, 32768, tied=False), 32768, "Apache-2.0", 0, ENGLISH, True,
         LITGPT, "card; arXiv 2310.06825; tokens were not published, other languages not verified",

@@ -12,9 +12,9 @@ import tensorflow as tf
 from tfgpt.model import presets
 from tfgpt.model.config import DecoderConfig
 from tfgpt.training.config import ScheduleConfig
-from tfgpt.training.train_config import Recipe
+from tfgpt.training.train_config import TrainConfig
 from tfgpt.training.trainer import Trainer
-from tfgpt.training.trainer_builder import Assembly
+from tfgpt.training.trainer_builder import RunParts
 
 Batch = dict[str, np.ndarray]
 
@@ -26,7 +26,7 @@ SMALL_UTILIZATION = 0.25
 
 
 @dataclasses.dataclass
-class Subject:
+class ProbeModel:
     """The parts of the run that trials work on; nothing of it is kept.
 
     Attributes:
@@ -40,10 +40,10 @@ class Subject:
         trainer: another step over the same decoder and optimizer, for the small batch: no accumulation, graph mode.
     """
 
-    recipe: Recipe
+    recipe: TrainConfig
     data: Any
     strategy: tf.distribute.Strategy
-    assembly: Assembly
+    assembly: RunParts
     batch: Batch
     small: Batch
     trainer: Trainer
@@ -52,14 +52,14 @@ class Subject:
     @classmethod
     def build(
         cls,
-        recipe: Recipe,
+        recipe: TrainConfig,
         data: Any,
         strategy: tf.distribute.Strategy,
-        assembly: Assembly,
+        assembly: RunParts,
         batch: Batch,
         small_tokens: int,
         forward_tokens: int = 1 << 20,
-    ) -> Subject:
+    ) -> ProbeModel:
         """Adds the small batch, of about `small_tokens` tokens, and its trainer to an assembly."""
         small = small_batch(batch, small_tokens, strategy.num_replicas_in_sync)
         trainer = trainer_of_shape(recipe, strategy, assembly, small["token_ids"].shape, "graph")
@@ -126,7 +126,7 @@ class Subject:
 
 
 def trainer_of_shape(
-    recipe: Recipe, strategy: tf.distribute.Strategy, assembly: Assembly, shape: tuple[int, int], mode: str
+    recipe: TrainConfig, strategy: tf.distribute.Strategy, assembly: RunParts, shape: tuple[int, int], mode: str
 ) -> Trainer:
     """A step over an assembly's decoder and optimizer for batches of another shape, without accumulation."""
     with strategy.scope():
@@ -142,7 +142,7 @@ def trainer_of_shape(
     return trainer
 
 
-def at_constant_rate(recipe: Recipe) -> Recipe:
+def at_constant_rate(recipe: TrainConfig) -> TrainConfig:
     """The recipe with its highest learning rate throughout, after a few updates of warm-up: what trials run with."""
     return dataclasses.replace(recipe, schedule=ScheduleConfig(schedule="constant", warmup_steps=WARMUP_STEPS))
 

@@ -17,14 +17,14 @@ from tfgpt.common.errors import SettingError, TfgptError
 from tfgpt.common.process_memory import held_memory
 from tfgpt.diagnosis import system_memory as machines
 from tfgpt.diagnosis.causality import check_causality
-from tfgpt.diagnosis.check_results import FAIL, Finding, Report
+from tfgpt.diagnosis.check_results import FAIL, CheckResult, Report
 from tfgpt.diagnosis.config import DoctorConfig
 from tfgpt.diagnosis.data import check_batch, check_corpus, check_tokens
 from tfgpt.diagnosis.initialization import check_gradients, check_initial_loss
 from tfgpt.diagnosis.memory import Machine, check_disk, check_memory
 from tfgpt.diagnosis.overfit import check_overfit
 from tfgpt.diagnosis.preview import preview, preview_learned
-from tfgpt.diagnosis.probe_model import Batch, Subject, affordable_tokens, at_constant_rate, first_batch
+from tfgpt.diagnosis.probe_model import Batch, ProbeModel, affordable_tokens, at_constant_rate, first_batch
 from tfgpt.diagnosis.speed import (
     check_measured_memory,
     check_optimal,
@@ -35,9 +35,9 @@ from tfgpt.diagnosis.speed import (
 from tfgpt.diagnosis.tpu_memory import check_tpu
 from tfgpt.model.config import DecoderConfig
 from tfgpt.training.distribution.strategy import resolve
-from tfgpt.training.objectives.base import Kind
+from tfgpt.training.objectives.base import Objective
 from tfgpt.training.peak_flops import measured_peak_flops
-from tfgpt.training.train_config import Recipe
+from tfgpt.training.train_config import TrainConfig
 from tfgpt.training.trainer_builder import assemble
 
 DATA_CHECKS = ("first batch", "tokens", "corpus")
@@ -46,7 +46,7 @@ SPEED_CHECKS = ("speed", "memory measured", "time", "compute-optimal")
 
 
 def examine(
-    recipe: Recipe,
+    recipe: TrainConfig,
     doctor: DoctorConfig,
     say: Callable[[str], None] = print,
     machine: Machine | None = None,
@@ -104,7 +104,7 @@ def examine(
     return report
 
 
-def check_room(report: Report, recipe: Recipe, config: DecoderConfig, machine: Machine) -> Finding:
+def check_room(report: Report, recipe: TrainConfig, config: DecoderConfig, machine: Machine) -> CheckResult:
     """Adds the checks of disk and memory; the last one."""
     report.add(check_disk(recipe, config))
     if recipe.strategy.strategy == "tpu":
@@ -112,7 +112,7 @@ def check_room(report: Report, recipe: Recipe, config: DecoderConfig, machine: M
     return report.add(check_memory(recipe, config, machine))
 
 
-def strategy_here(recipe: Recipe, say: Callable[[str], None]) -> tf.distribute.Strategy:
+def strategy_here(recipe: TrainConfig, say: Callable[[str], None]) -> tf.distribute.Strategy:
     """The recipe's strategy; where it asks for TPUs that are not there, one device of this machine.
 
     Raises:
@@ -129,9 +129,9 @@ def strategy_here(recipe: Recipe, say: Callable[[str], None]) -> tf.distribute.S
 
 def examine_model(
     report: Report,
-    recipe: Recipe,
+    recipe: TrainConfig,
     doctor: DoctorConfig,
-    kind: Kind,
+    kind: Objective,
     data: Any,
     batch: Batch,
     strategy: tf.distribute.Strategy,
@@ -141,12 +141,12 @@ def examine_model(
     before = 0 if machine.gpu else held_memory()
     peak_flops = measured_peak_flops(recipe.step.dtype)
 
-    def build() -> Subject:
+    def build() -> ProbeModel:
         config = recipe.decoder_config(data.tokenizer.vocabulary_size)
         tokens = affordable_tokens(config, peak_flops, doctor.overfit_steps, doctor.trial_seconds)
         assembly = assemble(at_constant_rate(recipe), data, strategy, kind)
         forward_tokens = affordable_tokens(config, peak_flops, 1, doctor.trial_seconds)
-        return Subject.build(recipe, data, strategy, assembly, batch, tokens, forward_tokens)
+        return ProbeModel.build(recipe, data, strategy, assembly, batch, tokens, forward_tokens)
 
     subject = attempted(report, "model", build)
     if subject is None:
@@ -187,11 +187,11 @@ def attempted(report: Report, check: str, function: Callable):
         raise
     except tf.errors.ResourceExhaustedError as error:
         advice = ("--accumulation_steps=… with the same --batch_size", "--rematerialize", "--dtype=mixed_bfloat16")
-        report.add(Finding(check, FAIL, f"out of memory: {first_line(error)}", advice))
+        report.add(CheckResult(check, FAIL, f"out of memory: {first_line(error)}", advice))
     except Exception as error:
         crash = write_crash_file("doctor", sys.argv[1:], error)
         where = f"; {crash} has the traceback" if crash else ""
-        report.add(Finding(check, FAIL, f"broke with {type(error).__name__}: {first_line(error)}{where}"))
+        report.add(CheckResult(check, FAIL, f"broke with {type(error).__name__}: {first_line(error)}{where}"))
         if os.environ.get("TFGPT_DEBUG", "0") not in ("", "0"):
             traceback.print_exception(error)
     return None
@@ -210,7 +210,7 @@ def this_machine(strategy: tf.distribute.Strategy) -> Machine:
     return Machine(memory, strategy.num_replicas_in_sync, gpu)
 
 
-def training_batch(recipe: Recipe, data: Any, kind: Kind) -> Batch:
+def training_batch(recipe: TrainConfig, data: Any, kind: Objective) -> Batch:
     """The run's first batch, whole."""
     feeds = kind.feeds(recipe, data, tf.distribute.get_strategy())
     return first_batch(feeds.batches(0))

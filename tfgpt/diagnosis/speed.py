@@ -10,10 +10,10 @@ from typing import Any
 
 from tfgpt.common.process_memory import forget_peak, peak_memory
 from tfgpt.diagnosis import system_memory as machines
-from tfgpt.diagnosis.check_results import FAIL, OK, WARN, Finding, counted, in_bytes, in_numbers, in_time
+from tfgpt.diagnosis.check_results import FAIL, OK, WARN, CheckResult, counted, in_bytes, in_numbers, in_time
 from tfgpt.diagnosis.data import LITTLE_REPETITION
 from tfgpt.diagnosis.memory import Machine
-from tfgpt.diagnosis.probe_model import Subject, trainer_of_shape
+from tfgpt.diagnosis.probe_model import ProbeModel, trainer_of_shape
 from tfgpt.model import presets
 from tfgpt.training.compilation import choose_compilation
 from tfgpt.training.trainer import Trainer
@@ -55,7 +55,7 @@ class Speed:
 
 
 @dataclasses.dataclass(frozen=True)
-class Work:
+class TimedWork:
     """What is timed: the run's own updates, or, where one takes too long here, updates of a part of its batch.
 
     Attributes:
@@ -73,13 +73,13 @@ class Work:
     fills_memory: bool
 
 
-def work_that_fits(subject: Subject, token_seconds: float, seconds: float) -> Work:
+def work_that_fits(subject: ProbeModel, token_seconds: float, seconds: float) -> TimedWork:
     """The run's batch, some rows of a micro-batch, or the small batch: four updates should fit into the time."""
     recipe, assembly = subject.recipe, subject.assembly
     length = recipe.batch.sequence_length
     tokens = recipe.batch.batch_size * length
     if 4 * tokens * token_seconds <= seconds:
-        return Work(assembly.trainer, assembly.batches, tokens, "", True)
+        return TimedWork(assembly.trainer, assembly.batches, tokens, "", True)
     replicas = subject.strategy.num_replicas_in_sync
     affordable = int(seconds / (4 * token_seconds * length))
     micro = recipe.batch.batch_size // recipe.step.accumulation_steps
@@ -88,13 +88,13 @@ def work_that_fits(subject: Subject, token_seconds: float, seconds: float) -> Wo
         trainer = trainer_of_shape(recipe, subject.strategy, assembly, (rows, length), recipe.step.compile)
         part = {name: array[:rows] for name, array in subject.batch.items()}
         words = f"from {counted(rows, 'row')}" + (", a micro-batch" if rows == micro else "")
-        return Work(trainer, lambda step: subject.repeated(part), rows * length, words, rows == micro)
+        return TimedWork(trainer, lambda step: subject.repeated(part), rows * length, words, rows == micro)
     rows, length = subject.small["token_ids"].shape
     words = f"from {counted(rows, 'row')} of {length} tokens"
-    return Work(subject.trainer, lambda step: subject.small_batches(), rows * length, words, False)
+    return TimedWork(subject.trainer, lambda step: subject.small_batches(), rows * length, words, False)
 
 
-def measure_speed(subject: Subject, machine: Machine, peak_flops: float, seconds: float, before_bytes: int) -> Speed:
+def measure_speed(subject: ProbeModel, machine: Machine, peak_flops: float, seconds: float, before_bytes: int) -> Speed:
     """Times the run's own updates on its own batches, compiled as the run would be.
 
     An update that would take longer than a quarter of `seconds` is timed in part and scaled up.
@@ -144,7 +144,7 @@ def last_loss(logs: dict[str, Any]) -> float:
     return float(loss[-1]) if getattr(loss, "ndim", 0) else float(loss)
 
 
-def check_speed(subject: Subject, speed: Speed, peak_flops: float) -> Finding:
+def check_speed(subject: ProbeModel, speed: Speed, peak_flops: float) -> CheckResult:
     """Tokens a second and model-FLOPs utilization (PaLM, arXiv:2204.02311, appendix B)."""
     flops = presets.training_flops_per_token(subject.config, subject.recipe.batch.sequence_length)
     utilization = flops * speed.tokens_per_second / (peak_flops * subject.strategy.num_replicas_in_sync)
@@ -164,22 +164,22 @@ def check_speed(subject: Subject, speed: Speed, peak_flops: float) -> Finding:
     if speed.words:
         line += f" ({speed.words})"
     if not math.isfinite(speed.loss):
-        return Finding(
+        return CheckResult(
             "speed",
             FAIL,
             f"{line}; but the updates of the whole batch are not finite",
             ("lower --learning_rate",),
             numbers,
         )
-    return Finding("speed", OK, line, (), numbers)
+    return CheckResult("speed", OK, line, (), numbers)
 
 
-def check_measured_memory(speed: Speed, machine: Machine, estimated: dict[str, int]) -> Finding:
+def check_measured_memory(speed: Speed, machine: Machine, estimated: dict[str, int]) -> CheckResult:
     """The most memory that the trial held, against the estimate and what is there."""
     numbers = {"peak": speed.peak_bytes, "before_model": speed.before_bytes, "estimate": estimated["total"]}
     if speed.peak_bytes is None:
         line = "a whole micro-batch takes too long here to be tried; the estimate has to do"
-        return Finding("memory measured", OK, line, (), numbers)
+        return CheckResult("memory measured", OK, line, (), numbers)
     line = f"the trial held at most {in_bytes(speed.peak_bytes)}"
     if speed.before_bytes:
         line += f" ({in_bytes(speed.before_bytes)} of it before there was a model)"
@@ -188,14 +188,14 @@ def check_measured_memory(speed: Speed, machine: Machine, estimated: dict[str, i
     # Training also copies each checkpoint, which the trial does not.
     needed = speed.peak_bytes + estimated.get("checkpoint copy", 0)
     if memory is None or needed <= memory.available:
-        return Finding("memory measured", OK, line, (), numbers)
+        return CheckResult("memory measured", OK, line, (), numbers)
     line += f"; with a checkpoint being written that is {in_bytes(needed)} of {in_bytes(memory.available)}"
     status = FAIL if speed.peak_bytes > memory.available else WARN
     advice = ("a smaller micro-batch: --accumulation_steps with the same --batch_size", "or --rematerialize")
-    return Finding("memory measured", status, line, advice, numbers)
+    return CheckResult("memory measured", status, line, advice, numbers)
 
 
-def check_time(subject: Subject, speed: Speed) -> Finding:
+def check_time(subject: ProbeModel, speed: Speed) -> CheckResult:
     """How long the configured run takes, its validations included."""
     recipe = subject.recipe
     steps = recipe.run.max_steps
@@ -225,10 +225,10 @@ def check_time(subject: Subject, speed: Speed) -> Finding:
     if updates > SLOW_RUN_DAYS * 86400:
         affordable = int(7 * 86400 / speed.seconds_per_update)
         advice.append(f"--max_steps={affordable} takes a week; a smaller --preset or a GPU makes updates shorter")
-    return Finding("time", WARN if advice else OK, line, tuple(advice), numbers)
+    return CheckResult("time", WARN if advice else OK, line, tuple(advice), numbers)
 
 
-def check_optimal(subject: Subject, speed: Speed) -> Finding:
+def check_optimal(subject: ProbeModel, speed: Speed) -> CheckResult:
     """Tokens and time of a compute-optimal run of this size, and whether the text is enough for it."""
     recipe = subject.recipe
     parameters = presets.count_parameters(subject.config)
@@ -262,4 +262,4 @@ def check_optimal(subject: Subject, speed: Speed) -> Finding:
             f"the text would be read {epochs:,.0f} times: it is enough for about "
             f"{in_numbers(numbers['parameters_for_corpus'])} parameters, read 4 times (arXiv:2305.16264)"
         )
-    return Finding("compute-optimal", OK, line, (), numbers)
+    return CheckResult("compute-optimal", OK, line, (), numbers)

@@ -1,8 +1,8 @@
 """Which pretrained model to start from: those that `convert` reads, ranked for a task, a text and a machine.
 
-No TensorFlow and no network: memory and time are computed from the published shapes (`families.FAMILIES`). What is
-ranked highest is what the scaling law of Hoffmann et al. expects most of, among the models that can be tuned and served
-in the memory there is; it knows sizes and training tokens only, not how well a text was chosen. Try two.
+No TensorFlow and no network: memory and time are computed from the published shapes (`pretrained_models.FAMILIES`).
+What is ranked highest is what the scaling law of Hoffmann et al. expects most of, among the models that can be tuned
+and served in the memory there is; it knows sizes and training tokens only, not how well a text was chosen. Try two.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tfgpt.diagnosis.memory import (
     optimizer_bytes,
     trained_parameters,
 )
-from tfgpt.diagnosis.pretrained_models import FAMILIES, OPEN_LICENCES, Pretrained
+from tfgpt.diagnosis.pretrained_models import FAMILIES, OPEN_LICENCES, PretrainedModelInfo
 from tfgpt.diagnosis.suggest_config import SuggestConfig
 from tfgpt.model import presets
 from tfgpt.model.config import DecoderConfig
@@ -86,7 +86,7 @@ class Candidate:
         loss: the scaling law's.
     """
 
-    model: Pretrained
+    model: PretrainedModelInfo
     name: str
     method: Method | None
     serving: int
@@ -101,7 +101,7 @@ class Candidate:
         return self.unfit or self.too_much
 
 
-def expected_loss(model: Pretrained) -> float:
+def expected_loss(model: PretrainedModelInfo) -> float:
     """Nats a token by the scaling law of Hoffmann et al. 2022 (arXiv 2203.15556, section 3.3), lower is better.
 
     L(N, D) = 1.69 + 406.4 / N^0.34 + 410.7 / D^0.28 of N parameters and D training tokens; where D was not published,
@@ -157,7 +157,7 @@ def days_of_a_pass(config: DecoderConfig, tokens: float, full: bool, device: str
     return operations / (SPEEDS[device] * cores) / 86_400
 
 
-def methods(model: Pretrained, config: SuggestConfig) -> Iterator[Method]:
+def methods(model: PretrainedModelInfo, config: SuggestConfig) -> Iterator[Method]:
     """The ways to tune it, best first.
 
     All weights are worth training where the text has about as many tokens as the model has parameters; with less it
@@ -176,7 +176,7 @@ def methods(model: Pretrained, config: SuggestConfig) -> Iterator[Method]:
         yield Method(*flags[method], tuning_memory(model.config, method, config.device), days)
 
 
-def candidate(model: Pretrained, config: SuggestConfig, memory: int) -> Candidate:
+def candidate(model: PretrainedModelInfo, config: SuggestConfig, memory: int) -> Candidate:
     """What the model is for this task, text and machine."""
     offered = list(methods(model, config))
     method = next((method for method in offered if method.memory <= COMFORTABLE * memory), None)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from tfgpt.diagnosis.check_results import FAIL, OK, WARN, Finding, in_bytes, in_numbers
+from tfgpt.diagnosis.check_results import FAIL, OK, WARN, CheckResult, in_bytes, in_numbers
 from tfgpt.diagnosis.memory import adapted_bytes, optimizer_bytes, trained_parameters
 from tfgpt.model import presets
 from tfgpt.model.config import DecoderConfig
-from tfgpt.training.train_config import Recipe
+from tfgpt.training.train_config import TrainConfig
 
 GIB = 1 << 30
 USABLE = {"v5e": 15.75 * GIB, "v4": 30.75 * GIB, "v6e": 31.24 * GIB, "v5p": 95.73 * GIB}
@@ -17,7 +17,7 @@ PROGRAM_BYTES = 0.4 * GIB
 """Machine code of an unrolled decoder: 0.05 to 0.4 GiB were seen."""
 
 
-def needed_bytes(recipe: Recipe, config: DecoderConfig, optimizer: str | None = None) -> dict[str, int]:
+def needed_bytes(recipe: TrainConfig, config: DecoderConfig, optimizer: str | None = None) -> dict[str, int]:
     """Bytes on each chip before any activation, by kind, and their "total".
 
     Weights and slots are exact; the update happens in place. Gradients are whole at the clipping. With accumulation
@@ -44,7 +44,7 @@ def needed_bytes(recipe: Recipe, config: DecoderConfig, optimizer: str | None = 
     return parts | {"total": sum(parts.values())}
 
 
-def check_tpu(recipe: Recipe, config: DecoderConfig) -> Finding:
+def check_tpu(recipe: TrainConfig, config: DecoderConfig) -> CheckResult:
     """Which kinds of chip hold the model, with every replica keeping a whole copy of it."""
     parts = needed_bytes(recipe, config)
     fits = [chip for chip, usable in USABLE.items() if parts["total"] <= usable]
@@ -56,14 +56,14 @@ def check_tpu(recipe: Recipe, config: DecoderConfig) -> Finding:
     chips = ", ".join(f"{chip} {in_bytes(int(usable))}" for chip, usable in USABLE.items())
     numbers = {"needed": parts, "fits": fits, "usable": USABLE}
     if len(fits) == len(USABLE):
-        return Finding("TPU", OK, f"{line}every chip has more ({chips})", numbers=numbers)
+        return CheckResult("TPU", OK, f"{line}every chip has more ({chips})", numbers=numbers)
     advice = tuple(ways_to_fit(recipe, config))
     if fits:
-        return Finding("TPU", WARN, f"{line}only {', '.join(fits)} can hold it ({chips})", advice, numbers)
-    return Finding("TPU", FAIL, f"{line}no chip has so much ({chips})", advice, numbers)
+        return CheckResult("TPU", WARN, f"{line}only {', '.join(fits)} can hold it ({chips})", advice, numbers)
+    return CheckResult("TPU", FAIL, f"{line}no chip has so much ({chips})", advice, numbers)
 
 
-def ways_to_fit(recipe: Recipe, config: DecoderConfig) -> list[str]:
+def ways_to_fit(recipe: TrainConfig, config: DecoderConfig) -> list[str]:
     """What lowers the need, with what it then is."""
     advice = []
     if recipe.step.accumulation_steps > 1:

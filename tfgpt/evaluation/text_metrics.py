@@ -22,14 +22,14 @@ import tensorflow as tf
 from tfgpt.common.errors import SettingError, UserError
 from tfgpt.common.progress import Progress
 from tfgpt.evaluation.config import EvaluateConfig
-from tfgpt.evaluation.texts import Reader, Text, provenance
+from tfgpt.evaluation.texts import EvaluationText, Reader, provenance
 from tfgpt.model.checkpoints.huggingface import load_config, load_decoder
 from tfgpt.tokenization.tokenizer import Tokenizer
 from tfgpt.training.config import OptimizerConfig, StepConfig, StrategyConfig
-from tfgpt.training.distribution.collectives import Hosts
+from tfgpt.training.distribution.collectives import HostGroup
 from tfgpt.training.distribution.startup_barrier import in_words
 from tfgpt.training.distribution.strategy import check_batch, distributed, resolve
-from tfgpt.training.losses import CausalLanguageModeling
+from tfgpt.training.losses import CausalLanguageModelingLoss
 from tfgpt.training.trainer import EVALUATION_SUMS, Trainer, evaluation_logs
 
 ROWS_OF_A_DEVICE = 8
@@ -40,7 +40,7 @@ CALLS = 100
 
 
 @dataclasses.dataclass(frozen=True)
-class Figures:
+class TextMetrics:
     """What came of one text.
 
     Attributes:
@@ -60,7 +60,7 @@ class Figures:
     accuracy: float
 
     @classmethod
-    def from_sums(cls, name: str, sums: np.ndarray) -> Figures:
+    def from_sums(cls, name: str, sums: np.ndarray) -> TextMetrics:
         """From the sums of `EVALUATION_SUMS`, float64 [6].
 
         Raises:
@@ -95,7 +95,7 @@ def evaluate(config: EvaluateConfig, devices: StrategyConfig, model: Path) -> No
         WorkerLost: a worker of the cluster is gone.
     """
     strategy = resolve(devices)
-    hosts = Hosts(strategy)
+    hosts = HostGroup(strategy)
     with hosts.watched(lambda: "start the same command on every worker again"):
         length, figures = evaluate_together(config, model, strategy, hosts)
         # Nobody leaves before all have their figures: it would look like the loss of a worker.
@@ -109,8 +109,8 @@ def evaluate(config: EvaluateConfig, devices: StrategyConfig, model: Path) -> No
 
 
 def evaluate_together(
-    config: EvaluateConfig, model: Path, strategy: tf.distribute.Strategy, hosts: Hosts
-) -> tuple[int, list[Figures]]:
+    config: EvaluateConfig, model: Path, strategy: tf.distribute.Strategy, hosts: HostGroup
+) -> tuple[int, list[TextMetrics]]:
     """The tokens of a row; the figures of each text, and of all where there are several."""
     tokenizer = Tokenizer.load(model)
     length = row_length(config, model)
@@ -123,7 +123,7 @@ def evaluate_together(
     with strategy.scope():
         trainer = Trainer(
             load_decoder(model, packed=reader.packed, dtype=config.dtype),
-            CausalLanguageModeling(),
+            CausalLanguageModelingLoss(),
             StepConfig(compile="graph", dtype=config.dtype),
             OptimizerConfig(),
             seed=0,
@@ -133,9 +133,9 @@ def evaluate_together(
     figures, total = [], np.zeros(len(EVALUATION_SUMS))
     for text in texts:
         sums = summed(trainer, text, strategy, rows, silent=not hosts.is_chief)
-        figures.append(Figures.from_sums(text.name, sums))
+        figures.append(TextMetrics.from_sums(text.name, sums))
         total += sums
-    return length, [*figures, Figures.from_sums("all", total)] if len(figures) > 1 else figures
+    return length, [*figures, TextMetrics.from_sums("all", total)] if len(figures) > 1 else figures
 
 
 def row_length(config: EvaluateConfig, model: Path) -> int:
@@ -152,7 +152,7 @@ def row_length(config: EvaluateConfig, model: Path) -> int:
     return length
 
 
-def check_same_text(texts: Sequence[Text], hosts: Hosts) -> None:
+def check_same_text(texts: Sequence[EvaluationText], hosts: HostGroup) -> None:
     """Refuses a cluster whose workers see different text.
 
     Raises:
@@ -164,7 +164,9 @@ def check_same_text(texts: Sequence[Text], hosts: Hosts) -> None:
         raise UserError(f"--text: {in_words(hosts.cluster, differing.tolist())} has other text than the chief")
 
 
-def summed(trainer: Trainer, text: Text, strategy: tf.distribute.Strategy, rows: int, silent: bool) -> np.ndarray:
+def summed(
+    trainer: Trainer, text: EvaluationText, strategy: tf.distribute.Strategy, rows: int, silent: bool
+) -> np.ndarray:
     """The sums of `EVALUATION_SUMS` over a text, float64 [6]."""
     batches = text.steps(rows)
     feed = iter(distributed(strategy, functools.partial(text.batches, batch_size=rows)))
@@ -177,7 +179,7 @@ def summed(trainer: Trainer, text: Text, strategy: tf.distribute.Strategy, rows:
     return sums
 
 
-def table(figures: Sequence[Figures]) -> list[str]:
+def table(figures: Sequence[TextMetrics]) -> list[str]:
     """The lines of a table, one for each text."""
     heading = ("text", "tokens", "bytes", "nats/token", "perplexity", "bits/byte", "accuracy")
     rows = [heading]

@@ -15,11 +15,11 @@ from tfgpt.common.atomic_files import read_json
 from tfgpt.common.errors import UserError
 from tfgpt.corpus.build import build_documents
 from tfgpt.corpus.config import CorpusConfig
-from tfgpt.corpus.document_shards import DocumentSet
+from tfgpt.corpus.document_shards import DocumentShards
 from tfgpt.evaluation.config import EvaluateConfig
 from tfgpt.pipeline.batches import validation_batches, validation_steps
 from tfgpt.pipeline.chat_batches import ChatRows, chat_validation_batches, chat_validation_steps, packings
-from tfgpt.pipeline.chat_shards import Conversations
+from tfgpt.pipeline.chat_shards import ChatShards
 from tfgpt.pipeline.prepare import prepared_shards
 from tfgpt.pipeline.prepare_chat import in_words, prepared_side, spec_of_source
 from tfgpt.pipeline.token_shards import DamagedShards, TokenShards
@@ -30,7 +30,7 @@ HELD_OUT = "held out by the run"
 
 
 @dataclasses.dataclass(frozen=True)
-class Text:
+class EvaluationText:
     """One text, ready to be predicted.
 
     Attributes:
@@ -80,7 +80,7 @@ class Reader:
         self.chat = config.objective == "chat" or (config.objective == "auto" and self.trained != "pretrain")
         self.packed = self.chat or bool(self.flags.get("document_masking", False))
 
-    def texts(self) -> list[Text]:
+    def texts(self) -> list[EvaluationText]:
         """The texts of the settings, encoded unless they are in the cache.
 
         Raises:
@@ -98,8 +98,12 @@ class Reader:
         return CorpusConfig.from_dict({**settings, **options, **given})
 
     def encoded(
-        self, name: str, corpus: CorpusConfig, side: str, check: Callable[[DocumentSet], None] = lambda documents: None
-    ) -> Text:
+        self,
+        name: str,
+        corpus: CorpusConfig,
+        side: str,
+        check: Callable[[DocumentShards], None] = lambda documents: None,
+    ) -> EvaluationText:
         """One side of a corpus; the cache's when it is there."""
         documents = build_documents(corpus, "text" if self.config.text else "train_text")
         check(documents)
@@ -111,7 +115,7 @@ class Reader:
         sources = spec_of_source(corpus, specs)
         return self.of_conversations(name, prepared_side(documents, side, self.tokenizer, cache, sources, options, say))
 
-    def held_out(self) -> Text:
+    def held_out(self) -> EvaluationText:
         """What the model's run held out: the very tokens where they still are, else made again from their sources.
 
         Raises:
@@ -127,7 +131,7 @@ class Reader:
         if found is not None:
             return found
 
-        def check(documents: DocumentSet) -> None:
+        def check(documents: DocumentShards) -> None:
             if documents.fingerprint != data.get("documents", {}).get("fingerprint"):
                 raise UserError("it, or how it is read, has changed since")
 
@@ -138,24 +142,24 @@ class Reader:
                 f"--text: is needed, the text that the run held out cannot be made again: {error}"
             ) from error
 
-    def in_the_cache(self, wanted: dict[str, Any]) -> Text | None:
+    def in_the_cache(self, wanted: dict[str, Any]) -> EvaluationText | None:
         """The tokens that the run itself was judged by, if they are where they were."""
         try:
             opened = open_held_out(wanted, self.tokenizer)
         except DamagedShards as error:
             say(f"held out: {str(error).split(';')[0]}; making it again from its text")
             return None
-        if isinstance(opened, Conversations):
+        if isinstance(opened, ChatShards):
             as_wanted = self.chat and self.length == self.flags.get("sequence_length")
             return self.of_conversations(HELD_OUT, opened) if as_wanted else None
         return None if opened is None or self.chat else self.of_shards(HELD_OUT, opened)
 
-    def of_shards(self, name: str, shards: TokenShards) -> Text:
+    def of_shards(self, name: str, shards: TokenShards) -> EvaluationText:
         """Documents, one behind the other."""
         make = functools.partial(validation_batches, shards, sequence_length=self.length, document_masking=self.packed)
-        return Text(name, shards.fingerprint, make, functools.partial(validation_steps, shards, self.length))
+        return EvaluationText(name, shards.fingerprint, make, functools.partial(validation_steps, shards, self.length))
 
-    def of_conversations(self, name: str, conversations: Conversations) -> Text:
+    def of_conversations(self, name: str, conversations: ChatShards) -> EvaluationText:
         """Conversations, packed in rows."""
         [packing] = packings(conversations, self.length, by_source=False)
         if not len(packing):
@@ -164,4 +168,4 @@ class Reader:
             raise UserError(f"--text: {name} has no conversation in which an assistant says something: {words}")
         rows = ChatRows(conversations, self.length, self.tokenizer.padding_id)
         make = functools.partial(chat_validation_batches, rows, packing)
-        return Text(name, conversations.fingerprint, make, functools.partial(chat_validation_steps, packing))
+        return EvaluationText(name, conversations.fingerprint, make, functools.partial(chat_validation_steps, packing))

@@ -54,8 +54,8 @@ class Steps(NamedTuple):
     cache: Cache
 
 
-class DecodingFunctions:
-    """What decoding consists of, as functions of tensors: to be traced alone (`CachedDecoding`) or inside other graphs.
+class DecodeFunctions:
+    """The steps of decoding as functions of tensors, traced alone (`CompiledDecodeFunctions`) or inside other graphs.
 
     Args:
         decoder: the model; its weights are read anew at each call.
@@ -211,15 +211,15 @@ class DecodingFunctions:
         return self.decoder.logits(hidden[:, 0]), cache
 
 
-class CachedDecoding:
-    """A decoder's graphs for generation: the functions of `DecodingFunctions`, each traced once.
+class CompiledDecodeFunctions:
+    """A decoder's graphs for generation: the functions of `DecodeFunctions`, each traced once.
 
     Args:
-        decoder, stop_tokens: as `DecodingFunctions`'.
+        decoder, stop_tokens: as `DecodeFunctions`'.
     """
 
     def __init__(self, decoder: Decoder, stop_tokens: tuple[int, ...]):
-        functions = DecodingFunctions(decoder, stop_tokens)
+        functions = DecodeFunctions(decoder, stop_tokens)
         cache = cache_specs(decoder)
         self.prefill = graph(functions.prefill, INTEGER_TABLE, INTEGERS)
         self.take_rows = graph(functions.take_rows, cache, INTEGERS)

@@ -7,7 +7,7 @@ import copy
 from collections.abc import Sequence
 
 
-class TextStream:
+class StreamingDetokenizer:
     """Puts the bytes of one text's tokens together and gives out text as soon as it is sure.
 
     Bytes that may be the first part of a character or of a stop string are held back. The pieces given out,
@@ -45,7 +45,7 @@ class TextStream:
         text, self._held = self._held[:sure], self._held[sure:]
         return self._decoder.decode(text)
 
-    def extended(self, token: bytes) -> TextStream:
+    def extended(self, token: bytes) -> StreamingDetokenizer:
         """The stream of a text that goes on with this token; this one stays as it is."""
         other = copy.copy(self)
         other._decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -80,5 +80,5 @@ class TextStream:
 
 def text_of(tokens: Sequence[bytes], stop: Sequence[str] = ()) -> str:
     """The whole text of tokens given as bytes, cut before the stop string that is complete first."""
-    stream = TextStream(stop)
+    stream = StreamingDetokenizer(stop)
     return "".join([*(stream.add(token) for token in tokens), stream.end()])

@@ -1,6 +1,6 @@
 """`Generator`: prompts in, texts out. Many rows at a time, each with its own settings, its own end and its own text.
 
-The graphs are in `decoding.py`; here is what happens between them: which rows go on, what their text is, whether a
+The graphs are in `decode_steps.py`; here is what happens between them: which rows go on, what their text is, whether a
 stop string has come up. When a row's context is full, the model goes on with the last half of it (the pass over that
 half is run again), so a text can be longer than the model's context. Beam search does not go beyond the context.
 """
@@ -17,9 +17,9 @@ import tensorflow as tf
 from tfgpt.common.errors import UserError
 from tfgpt.generation.beam_search import BeamSearch, Finished
 from tfgpt.generation.config import SamplingConfig
-from tfgpt.generation.decode_steps import CachedDecoding, choose, padded_left, window_start
-from tfgpt.generation.detokenizer import TextStream, text_of
-from tfgpt.generation.kernel_layout import lay_out_for_decoding
+from tfgpt.generation.decode_steps import CompiledDecodeFunctions, choose, padded_left, window_start
+from tfgpt.generation.detokenizer import StreamingDetokenizer, text_of
+from tfgpt.generation.kernel_layout import transpose_kernels_for_decoding
 from tfgpt.generation.prompts import check_lengths, encode_prompt
 from tfgpt.generation.sampling import SamplingParameters
 from tfgpt.model.decoder import Decoder
@@ -53,14 +53,14 @@ class Completion:
 
 
 @dataclasses.dataclass(frozen=True)
-class Piece:
+class TextChunk:
     """A part of a text being written; the last one has the finished `completion`, whose text is all pieces joined."""
 
     text: str
     completion: Completion | None = None
 
 
-class Row:
+class SequenceInProgress:
     """One text being written.
 
     Args:
@@ -73,7 +73,7 @@ class Row:
         self.prompt, self.config, self.sample = prompt, config, sample
         self.ids = prompt.tolist()
         self.log_probability = 0.0
-        self.stream = TextStream(config.stop)
+        self.stream = StreamingDetokenizer(config.stop)
         self.pieces: list[str] = []
         self.finish_reason: str | None = None
 
@@ -107,9 +107,9 @@ class Row:
         return Completion("".join(self.pieces), tokens, reason, self.log_probability, stop_token)
 
 
-def in_batches(rows: list[Row], batch_size: int) -> Iterator[list[Row]]:
+def in_batches(rows: list[SequenceInProgress], batch_size: int) -> Iterator[list[SequenceInProgress]]:
     """Rows, shortest prompt first, in lists of at most `batch_size` rows and about PROMPT_TOKENS padded tokens."""
-    batch: list[Row] = []
+    batch: list[SequenceInProgress] = []
     for row in rows:
         if batch and (len(batch) >= batch_size or (len(batch) + 1) * len(row.prompt) > PROMPT_TOKENS):
             yield batch
@@ -140,7 +140,7 @@ class Generator:
         # A model may have more rows of logits than its tokenizer has ids; such ids have no bytes.
         unused = decoder.config.vocabulary_size - tokenizer.vocabulary_size
         self.token_bytes = [*tokenizer.token_bytes(), *[b""] * unused]
-        self.decoding = CachedDecoding(decoder, self.stop_tokens)
+        self.decoding = CompiledDecodeFunctions(decoder, self.stop_tokens)
 
     @classmethod
     def load(cls, directory: str | os.PathLike, dtype: str | None = None) -> Generator:
@@ -155,7 +155,7 @@ class Generator:
         """
         from tfgpt.model.checkpoints.huggingface import load_decoder, load_stop_ids
 
-        decoder = lay_out_for_decoding(load_decoder(directory, dtype=dtype))
+        decoder = transpose_kernels_for_decoding(load_decoder(directory, dtype=dtype))
         return cls(decoder, Tokenizer.load(directory), load_stop_ids(directory))
 
     def generate(
@@ -190,12 +190,12 @@ class Generator:
         ]
         check_lengths(encoded, self.context)
         found: list[list[Completion]] = [[] for _ in prompts]
-        rows: list[tuple[int, Row]] = []
+        rows: list[tuple[int, SequenceInProgress]] = []
         for number, (prompt, config) in enumerate(zip(encoded, configs)):
             if config.num_beams > 1:
                 found[number] = self._beam_search(prompt, config)
             else:
-                rows += [(number, Row(prompt, config, sample)) for sample in range(config.num_samples)]
+                rows += [(number, SequenceInProgress(prompt, config, sample)) for sample in range(config.num_samples)]
         # Rows of like length together need little padding.
         by_length = sorted((row for _, row in rows), key=lambda row: len(row.prompt))
         for batch in in_batches(by_length, batch_size):
@@ -207,7 +207,7 @@ class Generator:
 
     def stream(
         self, prompt: str | np.ndarray, sampling: SamplingConfig, *, steps: int | None = None
-    ) -> Iterator[Piece]:
+    ) -> Iterator[TextChunk]:
         """One text as it is written, in whole characters.
 
         Args:
@@ -222,24 +222,24 @@ class Generator:
             raise UserError(f"--num_samples: {sampling.num_samples} texts cannot be streamed at once; stream one")
         if sampling.num_beams > 1:
             [[completion]] = self.generate([prompt], sampling)
-            yield Piece(completion.text, completion)
+            yield TextChunk(completion.text, completion)
             return
         ids = encode_prompt(self.tokenizer, prompt, sampling.add_end_of_text)
         check_lengths([ids], self.context)
-        row = Row(ids, sampling, 0)
+        row = SequenceInProgress(ids, sampling, 0)
         given = 0
         for _ in self._write([row], steps or STREAMING_STEPS):
             text, given = "".join(row.pieces[given:]), len(row.pieces)
             if row.finish_reason is not None:
-                yield Piece(text, row.completion(self.stop_tokens))
+                yield TextChunk(text, row.completion(self.stop_tokens))
             elif text:
-                yield Piece(text)
+                yield TextChunk(text)
 
-    def _write(self, rows: list[Row], steps: int | None) -> Iterator[None]:
+    def _write(self, rows: list[SequenceInProgress], steps: int | None) -> Iterator[None]:
         """Writes all rows to their ends; comes back after each look at the text."""
         steps = steps or (STREAMING_STEPS if any(row.config.stop for row in rows) else SILENT_STEPS)
         while rows:
-            batch = Batch(self, rows)
+            batch = DecodeBatch(self, rows)
             yield
             while batch.drop_finished() and batch.room() > 0:
                 batch.advance(min(steps, batch.room()))
@@ -254,13 +254,13 @@ class Generator:
                 f"model's {self.context}, and beams cannot go beyond; at most {self.context - len(prompt)}"
             )
 
-        def extend(stream: TextStream, token: int) -> tuple[TextStream, bool]:
+        def extend(stream: StreamingDetokenizer, token: int) -> tuple[StreamingDetokenizer, bool]:
             if config.stop:
                 stream = stream.extended(self.token_bytes[token])
             return stream, token in self.stop_tokens or stream.stopped
 
         beams = BeamSearch(
-            config.num_beams, config.max_new_tokens, config.length_penalty, extend, TextStream(config.stop)
+            config.num_beams, config.max_new_tokens, config.length_penalty, extend, StreamingDetokenizer(config.stop)
         )
         logits, cache = self.decoding.prefill(prompt[None], [len(prompt)])
         past, cache = self.decoding.as_past(cache), self.decoder.empty_cache(config.num_beams, 0)
@@ -295,7 +295,7 @@ class Generator:
         return seen
 
 
-class Batch:
+class DecodeBatch:
     """Rows that share a cache, from the pass over what they have until one of them has filled its context.
 
     Args:
@@ -303,7 +303,7 @@ class Batch:
         rows: the unfinished rows; each receives its next token at once.
     """
 
-    def __init__(self, generator: Generator, rows: list[Row]):
+    def __init__(self, generator: Generator, rows: list[SequenceInProgress]):
         self.generator, self.decoding, self.rows = generator, generator.decoding, rows
         windows = [row.window(generator.context) for row in rows]
         # Samples of one prompt start from one row of the prompt pass.

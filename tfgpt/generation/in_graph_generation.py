@@ -1,4 +1,4 @@
-"""Whole texts inside one graph: what `engine.Generator` does between its graphs, as TensorFlow operations.
+"""Whole texts inside one graph: what `generator.Generator` does between its graphs, as TensorFlow operations.
 
 For SavedModels, where no Python runs: the same prompt pass, the same steps, the same windows, so the same tokens as
 `Generator`'s. A text is written in blocks of steps; between blocks the rows that have ended leave the batch, and rows
@@ -12,14 +12,14 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from tfgpt.generation.decode_steps import Cache, DecodingFunctions, cache_specs, slots_of, window_start
+from tfgpt.generation.decode_steps import Cache, DecodeFunctions, cache_specs, slots_of, window_start
 from tfgpt.generation.sampling import SamplingParameters, choose, seen_tokens
 
 # Steps between looks at which rows have ended.
 BLOCK_STEPS = 32
 
 
-class Written(NamedTuple):
+class GenerateOutput(NamedTuple):
     """Texts behind their prompts.
 
     Attributes:
@@ -40,9 +40,9 @@ class State(NamedTuple):
 
     Attributes:
         ids: [batch, length] int32, prompts and what was written behind each, zeros behind that.
-        counts, stopped, log_probabilities: as `Written`'s, but a stop token counts.
+        counts, stopped, log_probabilities: as `GenerateOutput`'s, but a stop token counts.
         rows: [live] int32, the rows that go on.
-        padding: [live] int32, as `DecodingFunctions.steps`'.
+        padding: [live] int32, as `DecodeFunctions.steps`'.
         cache: of the live rows, up to the token before their last one; no slots before the first block.
     """
 
@@ -55,13 +55,13 @@ class State(NamedTuple):
     cache: Cache
 
 
-def write(
-    decoding: DecodingFunctions,
+def generate(
+    decoding: DecodeFunctions,
     ids: tf.Tensor,
     lengths: tf.Tensor,
     max_new_tokens: tf.Tensor,
     parameters: SamplingParameters,
-) -> Written:
+) -> GenerateOutput:
     """Writes a text behind each prompt.
 
     Args:
@@ -118,12 +118,12 @@ def write(
     counts = state.counts - tf.cast(state.stopped, tf.int32)
     places = tf.minimum(lengths[:, None] + tf.range(longest), tf.shape(state.ids)[1] - 1)
     tokens = tf.gather(state.ids, places, batch_dims=1)
-    return Written(
+    return GenerateOutput(
         tf.where(tf.sequence_mask(counts, longest), tokens, 0), counts, state.stopped, state.log_probabilities
     )
 
 
-def _shapes(decoding: DecodingFunctions) -> State:
+def _shapes(decoding: DecodeFunctions) -> State:
     """The shapes that a block may change, as `tf.while_loop` wants them."""
     rows = tf.TensorShape([None])
     cache = [(key.shape, value.shape) for key, value in cache_specs(decoding.decoder)]
@@ -150,7 +150,7 @@ def _seen(ids: tf.Tensor, present: tf.Tensor, sampling: SamplingParameters, voca
 
 def _absorbed(
     state: State,
-    decoding: DecodingFunctions,
+    decoding: DecodeFunctions,
     tokens: tf.Tensor,
     log_probabilities: tf.Tensor,
     cache: Cache,

@@ -6,7 +6,7 @@ from tfgpt.model.decoder import Decoder
 from tfgpt.model.lora import projections
 
 
-def lay_out_for_decoding(decoder: Decoder) -> Decoder:
+def transpose_kernels_for_decoding(decoder: Decoder) -> Decoder:
     """Turns bfloat16 kernels into the layout that a few rows are multiplied with fastest, one kernel at a time.
 
     Such a decoder cannot be trained or saved any more.

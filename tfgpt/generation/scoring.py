@@ -1,6 +1,6 @@
 """What a model makes of given texts, inside a graph: their log-likelihood and their embedding.
 
-A text longer than the context is read in the windows in which it would have been written (`decoding.window_start`),
+A text longer than the context is read in the windows in which it would have been written (`decode_steps.window_start`),
 so its log-likelihood is the sum of the log probabilities that generation gives for the same tokens.
 """
 
@@ -10,14 +10,14 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from tfgpt.generation.decode_steps import DecodingFunctions, window_start
+from tfgpt.generation.decode_steps import DecodeFunctions, window_start
 
 # Positions whose logits are held at a time: 64 of 8 rows with 50,000 tokens take 100 MB.
 LOGIT_POSITIONS = 64
 
 
 def log_likelihood(
-    decoding: DecodingFunctions, ids: tf.Tensor, lengths: tf.Tensor, counted: tf.Tensor | None = None
+    decoding: DecodeFunctions, ids: tf.Tensor, lengths: tf.Tensor, counted: tf.Tensor | None = None
 ) -> tf.Tensor:
     """The natural log probability of each row's tokens behind its first one: [batch] float32.
 
@@ -50,7 +50,7 @@ def log_likelihood(
     return _sum_over_windows(decoding, ids, lengths, of_window, [])
 
 
-def embedding(decoding: DecodingFunctions, ids: tf.Tensor, lengths: tf.Tensor) -> tf.Tensor:
+def embedding(decoding: DecodeFunctions, ids: tf.Tensor, lengths: tf.Tensor) -> tf.Tensor:
     """The mean of the last hidden states (after the final norm) of each row's tokens: [batch, hidden_dim] float32.
 
     The first token, which stands before the text, counts only where there is no other.
@@ -68,7 +68,7 @@ def embedding(decoding: DecodingFunctions, ids: tf.Tensor, lengths: tf.Tensor) -
 
 
 def _sum_over_windows(
-    decoding: DecodingFunctions,
+    decoding: DecodeFunctions,
     ids: tf.Tensor,
     lengths: tf.Tensor,
     of_window: Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor],

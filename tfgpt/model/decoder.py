@@ -13,7 +13,13 @@ from tfgpt.model.attention import SelfAttention
 from tfgpt.model.config import DecoderConfig
 from tfgpt.model.dropout import current_dropout_seed, dropout_seed
 from tfgpt.model.layers import MLP, DecoderLayer, Dropout, Embedding, Normalization, OutputHead, SoftCap, soft_cap
-from tfgpt.model.position_embeddings import AttentionMask, PositionEmbedding, Rotation, cache_mask, checked_length
+from tfgpt.model.position_embeddings import (
+    AttentionMask,
+    PositionEmbedding,
+    RotaryEmbedding,
+    cache_mask,
+    checked_length,
+)
 
 Cache = list[tuple[tf.Tensor, tf.Tensor]]
 
@@ -21,7 +27,7 @@ DROPOUTS_PER_BLOCK = 3
 
 
 @keras.saving.register_keras_serializable(package="tfgpt")
-class Block(DecoderLayer):
+class TransformerBlock(DecoderLayer):
     """Pre-normalized transformer block: x + attention(norm(x)), then x + mlp(norm(x)).
 
     Args:
@@ -222,7 +228,7 @@ class Decoder(keras.Model):
                 dtype=policy,
             )
         else:
-            rotation_layer = Rotation(
+            rotation_layer = RotaryEmbedding(
                 config.head_dim,
                 config.rope_max_wavelength,
                 config.attention_scale,
@@ -243,7 +249,10 @@ class Decoder(keras.Model):
         if config.embedding_normalization:
             embedding_norm = normalization(config, "embedding_norm", policy)
         embedding_dropout = Dropout(config.dropout, 0, name="embedding_dropout", dtype=policy)
-        blocks = [Block(config, number, name=f"block_{number}", dtype=policy) for number in range(config.num_layers)]
+        blocks = [
+            TransformerBlock(config, number, name=f"block_{number}", dtype=policy)
+            for number in range(config.num_layers)
+        ]
         final_norm = normalization(config, "final_norm", policy, config.final_norm_initial_scale)
         if not config.tie_embeddings:
             head = OutputHead(config.vocabulary_size, config.head_initializer_range, name="head", dtype=policy)

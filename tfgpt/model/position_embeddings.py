@@ -134,7 +134,7 @@ def checked_length(inputs: Any, max_sequence_length: int) -> Any:
 
 
 @keras.saving.register_keras_serializable(package="tfgpt")
-class Rotation(DecoderLayer):
+class RotaryEmbedding(DecoderLayer):
     """RoPE's tables, made once a step for all blocks; the square root of the attention scale is in them.
 
     Args:

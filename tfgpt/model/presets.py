@@ -292,11 +292,11 @@ def preset_table(batch_size: int = 8) -> str:
         memory = training_memory(config, batch_size=batch_size, sequence_length=length, mixed=True, logit_chunks=8)
         row = [name, f"{config.num_layers} × {config.hidden_dim}"]
         row += [f"{config.num_query_heads} ({config.num_key_value_heads})", f"{config.vocabulary_size:,}"]
-        row += [in_words(count_parameters(config)), f"{length} tokens: {memory['total'] / 2**30:.1f} GiB"]
+        row += [describe_model(count_parameters(config)), f"{length} tokens: {memory['total'] / 2**30:.1f} GiB"]
         rows.append([*row, f"{training_flops_per_token(config, length) / 1e9:.3g}"])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def in_words(parameters: int) -> str:
+def describe_model(parameters: int) -> str:
     """124439808 → "124.4M"."""
     return f"{parameters / 1e9:.2f}B" if parameters >= 1e9 else f"{parameters / 1e6:.1f}M"

@@ -86,10 +86,10 @@ def training_batches(
             f"needs ({sequence_length + 1}): {shards.origin}; give more text or set --sequence_length to at most "
             f"{max(targets, 1)}"
         )
-    order = EpochOrder(targets, sequence_length, seed)
+    order = EpochShuffle(targets, sequence_length, seed)
     steps = steps_of_block(rows, sequence_length)
     in_block = numbers_in_block(steps, batch_size, rows, shard_index)
-    make = Rows(shards, sequence_length, document_masking, circular=True)
+    make = BatchReader(shards, sequence_length, document_masking, circular=True)
 
     def block(step: tf.Tensor) -> dict[str, tf.Tensor]:
         number = step * batch_size + in_block
@@ -121,7 +121,7 @@ def validation_batches(
     rows = rows_of_host(batch_size, num_shards, shard_index, parts)
     batches = validation_steps(shards, sequence_length, batch_size)
     steps = min(steps_of_block(rows, sequence_length), batches)
-    make = Rows(shards, sequence_length, document_masking, circular=False)
+    make = BatchReader(shards, sequence_length, document_masking, circular=False)
 
     in_block = numbers_in_block(steps, batch_size, rows, shard_index)
 
@@ -145,7 +145,7 @@ def validation_steps(shards: TokenShards, sequence_length: int, batch_size: int)
     return -(-targets // (sequence_length * batch_size))
 
 
-class EpochOrder:
+class EpochShuffle:
     """Which window each row gets: an offset and a permutation for every epoch.
 
     Args:
@@ -198,7 +198,7 @@ class EpochOrder:
         return np.argsort(np.frombuffer(digest, "<u8"), kind="stable")
 
 
-class Rows:
+class BatchReader:
     """Reads windows and turns them into the tensors of a batch.
 
     Args:

@@ -19,8 +19,8 @@ import tensorflow as tf
 
 from tfgpt.common.errors import UserError
 from tfgpt.pipeline.augmentation import Augmentation
-from tfgpt.pipeline.batches import Rows, endless, numbers_in_block, once, rows_of_host, steps_of_block
-from tfgpt.pipeline.chat_shards import Conversations, trimmed
+from tfgpt.pipeline.batches import BatchReader, endless, numbers_in_block, once, rows_of_host, steps_of_block
+from tfgpt.pipeline.chat_shards import ChatShards, trimmed
 from tfgpt.pipeline.mixture import Mixture
 from tfgpt.pipeline.packing import Packing
 from tfgpt.tokenization.chat_template import encode_messages
@@ -32,7 +32,7 @@ ROOM = 8
 
 
 def packings(
-    conversations: Conversations, length: int, by_source: bool, augmentation: Augmentation | None = None
+    conversations: ChatShards, length: int, by_source: bool, augmentation: Augmentation | None = None
 ) -> list[Packing]:
     """The rows of all parts together, or of each source (in the order of `source_names`; one may have no row)."""
     lengths = np.asarray(conversations.lengths)
@@ -47,7 +47,7 @@ def packings(
     return packed
 
 
-class ChatRows(Rows):
+class ChatRows(BatchReader):
     """Fills rows with parts of conversations.
 
     Args:
@@ -60,7 +60,7 @@ class ChatRows(Rows):
 
     def __init__(
         self,
-        conversations: Conversations,
+        conversations: ChatShards,
         sequence_length: int,
         padding_id: int,
         augmentation: Augmentation | None = None,

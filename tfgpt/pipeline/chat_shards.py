@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from tfgpt.common.atomic_files import directory_written_beside, read_json, sha256_of_file, sha256_of_json, write_json
+from tfgpt.common.atomic_files import atomic_directory, read_json, sha256_of_file, sha256_of_json, write_json
 from tfgpt.common.errors import UserError
 from tfgpt.common.progress import Progress
 from tfgpt.pipeline.token_shards import DamagedShards
@@ -38,7 +38,7 @@ Tools = Sequence[Mapping[str, Any]] | None
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
+class ChatExample:
     """What goes into a row together.
 
     Attributes:
@@ -77,7 +77,7 @@ def exchanges(messages: Messages) -> tuple[list[Mapping[str, Any]], list[list[Ma
     return system, runs
 
 
-class Cutter:
+class ConversationSplitter:
     """Encodes conversations in parts.
 
     Args:
@@ -93,20 +93,20 @@ class Cutter:
         self.tokenizer, self.length, self.repeat_system = tokenizer, length, repeat_system
         self.counts: collections.Counter[str] = collections.Counter()
 
-    def parts(self, messages: Messages, tools: Tools = None) -> Iterator[Part]:
+    def parts(self, messages: Messages, tools: Tools = None) -> Iterator[ChatExample]:
         """The parts of a conversation, in order."""
         try:
             ids, weights = encode_messages(self.tokenizer, messages, tools=tools)
             whole = trimmed(ids, weights, len(ids))
             if len(whole[0]) <= self.length + 1:
-                yield from self.useful(Part(*whole, messages, tools))
+                yield from self.useful(ChatExample(*whole, messages, tools))
                 return
             self.counts["cut"] += 1
             yield from self.cut(messages, tools)
         except UserError as error:
             self.counts[f"dropped: {error}"] += 1
 
-    def cut(self, messages: Messages, tools: Tools = None) -> Iterator[Part]:
+    def cut(self, messages: Messages, tools: Tools = None) -> Iterator[ChatExample]:
         """As many exchanges in each part as fit."""
         system, runs = exchanges(messages)
         first = 0
@@ -116,12 +116,12 @@ class Cutter:
             while last < len(runs):
                 said = [*system, *(message for run in runs[first : last + 1] for message in run)]
                 ids, weights = encode_messages(self.tokenizer, said, tools=tools)
-                longer = Part(*trimmed(ids, weights, len(ids)), said, tools)
+                longer = ChatExample(*trimmed(ids, weights, len(ids)), said, tools)
                 if len(longer.ids) > self.length + 1:
                     break
                 part, last = longer, last + 1
             if part is None:
-                part = Part(*trimmed(ids, weights, self.length), said, tools)
+                part = ChatExample(*trimmed(ids, weights, self.length), said, tools)
                 last = first + 1
                 if len(part.ids):
                     self.counts["shortened"] += 1
@@ -130,7 +130,7 @@ class Cutter:
             if not self.repeat_system:
                 system, tools = [], None
 
-    def useful(self, part: Part) -> Iterator[Part]:
+    def useful(self, part: ChatExample) -> Iterator[ChatExample]:
         """The part, unless nothing in it is learned."""
         if len(part.ids):
             yield part
@@ -138,7 +138,7 @@ class Cutter:
             self.counts["dropped: nothing of the assistant's"] += 1
 
 
-class Conversations:
+class ChatShards:
     """An opened directory of conversations.
 
     Attributes:
@@ -169,7 +169,7 @@ class Conversations:
         return len(self.lengths)
 
     @classmethod
-    def open(cls, directory: Path) -> Conversations:
+    def open(cls, directory: Path) -> ChatShards:
         """Opens a directory after checking it.
 
         Raises:
@@ -222,7 +222,7 @@ def write_conversations(
     sources: Mapping[str, str],
     num_documents: int | None = None,
     title: str = "encoding",
-) -> Conversations:
+) -> ChatShards:
     """Encodes documents and writes them.
 
     Args:
@@ -230,7 +230,7 @@ def write_conversations(
         tokenizer: with its chat template.
         directory: appears when it is complete.
         length: T, tokens of a row.
-        repeat_system: as `Cutter`'s.
+        repeat_system: as `ConversationSplitter`'s.
         sources: a document's source → what the user wrote.
         num_documents: for the progress bar.
         title: heads it.
@@ -238,13 +238,13 @@ def write_conversations(
     Raises:
         UserError: a document that is no conversation; the line names its source.
     """
-    cutter = Cutter(tokenizer, length, repeat_system)
+    cutter = ConversationSplitter(tokenizer, length, repeat_system)
     dtype = np.dtype("uint16" if tokenizer.vocabulary_size <= 1 << 16 else "uint32")
     names = list(dict.fromkeys(sources.values()))
     numbers = {name: number for number, name in enumerate(names)}
     offsets, lines, learned, of_source = [0], [0], list[int](), list[int]()
     conversations = 0
-    with directory_written_beside(directory) as temporary:
+    with atomic_directory(directory) as temporary:
         with (
             open(temporary / "tokens.bin", "wb") as tokens,
             open(temporary / "weights.bin", "wb") as weights,
@@ -286,4 +286,4 @@ def write_conversations(
             "sha256": {name: sha256_of_file(temporary / name) for name in FILES},
         }
         write_json(temporary / "manifest.json", manifest)
-    return Conversations.open(directory)
+    return ChatShards.open(directory)

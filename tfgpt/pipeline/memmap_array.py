@@ -12,7 +12,7 @@ import numpy as np
 MAPS_OPEN = 256
 
 
-class MappedStream:
+class MemmapArray:
     """The concatenation of raw little-endian files, read as if it were one array of `len(stream)` numbers.
 
     The stream is a circle for windows: behind its last number comes its second one. (Both the first and the last

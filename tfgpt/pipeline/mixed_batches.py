@@ -9,12 +9,12 @@ import numpy as np
 import tensorflow as tf
 
 from tfgpt.common.errors import UserError
-from tfgpt.pipeline.batches import EpochOrder, Rows, endless, numbers_in_block, rows_of_host, steps_of_block
+from tfgpt.pipeline.batches import BatchReader, EpochShuffle, endless, numbers_in_block, rows_of_host, steps_of_block
 from tfgpt.pipeline.mixture import Mixture
 from tfgpt.pipeline.token_shards import TokenShards
 
 
-class MixedRows(Rows):
+class MixedRows(BatchReader):
     """Reads windows of several sources into one batch.
 
     Args:
@@ -30,8 +30,10 @@ class MixedRows(Rows):
     ):
         super().__init__(sources[0], sequence_length, document_masking, circular=True)
         self.mixture = mixture
-        self.readers = [Rows(shards, sequence_length, document_masking, circular=True) for shards in sources]
-        self.orders = [EpochOrder(shards.num_tokens - 1, sequence_length, seed + n) for n, shards in enumerate(sources)]
+        self.readers = [BatchReader(shards, sequence_length, document_masking, circular=True) for shards in sources]
+        self.orders = [
+            EpochShuffle(shards.num_tokens - 1, sequence_length, seed + n) for n, shards in enumerate(sources)
+        ]
 
     def read(self, starts: np.ndarray) -> list[np.ndarray]:
         """The arrays named in `types` for rows with these running numbers [n], each [n, T]."""

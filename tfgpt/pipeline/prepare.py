@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tfgpt.common.atomic_files import (
-    clear_write_errors,
-    directory_written_beside,
+    atomic_directory,
     read_json,
+    readable_write_errors,
     sha256_of_json,
     write_json,
 )
@@ -33,7 +33,7 @@ from tfgpt.common.progress import amount, duration
 from tfgpt.corpus.build import build_documents
 from tfgpt.corpus.cache import making
 from tfgpt.corpus.config import CorpusConfig
-from tfgpt.corpus.document_shards import DocumentSet
+from tfgpt.corpus.document_shards import DocumentShards
 from tfgpt.corpus.source_summary import left_out_in_words
 from tfgpt.corpus.sources import open_sources
 from tfgpt.corpus.sources.base import content_texts
@@ -68,7 +68,7 @@ class PreparedData:
     train: TokenShards
     validation: TokenShards
     tokenizer: Tokenizer
-    documents: DocumentSet
+    documents: DocumentShards
     fingerprint: str
     manifest: dict[str, Any]
     train_by_source: dict[str, TokenShards] = dataclasses.field(default_factory=dict)
@@ -149,7 +149,7 @@ def summary(shards: TokenShards) -> dict[str, Any]:
     }
 
 
-def prepared_documents(corpus: CorpusConfig, cache: Path, say: Callable[[str], None]) -> DocumentSet:
+def prepared_documents(corpus: CorpusConfig, cache: Path, say: Callable[[str], None]) -> DocumentShards:
     """The documents, with their line."""
     started = time.monotonic()
     folder = cache / "documents"
@@ -167,7 +167,7 @@ def prepared_documents(corpus: CorpusConfig, cache: Path, say: Callable[[str], N
 
 
 def prepared_tokenizer(
-    config: TokenizerConfig, documents: DocumentSet, cache: Path, say: Callable[[str], None]
+    config: TokenizerConfig, documents: DocumentShards, cache: Path, say: Callable[[str], None]
 ) -> Tokenizer:
     """The tokenizer, with its line; only a trained one is kept in the cache."""
     started = time.monotonic()
@@ -200,18 +200,18 @@ def cached_tokenizer(directory: Path, say: Callable[[str], None]) -> Tokenizer |
     return None
 
 
-def trained_tokenizer(config: TokenizerConfig, documents: DocumentSet, directory: Path) -> Tokenizer:
+def trained_tokenizer(config: TokenizerConfig, documents: DocumentShards, directory: Path) -> Tokenizer:
     """Trains a tokenizer on the training side and keeps it."""
     texts = (text for document in documents.documents("train") for text in content_texts(document))
     tokenizer = make_tokenizer(config, texts, total_bytes=documents.num_bytes("train"))
-    with directory_written_beside(directory) as temporary:
+    with atomic_directory(directory) as temporary:
         tokenizer.save(temporary)
         write_json(temporary / "manifest.json", {"fingerprint": tokenizer.fingerprint, "settings": config.to_dict()})
     return tokenizer
 
 
 def prepared_shards(
-    documents: DocumentSet,
+    documents: DocumentShards,
     side: str,
     tokenizer: Tokenizer,
     cache: Path,
@@ -306,7 +306,7 @@ def link_or_copy(source: Path, target: Path) -> None:
     try:
         os.link(source, target)
     except OSError:
-        with clear_write_errors(target):
+        with readable_write_errors(target):
             shutil.copyfile(source, target)
 
 

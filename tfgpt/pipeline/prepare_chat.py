@@ -15,9 +15,9 @@ from typing import Any
 from tfgpt.common.atomic_files import sha256_of_json
 from tfgpt.common.errors import SettingError
 from tfgpt.corpus.config import CorpusConfig
-from tfgpt.corpus.document_shards import DocumentSet
+from tfgpt.corpus.document_shards import DocumentShards
 from tfgpt.pipeline.augmentation import Augmentation, read_paraphrases
-from tfgpt.pipeline.chat_shards import FORMAT_VERSION, Conversations, write_conversations
+from tfgpt.pipeline.chat_shards import FORMAT_VERSION, ChatShards, write_conversations
 from tfgpt.pipeline.config import AugmentationConfig
 from tfgpt.pipeline.prepare import (
     cached,
@@ -46,10 +46,10 @@ class PreparedChat:
         manifest: how it was made.
     """
 
-    train: Conversations
-    validation: Conversations
+    train: ChatShards
+    validation: ChatShards
     tokenizer: Tokenizer
-    documents: DocumentSet
+    documents: DocumentShards
     augmentation: Augmentation
     fingerprint: str
     manifest: dict[str, Any]
@@ -112,14 +112,14 @@ def prepare_chat(
 
 
 def prepared_side(
-    documents: DocumentSet,
+    documents: DocumentShards,
     side: str,
     tokenizer: Tokenizer,
     cache: Path,
     sources: Mapping[str, str],
     options: Mapping[str, Any],
     say: Callable[[str], None],
-) -> Conversations:
+) -> ChatShards:
     """The conversations of one side, with their line."""
     started = time.monotonic()
     key = {
@@ -133,7 +133,7 @@ def prepared_side(
     }
     directory = cache / "conversations" / sha256_of_json(key)[:32]
     with making(directory, documents.text):
-        found = cached(directory, lambda: Conversations.open(directory), f"{side} conversations", say)
+        found = cached(directory, lambda: ChatShards.open(directory), f"{side} conversations", say)
         made = found or write_conversations(
             documents.documents(side),
             tokenizer,
@@ -153,7 +153,7 @@ def prepared_side(
     return made
 
 
-def refuse_nothing(conversations: Conversations, flag: str, what: str, documents: DocumentSet) -> None:
+def refuse_nothing(conversations: ChatShards, flag: str, what: str, documents: DocumentShards) -> None:
     """Refuses a side of which no conversation is left, and says what became of those that were read.
 
     Raises:
@@ -179,7 +179,7 @@ def in_words(counts: Mapping[str, int], before: str = "") -> str:
     return before + ", ".join(words) if words else ""
 
 
-def summary(conversations: Conversations) -> dict[str, Any]:
+def summary(conversations: ChatShards) -> dict[str, Any]:
     """What a run's provenance says of one side."""
     names = ("conversations", "parts", "tokens", "learned", "counts")
     return {

@@ -27,11 +27,11 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from tfgpt.common.atomic_files import directory_written_beside, read_json, sha256_of_file, sha256_of_json, write_json
+from tfgpt.common.atomic_files import atomic_directory, read_json, sha256_of_file, sha256_of_json, write_json
 from tfgpt.common.errors import TfgptError, UserError
 from tfgpt.common.progress import Progress
 from tfgpt.corpus.sources.base import content_texts
-from tfgpt.pipeline.memmap_array import MappedStream
+from tfgpt.pipeline.memmap_array import MemmapArray
 
 if TYPE_CHECKING:
     from tfgpt.tokenization.tokenizer import Tokenizer
@@ -58,8 +58,8 @@ class TokenShards:
     Attributes:
         directory: where they are.
         manifest: the parsed `manifest.json`.
-        tokens: the ids, a `MappedStream` of uint16 or uint32.
-        weights: the loss weight of each token as a target, a `MappedStream` of uint8, or None (all count).
+        tokens: the ids, a `MemmapArray` of uint16 or uint32.
+        weights: the loss weight of each token as a target, a `MemmapArray` of uint8, or None (all count).
         num_tokens: ids in the stream, the first end-of-text included; `num_tokens - 1` are predicted.
         num_bytes: bytes that the ids stand for; special tokens stand for none. Bits per byte divides by it.
         num_documents: documents in the stream.
@@ -118,10 +118,10 @@ class TokenShards:
         return cls(directory, manifest)
 
 
-def mapped_stream(directory: Path, files: list[dict[str, Any]], dtype: str) -> MappedStream:
+def mapped_stream(directory: Path, files: list[dict[str, Any]], dtype: str) -> MemmapArray:
     """The stream of a manifest's list of files."""
     item = np.dtype(dtype).itemsize
-    return MappedStream([directory / file["file"] for file in files], [file["bytes"] // item for file in files], dtype)
+    return MemmapArray([directory / file["file"] for file in files], [file["bytes"] // item for file in files], dtype)
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:
@@ -214,7 +214,7 @@ def write_token_shards(
     byte_lengths = tokenizer.byte_lengths().astype(np.int64)
     counted_bytes = counted_documents = 0
     left_out: collections.Counter[str] = collections.Counter()
-    with directory_written_beside(directory) as temporary:
+    with atomic_directory(directory) as temporary:
         tokens = ArrayWriter(temporary, "tokens", dtype, shard_tokens)
         weights = ArrayWriter(temporary, "weights", np.dtype("uint8"), shard_tokens) if store_weights else None
         with contextlib.ExitStack() as open_files:

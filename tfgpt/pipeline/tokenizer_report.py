@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from tfgpt.corpus.document_shards import DocumentSet
+from tfgpt.corpus.document_shards import DocumentShards
 from tfgpt.corpus.sources.base import content_texts
 from tfgpt.pipeline.prepare import PreparedData
 from tfgpt.tokenization.train_tokenizer import report_lines, vocabulary_report
@@ -21,7 +21,7 @@ def report_of(data: PreparedData) -> list[str]:
     return [f"Tokenizer on {name} text:", *(f"  {line}" for line in report_lines(report))]
 
 
-def some_texts(documents: DocumentSet, side: str) -> Iterator[str]:
+def some_texts(documents: DocumentShards, side: str) -> Iterator[str]:
     """The first texts of a side, about REPORT_CHARACTERS in all; a longer text is cut."""
     left = REPORT_CHARACTERS
     for document in documents.documents(side):

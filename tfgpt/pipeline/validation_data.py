@@ -9,12 +9,12 @@ from typing import Any
 from tfgpt.common.atomic_files import read_json
 from tfgpt.common.errors import UserError
 from tfgpt.pipeline import chat_shards, token_shards
-from tfgpt.pipeline.chat_shards import Conversations
+from tfgpt.pipeline.chat_shards import ChatShards
 from tfgpt.pipeline.token_shards import TokenShards
 from tfgpt.tokenization.tokenizer import Tokenizer
 
 
-def open_held_out(held_out: Mapping[str, Any], tokenizer: Tokenizer) -> TokenShards | Conversations | None:
+def open_held_out(held_out: Mapping[str, Any], tokenizer: Tokenizer) -> TokenShards | ChatShards | None:
     """The very tokens that a run was judged by, texts or conversations.
 
     Args:
@@ -31,14 +31,14 @@ def open_held_out(held_out: Mapping[str, Any], tokenizer: Tokenizer) -> TokenSha
     directory = Path(held_out.get("directory") or "")
     if not held_out.get("directory") or not (directory / token_shards.MANIFEST).is_file():
         return None
-    opened: TokenShards | Conversations
+    opened: TokenShards | ChatShards
     try:
         manifest = read_json(directory / token_shards.MANIFEST)
         is_conversations = manifest["format"] == chat_shards.FORMAT
     except (UserError, KeyError, TypeError):
         is_conversations = False  # TokenShards says what is wrong with it.
     if is_conversations:
-        opened = Conversations.open(directory)
+        opened = ChatShards.open(directory)
     else:
         opened = TokenShards.open(directory)
         if opened.tokenizer_fingerprint != tokenizer.fingerprint:

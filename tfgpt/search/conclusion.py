@@ -6,13 +6,13 @@ import importlib.util
 import shlex
 
 from tfgpt.common.errors import UserError
-from tfgpt.search.seed_comparison_config import JudgingConfig
-from tfgpt.search.study import Plan
+from tfgpt.search.seed_comparison_config import SeedComparisonConfig
+from tfgpt.search.study import Study
 
 REPORT_NEEDS = {"plotly": "plotly", "sklearn": "scikit-learn"}
 
 
-def check_begun(plan: Plan) -> None:
+def check_begun(plan: Study) -> None:
     """Refuses to report on nothing.
 
     Raises:
@@ -22,7 +22,7 @@ def check_begun(plan: Plan) -> None:
         raise UserError(f"--search_dir: {plan.directory} holds no search (trials.csv is missing)")
 
 
-def conclude(plan: Plan, config: JudgingConfig) -> int:
+def conclude(plan: Study, config: SeedComparisonConfig) -> int:
     """Judges and reports what the search directory holds; also a search that was stopped halfway.
 
     Returns:
@@ -39,7 +39,7 @@ def conclude(plan: Plan, config: JudgingConfig) -> int:
 
     import_tensorflow()
     from tfgpt.search.report import console_table, write_report
-    from tfgpt.search.seed_comparison import judge
+    from tfgpt.search.seed_comparison import compare_seeds
     from tfgpt.search.trials import read_trials
 
     trials = read_trials(plan.directory)
@@ -49,7 +49,7 @@ def conclude(plan: Plan, config: JudgingConfig) -> int:
         # Before the trainings, which may take hours.
         write_report(trials)
     if config.top:
-        if not judge(plan, config):
+        if not compare_seeds(plan, config):
             return 0
         if not missing:
             write_report(trials)

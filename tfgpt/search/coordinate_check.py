@@ -14,11 +14,11 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from tfgpt.common.atomic_files import written_beside
+from tfgpt.common.atomic_files import atomic_write
 from tfgpt.pipeline.prepare import PreparedData
-from tfgpt.search.resettable_trainer import Reusable
+from tfgpt.search.resettable_trainer import ResettableTrainer
 from tfgpt.search.scale_width import at_width, with_parametrization
-from tfgpt.training.train_config import Recipe
+from tfgpt.training.train_config import TrainConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Change:
 
 
 def coordinate_check(
-    recipe: Recipe,
+    recipe: TrainConfig,
     data: PreparedData,
     widths: Sequence[int],
     parametrizations: Sequence[str] = ("standard", "maximal_update"),
@@ -61,11 +61,13 @@ def coordinate_check(
         for width in widths:
             wide = with_parametrization(at_width(recipe, width), name)
             keras.backend.clear_session()
-            changes += changes_of(Reusable(wide, data), name, width, recipe.optimizer.learning_rate, steps)
+            changes += changes_of(ResettableTrainer(wide, data), name, width, recipe.optimizer.learning_rate, steps)
     return changes
 
 
-def changes_of(reusable: Reusable, parametrization: str, width: int, learning_rate: float, steps: int) -> list[Change]:
+def changes_of(
+    reusable: ResettableTrainer, parametrization: str, width: int, learning_rate: float, steps: int
+) -> list[Change]:
     """One model's changes, after 1, 2, …, `steps` updates."""
     decoder = reusable.trainer.decoder
     names = ["embedding", *(f"block_{number}" for number in range(len(decoder.blocks))), "final_norm", "logits"]
@@ -143,6 +145,6 @@ def draw(changes: Sequence[Change], path: Path) -> None:
             axis.set_xlabel("width", fontsize=8)
             axis.grid(alpha=0.3)
     axes[0, 0].legend(title="updates", fontsize=8)
-    with written_beside(path) as temporary:
+    with atomic_write(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
     pyplot.close(figure)

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import keras
 
-from tfgpt.common.atomic_files import write_csv, written_beside
+from tfgpt.common.atomic_files import atomic_write, write_csv
 from tfgpt.pipeline.prepare import PreparedData
-from tfgpt.search.resettable_trainer import Reusable
+from tfgpt.search.resettable_trainer import ResettableTrainer
 from tfgpt.search.scale_width import at_width, with_parametrization
-from tfgpt.training.train_config import Recipe
+from tfgpt.training.train_config import TrainConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Point:
 
 
 def sweep(
-    recipe: Recipe,
+    recipe: TrainConfig,
     data: PreparedData,
     widths: Sequence[int],
     learning_rates: Sequence[float],
@@ -62,7 +62,7 @@ def sweep(
                 wide = with_parametrization(at_width(recipe, width), name)
                 wide = dataclasses.replace(wide, run=dataclasses.replace(wide.run, seed=seed))
                 keras.backend.clear_session()
-                reusable = Reusable(wide, data)
+                reusable = ResettableTrainer(wide, data)
                 for rate in learning_rates:
                     reusable.trainer.train_steps(reusable.begin(rate), recipe.run.max_steps)
                     loss = reusable.validation_loss()
@@ -134,6 +134,6 @@ def draw(points: Sequence[Point], path: Path) -> None:
     axes[0, 0].legend(title="width")
     lowest = min(point.loss for point in points)
     axes[0, 0].set_ylim(lowest - 0.1, lowest + 1.6)
-    with written_beside(path) as temporary:
+    with atomic_write(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
     pyplot.close(figure)

@@ -34,7 +34,7 @@ from tfgpt.common.atomic_files import read_json, write_json
 from tfgpt.common.progress import duration
 from tfgpt.search.config import OBJECTIVES
 from tfgpt.search.space import Parameter, Space
-from tfgpt.search.study import Plan
+from tfgpt.search.study import Study
 from tfgpt.search.trial_results import Row, best_row, in_words, read_result, write_best, write_table
 
 RUNNING, COMPLETED, FAILED, INVALID = "RUNNING", "COMPLETED", "FAILED", "INVALID"
@@ -43,14 +43,14 @@ STOPPED, IDLE = "STOPPED", "IDLE"
 MOST_TRIALS = 9999
 
 
-class _Surviving(keras_tuner.Oracle):
+class CrashSafeOracle(keras_tuner.Oracle):
     """What is added to each of KerasTuner's oracles; see the module. `attach` must be called once."""
 
-    plan: Plan
+    plan: Study
     parallel: bool
     ongoing_trials: dict[str, Any]
 
-    def attach(self, plan: Plan, parallel: bool) -> None:
+    def attach(self, plan: Study, parallel: bool) -> None:
         """Ties the oracle to its search.
 
         Args:
@@ -337,11 +337,11 @@ class _Surviving(keras_tuner.Oracle):
         return f"at most {left} more, about {duration(seconds)}"
 
 
-class RandomOracle(_Surviving, RandomSearchOracle):
+class RandomOracle(CrashSafeOracle, RandomSearchOracle):
     """Random search."""
 
 
-class GridOracle(_Surviving, GridSearchOracle):
+class GridOracle(CrashSafeOracle, GridSearchOracle):
     """Every combination, in order."""
 
     def get_state(self) -> dict[str, Any]:
@@ -366,7 +366,7 @@ class GridOracle(_Surviving, GridSearchOracle):
         return min(combinations, self.plan.search.max_trials)
 
 
-class BayesianOracle(_Surviving, BayesianOptimizationOracle):
+class BayesianOracle(CrashSafeOracle, BayesianOptimizationOracle):
     """Bayesian optimization with a Gaussian process."""
 
     def populate_space(self, trial_id: str) -> dict[str, Any]:
@@ -379,7 +379,7 @@ class BayesianOracle(_Surviving, BayesianOptimizationOracle):
             return super().populate_space(trial_id)
 
 
-class HyperbandTrials(_Surviving, HyperbandOracle):
+class HyperbandTrials(CrashSafeOracle, HyperbandOracle):
     """Hyperband."""
 
     def trials_in_all(self) -> int | None:
@@ -390,7 +390,7 @@ class HyperbandTrials(_Surviving, HyperbandOracle):
         return min(whole, self.plan.search.max_trials)
 
 
-def make_oracle(plan: Plan, parallel: bool) -> Any:
+def make_oracle(plan: Study, parallel: bool) -> Any:
     """The oracle of a search, reloaded when it has begun.
 
     Args:

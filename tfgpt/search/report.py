@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from tfgpt.common.atomic_files import directory_written_beside, read_json, write_text
+from tfgpt.common.atomic_files import atomic_directory, read_json, write_text
 from tfgpt.search.trials import Trial, Trials, in_words
 
 MEASURED = (
@@ -242,7 +242,7 @@ def write_hyperparameters(trials: Trials) -> None:
     parameters = [api.HParam(name, domain_of([trial.flags.get(name) for trial in trials.trials]))
                   for name in trials.parameters]  # fmt: skip
     target = trials.directory / "tensorboard"
-    with directory_written_beside(target) as temporary:
+    with atomic_directory(target) as temporary:
         with tf.summary.create_file_writer(str(temporary)).as_default(step=0):
             api.hparams_config(hparams=parameters, metrics=metrics)
         for trial in trials.trials:

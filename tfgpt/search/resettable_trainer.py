@@ -11,11 +11,11 @@ import tensorflow as tf
 
 from tfgpt.pipeline.prepare import PreparedData
 from tfgpt.training.compilation import choose_compilation
-from tfgpt.training.train_config import Recipe
-from tfgpt.training.trainer_builder import Assembly, assemble
+from tfgpt.training.train_config import TrainConfig
+from tfgpt.training.trainer_builder import RunParts, assemble
 
 
-class Reusable:
+class ResettableTrainer:
     """A trainer that can begin again with other settings of the learning rate, without being traced again.
 
     Args:
@@ -23,16 +23,16 @@ class Reusable:
         data: tokenizer and shards.
     """
 
-    def __init__(self, recipe: Recipe, data: PreparedData):
+    def __init__(self, recipe: TrainConfig, data: PreparedData):
         one = dataclasses.replace(recipe.optimizer, learning_rate=1.0, adam_learning_rate=self.ratio(recipe))
         self.recipe = dataclasses.replace(recipe, optimizer=one)
-        self.assembly: Assembly = assemble(self.recipe, data, tf.distribute.get_strategy())
+        self.assembly: RunParts = assemble(self.recipe, data, tf.distribute.get_strategy())
         self.trainer = self.assembly.trainer
         choose_compilation(self.trainer, self.assembly.batches, recipe.step.compile, report=lambda line: None)
         self.state = {name: variable.numpy() for name, variable in self.trainer.state_variables().items()}
 
     @staticmethod
-    def ratio(recipe: Recipe) -> float | None:
+    def ratio(recipe: TrainConfig) -> float | None:
         """--adam_learning_rate for a --learning_rate of 1."""
         adam = recipe.optimizer.adam_learning_rate
         return None if adam is None else adam / recipe.optimizer.learning_rate

@@ -12,13 +12,13 @@ from tfgpt.common.errors import DivergedError, UserError
 from tfgpt.common.output_directories import make_working_directory
 from tfgpt.model.presets import count_parameters
 from tfgpt.search.study import TRAIN
-from tfgpt.training.train_config import Recipe
+from tfgpt.training.train_config import TrainConfig
 
 STOPPED = 76
 MEASURED = ("validation_loss", "validation_bits_per_byte", "validation_accuracy")
 
 
-def check_same_flags(flag: str, recipe: Recipe) -> None:
+def check_same_flags(flag: str, recipe: TrainConfig) -> None:
     """Refuses a run that was begun with other flags.
 
     Raises:
@@ -34,13 +34,13 @@ def check_same_flags(flag: str, recipe: Recipe) -> None:
         raise UserError(f"--{flag}: {problem}; choose another directory")
 
 
-def quiet(recipe: Recipe) -> Recipe:
+def quiet(recipe: TrainConfig) -> TrainConfig:
     """The recipe without samples, whose stop by a signal can be told from its end."""
     run = dataclasses.replace(recipe.run, stopped_exit_code=STOPPED, restarts=0)
     return dataclasses.replace(recipe, run=run, watching=dataclasses.replace(recipe.watching, sample_tokens=0))
 
 
-def finished_run(recipe: Recipe) -> dict[str, Any] | None:
+def finished_run(recipe: TrainConfig) -> dict[str, Any] | None:
     """Trains, unless that is done; what `train` prints goes to RUN_DIR/log.txt.
 
     Returns:

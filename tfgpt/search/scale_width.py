@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 
 from tfgpt.common.errors import SettingError
-from tfgpt.training.train_config import Recipe
+from tfgpt.training.train_config import TrainConfig
 
 
-def at_width(recipe: Recipe, width: int) -> Recipe:
+def at_width(recipe: TrainConfig, width: int) -> TrainConfig:
     """The recipe with another `hidden_dim`; heads and the inside of the MLP grow in proportion.
 
     The heads become more, and stay as wide as they are; a single key-value head stays single. With --base_head_dim
@@ -37,7 +37,7 @@ def at_width(recipe: Recipe, width: int) -> Recipe:
     return dataclasses.replace(recipe, model={**recipe.model, **changes})
 
 
-def with_parametrization(recipe: Recipe, name: str) -> Recipe:
+def with_parametrization(recipe: TrainConfig, name: str) -> TrainConfig:
     """The recipe with another --parametrization."""
     return dataclasses.replace(
         recipe, parametrization=dataclasses.replace(recipe.parametrization, parametrization=name)

@@ -16,7 +16,7 @@ import re
 from pathlib import Path
 from typing import Any, ClassVar
 
-from tfgpt.common.atomic_files import write_csv, write_json, written_beside
+from tfgpt.common.atomic_files import atomic_write, write_csv, write_json
 from tfgpt.common.errors import SettingError
 from tfgpt.common.output_directories import working_directory
 from tfgpt.common.settings import Settings, setting
@@ -25,7 +25,7 @@ from tfgpt.search.resumable_run import check_same_flags, finished_run
 from tfgpt.search.scale_width import at_width
 from tfgpt.search.scaling_law import FLOPS_PER_PARAMETER_AND_TOKEN, Run, ScalingLaw, fit
 from tfgpt.training.run_config import default_run_dir
-from tfgpt.training.train_config import Recipe
+from tfgpt.training.train_config import TrainConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +107,7 @@ def scale(scaling: ScalingConfig, settings: dict[str, Any]) -> int:
         UserError: the settings are at fault, or the directory holds runs with others.
         RunError: a run failed.
     """
-    whole = Recipe(**settings)
+    whole = TrainConfig(**settings)
     base = settings["run"].run_dir or default_run_dir(whole.corpus.train_text)
     directory = Path(scaling.scaling_dir or f"{base}-scaling")
     wanted = [*scaling.runs(), scaling.held_out()]
@@ -131,7 +131,7 @@ def scale(scaling: ScalingConfig, settings: dict[str, Any]) -> int:
     return 0
 
 
-def recipe_of(whole: Recipe, directory: Path, width: int, tokens: int) -> Recipe:
+def recipe_of(whole: TrainConfig, directory: Path, width: int, tokens: int) -> TrainConfig:
     """The recipe of one run: its width, its updates, its directory; one validation, at the end."""
     recipe = at_width(whole, width)
     steps = max(1, round(tokens / (recipe.batch.batch_size * recipe.batch.sequence_length)))
@@ -147,7 +147,9 @@ def say(measured: Measured) -> None:
     print(f"  {words}: {run.loss:.4f} nats per token, {measured.bits_per_byte:.4f} bits per byte", flush=True)
 
 
-def tell(scaling: ScalingConfig, whole: Recipe, directory: Path, measured: list[Measured], law: ScalingLaw) -> None:
+def tell(
+    scaling: ScalingConfig, whole: TrainConfig, directory: Path, measured: list[Measured], law: ScalingLaw
+) -> None:
     """Writes the files and says what the law is, how well it predicts, and what is best for the budget."""
     *fitted, held_out = measured
     errors = [law.loss(each.run.parameters, each.run.tokens) / each.run.loss - 1 for each in fitted]
@@ -202,7 +204,7 @@ def vocabulary_of(directory: Path, scaling: ScalingConfig) -> int:
     return load_config(directory / "runs" / f"w{width}-t{tokens}" / "model").vocabulary_size
 
 
-def nearest_width(whole: Recipe, parameters: float, vocabulary_size: int) -> int:
+def nearest_width(whole: TrainConfig, parameters: float, vocabulary_size: int) -> int:
     """The width, in steps of one head, whose model has about so many parameters."""
     config = whole.decoder_config(vocabulary_size)
     shared = config.num_query_heads if config.num_key_value_heads == 1 else config.num_key_value_heads
@@ -261,6 +263,6 @@ def draw(path: Path, measured: list[Measured], law: ScalingLaw, budget: float) -
     right.legend(fontsize=8)
     for axis in (left, right):
         axis.grid(alpha=0.3)
-    with written_beside(path) as temporary:
+    with atomic_write(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
     pyplot.close(figure)

@@ -22,16 +22,16 @@ from tfgpt.common.atomic_files import write_csv, write_json
 from tfgpt.common.errors import SettingError
 from tfgpt.search.config import OBJECTIVES
 from tfgpt.search.resumable_run import check_same_flags, finished_run
-from tfgpt.search.seed_comparison_config import JudgingConfig
-from tfgpt.search.study import TRAIN, Plan
+from tfgpt.search.seed_comparison_config import SeedComparisonConfig
+from tfgpt.search.study import TRAIN, Study
 from tfgpt.search.trials import Trials, read_trials
-from tfgpt.training.train_config import Recipe
+from tfgpt.training.train_config import TrainConfig
 
 DEFAULT = "default"
 JUDGED = ("validation_bits_per_byte", "validation_loss", "validation_accuracy")
 
 
-def judge(plan: Plan, config: JudgingConfig) -> bool:
+def compare_seeds(plan: Study, config: SeedComparisonConfig) -> bool:
     """Trains what is missing, writes judging.csv and judging.json, and says what came of it.
 
     Returns:
@@ -75,7 +75,7 @@ def judge(plan: Plan, config: JudgingConfig) -> bool:
     return True
 
 
-def searched_flags(plan: Plan, trials: Trials, trial_id: str) -> dict[str, Any]:
+def searched_flags(plan: Study, trials: Trials, trial_id: str) -> dict[str, Any]:
     """A trial's searched flags as settings, exactly as its run had them."""
     path = plan.trial_dir(trial_id) / "flags.cfg"
     settings = TRAIN.parse([f"--flagfile={path}"])
@@ -86,7 +86,7 @@ def searched_flags(plan: Plan, trials: Trials, trial_id: str) -> dict[str, Any]:
     return {name: flat[name] for name in trials.parameters if name in trial.flags and name in flat}
 
 
-def recipe_of(plan: Plan, config: JudgingConfig, name: str, flags: dict[str, Any], seed: int) -> Recipe:
+def recipe_of(plan: Study, config: SeedComparisonConfig, name: str, flags: dict[str, Any], seed: int) -> TrainConfig:
     """The recipe of one of the runs: the trial's, or the default settings', with another seed and directory."""
     recipe = default_recipe(plan) if name == DEFAULT else plan.recipe(flags, name)
     run = dataclasses.replace(recipe.run, run_dir=str(plan.directory / "top" / name / f"seed-{seed}"), seed=seed)
@@ -98,10 +98,10 @@ def recipe_of(plan: Plan, config: JudgingConfig, name: str, flags: dict[str, Any
     return dataclasses.replace(recipe, run=run)
 
 
-def default_recipe(plan: Plan) -> Recipe:
+def default_recipe(plan: Study) -> TrainConfig:
     """What would be trained without a search: the command's flags, for as many tokens as a trial."""
     recipe = plan.recipe({}, DEFAULT)
-    as_given = Recipe(**plan.settings)
+    as_given = TrainConfig(**plan.settings)
     run = dataclasses.replace(recipe.run, max_steps=plan.steps(plan.settings))
     return dataclasses.replace(as_given, run=run, watching=recipe.watching)
 
@@ -155,7 +155,7 @@ def in_lines(summary: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def write_runs(plan: Plan, objective: str, results: dict[tuple[str, int], dict[str, Any]]) -> None:
+def write_runs(plan: Study, objective: str, results: dict[tuple[str, int], dict[str, Any]]) -> None:
     """judging.csv."""
     columns = list(dict.fromkeys(name for result in results.values() for name in result))
     rows = (

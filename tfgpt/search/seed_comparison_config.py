@@ -9,7 +9,7 @@ from tfgpt.common.settings import Settings, setting
 
 
 @dataclasses.dataclass(frozen=True)
-class JudgingConfig(Settings):
+class SeedComparisonConfig(Settings):
     """How the result of a search is judged."""
 
     title: ClassVar[str] = "Judging"

@@ -23,7 +23,7 @@ from tfgpt.common.output_directories import check_format, make_working_directory
 from tfgpt.search.config import SearchConfig
 from tfgpt.search.space import Space, defaults, read_space, with_flags
 from tfgpt.training.run_config import default_run_dir
-from tfgpt.training.train_config import GROUPS, Recipe
+from tfgpt.training.train_config import GROUPS, TrainConfig
 
 # Writes flag files that `train` reads.
 TRAIN = Command("train", "", GROUPS, lambda **_: 0)
@@ -44,7 +44,7 @@ FIXED_FOR_A_SEARCH = (
 
 
 @dataclasses.dataclass(frozen=True)
-class TrialRequest:
+class TrialSpec:
     """What a worker is to train.
 
     Attributes:
@@ -61,7 +61,7 @@ class TrialRequest:
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class Study:
     """A search.
 
     Attributes:
@@ -80,7 +80,7 @@ class Plan:
         """A trial's run directory."""
         return self.directory / "trials" / trial_id
 
-    def recipe(self, flags: Mapping[str, Any], trial_id: str) -> Recipe:
+    def recipe(self, flags: Mapping[str, Any], trial_id: str) -> TrainConfig:
         """The training run of a trial.
 
         Flags that are searched but do not count in this trial have their defaults.
@@ -102,7 +102,7 @@ class Plan:
         validations = self.search.hyperband_epochs if hyperband else self.search.trial_validations
         if validations:
             watching = dataclasses.replace(watching, validate_every=max(1, steps // validations))
-        return Recipe(**{**settings, "run": run, "watching": watching})
+        return TrainConfig(**{**settings, "run": run, "watching": watching})
 
     def steps(self, settings: Mapping[str, Any]) -> int:
         """Updates of a trial: --max_steps, or what --trial_tokens comes to with the trial's batch."""
@@ -170,7 +170,7 @@ def difference(theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> str:
     return "the format changed"
 
 
-def make_plan(search: SearchConfig, settings: Mapping[str, Any]) -> Plan:
+def make_study(search: SearchConfig, settings: Mapping[str, Any]) -> Study:
     """Reads the space and checks everything that can be checked before TensorFlow is imported.
 
     Args:
@@ -195,7 +195,7 @@ def make_plan(search: SearchConfig, settings: Mapping[str, Any]) -> Plan:
     directory = (
         search.search_dir or f"{settings['run'].run_dir or default_run_dir(settings['corpus'].train_text)}-search"
     )
-    plan = Plan(with_flags(GROUPS, dict(settings), space.fixed), search, space, Path(directory))
+    plan = Study(with_flags(GROUPS, dict(settings), space.fixed), search, space, Path(directory))
     check_corners(plan)
     return plan
 
@@ -211,7 +211,7 @@ def why_not(name: str) -> str:
     return "trials must be judged by the same text"
 
 
-def check_corners(plan: Plan) -> None:
+def check_corners(plan: Study) -> None:
     """Builds the recipe with each value of each parameter by itself, the others at their first values.
 
     Raises:

@@ -22,26 +22,26 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfgpt.common.atomic_files import clear_write_errors, directory_written_beside, read_json, write_json
+from tfgpt.common.atomic_files import atomic_directory, read_json, readable_write_errors, write_json
 from tfgpt.common.errors import DivergedError, RunError, TfgptError
 from tfgpt.common.locks import waiting_writer_lock
 from tfgpt.common.output_directories import make_working_directory
 from tfgpt.common.process_memory import forget_peak, peak_memory
 from tfgpt.common.tf_logging import write_to
 from tfgpt.model import presets
-from tfgpt.search.study import TRAIN, Plan, TrialRequest, first_values
+from tfgpt.search.study import TRAIN, Study, TrialSpec, first_values
 from tfgpt.training.checkpoints import Checkpoints
 from tfgpt.training.config import StrategyConfig
 from tfgpt.training.metrics_writers import read_metrics
 from tfgpt.training.run import train
-from tfgpt.training.train_config import Recipe
+from tfgpt.training.train_config import TrainConfig
 
 WHOLE = 1000  # a report's place in the training, in thousandths: batches of different size compare
 START: dict[str, Any] = {"seconds": 0.0, "parameters": None, "peak_memory_bytes": 0}
 MEASURED = ("validation_bits_per_byte", "validation_loss", "validation_accuracy")
 
 
-def prepare_data(plan: Plan) -> tuple:
+def prepare_data(plan: Study) -> tuple:
     """Prepares the data of the first values; the trials find them in the cache.
 
     Returns:
@@ -55,7 +55,7 @@ def prepare_data(plan: Plan) -> tuple:
     return ("prepared",)
 
 
-def run_trial(plan: Plan, request: TrialRequest, connection: Connection) -> bool:
+def run_trial(plan: Study, request: TrialSpec, connection: Connection) -> bool:
     """Trains one trial.
 
     Args:
@@ -71,7 +71,7 @@ def run_trial(plan: Plan, request: TrialRequest, connection: Connection) -> bool
     try:
         make_working_directory(directory, "run", "search_dir")
         # Another process of this trial may be saving still: that of a killed search, or of a worker thought lost.
-        with waiting_writer_lock(directory / ".trial.lock", directory), clear_write_errors(directory):
+        with waiting_writer_lock(directory / ".trial.lock", directory), readable_write_errors(directory):
             with open(directory / "log.txt", "ab") as log:
                 write_to(log.fileno())
             result = attempted(plan, request, Reports(connection, request))
@@ -87,7 +87,7 @@ def run_trial(plan: Plan, request: TrialRequest, connection: Connection) -> bool
     return may_go_on
 
 
-def attempted(plan: Plan, request: TrialRequest, reports: Reports) -> dict[str, Any]:
+def attempted(plan: Study, request: TrialSpec, reports: Reports) -> dict[str, Any]:
     """The result of the training, also of one that fails.
 
     Raises:
@@ -108,7 +108,7 @@ def attempted(plan: Plan, request: TrialRequest, reports: Reports) -> dict[str, 
         return failure(error)
 
 
-def leaves_nothing_behind(plan: Plan) -> bool:
+def leaves_nothing_behind(plan: Study) -> bool:
     """Whether the next trial finds a process as a new one: several devices are set up once, and differently."""
     if {field.name for field in dataclasses.fields(StrategyConfig)} & set(plan.space.columns()):
         return False
@@ -117,7 +117,7 @@ def leaves_nothing_behind(plan: Plan) -> bool:
     return config.logical_cpus == 1 and (config.strategy == "one" or (config.strategy == "auto" and len(devices) == 1))
 
 
-def trained(plan: Plan, request: TrialRequest, reports: Reports) -> dict[str, Any]:
+def trained(plan: Study, request: TrialSpec, reports: Reports) -> dict[str, Any]:
     """Trains, or goes on training, and returns the result."""
     directory = plan.trial_dir(request.trial_id)
     recipe = plan.recipe(request.flags, request.trial_id)
@@ -170,7 +170,7 @@ def rows_of(directory: Path, last_step: int) -> list[dict[str, Any]]:
     return [row for row in rows if "validation_loss" in row and 0 < row["step"] <= last_step]
 
 
-def outcome(rows: list[dict[str, Any]], recipe: Recipe) -> dict[str, Any]:
+def outcome(rows: list[dict[str, Any]], recipe: TrainConfig) -> dict[str, Any]:
     """The numbers of the model that the run leaves: the best validation with --keep_best, else the last."""
     finite = [row for row in rows if all(isinstance(row.get(name), float) for name in MEASURED)]
     if not finite:
@@ -198,7 +198,7 @@ class Reports(keras.callbacks.Callback):
         parameters: of the model.
     """
 
-    def __init__(self, connection: Connection, request: TrialRequest):
+    def __init__(self, connection: Connection, request: TrialSpec):
         super().__init__()
         self.connection, self.request = connection, request
         self.stopped: str | None = None
@@ -211,7 +211,7 @@ class Reports(keras.callbacks.Callback):
         """Before the first update."""
         self.parameters = presets.count_parameters(self.model.decoder.config)
 
-    def again(self, rows: list[dict[str, Any]], recipe: Recipe) -> None:
+    def again(self, rows: list[dict[str, Any]], recipe: TrainConfig) -> None:
         """Repeats what was reported before the trial was interrupted, since the answer may have been lost."""
         self.max_steps = recipe.run.max_steps
         for row in rows:
@@ -245,7 +245,7 @@ def take_over(source: Path, directory: Path) -> None:
     The schedule of a trial is that of the whole training from the first rung on, so that a trial which climbs all
     rungs is bit for bit the training that was never interrupted.
     """
-    with directory_written_beside(directory / "checkpoints") as temporary:
+    with atomic_directory(directory / "checkpoints") as temporary:
         for path in sorted((source / "checkpoints").rglob("*")):
             target = temporary / path.relative_to(source / "checkpoints")
             if path.is_dir():

@@ -21,7 +21,7 @@ from typing import Any
 
 from tfgpt.common.errors import RunError, TfgptError
 from tfgpt.common.process_memory import held_memory
-from tfgpt.search.study import Plan, TrialRequest
+from tfgpt.search.study import Study, TrialSpec
 from tfgpt.training.stop_signals import stop_signals
 
 LIFE = 120.0  # seconds of training; beside them, importing TensorFlow for the next process is little
@@ -39,7 +39,7 @@ class TrialProcess:
         devices: environment variables that say which devices and how many threads are the trials'.
     """
 
-    def __init__(self, plan: Plan, devices: dict[str, str]):
+    def __init__(self, plan: Study, devices: dict[str, str]):
         self.plan, self.devices = plan, devices
         self.memory_limit = plan.search.trial_memory_limit << 20
         # What earlier trials have left in a process would count.
@@ -78,7 +78,7 @@ class TrialProcess:
             raise RunError(f"the process that prepares the data {ending(rest[0])}")
 
     def run(
-        self, request: TrialRequest, report: Callable[[int, dict[str, float]], str], tick: Callable[[], None]
+        self, request: TrialSpec, report: Callable[[int, dict[str, float]], str], tick: Callable[[], None]
     ) -> dict[str, Any]:
         """Trains and waits.
 
@@ -175,7 +175,7 @@ def ending(code: int) -> str:
     return f"killed by {name}" + (" (as the kernel does when memory runs out)" if name == "SIGKILL" else "")
 
 
-def live(plan: Plan, connection: Connection, devices: dict[str, str]) -> None:
+def live(plan: Study, connection: Connection, devices: dict[str, str]) -> None:
     """The life of the process: one order after the other, until the search says no more or is gone."""
     for number in stop_signals():
         signal.signal(number, signal.default_int_handler)

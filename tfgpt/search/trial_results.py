@@ -11,7 +11,7 @@ from typing import Any
 from tfgpt.common.atomic_files import read_json, write_csv, write_text
 from tfgpt.common.errors import UserError
 from tfgpt.search.config import OBJECTIVES
-from tfgpt.search.study import TRAIN, Plan, TrialRequest
+from tfgpt.search.study import TRAIN, Study, TrialSpec
 
 STATUSES = {"RUNNING": "running", "INVALID": "waiting", "FAILED": "failed", "COMPLETED": "completed"}
 NUMBERS = (
@@ -58,7 +58,7 @@ class Row:
     progress: float = 0.0
 
     @classmethod
-    def of(cls, plan: Plan, trial: Any, result: Mapping[str, Any]) -> Row:
+    def of(cls, plan: Study, trial: Any, result: Mapping[str, Any]) -> Row:
         """The row of one of KerasTuner's trials, with what its result.json says."""
         request = request_of(plan, trial)
         if trial.status not in ("COMPLETED", "FAILED", "INVALID"):
@@ -100,7 +100,7 @@ class Row:
         return {name: "" if value is None else value for name, value in cells.items()}
 
 
-def request_of(plan: Plan, trial: Any) -> TrialRequest:
+def request_of(plan: Study, trial: Any) -> TrialSpec:
     """What a worker trains for one of KerasTuner's trials.
 
     Hyperband's three values of its own say for how many of its epochs, and from which trial's end.
@@ -108,16 +108,16 @@ def request_of(plan: Plan, trial: Any) -> TrialRequest:
     values = trial.hyperparameters.values
     flags = plan.space.flags(values)
     if "tuner/epochs" not in values:
-        return TrialRequest(trial.trial_id, flags)
+        return TrialSpec(trial.trial_id, flags)
     try:
         steps = plan.recipe(flags, trial.trial_id).run.max_steps
     except UserError:  # flags that do not go together: the trial itself says so
         steps = plan.search.hyperband_epochs
     stop_at_step = values["tuner/epochs"] * (steps // plan.search.hyperband_epochs)
-    return TrialRequest(trial.trial_id, flags, stop_at_step, values.get("tuner/trial_id"))
+    return TrialSpec(trial.trial_id, flags, stop_at_step, values.get("tuner/trial_id"))
 
 
-def read_result(plan: Plan, trial_id: str) -> dict[str, Any]:
+def read_result(plan: Study, trial_id: str) -> dict[str, Any]:
     """A trial's result.json, or nothing."""
     path = plan.trial_dir(trial_id) / "result.json"
     if not path.is_file():
@@ -126,14 +126,14 @@ def read_result(plan: Plan, trial_id: str) -> dict[str, Any]:
     return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in result.items()}
 
 
-def write_table(plan: Plan, rows: list[Row]) -> None:
+def write_table(plan: Study, rows: list[Row]) -> None:
     """trials.csv."""
     names = [*FIRST, *plan.space.columns(), "objective", *NUMBERS, "error"]
     cells = (row.cells() for row in rows)
     write_csv(plan.directory / "trials.csv", names, ([found[name] for name in names] for found in cells))
 
 
-def best_row(plan: Plan, rows: list[Row]) -> Row | None:
+def best_row(plan: Study, rows: list[Row]) -> Row | None:
     """The best trial; with Hyperband, of those that were trained furthest."""
     good = [row for row in rows if row.status in ("completed", "stopped") and row.objective is not None]
     if plan.search.tuner == "hyperband" and good:
@@ -145,7 +145,7 @@ def best_row(plan: Plan, rows: list[Row]) -> Row | None:
     return min(good, key=lambda row: (sign * (row.objective or 0.0), row.trial_id))
 
 
-def progress(plan: Plan, request: TrialRequest, tokens: int) -> float:
+def progress(plan: Study, request: TrialSpec, tokens: int) -> float:
     """The part of the whole training that a trial has done."""
     recipe = plan.recipe(request.flags, request.trial_id)
     return round(tokens / (recipe.run.max_steps * recipe.batch.batch_size * recipe.batch.sequence_length), 6)
@@ -156,7 +156,7 @@ def given(flags: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in flags.items() if value is not None}
 
 
-def write_best(plan: Plan, rows: list[Row]) -> None:
+def write_best(plan: Study, rows: list[Row]) -> None:
     """best.cfg, when there is a best trial."""
     best = best_row(plan, rows)
     if best is None:

@@ -18,7 +18,7 @@ from tfgpt.common.atomic_files import write_json
 from tfgpt.common.command_line import command_line
 from tfgpt.common.errors import RunError
 from tfgpt.search.oracle import COMPLETED, FAILED, INVALID, hyperparameters, make_oracle, say
-from tfgpt.search.study import Plan, TrialRequest
+from tfgpt.search.study import Study, TrialSpec
 from tfgpt.search.trial_process import TrialProcess
 from tfgpt.search.trial_results import best_row, in_words, read_result, request_of
 
@@ -67,7 +67,7 @@ class TrainingTuner(BaseTuner):
         stopping: set when the search is to save and stop.
     """
 
-    def __init__(self, plan: Plan, oracle: Any, process: TrialProcess, stopping: threading.Event):
+    def __init__(self, plan: Study, oracle: Any, process: TrialProcess, stopping: threading.Event):
         with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere):
             super().__init__(oracle, directory=str(plan.directory), project_name="keras_tuner")
         self.plan, self.process, self.stopping = plan, process, stopping
@@ -131,7 +131,7 @@ class TrainingTuner(BaseTuner):
         if result["status"] == "killed":
             raise RuntimeError(result["error"])
 
-    def known_result(self, request: TrialRequest) -> dict[str, Any] | None:
+    def known_result(self, request: TrialSpec) -> dict[str, Any] | None:
         """The result of a trial that had ended before the search was killed."""
         result = read_result(self.plan, request.trial_id)
         return result if result.get("status") in ("completed", "stopped", "failed") else None
@@ -160,7 +160,7 @@ class TrainingTuner(BaseTuner):
         self.oracle.end_trial(trial)
 
 
-def play(plan: Plan, team: list[TrialProcess], stopping: threading.Event) -> int:
+def play(plan: Study, team: list[TrialProcess], stopping: threading.Event) -> int:
     """Searches, or does this machine's part in a cluster.
 
     Args:
@@ -200,7 +200,7 @@ def play(plan: Plan, team: list[TrialProcess], stopping: threading.Event) -> int
     return summary(plan, oracle)
 
 
-def blank_oracle(plan: Plan) -> Any:
+def blank_oracle(plan: Study) -> Any:
     """A worker's oracle knows the space and the objective; what it says of trials comes from the chief."""
     objective = keras_tuner.Objective(plan.search.search_objective, "min")
     return RandomSearchOracle(objective=objective, hyperparameters=hyperparameters(plan.space))
@@ -222,7 +222,7 @@ def work(tuners: list[TrainingTuner], stopping: threading.Event) -> None:
         each.result()
 
 
-def summary(plan: Plan, oracle: Any) -> int:
+def summary(plan: Study, oracle: Any) -> int:
     """The last lines, when the search is over; the exit code."""
     if len(oracle.end_order) < len(oracle.trials) or not oracle.search_is_over():
         return 0

@@ -21,7 +21,7 @@ from tfgpt.common.errors import UserError
 from tfgpt.common.locks import writer_lock
 from tfgpt.common.output_directories import LOCK
 from tfgpt.common.tf_logging import import_tensorflow
-from tfgpt.search.study import Plan
+from tfgpt.search.study import Study
 from tfgpt.search.trial_process import TrialProcess
 from tfgpt.tokenization.tokenizer import available_cpus
 from tfgpt.training.stop_signals import leave_terminal, stop_signals
@@ -29,7 +29,7 @@ from tfgpt.training.stop_signals import leave_terminal, stop_signals
 KERASTUNER_VARIABLES = ("KERASTUNER_TUNER_ID", "KERASTUNER_ORACLE_IP", "KERASTUNER_ORACLE_PORT")
 
 
-def launch(plan: Plan) -> int:
+def launch(plan: Study) -> int:
     """Runs the search, or this machine's part of it.
 
     Returns:
@@ -47,7 +47,7 @@ def launch(plan: Plan) -> int:
         return run(plan)
 
 
-def run(plan: Plan) -> int:
+def run(plan: Study) -> int:
     """`launch`, once nobody else writes the search."""
     stopping = threading.Event()
     received: list[int] = []
@@ -85,7 +85,7 @@ def run(plan: Plan) -> int:
     return code
 
 
-def check_cluster(plan: Plan) -> None:
+def check_cluster(plan: Study) -> None:
     """Looks at KerasTuner's environment variables.
 
     Raises:

@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from tfgpt.common.errors import TfgptError
-from tfgpt.serving.batching import QueueFullError, ShutdownError, WriterEndedError
+from tfgpt.serving.batching import BatcherStoppedError, QueueFullError, ShutdownError
 from tfgpt.serving.client import ServingError
 
 TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
@@ -64,7 +64,7 @@ def as_api_error(error: Exception) -> ApiError:
         return ApiError(429, str(error), code="queue_full", headers={"Retry-After": str(error.seconds)})
     if isinstance(error, ShutdownError):
         return ApiError(503, str(error), code="shutting_down", headers={"Retry-After": str(AWAY_SECONDS)})
-    if isinstance(error, WriterEndedError):
+    if isinstance(error, BatcherStoppedError):
         log.error("%s", error)
         return ApiError(503, str(error), code="not_ready")
     if isinstance(error, ServingError):

@@ -17,12 +17,18 @@ from fastapi.staticfiles import StaticFiles
 import tfgpt
 from tfgpt.common.errors import UserError
 from tfgpt.serving.api_errors import ApiError, add_error_handlers
-from tfgpt.serving.backends import ServedInfo
-from tfgpt.serving.batching import Batcher, QueueFullError, Row, Ticket, WriterEndedError
+from tfgpt.serving.backends import ModelInfo
+from tfgpt.serving.batching import Batcher, BatcherStoppedError, QueueFullError, RequestHandle, SequenceState
 from tfgpt.serving.client import Client, ServingError, text_ids
-from tfgpt.serving.middleware import Gate
-from tfgpt.serving.openai_requests import ChatRequest, CompletionRequest, EmbeddingRequest, ErrorAnswer, WritingRequest
-from tfgpt.serving.openai_responses import Answer, EventResponse, as_base64, unless_gone
+from tfgpt.serving.middleware import RequestMiddleware
+from tfgpt.serving.openai_requests import (
+    ChatRequest,
+    CompletionRequest,
+    EmbeddingRequest,
+    ErrorAnswer,
+    GenerationRequest,
+)
+from tfgpt.serving.openai_responses import CompletionResponse, EventResponse, as_base64, unless_gone
 from tfgpt.serving.prometheus_metrics import Metrics
 from tfgpt.serving.serve_config import ServeConfig
 from tfgpt.tokenization.chat_template import render_messages
@@ -60,7 +66,7 @@ class Server:
         config: the limits.
     """
 
-    def __init__(self, client: Client, info: ServedInfo, config: ServeConfig):
+    def __init__(self, client: Client, info: ModelInfo, config: ServeConfig):
         self.client, self.info, self.config = client, info, config
         self.metrics = Metrics()
         self.batcher = Batcher(client, config.max_batch, config.max_queue, config.batch_wait_ms / 1000, self.metrics)
@@ -128,8 +134,8 @@ class Server:
         return ids
 
     def submit(
-        self, request: Request, body: WritingRequest, prompts: Sequence[list[int]], max_tokens: int | None
-    ) -> Answer:
+        self, request: Request, body: GenerationRequest, prompts: Sequence[list[int]], max_tokens: int | None
+    ) -> CompletionResponse:
         """Puts a request's texts into the queue."""
         samples = body.n or 1
         if len(prompts) * samples > self.config.max_choices:
@@ -141,16 +147,16 @@ class Server:
         length = max_tokens or self.config.default_max_tokens
         seed = secrets.randbits(63) if body.seed is None else body.seed
         likely = body.wants_log_probabilities
-        ticket = Ticket()
-        rows: list[Row] = []
+        ticket = RequestHandle()
+        rows: list[SequenceState] = []
         for prompt in prompts:
             for sample in range(samples):
                 sampling = body.sampling(dict(self.info.defaults), seed, sample)
-                rows.append(Row(ticket, len(rows), prompt, length, sampling, body.stop_strings, likely))
+                rows.append(SequenceState(ticket, len(rows), prompt, length, sampling, body.stop_strings, likely))
         self.batcher.submit(rows)
         facts = request.scope["tfgpt.facts"]
         facts["stream"] = bool(body.stream)
-        return Answer(
+        return CompletionResponse(
             ticket=ticket,
             chat=isinstance(body, ChatRequest),
             model=self.info.name,
@@ -162,7 +168,7 @@ class Server:
             begun=request.scope["tfgpt.begun"],
         )
 
-    async def respond(self, request: Request, body: WritingRequest, answer: Answer) -> Response:
+    async def respond(self, request: Request, body: GenerationRequest, answer: CompletionResponse) -> Response:
         """The answer, streamed or whole."""
         if body.stream:
             return EventResponse(answer, body.include_usage)
@@ -244,14 +250,14 @@ def operations(server: Server) -> APIRouter:
     async def healthz() -> Response:
         """The process lives, and the thread that writes."""
         if not server.batcher.alive:
-            raise WriterEndedError
+            raise BatcherStoppedError
         return PlainTextResponse("ok\n")
 
     @router.get("/readyz", response_class=PlainTextResponse, responses=NOT_READY)
     async def readyz() -> Response:
         """The model answers, and the thread that writes lives."""
         if not server.batcher.alive:
-            raise WriterEndedError
+            raise BatcherStoppedError
         ask = server.client.transport.predict
         try:
             await anyio.to_thread.run_sync(ask, "tokenize", {"text": ["ready?"]}, READY_SECONDS)
@@ -281,7 +287,7 @@ class PageFiles(StaticFiles):
         return response
 
 
-def create_app(client: Client, info: ServedInfo, config: ServeConfig, keys: Sequence[str] = ()) -> FastAPI:
+def create_app(client: Client, info: ModelInfo, config: ServeConfig, keys: Sequence[str] = ()) -> FastAPI:
     """The web application.
 
     Args:
@@ -321,7 +327,7 @@ def create_app(client: Client, info: ServedInfo, config: ServeConfig, keys: Sequ
 
     app.openapi = openapi  # type: ignore[method-assign]
     # The last one added is the outermost.
-    app.add_middleware(Gate, config=config, keys=keys, metrics=server.metrics)
+    app.add_middleware(RequestMiddleware, config=config, keys=keys, metrics=server.metrics)
     if config.cors_origin:
         app.add_middleware(
             CORSMiddleware,

@@ -18,7 +18,7 @@ from tfgpt.tokenization.chat_template import OURS, ChatTemplate
 
 
 @dataclasses.dataclass(frozen=True)
-class ServedInfo:
+class ModelInfo:
     """What the front end knows of the model.
 
     Attributes:
@@ -83,7 +83,7 @@ class SavedModelTransport:
         self._model.__exit__()
 
 
-def served_info(config: ServeConfig, version: Path | None) -> ServedInfo:
+def load_model_info(config: ServeConfig, version: Path | None) -> ModelInfo:
     """What is known of the model.
 
     Args:
@@ -108,17 +108,17 @@ def served_info(config: ServeConfig, version: Path | None) -> ServedInfo:
             raise UserError(f"{version / EXPORT_METADATA}: is no description of an export ({error!r})") from error
         folder = Path(os.path.abspath(version))
         name = name or (folder.parent.name if folder.name.isdigit() else folder.name)
-    return ServedInfo(name, created, context, vocabulary, defaults, template)
+    return ModelInfo(name, created, context, vocabulary, defaults, template)
 
 
-def open_backend(config: ServeConfig) -> tuple[Client, ServedInfo]:
+def open_backend(config: ServeConfig) -> tuple[Client, ModelInfo]:
     """Connects to the backend, or loads the model into this process.
 
     Raises:
         UserError: the export is not there or cannot be loaded.
     """
     version = find_export(config.model) if config.model else None
-    info = served_info(config, version)
+    info = load_model_info(config, version)
     if config.backend:
         address = config.backend.removeprefix("grpc://")
         client = connect(

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tfgpt.common.errors import RunError, TfgptError
-from tfgpt.generation.detokenizer import TextStream
+from tfgpt.generation.detokenizer import StreamingDetokenizer
 from tfgpt.serving.client import FIRST_CHUNK, LARGEST_CHUNK, Client
 from tfgpt.serving.prometheus_metrics import Metrics
 
@@ -41,7 +41,7 @@ class ShutdownError(RunError):
     """The server is stopping."""
 
 
-class WriterEndedError(RunError):
+class BatcherStoppedError(RunError):
     """The thread that writes has ended, and nothing but a restart brings it back."""
 
     def __init__(self) -> None:
@@ -49,7 +49,7 @@ class WriterEndedError(RunError):
 
 
 @dataclasses.dataclass
-class Piece:
+class TokenChunk:
     """What a chunk adds to one text.
 
     Attributes:
@@ -69,7 +69,7 @@ class Piece:
     content: bytes = b""
 
 
-class Ticket:
+class RequestHandle:
     """One request's place: the pieces of its texts come out of it. Made and read in the event loop.
 
     Attributes:
@@ -78,11 +78,11 @@ class Ticket:
     """
 
     def __init__(self) -> None:
-        self.events: asyncio.Queue[Piece | Exception] = asyncio.Queue()
+        self.events: asyncio.Queue[TokenChunk | Exception] = asyncio.Queue()
         self.cancelled = False
         self._loop = asyncio.get_running_loop()
 
-    def put(self, event: Piece | Exception) -> None:
+    def put(self, event: TokenChunk | Exception) -> None:
         """Called by the writing thread."""
         with contextlib.suppress(RuntimeError):  # The loop is closed: nobody waits for it any longer.
             self._loop.call_soon_threadsafe(self.events.put_nowait, event)
@@ -92,7 +92,7 @@ class Ticket:
         self.cancelled = True
 
 
-class Row:
+class SequenceState:
     """One text that is being written.
 
     Args:
@@ -107,7 +107,7 @@ class Row:
 
     def __init__(
         self,
-        ticket: Ticket,
+        ticket: RequestHandle,
         index: int,
         ids: Sequence[int],
         max_tokens: int,
@@ -116,7 +116,7 @@ class Row:
         one_by_one: bool,
     ):
         self.ticket, self.index, self.ids, self.left = ticket, index, list(ids), max_tokens
-        self.sampling, self.text, self.one_by_one = sampling, TextStream(stop), one_by_one
+        self.sampling, self.text, self.one_by_one = sampling, StreamingDetokenizer(stop), one_by_one
         self.size = 1 if one_by_one else FIRST_CHUNK
         self.since = time.monotonic()
 
@@ -135,7 +135,7 @@ class Row:
         if finish:
             text += self.text.end()
         known = log_probability if self.one_by_one and new else None
-        self.ticket.put(Piece(self.index, text, len(new), finish, known, content))
+        self.ticket.put(TokenChunk(self.index, text, len(new), finish, known, content))
         return not finish
 
 
@@ -153,9 +153,9 @@ class Batcher:
     def __init__(self, client: Client, max_batch: int, max_queue: int, wait_seconds: float, metrics: Metrics):
         self._client, self._max_batch, self._max_queue = client, max_batch, max_queue
         self._wait_seconds, self._metrics = wait_seconds, metrics
-        self._waiting: collections.deque[Row] = collections.deque()
+        self._waiting: collections.deque[SequenceState] = collections.deque()
         self._changed = threading.Condition()
-        self._active: list[Row] = []
+        self._active: list[SequenceState] = []
         self._stopping = self._ended = False
         self._mean_seconds = 1.0
         self._thread = threading.Thread(target=self._run, name="batcher", daemon=True)
@@ -176,7 +176,7 @@ class Batcher:
             self._changed.notify()
         self._thread.join()
 
-    def submit(self, rows: Sequence[Row]) -> None:
+    def submit(self, rows: Sequence[SequenceState]) -> None:
         """Puts a request's texts at the end of the queue: all or none.
 
         Raises:
@@ -186,7 +186,7 @@ class Batcher:
         """
         with self._changed:
             if self._ended and not self._stopping:
-                raise WriterEndedError
+                raise BatcherStoppedError
             if self._stopping:
                 raise ShutdownError("the server is stopping")
             waiting = collections.deque(row for row in self._waiting if not row.ticket.cancelled)
@@ -212,7 +212,7 @@ class Batcher:
                 rows = [*self._active, *self._waiting]
                 self._active, self._waiting = [], collections.deque()
             for row in rows:
-                row.ticket.put(ShutdownError("the server is stopping") if self._stopping else WriterEndedError())
+                row.ticket.put(ShutdownError("the server is stopping") if self._stopping else BatcherStoppedError())
 
     def _step(self) -> None:
         """Waits for texts and writes a chunk of each."""
@@ -235,7 +235,7 @@ class Batcher:
             self._metrics.active.set(len(self._active))
 
     @staticmethod
-    def _inputs(rows: list[Row]) -> dict[str, list[Any]]:
+    def _inputs(rows: list[SequenceState]) -> dict[str, list[Any]]:
         """What the signature gets for the rows."""
         # The smallest chunk that a row wants: nobody's first words wait for another's thirty-two.
         size = min((row.size for row in rows if not row.one_by_one), default=1)
@@ -247,7 +247,7 @@ class Batcher:
         }
         return {**inputs, **{name: [row.sampling[name] for row in rows] for name in rows[0].sampling}}
 
-    def _chunk(self, rows: list[Row]) -> list[Row]:
+    def _chunk(self, rows: list[SequenceState]) -> list[SequenceState]:
         """One call of the model for all rows; returns those that go on."""
         begun = time.monotonic()
         try:

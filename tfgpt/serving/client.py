@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from tfgpt.common.errors import RunError, UserError
-from tfgpt.generation.detokenizer import TextStream
+from tfgpt.generation.detokenizer import StreamingDetokenizer
 from tfgpt.serving.signatures import signature
 from tfgpt.tokenization.chat_template import OURS, ChatTemplate, render_messages
 
@@ -140,7 +140,7 @@ class Client:
     def _streamed(self, ids: list[int], stop: Sequence[str], sampling: Mapping[str, Any]) -> Iterator[str]:
         inputs = sampling_inputs(sampling, 1)
         [left] = inputs.pop("max_new_tokens")
-        text, size = TextStream(stop), FIRST_CHUNK
+        text, size = StreamingDetokenizer(stop), FIRST_CHUNK
         while left > 0 and not text.stopped:
             asked: dict[str, list[Any]] = {
                 "ids": [ids],

@@ -11,13 +11,13 @@ import keras
 import tensorflow as tf
 
 import tfgpt
-from tfgpt.common.atomic_files import directory_written_beside, write_json
+from tfgpt.common.atomic_files import atomic_directory, write_json
 from tfgpt.common.errors import UserError
 from tfgpt.common.model_paths import EXPORT_METADATA
 from tfgpt.common.output_directories import working_directory
 from tfgpt.generation.config import SamplingConfig
 from tfgpt.generation.generator import Generator
-from tfgpt.generation.kernel_layout import lay_out_for_decoding
+from tfgpt.generation.kernel_layout import transpose_kernels_for_decoding
 from tfgpt.model.checkpoints.huggingface import load_decoder, load_stop_ids
 from tfgpt.model.decoder import Decoder
 from tfgpt.serving.export_config import NOT_IN_EXPORTS, ExportConfig
@@ -71,18 +71,18 @@ def write_version(
     """As `export`, for a version whose place is known and kept."""
     if config.serving_files:
         check_serving_files(version.parent, config.overwrite)
-    measured = Measured(config, directory, tokenizer)
+    measured = PrecisionReport(config, directory, tokenizer)
     if config.precision != "float32":
         measured.add("float32", load_decoder(directory, dtype="float32"), "float32")
     decoder = load_decoder(directory, dtype="bfloat16" if config.precision == "bfloat16" else "float32")
-    lay_out_for_decoding(decoder)
+    transpose_kernels_for_decoding(decoder)
     weights = ServedWeights(decoder, config.precision)
     generator = Generator(decoder, tokenizer, load_stop_ids(directory))
     stops = generator.stop_tokens
     model = ServedModel(decoder, weights, tokenizer, sampling, config.max_new_tokens_limit, stops)
     measured.add_model(config.precision, model)
     say(measured.line())
-    with directory_written_beside(version) as temporary:
+    with atomic_directory(version) as temporary:
         # SavedModels are written through TensorFlow's own file system, into the folder that is renamed at the end.
         tf.saved_model.save(model, str(temporary), signatures=model.signature_functions())
         write_warmup(temporary, tokenizer.end_of_text_id, sampling, template_of(tokenizer))
@@ -113,7 +113,7 @@ def version_directory(output: Path, version: int) -> Path:
     return output / str(version or max(present, default=0) + 1)
 
 
-class Measured:
+class PrecisionReport:
     """Bits per byte of the precisions of one export.
 
     Args:
@@ -158,7 +158,7 @@ def operations(tokenizer: Tokenizer) -> str:
 
 
 def metadata(
-    config: ExportConfig, sampling: SamplingConfig, decoder: Decoder, tokenizer: Tokenizer, measured: Measured
+    config: ExportConfig, sampling: SamplingConfig, decoder: Decoder, tokenizer: Tokenizer, measured: PrecisionReport
 ) -> dict[str, Any]:
     """What `assets.extra/tfgpt.json` says of a version."""
     defaults = {name: value for name, value in sampling.to_dict().items() if name not in NOT_IN_EXPORTS}

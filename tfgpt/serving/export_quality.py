@@ -12,7 +12,7 @@ import tensorflow as tf
 from tfgpt.common.atomic_files import read_json
 from tfgpt.common.errors import SettingError, UserError
 from tfgpt.corpus.sources.compressed import opened
-from tfgpt.pipeline.chat_shards import Conversations
+from tfgpt.pipeline.chat_shards import ChatShards
 from tfgpt.pipeline.validation_data import open_held_out
 from tfgpt.tokenization.tokenizer import Tokenizer
 
@@ -50,7 +50,7 @@ def quality_ids(model: Path, text: str, tokenizer: Tokenizer, byte_limit: int) -
     held_out = open_held_out(read_json(provenance).get("data", {}).get("validation", {}), tokenizer)
     if held_out is None:
         return None
-    tokens = held_out.ids if isinstance(held_out, Conversations) else held_out.tokens
+    tokens = held_out.ids if isinstance(held_out, ChatShards) else held_out.tokens
     ids = np.asarray(tokens[:byte_limit], np.int32)
     behind = np.cumsum(tokenizer.byte_lengths()[ids]) <= byte_limit
     return (ids[behind], "the held-out text") if behind.sum() > 1 else None

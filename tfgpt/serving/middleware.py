@@ -32,7 +32,7 @@ Facts = dict[str, Any]
 """What a request's handler tells the access log: counts and names, never contents."""
 
 
-class Gate:
+class RequestMiddleware:
     """The outermost part of the app, in plain ASGI: it sees each byte that goes in and out.
 
     Args:

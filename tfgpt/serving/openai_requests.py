@@ -44,7 +44,7 @@ class TextFormat(Body):
     type: Literal["text"]
 
 
-class WritingRequest(Body):
+class GenerationRequest(Body):
     """What chat and completions share."""
 
     model: str
@@ -113,7 +113,7 @@ class Message(Body):
         return {"role": "system" if self.role == "developer" else self.role, "content": text}
 
 
-class ChatRequest(WritingRequest):
+class ChatRequest(GenerationRequest):
     """POST /v1/chat/completions."""
 
     messages: Annotated[list[Message], Field(min_length=1)]
@@ -133,7 +133,7 @@ class ChatRequest(WritingRequest):
         return bool(self.logprobs)
 
 
-class CompletionRequest(WritingRequest):
+class CompletionRequest(GenerationRequest):
     """POST /v1/completions."""
 
     prompt: Annotated[list[str], Field(min_length=1)] | TokenIds | Annotated[list[TokenIds], Field(min_length=1)] | str

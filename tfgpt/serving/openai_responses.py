@@ -18,7 +18,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from tfgpt.serving.api_errors import as_api_error
-from tfgpt.serving.batching import Piece, Ticket
+from tfgpt.serving.batching import RequestHandle, TokenChunk
 from tfgpt.serving.middleware import CLIENT_LEFT, Facts
 from tfgpt.serving.prometheus_metrics import Metrics
 
@@ -31,7 +31,7 @@ LINE_ENDS = {ord(character): f"\\u{ord(character):04x}" for character in "\x85\u
 
 
 @dataclasses.dataclass
-class Answer:
+class CompletionResponse:
     """One request's texts as they come.
 
     Attributes:
@@ -46,7 +46,7 @@ class Answer:
         begun: when the request came, on the monotonic clock.
     """
 
-    ticket: Ticket
+    ticket: RequestHandle
     chat: bool
     model: str
     choices: int
@@ -64,7 +64,7 @@ class Answer:
         self._offsets = [0] * self.choices
         self.metrics.prompt.inc(self.prompt_tokens)
 
-    async def pieces(self) -> AsyncIterator[Piece | None]:
+    async def pieces(self) -> AsyncIterator[TokenChunk | None]:
         """The pieces of all texts, None while nothing comes; ends with the last text.
 
         Raises:
@@ -72,7 +72,7 @@ class Answer:
         """
         try:
             while not all(self.reasons):
-                event: Piece | Exception | None = None
+                event: TokenChunk | Exception | None = None
                 with anyio.move_on_after(ALIVE_SECONDS):
                     event = await self.ticket.events.get()
                 if event is None:
@@ -114,7 +114,7 @@ class Answer:
     async def whole(self) -> dict[str, Any]:
         """The answer in one piece."""
         texts = [""] * self.choices
-        likely: list[list[Piece]] = [[] for _ in texts]
+        likely: list[list[TokenChunk]] = [[] for _ in texts]
         async for piece in self.pieces():
             if piece is not None:
                 texts[piece.index] += piece.text
@@ -155,7 +155,7 @@ class Answer:
             self.facts["cut"] = True
             yield sent(as_api_error(error).content())
 
-    def log_probability_field(self, index: int, pieces: Sequence[Piece]) -> dict[str, Any] | None:
+    def log_probability_field(self, index: int, pieces: Sequence[TokenChunk]) -> dict[str, Any] | None:
         """The `logprobs` of a choice, in the form of chat or of completions."""
         if not self.log_probabilities:
             return None
@@ -187,7 +187,7 @@ def sent(content: dict[str, Any]) -> str:
 class EventResponse(StreamingResponse):
     """A stream that takes its request out of the batcher however it ends, begun or not."""
 
-    def __init__(self, answer: Answer, include_usage: bool):
+    def __init__(self, answer: CompletionResponse, include_usage: bool):
         # X-Accel-Buffering: nginx would otherwise keep the events back.
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
         super().__init__(answer.events(include_usage), media_type="text/event-stream", headers=headers)
@@ -200,7 +200,7 @@ class EventResponse(StreamingResponse):
             self._ticket.cancel()
 
 
-async def unless_gone(request: Request, answer: Answer) -> Response:
+async def unless_gone(request: Request, answer: CompletionResponse) -> Response:
     """The whole answer; when the client leaves first, no more work is done for it."""
 
     async def gone() -> None:

@@ -13,8 +13,8 @@ from typing import Any
 import tensorflow as tf
 
 from tfgpt.generation.config import SamplingConfig
-from tfgpt.generation.decode_steps import DecodingFunctions
-from tfgpt.generation.in_graph_generation import Written, write
+from tfgpt.generation.decode_steps import DecodeFunctions
+from tfgpt.generation.in_graph_generation import GenerateOutput, generate
 from tfgpt.generation.sampling import SamplingParameters
 from tfgpt.generation.scoring import embedding, log_likelihood
 from tfgpt.model.decoder import Decoder
@@ -56,7 +56,7 @@ class ServedModel(tf.Module):
         super().__init__(name="tfgpt")
         self.weights = weights.variables
         self.tokenizer = in_graph_tokenizer(tokenizer)
-        self.functions = Functions(
+        self.functions = SignatureFunctions(
             decoder, weights, tokenizer, self.tokenizer, defaults, max_new_tokens_limit, stop_tokens
         )
 
@@ -65,7 +65,7 @@ class ServedModel(tf.Module):
         return self.functions.signatures()
 
 
-class Functions:
+class SignatureFunctions:
     """The signatures' functions; no trackable object, so that the decoder in it is not saved.
 
     Args:
@@ -83,11 +83,11 @@ class Functions:
         max_new_tokens_limit: int,
         stop_tokens: Sequence[int],
     ):
-        self.decoding = DecodingFunctions(decoder, tuple(stop_tokens) or tokenizer.stop_ids)
+        self.decoding = DecodeFunctions(decoder, tuple(stop_tokens) or tokenizer.stop_ids)
         self.weights, self.tokenizer, self.in_graph = weights, tokenizer, in_graph
         self.limit = max_new_tokens_limit
         # One graph for all signatures that write: it is most of what an export holds.
-        self.write = self.over_weights(write, IDS, COUNTS, COUNTS, SamplingParameters.specs())
+        self.write = self.over_weights(generate, IDS, COUNTS, COUNTS, SamplingParameters.specs())
         self.log_likelihood = self.over_weights(log_likelihood, IDS, COUNTS, tf.TensorSpec([None, None], tf.bool))
         self.embedding = self.over_weights(embedding, IDS, COUNTS)
         self.defaults = [tf.constant([default_of(defaults, item.name)], item.dtype) for item in SAMPLING]
@@ -204,8 +204,8 @@ class Functions:
             written = self.written(tf.identity(read), length, sampling)
         return {**self.outputs_of(written), "text_bytes": self.bytes_of(written)}
 
-    def written(self, ids: tf.Tensor, lengths: tf.Tensor, sampling: list[tf.Tensor]) -> Written:
-        """`writing.write` with every sampling input brought into its bounds."""
+    def written(self, ids: tf.Tensor, lengths: tf.Tensor, sampling: list[tf.Tensor]) -> GenerateOutput:
+        """`in_graph_generation.generate` with every sampling input brought into its bounds."""
         new_tokens, temperature, top_k, top_p, min_p, penalty, seed, sample = (
             tf.broadcast_to(value, [tf.shape(ids)[0]]) for value in sampling
         )
@@ -221,7 +221,7 @@ class Functions:
         )
         return self.write(ids, lengths, tf.minimum(new_tokens, self.limit), parameters)
 
-    def outputs_of(self, written: Written) -> dict[str, tf.Tensor]:
+    def outputs_of(self, written: GenerateOutput) -> dict[str, tf.Tensor]:
         """The tensors of `signatures.WRITTEN`."""
         kept = tf.sequence_mask(written.counts, tf.shape(written.tokens)[1])
         return {
@@ -231,7 +231,7 @@ class Functions:
             "log_probability": written.log_probabilities,
         }
 
-    def bytes_of(self, written: Written) -> tf.Tensor:
+    def bytes_of(self, written: GenerateOutput) -> tf.Tensor:
         """[B] strings: the bytes of the new tokens. A model may have more ids than its tokenizer; they have none."""
         kept = tf.sequence_mask(written.counts, tf.shape(written.tokens)[1])
         kept &= written.tokens < self.tokenizer.vocabulary_size

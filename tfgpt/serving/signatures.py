@@ -12,7 +12,7 @@ from tfgpt.generation.config import SamplingConfig
 
 
 @dataclasses.dataclass(frozen=True)
-class Tensor:
+class SignatureTensor:
     """An input or an output.
 
     Attributes:
@@ -45,37 +45,37 @@ class Signature:
 
     name: str
     purpose: str
-    inputs: tuple[Tensor, ...]
-    outputs: tuple[Tensor, ...]
+    inputs: tuple[SignatureTensor, ...]
+    outputs: tuple[SignatureTensor, ...]
 
 
-TEXT = Tensor("text", "string", "any bytes; special tokens' names in it are plain letters")
-IDS = Tensor("ids", "int32", "the whole text so far, end-of-text first; any number behind a row's length", "T")
-LENGTH = Tensor("length", "int32", "how many ids a row has")
+TEXT = SignatureTensor("text", "string", "any bytes; special tokens' names in it are plain letters")
+IDS = SignatureTensor("ids", "int32", "the whole text so far, end-of-text first; any number behind a row's length", "T")
+LENGTH = SignatureTensor("length", "int32", "how many ids a row has")
 
 SAMPLING = (
-    Tensor("max_new_tokens", "int32", "the most tokens to write; more than the export's limit is cut to it"),
-    Tensor("temperature", "float32", "0 always takes the likeliest token"),
-    Tensor("top_k", "int32", "0 is off"),
-    Tensor("top_p", "float32", "1 is off"),
-    Tensor("min_p", "float32", "0 is off"),
-    Tensor("repetition_penalty", "float32", "1 is off"),
-    Tensor("seed", "int64", "the same seed gives the same text"),
-    Tensor("sample", "int64", "the number of the text among several of one prompt and one seed"),
+    SignatureTensor("max_new_tokens", "int32", "the most tokens to write; more than the export's limit is cut to it"),
+    SignatureTensor("temperature", "float32", "0 always takes the likeliest token"),
+    SignatureTensor("top_k", "int32", "0 is off"),
+    SignatureTensor("top_p", "float32", "1 is off"),
+    SignatureTensor("min_p", "float32", "0 is off"),
+    SignatureTensor("repetition_penalty", "float32", "1 is off"),
+    SignatureTensor("seed", "int64", "the same seed gives the same text"),
+    SignatureTensor("sample", "int64", "the number of the text among several of one prompt and one seed"),
 )
 """The inputs of every signature that writes, in this order; each has a default over gRPC, none over REST."""
 
 WRITTEN = (
-    Tensor("tokens", "int32", "the new tokens without the stop token; the padding id behind them", "N"),
-    Tensor("num_tokens", "int32", "how many they are"),
-    Tensor("finish_reason", "string", "stop: the text or the turn ended; length: max_new_tokens were written"),
-    Tensor("log_probability", "float32", "natural, under the model itself, the stop token included"),
+    SignatureTensor("tokens", "int32", "the new tokens without the stop token; the padding id behind them", "N"),
+    SignatureTensor("num_tokens", "int32", "how many they are"),
+    SignatureTensor("finish_reason", "string", "stop: the text or the turn ended; length: max_new_tokens were written"),
+    SignatureTensor("log_probability", "float32", "natural, under the model itself, the stop token included"),
 )
 ANSWER = (
-    Tensor("text", "string", "the new text; bytes that are not UTF-8 as U+FFFD"),
-    Tensor("text_bytes", "string", "the same as it is; base64 over REST"),
+    SignatureTensor("text", "string", "the new text; bytes that are not UTF-8 as U+FFFD"),
+    SignatureTensor("text_bytes", "string", "the same as it is; base64 over REST"),
     *WRITTEN,
-    Tensor("prompt_tokens", "int32", "tokens of the prompt, end-of-text included"),
+    SignatureTensor("prompt_tokens", "int32", "tokens of the prompt, end-of-text included"),
 )
 
 SIGNATURES = (
@@ -83,14 +83,14 @@ SIGNATURES = (
         "serving_default",
         "text in, its continuation out, drawn as the export's flags say",
         (TEXT,),
-        (Tensor("text", "string", "the new text"),),
+        (SignatureTensor("text", "string", "the new text"),),
     ),
     Signature("generate", "a text's continuation", (TEXT, *SAMPLING), ANSWER),
     Signature(
         "chat",
         "the assistant's answer to a conversation",
         (
-            Tensor(
+            SignatureTensor(
                 "conversation",
                 "string",
                 "what the chat template writes, special tokens by name (`render_messages`)",
@@ -103,16 +103,16 @@ SIGNATURES = (
         "stream",
         "the next few tokens of texts given as ids; the server keeps nothing",
         (IDS, LENGTH, *SAMPLING),
-        (*WRITTEN, Tensor("text_bytes", "string", "their bytes; they may end inside a character")),
+        (*WRITTEN, SignatureTensor("text_bytes", "string", "their bytes; they may end inside a character")),
     ),
     Signature(
         "score",
         "how likely a text is, behind an end-of-text token",
         (TEXT,),
         (
-            Tensor("log_likelihood", "float32", "natural, of all tokens of the text"),
-            Tensor("num_tokens", "int32", "tokens of the text"),
-            Tensor("num_bytes", "int32", "bytes of the text"),
+            SignatureTensor("log_likelihood", "float32", "natural, of all tokens of the text"),
+            SignatureTensor("num_tokens", "int32", "tokens of the text"),
+            SignatureTensor("num_bytes", "int32", "bytes of the text"),
         ),
     ),
     Signature(
@@ -120,25 +120,25 @@ SIGNATURES = (
         "a text's ids",
         (TEXT,),
         (
-            Tensor("ids", "int32", "without any special token; the padding id behind them", "T"),
-            Tensor("num_tokens", "int32", "how many they are"),
-            Tensor("end_of_text_id", "int32", "the id that `stream` wants before a text's ids; -1 for none"),
+            SignatureTensor("ids", "int32", "without any special token; the padding id behind them", "T"),
+            SignatureTensor("num_tokens", "int32", "how many they are"),
+            SignatureTensor("end_of_text_id", "int32", "the id that `stream` wants before a text's ids; -1 for none"),
         ),
     ),
     Signature(
         "tokenize_chat",
         "a conversation's ids, as `stream` wants them",
-        (Tensor("conversation", "string", "as `chat`'s"),),
+        (SignatureTensor("conversation", "string", "as `chat`'s"),),
         (
-            Tensor("ids", "int32", "the padding id behind them", "T"),
-            Tensor("num_tokens", "int32", "how many they are"),
+            SignatureTensor("ids", "int32", "the padding id behind them", "T"),
+            SignatureTensor("num_tokens", "int32", "how many they are"),
         ),
     ),
     Signature(
         "embed",
         "the mean of a text's last hidden states",
         (TEXT,),
-        (Tensor("embedding", "float32", "after the final norm, not normalized to length 1", "hidden_dim"),),
+        (SignatureTensor("embedding", "float32", "after the final norm, not normalized to length 1", "hidden_dim"),),
     ),
 )
 """Every signature of an export."""

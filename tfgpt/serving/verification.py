@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from tfgpt.common.errors import RunError
 from tfgpt.generation.config import SamplingConfig
-from tfgpt.generation.decode_steps import DecodingFunctions
+from tfgpt.generation.decode_steps import DecodeFunctions
 from tfgpt.generation.generator import Completion, Generator
 from tfgpt.generation.prompts import encode_chat, encode_prompt
 from tfgpt.generation.scoring import log_likelihood
@@ -44,7 +44,7 @@ def verify(directory: Path, generator: Generator, defaults: SamplingConfig) -> N
         greedy: dict[str, Any] = {"max_new_tokens": NEW_TOKENS, "temperature": 0.0}
         drawn = {**greedy, "temperature": 1.0, "top_k": 0, "seed": 7}
         filtered = {**drawn, "top_k": 40, "top_p": 0.95, "min_p": 0.01, "repetition_penalty": 1.1, "seed": -5}
-        comparison = Comparison(model, generator)
+        comparison = ExportVerifier(model, generator)
         for values in (greedy, drawn, filtered):
             comparison.written(SamplingConfig(**values))
         comparison.default(defaults)
@@ -75,7 +75,7 @@ def sampling_inputs(sampling: SamplingConfig, rows: int) -> dict[str, np.ndarray
     return {item.name: np.full([rows], values[item.name], item.dtype) for item in SAMPLING}
 
 
-class Comparison:
+class ExportVerifier:
     """An opened export beside the generator that it must agree with.
 
     In float32 the tokens are equal. In bfloat16 the server's graph optimizer joins other operations than the
@@ -90,7 +90,7 @@ class Comparison:
     def __init__(self, model: SessionModel, generator: Generator):
         self.model, self.generator = model, generator
         self.exact = generator.decoder.compute_dtype == "float32"
-        self.decoding = DecodingFunctions(generator.decoder, generator.stop_tokens)
+        self.decoding = DecodeFunctions(generator.decoder, generator.stop_tokens)
 
     def written(self, sampling: SamplingConfig) -> None:
         """`generate`, `chat` and `stream` against the generator."""

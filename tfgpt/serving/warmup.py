@@ -16,7 +16,7 @@ import tensorflow as tf
 from tensorflow_serving.apis import model_pb2, predict_pb2, prediction_log_pb2
 
 from tfgpt.generation.config import SamplingConfig
-from tfgpt.serving.signatures import SAMPLING, SIGNATURES, Tensor
+from tfgpt.serving.signatures import SAMPLING, SIGNATURES, SignatureTensor
 from tfgpt.tokenization.chat_template import OURS, ChatTemplate, render_messages
 
 WARMUP_FILE = Path("assets.extra", "tf_serving_warmup_requests")
@@ -46,7 +46,7 @@ def example_inputs(
         "sample": np.zeros([rows], np.int64),
     }
 
-    def column(item: Tensor) -> np.ndarray:
+    def column(item: SignatureTensor) -> np.ndarray:
         if item.name in columns:
             return columns[item.name]
         return np.full([rows], getattr(sampling, item.name), item.dtype)

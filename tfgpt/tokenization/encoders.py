@@ -147,7 +147,7 @@ class ReferenceEncoder:
         return self
 
 
-class Workers:
+class EncoderThreadPool:
     """Threads that wait for texts to encode, each with an encoder of its own.
 
     Args:

@@ -10,7 +10,7 @@ from tfgpt.common.atomic_files import read_json
 from tfgpt.common.errors import UserError
 from tfgpt.tokenization.config import SPECIAL_TOKENS
 from tfgpt.tokenization.sentencepiece_tokenizer import FILE, SentencePieceTokenizer, foreign_tokenizer
-from tfgpt.tokenization.special_tokens import KEY, choose_roles, token_name
+from tfgpt.tokenization.special_tokens import KEY, choose_special_tokens, token_name
 from tfgpt.tokenization.tokenizer import Tokenizer
 from tfgpt.tokenization.tokenizer_json import added_token, byte_level_document, read_document, why_not_lossless
 
@@ -43,7 +43,7 @@ def open_tokenizer(directory: Path, model_type: str, stop_ids: Iterable[int] = (
         return Tokenizer.load(directory)  # One that tfgpt trained.
     names = {identifier: name for name, identifier in specials.items()}
     try:
-        roles = choose_roles(
+        roles = choose_special_tokens(
             specials,
             end=token_name(config.get("eos_token")),
             padding=token_name(config.get("pad_token")),

@@ -12,7 +12,7 @@ from typing import Any
 from tfgpt.common.atomic_files import read_json
 from tfgpt.common.errors import UserError
 from tfgpt.tokenization.sentencepiece_tokenizer import SentencePieceTokenizer, processor_of, special_pieces
-from tfgpt.tokenization.special_tokens import choose_roles
+from tfgpt.tokenization.special_tokens import choose_special_tokens
 from tfgpt.tokenization.tokenizer import Tokenizer
 from tfgpt.tokenization.tokenizer_json import added_token, byte_level_document
 
@@ -57,7 +57,7 @@ def open_preset_tokenizer(directory: Path) -> Tokenizer:
     end = "<|end_of_text|>" if family == "llama3" else "<|endoftext|>"
     config |= {"bos_token": start or end, "eos_token": end}
     try:
-        roles = choose_roles(
+        roles = choose_special_tokens(
             [token["content"] for token in added], end=end, start_of_text=start, more_ends=["<|eot_id|>"]
         )
         document = byte_level_document(family, ordinary, merges, added)
@@ -73,7 +73,7 @@ def sentencepiece_tokenizer(path: Path) -> SentencePieceTokenizer:
     model = path.read_bytes()
     specials = special_pieces(processor_of(model, str(path)))
     try:
-        roles = choose_roles(sorted(specials, key=specials.__getitem__), end="</s>", start_of_text="<s>")
+        roles = choose_special_tokens(sorted(specials, key=specials.__getitem__), end="</s>", start_of_text="<s>")
         config = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
         return SentencePieceTokenizer(model, str(path), roles, {**config, "legacy": True, "add_bos_token": True})
     except (ValueError, KeyError) as error:

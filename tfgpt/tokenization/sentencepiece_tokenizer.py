@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 import sentencepiece
 
-from tfgpt.common.atomic_files import read_json, sha256_of_json, write_json, write_text, written_beside
+from tfgpt.common.atomic_files import atomic_write, read_json, sha256_of_json, write_json, write_text
 from tfgpt.common.command_line import command_line
 from tfgpt.common.errors import UserError
-from tfgpt.tokenization.special_tokens import KEY, Roles, choose_roles, token_name
+from tfgpt.tokenization.special_tokens import KEY, SpecialTokens, choose_special_tokens, token_name
 from tfgpt.tokenization.tokenizer import Tokenizer
 
 BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
@@ -53,7 +53,7 @@ class SentencePieceTokenizer(Tokenizer):
         self,
         model: bytes,
         origin: str,
-        roles: Roles,
+        roles: SpecialTokens,
         config: dict[str, Any],
         added: dict[str, int] | None = None,
         reference: str | None = None,
@@ -93,7 +93,7 @@ class SentencePieceTokenizer(Tokenizer):
                 (directory / FILE).read_bytes(),
                 str(directory / FILE),
                 added=own.pop("added", {}),
-                roles=Roles.from_dict(own),
+                roles=SpecialTokens.from_dict(own),
                 config=config,
                 reference=reference.read_text(encoding="utf-8") if reference.is_file() else None,
             )
@@ -106,7 +106,7 @@ class SentencePieceTokenizer(Tokenizer):
         config = {**self.config, KEY: {**self.roles.to_dict(), "added": self.added}}
         if model_max_length is not None:
             config["model_max_length"] = model_max_length
-        with written_beside(Path(directory) / FILE) as temporary:
+        with atomic_write(Path(directory) / FILE) as temporary:
             temporary.write_bytes(self.model)
         if self.reference is not None:
             write_text(Path(directory) / "tokenizer.json", self.reference)
@@ -169,7 +169,7 @@ def foreign_tokenizer(
     specials = {**special_pieces(processor), **added}
     names = {identifier: name for name, identifier in specials.items()}
     starts = config.get("add_bos_token", True) is not False
-    roles = choose_roles(
+    roles = choose_special_tokens(
         sorted(specials, key=specials.__getitem__),
         end=token_name(config.get("eos_token")) or "</s>",
         padding=token_name(config.get("pad_token")),

@@ -35,7 +35,7 @@ LAST_BYTE = "ÿ"
 
 
 @dataclasses.dataclass(frozen=True)
-class Roles:
+class SpecialTokens:
     """The tokens' names as the vocabulary spells them; see the module's docstring for what each is for."""
 
     end_of_text: str
@@ -50,12 +50,12 @@ class Roles:
         return {**dataclasses.asdict(self), "more_ends": list(self.more_ends)}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Roles:
+    def from_dict(cls, values: Mapping[str, Any]) -> SpecialTokens:
         """The reverse of `to_dict`; what does not fit raises TypeError."""
         return cls(**{**values, "more_ends": tuple(values.get("more_ends", ()))})
 
 
-def choose_roles(
+def choose_special_tokens(
     specials: Iterable[str],
     *,
     end: str | None,
@@ -63,7 +63,7 @@ def choose_roles(
     start_of_text: str | None = None,
     chat_template: str = "",
     more_ends: Iterable[str] = (),
-) -> Roles:
+) -> SpecialTokens:
     """The parts that special tokens of a foreign vocabulary play.
 
     Args:
@@ -93,7 +93,7 @@ def choose_roles(
     spare = [name for mark in SPARE for name in free if mark in name.lower() and name not in chat_template]
     spare += [name for name in reversed(free) if name not in chat_template]
     pad = next((name for name in [padding, *PADDINGS, *spare] if name in free), LAST_BYTE)
-    return Roles(text_end, pad, turn_start, turn_end, start_of_text, others)
+    return SpecialTokens(text_end, pad, turn_start, turn_end, start_of_text, others)
 
 
 def token_name(value: Any) -> str | None:

@@ -20,15 +20,15 @@ from tfgpt.tokenization.chat_template import CHAT_TEMPLATE
 from tfgpt.tokenization.config import SPECIAL_TOKENS
 from tfgpt.tokenization.encoders import (
     BytesEncoder,
+    EncoderThreadPool,
     ReferenceEncoder,
     TextEncoder,
     TiktokenEncoder,
-    Workers,
     ids_of_bytes,
     tiktoken_ranks,
 )
 from tfgpt.tokenization.pretokenizer import BYTE_OF_CHARACTER, PRE_TOKENIZER, byte_alphabet
-from tfgpt.tokenization.special_tokens import KEY, LAST_BYTE, Roles
+from tfgpt.tokenization.special_tokens import KEY, LAST_BYTE, SpecialTokens
 from tfgpt.tokenization.tokenizer_json import (
     family_of,
     in_order,
@@ -64,7 +64,7 @@ class Tokenizer:
     normalizer (Qwen's NFC) may write text in another way before it is encoded.
 
     Args:
-        document: the content of a `tokenizer.json`, as `tokenizer_file.new_document` or `read_document` give it.
+        document: the content of a `tokenizer.json`, as `tokenizer_json.new_document` or `read_document` give it.
         origin: what messages call it, such as its path.
         roles: the parts that its tokens play; None: it has the four special tokens of ours, under some name.
         config: the content of `tokenizer_config.json` that goes with it, chat template and all; None: as ours.
@@ -82,7 +82,7 @@ class Tokenizer:
         self,
         document: dict[str, Any],
         origin: str = "the tokenizer",
-        roles: Roles | None = None,
+        roles: SpecialTokens | None = None,
         config: dict[str, Any] | None = None,
     ):
         self.document, self.origin, self.roles = document, origin, roles
@@ -92,7 +92,7 @@ class Tokenizer:
         if roles is None:
             names = special_token_names(document)
             end, padding, start_of_turn, end_of_turn = (names[name] for name in SPECIAL_TOKENS)
-            roles = Roles(end, padding, start_of_turn, end_of_turn, start_of_text=end)
+            roles = SpecialTokens(end, padding, start_of_turn, end_of_turn, start_of_text=end)
         self._assign(roles, {**vocabulary, **self.special_tokens})
         self.config = config if config is not None else self.own_config()
         self.vocabulary_size = 1 + max(max(vocabulary.values()), max(added.values()))
@@ -108,12 +108,12 @@ class Tokenizer:
             self._token_bytes[self.padding_id] = b""
             self.id_of_byte[BYTE_OF_CHARACTER[LAST_BYTE]] = -1
         self.missing_bytes = [byte for byte, identifier in enumerate(self.id_of_byte) if identifier < 0]
-        self._workers_of: dict[int, Workers] = {}
+        self._workers_of: dict[int, EncoderThreadPool] = {}
         self.merges: list[tuple[int, int, int]] = [
             (vocabulary[left], vocabulary[right], vocabulary[left + right]) for left, right in merges_of(document)
         ]
 
-    def _assign(self, roles: Roles, ids: Mapping[str, int]) -> None:
+    def _assign(self, roles: SpecialTokens, ids: Mapping[str, int]) -> None:
         """Takes the parts of the tokens over; a KeyError names one that is not there."""
         self.end_of_text, self.padding = roles.end_of_text, roles.padding
         self.start_of_turn, self.end_of_turn = roles.start_of_turn, roles.end_of_turn
@@ -159,7 +159,7 @@ class Tokenizer:
             return made
         document = read_document(path, complete=False)
         try:
-            return cls(document, str(path), Roles.from_dict(config.pop(KEY)), config)
+            return cls(document, str(path), SpecialTokens.from_dict(config.pop(KEY)), config)
         except (TypeError, KeyError) as error:
             raise UserError(f"{beside}: {KEY}: does not fit {path} ({error})") from error
 
@@ -298,7 +298,7 @@ class Tokenizer:
         elif num_threads is None:
             encoded = self._workers(threads).map(self._encode_portion, contents)
         else:
-            with contextlib.closing(Workers(self.encoder, threads)) as workers:
+            with contextlib.closing(EncoderThreadPool(self.encoder, threads)) as workers:
                 encoded = workers.map(self._encode_portion, contents)
         pieces: list[list[np.ndarray]] = [[] for _ in texts]
         for job, arrays in zip(jobs, encoded):
@@ -313,11 +313,11 @@ class Tokenizer:
         except UnicodeError:
             return [self._encode(encoder, text) for text in texts]
 
-    def _workers(self, count: int) -> Workers:
+    def _workers(self, count: int) -> EncoderThreadPool:
         """The threads of this process, which end with the tokenizer; a forked child has none of its parent's."""
         process = os.getpid()
         if process not in self._workers_of:
-            self._workers_of = {process: Workers(self.encoder, count)}
+            self._workers_of = {process: EncoderThreadPool(self.encoder, count)}
         return self._workers_of[process]
 
     def decode_bytes(self, ids: Iterable[int] | np.ndarray, skip_special_tokens: bool = True) -> bytes:

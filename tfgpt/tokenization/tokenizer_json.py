@@ -71,7 +71,7 @@ def byte_level_document(
     """The content of a `tokenizer.json` of a pretrained model's tokenizer that came in another form.
 
     Args:
-        family: of `foreign_patterns.FAMILIES`.
+        family: of `pretrained_pretokenizers.FAMILIES`.
         vocabulary: token in the byte alphabet → id; those of `added` may be missing.
         merges: pairs in order of rank.
         added: as `added_token` makes them, in the order of their ids.

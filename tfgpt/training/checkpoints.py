@@ -33,8 +33,8 @@ import numpy as np
 import safetensors.numpy
 
 from tfgpt.common.atomic_files import (
-    clear_write_errors,
-    directory_written_beside,
+    atomic_directory,
+    readable_write_errors,
     recover_leftovers,
     sha256_of_file,
     write_json,
@@ -119,8 +119,8 @@ class Checkpoints:
         """Writes one checkpoint and then removes the surplus ones."""
         path = self.path_of(step)
         try:
-            with directory_written_beside(path) as temporary:
-                with clear_write_errors(path):
+            with atomic_directory(path) as temporary:
+                with readable_write_errors(path):
                     save_arrays(arrays, temporary / STATE)
                     size = (temporary / STATE).stat().st_size
                     facts = {**facts, "sha256": sha256_of_file(temporary / STATE), "bytes": size}
@@ -184,7 +184,7 @@ class Checkpoints:
         except DamagedCheckpoint as error:
             names = (f"{path.name}.damaged{number or ''}" for number in itertools.count())
             aside = next(free for name in names if not (free := path.with_name(name)).exists())
-            with clear_write_errors(aside):
+            with readable_write_errors(aside):
                 os.rename(path, aside)
             report(f"{error}; set aside as {aside.name}, {remedy}")
             return None

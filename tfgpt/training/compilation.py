@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfgpt.training.distribution.collectives import Hosts
-from tfgpt.training.distribution.strategy import drives_tpus
+from tfgpt.training.distribution.collectives import HostGroup
+from tfgpt.training.distribution.strategy import is_tpu_strategy
 from tfgpt.training.trainer import Trainer
 
 MODES = ("graph", "xla")
@@ -24,7 +24,7 @@ def choose_compilation(
     mode: str,
     recorded: str | None = None,
     report: Callable[[str], None] = print,
-    hosts: Hosts | None = None,
+    hosts: HostGroup | None = None,
 ) -> str:
     """Sets the trainer's mode and returns it: the one asked for, the one recorded, or the faster one.
 
@@ -39,8 +39,8 @@ def choose_compilation(
         report: gets one line when something was measured.
         hosts: the processes that train together; they measure together and the chief's clock decides.
     """
-    hosts = hosts or Hosts(trainer.distribute_strategy)
-    if drives_tpus(trainer.distribute_strategy):
+    hosts = hosts or HostGroup(trainer.distribute_strategy)
+    if is_tpu_strategy(trainer.distribute_strategy):
         # The TPU's program is compiled as a whole; there is nothing to choose, and no part to compile by itself.
         mode = "graph"
     if mode == "auto" and recorded in MODES:
@@ -52,7 +52,9 @@ def choose_compilation(
     return mode
 
 
-def faster_mode(trainer: Trainer, batches: Callable[[int], Any], report: Callable[[str], None], hosts: Hosts) -> str:
+def faster_mode(
+    trainer: Trainer, batches: Callable[[int], Any], report: Callable[[str], None], hosts: HostGroup
+) -> str:
     """Times a few updates in each mode on the run's first batches and puts everything back."""
     state = {name: np.array(variable.numpy()) for name, variable in trainer.state_variables().items()}
     times: dict[str, float] = {}
@@ -76,7 +78,7 @@ def faster_mode(trainer: Trainer, batches: Callable[[int], Any], report: Callabl
     return best
 
 
-def seconds_per_update(trainer: Trainer, iterator: Any, hosts: Hosts) -> float:
+def seconds_per_update(trainer: Trainer, iterator: Any, hosts: HostGroup) -> float:
     """The fastest of a few timed calls, after one that traces and compiles; on every host the chief's figure."""
     trainer.train_steps(iterator, 1)
     started = time.perf_counter()

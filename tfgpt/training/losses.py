@@ -21,7 +21,7 @@ CHUNK_BYTES = 64 << 20
 MODEL_INPUTS = ("token_ids", "positions", "segment_ids")
 
 
-class CausalLanguageModeling:
+class CausalLanguageModelingLoss:
     """Predict the next token: cross-entropy of `targets`, weighted by `weights`.
 
     Args:
@@ -65,7 +65,7 @@ class CausalLanguageModeling:
         width, vocabulary_size = hidden.shape[-1], decoder.config.vocabulary_size
         hidden = tf.reshape(hidden, [-1, width])
         targets, weights = tf.reshape(batch["targets"], [-1]), tf.reshape(batch["weights"], [-1])
-        head = LinearCrossEntropy(
+        head = FusedLinearCrossEntropy(
             self.label_smoothing,
             self.z_loss,
             decoder.config.logit_soft_cap,
@@ -98,7 +98,7 @@ def automatic_chunk_tokens(tokens: int | None, vocabulary_size: int) -> int:
     return max(rows // 128 * 128, 128)
 
 
-class LinearCrossEntropy:
+class FusedLinearCrossEntropy:
     """Cross-entropy of the softmax of `hidden · head`, for N tokens of width D and V classes, in chunks of rows.
 
     With `l` a token's logits (after the soft cap), `y` its target, `ε` the smoothing and `ζ` the z-loss factor, its

@@ -14,7 +14,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfgpt.common.atomic_files import clear_write_errors, written_beside
+from tfgpt.common.atomic_files import atomic_write, readable_write_errors
 
 # The names of metrics.jsonl → where TensorBoard shows them; what an objective measures of its own is under objective/.
 TENSORBOARD_NAMES = {
@@ -33,7 +33,7 @@ BY_SOURCE = "validation_loss/"
 """What the losses of single sources begin with in metrics.jsonl."""
 
 
-class MetricsFile:
+class JsonlMetricsWriter:
     """metrics.jsonl: one JSON object a line, each with its `step`.
 
     Args:
@@ -48,7 +48,7 @@ class MetricsFile:
         if path is None:
             return
         kept = [row for row in read_metrics(path) if row["step"] <= step] if step else []
-        with written_beside(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
         self.file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (open as long as the run)
 
@@ -60,7 +60,7 @@ class MetricsFile:
             name: None if isinstance(value, float) and not math.isfinite(value) else value
             for name, value in row.items()
         }
-        with clear_write_errors(self.path):
+        with readable_write_errors(self.path):
             self.file.write(json.dumps(clean) + "\n")
             self.file.flush()
 
@@ -81,7 +81,7 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
     return rows
 
 
-class TensorBoardFiles:
+class TensorBoardWriter:
     """TensorBoard event files of a run.
 
     Args:
@@ -92,7 +92,7 @@ class TensorBoardFiles:
     def __init__(self, directory: Path | None, step: int):
         self.writer = None
         if directory is not None:
-            with clear_write_errors(directory):
+            with readable_write_errors(directory):
                 directory.mkdir(parents=True, exist_ok=True)
                 write_session_start(directory, step + 1)
                 self.writer = tf.summary.create_file_writer(str(directory))
@@ -201,7 +201,7 @@ def draw_curves(rows: list[dict[str, Any]], path: Path, title: str) -> None:
             axis.legend(fontsize=8)
     for axis in axes.flat[len(panels) :]:
         axis.set_visible(False)
-    with written_beside(path) as temporary:
+    with atomic_write(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
     pyplot.close(figure)
 

@@ -2,8 +2,8 @@
 
 Keras's TensorFlow optimizers reduce gradients over replicas and assign variables through `merge_call`. The step here
 must clip after the reduction, drop an update that is not finite, average weights and compile the whole with XLA, none
-of which `merge_call` allows. `PureUpdate` therefore puts the backend-neutral methods of Keras's base class back in
-place, with which `stateless_apply` works under TensorFlow too: variables in, new values out, nothing assigned. The
+of which `merge_call` allows. `StatelessOptimizer` therefore puts the backend-neutral methods of Keras's base class back
+in place, with which `stateless_apply` works under TensorFlow too: variables in, new values out, nothing assigned. The
 mathematics, slots and their names stay Keras's.
 """
 
@@ -21,7 +21,7 @@ from tfgpt.model.maximal_update import ParametrizationConfig, learning_rate_fact
 from tfgpt.training.config import OptimizerConfig
 
 
-class PureUpdate(BaseOptimizer):
+class StatelessOptimizer(BaseOptimizer):
     """Mixin before a Keras optimizer: `stateless_apply` works, the learning rate has a factor in a variable.
 
     Attributes:
@@ -63,25 +63,25 @@ class PureUpdate(BaseOptimizer):
         return super()._get_current_learning_rate() * self.learning_rate_scale
 
 
-class AdamW(PureUpdate, keras.optimizers.AdamW):
+class AdamW(StatelessOptimizer, keras.optimizers.AdamW):
     """`keras.optimizers.AdamW` (arXiv:1711.05101) for the training step."""
 
     _apply_weight_decay = BaseOptimizer._apply_weight_decay
 
 
-class Lion(PureUpdate, keras.optimizers.Lion):
+class Lion(StatelessOptimizer, keras.optimizers.Lion):
     """`keras.optimizers.Lion` (arXiv:2302.06675) for the training step."""
 
     _apply_weight_decay = BaseOptimizer._apply_weight_decay
 
 
-class Adafactor(PureUpdate, keras.optimizers.Adafactor):
+class Adafactor(StatelessOptimizer, keras.optimizers.Adafactor):
     """`keras.optimizers.Adafactor` (arXiv:1804.04235) for the training step."""
 
     _apply_weight_decay = BaseOptimizer._apply_weight_decay
 
 
-class Muon(PureUpdate, keras.optimizers.Muon):
+class Muon(StatelessOptimizer, keras.optimizers.Muon):
     """`keras.optimizers.Muon` (https://kellerjordan.github.io/posts/muon, arXiv:2502.16982) for the training step.
 
     Args:

@@ -35,18 +35,18 @@ from tfgpt.tokenization.tokenizer import Tokenizer
 from tfgpt.training.checkpoints import Checkpoint, Checkpoints, assign
 from tfgpt.training.compilation import choose_compilation
 from tfgpt.training.distribution import startup_barrier
-from tfgpt.training.distribution.collectives import Hosts
-from tfgpt.training.distribution.strategy import check_batch, drives_tpus, resolve
-from tfgpt.training.metrics_writers import MetricsFile, TensorBoardFiles, draw_curves, read_metrics
-from tfgpt.training.objectives.base import Kind
+from tfgpt.training.distribution.collectives import HostGroup
+from tfgpt.training.distribution.strategy import check_batch, is_tpu_strategy, resolve
+from tfgpt.training.metrics_writers import JsonlMetricsWriter, TensorBoardWriter, draw_curves, read_metrics
+from tfgpt.training.objectives.base import Objective
 from tfgpt.training.peak_flops import measured_peak_flops
 from tfgpt.training.stop_signals import StopSignals
-from tfgpt.training.train_config import Recipe
-from tfgpt.training.trainer_builder import Assembly, assemble
-from tfgpt.training.training_loop import LoopParts, State, TrainingLoop, in_words, restored
+from tfgpt.training.train_config import TrainConfig
+from tfgpt.training.trainer_builder import RunParts, assemble
+from tfgpt.training.training_loop import LoopParts, LoopState, TrainingLoop, in_words, restored
 
 
-def train(recipe: Recipe, flag_file: str, callbacks: tuple[keras.callbacks.Callback, ...] = ()) -> int:
+def train(recipe: TrainConfig, flag_file: str, callbacks: tuple[keras.callbacks.Callback, ...] = ()) -> int:
     """Trains as the recipe says and leaves the run directory behind.
 
     Args:
@@ -64,7 +64,7 @@ def train(recipe: Recipe, flag_file: str, callbacks: tuple[keras.callbacks.Callb
     check_base(recipe)
     strategy = resolve(recipe.strategy)
     check_batch(recipe.batch.batch_size, recipe.step.accumulation_steps, strategy)
-    hosts = Hosts(strategy)
+    hosts = HostGroup(strategy)
     checkpoints = Checkpoints(recipe.run_dir / "checkpoints", recipe.run.checkpoints_kept)
     try:
         with (
@@ -79,11 +79,11 @@ def train(recipe: Recipe, flag_file: str, callbacks: tuple[keras.callbacks.Callb
 
 
 def train_together(
-    recipe: Recipe,
+    recipe: TrainConfig,
     flag_file: str,
     callbacks: tuple[keras.callbacks.Callback, ...],
     strategy: tf.distribute.Strategy,
-    hosts: Hosts,
+    hosts: HostGroup,
     checkpoints: Checkpoints,
 ) -> str:
     """What every host does: the chief writes, reads checkpoints and speaks, all of them train; how it ended."""
@@ -95,7 +95,7 @@ def train_together(
     facts = restored(
         checkpoints, trainer, hosts, check=lambda checkpoint: check_same_run(recipe, data, checkpoint), report=say
     )
-    state = State() if facts is None else State(**facts["state"])
+    state = LoopState() if facts is None else LoopState(**facts["state"])
     if hosts.is_chief:
         say(f"Data: {objective.in_words(recipe, data)}")
         if recipe.run.init_from is not None and is_foreign(data.tokenizer, recipe.initial_model):
@@ -113,8 +113,12 @@ def train_together(
     )
     watched = recipe.watching.tensorboard and hosts.is_chief
     with (
-        contextlib.closing(MetricsFile(directory / "metrics.jsonl" if hosts.is_chief else None, state.step)) as metrics,
-        contextlib.closing(TensorBoardFiles(directory / "tensorboard" if watched else None, state.step)) as tensorboard,
+        contextlib.closing(
+            JsonlMetricsWriter(directory / "metrics.jsonl" if hosts.is_chief else None, state.step)
+        ) as metrics,
+        contextlib.closing(
+            TensorBoardWriter(directory / "tensorboard" if watched else None, state.step)
+        ) as tensorboard,
     ):
         tensorboard.hyperparameters(recipe.flags())
         samples = Samples(recipe, assembly, data, objective)
@@ -156,7 +160,7 @@ def train_together(
     return outcome
 
 
-def prepared(recipe: Recipe, objective: Kind, hosts: Hosts) -> Any:
+def prepared(recipe: TrainConfig, objective: Objective, hosts: HostGroup) -> Any:
     """What the objective reads; the chief makes what is missing, the others find it, or make it themselves.
 
     Raises:
@@ -177,7 +181,7 @@ def prepared(recipe: Recipe, objective: Kind, hosts: Hosts) -> Any:
     return data
 
 
-def after_a_loss(recipe: Recipe, checkpoints: Checkpoints) -> str:
+def after_a_loss(recipe: TrainConfig, checkpoints: Checkpoints) -> str:
     """What to do when a worker is lost."""
     steps = checkpoints.steps()
     where = f"go on from step {steps[-1]}" if steps else "begin again"
@@ -190,7 +194,7 @@ def say(text: str) -> None:
 
 
 @contextlib.contextmanager
-def claimed_directory(recipe: Recipe, checkpoints: Checkpoints) -> Iterator[None]:
+def claimed_directory(recipe: TrainConfig, checkpoints: Checkpoints) -> Iterator[None]:
     """Makes the run directory and locks it, before hours of preparing show that it cannot be written.
 
     Raises:
@@ -209,7 +213,7 @@ def claimed_directory(recipe: Recipe, checkpoints: Checkpoints) -> Iterator[None
         yield
 
 
-def check_same_run(recipe: Recipe, data: Any, checkpoint: Checkpoint) -> None:
+def check_same_run(recipe: TrainConfig, data: Any, checkpoint: Checkpoint) -> None:
     """Compares flags and data with those the checkpoint was written under; says what changed.
 
     Raises:
@@ -234,7 +238,7 @@ def is_foreign(tokenizer: Tokenizer, base: Path) -> bool:
     return tokenizer.fingerprint != Tokenizer.load(base).fingerprint
 
 
-def check_base(recipe: Recipe) -> None:
+def check_base(recipe: TrainConfig) -> None:
     """Refuses an adapter as the base of an adapter.
 
     Raises:
@@ -247,12 +251,12 @@ def check_base(recipe: Recipe) -> None:
         )
 
 
-def base_fingerprint(recipe: Recipe) -> str | None:
+def base_fingerprint(recipe: TrainConfig) -> str | None:
     """Of the weights below the adapters, which a checkpoint does not hold; None without adapters."""
     return weights_fingerprint(recipe.initial_model) if recipe.lora.lora_rank else None
 
 
-def describe(recipe: Recipe, decoder: Any, strategy: tf.distribute.Strategy) -> None:
+def describe(recipe: TrainConfig, decoder: Any, strategy: tf.distribute.Strategy) -> None:
     """A line or two on what is about to be trained where."""
     tokens = recipe.batch.batch_size * recipe.batch.sequence_length
     say(
@@ -272,8 +276,8 @@ def describe(recipe: Recipe, decoder: Any, strategy: tf.distribute.Strategy) -> 
 def kind(strategy: tf.distribute.Strategy) -> str:
     """The strategy's public name and hosts."""
     if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
-        return f"MultiWorkerMirroredStrategy of {Hosts(strategy).count} workers"
-    return "TPUStrategy" if drives_tpus(strategy) else "MirroredStrategy"
+        return f"MultiWorkerMirroredStrategy of {HostGroup(strategy).count} workers"
+    return "TPUStrategy" if is_tpu_strategy(strategy) else "MirroredStrategy"
 
 
 class Samples:
@@ -286,7 +290,7 @@ class Samples:
         objective: how prompts are put to the model.
     """
 
-    def __init__(self, recipe: Recipe, assembly: Assembly, data: Any, objective: Kind):
+    def __init__(self, recipe: TrainConfig, assembly: RunParts, data: Any, objective: Objective):
         self.watching, self.seed, self.trainer = recipe.watching, recipe.run.seed, assembly.trainer
         self.generator = Generator(assembly.trainer.decoder, data.tokenizer)
         prompts = [objective.prompt(data.tokenizer, text) for text in recipe.watching.sample_prompt]
@@ -311,7 +315,7 @@ class Samples:
 
 
 def finish(
-    recipe: Recipe, data: Any, assembly: Assembly, state: State, checkpoints: Checkpoints, samples: Samples
+    recipe: TrainConfig, data: Any, assembly: RunParts, state: LoopState, checkpoints: Checkpoints, samples: Samples
 ) -> None:
     """Writes model/ and curves.png and says what came of the run and what to do next."""
     directory, trainer = recipe.run_dir, assembly.trainer
@@ -356,7 +360,7 @@ def finish(
         say(f"Next:        {python} -m tfgpt.chat {model}")
 
 
-def write_model(recipe: Recipe, data: Any, trainer: Any, state: State, step: int) -> None:
+def write_model(recipe: TrainConfig, data: Any, trainer: Any, state: LoopState, step: int) -> None:
     """The model directory: weights, configuration, tokenizer, and where it all came from."""
     tokenizer = data.tokenizer
     with (

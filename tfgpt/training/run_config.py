@@ -75,7 +75,7 @@ class RunConfig(Settings):
 
 
 @dataclasses.dataclass(frozen=True)
-class WatchingConfig(Settings):
+class LoggingConfig(Settings):
     """What is measured on the way and where it shows."""
 
     title: ClassVar[str] = "Watching"

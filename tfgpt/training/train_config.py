@@ -21,7 +21,7 @@ from tfgpt.tokenization.config import TokenizerConfig
 from tfgpt.training.config import OptimizerConfig, ScheduleConfig, StepConfig, StrategyConfig
 from tfgpt.training.objectives.config import FROM_A_MODEL, ObjectiveConfig
 from tfgpt.training.objectives.preference_config import PreferenceConfig, RewardConfig
-from tfgpt.training.run_config import RunConfig, WatchingConfig, default_run_dir, steps_or_minutes
+from tfgpt.training.run_config import LoggingConfig, RunConfig, default_run_dir, steps_or_minutes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +54,7 @@ GROUPS: tuple[Group, ...] = (
     StepConfig,
     StrategyConfig,
     RunConfig,
-    WatchingConfig,
+    LoggingConfig,
 )
 
 # What makes a checkpoint another run's: with one of these changed, its weights or its data position mean nothing.
@@ -80,12 +80,12 @@ FIXED_FOR_A_RUN = (
 )
 # What only says where to write or what to print: changing it needs no word.
 NEVER_MENTIONED = {
-    field.name for group in (RunConfig, WatchingConfig, CorpusConfig) for field in dataclasses.fields(group)
+    field.name for group in (RunConfig, LoggingConfig, CorpusConfig) for field in dataclasses.fields(group)
 }
 
 
 @dataclasses.dataclass(frozen=True)
-class Recipe:
+class TrainConfig:
     """The settings of a training run, by room.
 
     Attributes:
@@ -110,7 +110,7 @@ class Recipe:
     step: StepConfig = dataclasses.field(default_factory=StepConfig)
     strategy: StrategyConfig = dataclasses.field(default_factory=StrategyConfig)
     run: RunConfig = dataclasses.field(default_factory=RunConfig)
-    watching: WatchingConfig = dataclasses.field(default_factory=WatchingConfig)
+    watching: LoggingConfig = dataclasses.field(default_factory=LoggingConfig)
 
     def __post_init__(self) -> None:
         if self.run.run_dir is None:

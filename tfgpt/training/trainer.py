@@ -28,7 +28,7 @@ import tensorflow as tf
 from tfgpt.common.errors import UserError
 from tfgpt.model.dropout import dropout_seed
 from tfgpt.training.config import OptimizerConfig, StepConfig
-from tfgpt.training.losses import CausalLanguageModeling
+from tfgpt.training.losses import CausalLanguageModelingLoss
 
 TRAINING_SUMS = ("loss_sum", "nats_sum", "weight_sum")
 EVALUATION_SUMS = (*TRAINING_SUMS, "correct_sum", "bytes_sum", "text_nats_sum")
@@ -60,7 +60,7 @@ class Trainer(keras.Model):
     def __init__(
         self,
         decoder: keras.Model,
-        objective: CausalLanguageModeling,
+        objective: CausalLanguageModelingLoss,
         step_config: StepConfig,
         optimizer_config: OptimizerConfig,
         *,

@@ -14,15 +14,15 @@ from tfgpt.model.checkpoints.huggingface import load_weights
 from tfgpt.model.decoder import Decoder
 from tfgpt.model.lora import enable_lora
 from tfgpt.training.distribution.strategy import check_batch
-from tfgpt.training.objectives.base import HeldOut, Kind
+from tfgpt.training.objectives.base import Objective, ValidationData
 from tfgpt.training.optimizers import build_optimizer
 from tfgpt.training.schedules import build_schedule
-from tfgpt.training.train_config import Recipe
+from tfgpt.training.train_config import TrainConfig
 from tfgpt.training.trainer import Trainer
 
 
 @dataclasses.dataclass(frozen=True)
-class Assembly:
+class RunParts:
     """A trainer and its data.
 
     Attributes:
@@ -38,12 +38,14 @@ class Assembly:
     batches: Callable[[int], Any]
     validation: Any
     validation_steps: int
-    by_source: Mapping[str, HeldOut] = dataclasses.field(default_factory=dict)
+    by_source: Mapping[str, ValidationData] = dataclasses.field(default_factory=dict)
     updates_per_round: int = 0
     measure: Callable[[], dict[str, float]] | None = None
 
 
-def assemble(recipe: Recipe, data: Any, strategy: tf.distribute.Strategy, kind: Kind | None = None) -> Assembly:
+def assemble(
+    recipe: TrainConfig, data: Any, strategy: tf.distribute.Strategy, kind: Objective | None = None
+) -> RunParts:
     """Builds the decoder, the optimizer and the step inside the strategy's scope, and the data feeds.
 
     Args:
@@ -63,7 +65,7 @@ def assemble(recipe: Recipe, data: Any, strategy: tf.distribute.Strategy, kind: 
         trainer = build_trainer(recipe, data.tokenizer.vocabulary_size, data.tokenizer.byte_lengths(), kind)
     kind.attend(trainer)
     feeds = kind.feeds(recipe, data, strategy)
-    return Assembly(
+    return RunParts(
         trainer,
         feeds.batches,
         feeds.validation.dataset,
@@ -75,7 +77,10 @@ def assemble(recipe: Recipe, data: Any, strategy: tf.distribute.Strategy, kind: 
 
 
 def build_trainer(
-    recipe: Recipe, vocabulary_size: int, token_byte_lengths: np.ndarray | None = None, kind: Kind | None = None
+    recipe: TrainConfig,
+    vocabulary_size: int,
+    token_byte_lengths: np.ndarray | None = None,
+    kind: Objective | None = None,
 ) -> Trainer:
     """The decoder, its objective, the optimizer and the step, all variables made; call it in the strategy's scope.
 

@@ -19,19 +19,19 @@ import tensorflow as tf
 from tfgpt.common.errors import DivergedError
 from tfgpt.common.progress import Progress
 from tfgpt.training.checkpoints import Checkpoint, Checkpoints, check_fits
-from tfgpt.training.distribution.collectives import Hosts
-from tfgpt.training.metrics_writers import BY_SOURCE, MetricsFile, TensorBoardFiles
-from tfgpt.training.objectives.base import HeldOut
+from tfgpt.training.distribution.collectives import HostGroup
+from tfgpt.training.metrics_writers import BY_SOURCE, JsonlMetricsWriter, TensorBoardWriter
+from tfgpt.training.objectives.base import ValidationData
 from tfgpt.training.run_config import steps_or_minutes
 from tfgpt.training.stop_signals import StopSignals
-from tfgpt.training.train_config import Recipe
+from tfgpt.training.train_config import TrainConfig
 from tfgpt.training.trainer import Trainer
 
 LONGEST_CALL = 2.0  # seconds
 
 
 @dataclasses.dataclass
-class State:
+class LoopState:
     """What the loop remembers besides the variables; a checkpoint carries it as JSON.
 
     Attributes:
@@ -79,23 +79,23 @@ class LoopParts:
         peak_flops: per second, measured.
         callbacks: Keras callbacks of the caller; an epoch is the time between two validations.
         by_source: held-out sets of single sources; their losses are written down.
-        updates_per_round, measure: as `kinds.Feeds`'.
+        updates_per_round, measure: as `objectives.base.TrainingData`'.
     """
 
     trainer: Trainer
-    hosts: Hosts
+    hosts: HostGroup
     batches: Callable[[int], Any]
     validation: Any
     validation_steps: int
     checkpoints: Checkpoints
-    metrics: MetricsFile
-    tensorboard: TensorBoardFiles
+    metrics: JsonlMetricsWriter
+    tensorboard: TensorBoardWriter
     samples: Callable[[], dict[str, str]]
     facts: dict[str, Any]
     flops_per_token: float
     peak_flops: float
     callbacks: Sequence[keras.callbacks.Callback] = ()
-    by_source: Mapping[str, HeldOut] = dataclasses.field(default_factory=dict)
+    by_source: Mapping[str, ValidationData] = dataclasses.field(default_factory=dict)
     updates_per_round: int = 0
     measure: Callable[[], dict[str, float]] | None = None
 
@@ -109,7 +109,7 @@ class TrainingLoop:
         state: where it begins.
     """
 
-    def __init__(self, recipe: Recipe, parts: LoopParts, state: State):
+    def __init__(self, recipe: TrainConfig, parts: LoopParts, state: LoopState):
         self.recipe, self.parts, self.state = recipe, parts, state
         self.max_steps = recipe.run.max_steps
         self.validate_every = recipe.watching.validate_every or max(1, self.max_steps // 10)
@@ -119,7 +119,7 @@ class TrainingLoop:
         self.saved_at, self.saved_step = time.monotonic(), state.step
         self.seconds_per_step: float | None = None
         self.profiling = False
-        self.interval = Interval()
+        self.interval = ThroughputMeter()
         self.callbacks = keras.callbacks.CallbackList(list(parts.callbacks), model=parts.trainer)
 
     def run(self, signals: StopSignals, progress: Progress) -> str:
@@ -245,7 +245,7 @@ class TrainingLoop:
         if len(row) > 1:
             self.record(row)
         if "train_loss" in row:
-            self.interval, state.nats, state.tokens, state.own = Interval(), 0.0, 0.0, {}
+            self.interval, state.nats, state.tokens, state.own = ThroughputMeter(), 0.0, 0.0, {}
         return improved
 
     def metrics_row(self) -> dict[str, Any]:
@@ -354,10 +354,10 @@ class TrainingLoop:
                 f"step {at}: {run.rollback_after} updates in a row were not finite and {why}; "
                 "lower --learning_rate or --clip_norm, or lengthen --warmup_steps"
             )
-        self.state = State(**facts["state"])
+        self.state = LoopState(**facts["state"])
         self.state.rollbacks = rollbacks
         trainer.learning_rate_scale.assign(float(run.rollback_factor) ** rollbacks)
-        self.interval = Interval()
+        self.interval = ThroughputMeter()
         # Saved at once: a kill now must not forget the lower rate.
         self.saved_step = -1
         self.save()
@@ -392,7 +392,7 @@ def in_words(numbers: dict[str, float]) -> str:
 def restored(
     checkpoints: Checkpoints,
     trainer: Trainer,
-    hosts: Hosts,
+    hosts: HostGroup,
     check: Callable[[Checkpoint], None] = lambda checkpoint: None,
     report: Callable[[str], None] = print,
 ) -> dict[str, Any] | None:
@@ -433,7 +433,7 @@ def restored(
     return facts
 
 
-class Interval:
+class ThroughputMeter:
     """What the calls since the last line of metrics reported.
 
     Attributes:

@@ -14,9 +14,9 @@ from tfgpt.common.errors import UserError
 from tfgpt.serving.saved_model_session import TEXT_OPERATIONS, register_operations
 from tfgpt.tokenization.in_graph.sentencepiece import in_graph_tokenizer
 from tfgpt.tokenization.sentencepiece_tokenizer import SentencePieceTokenizer
-from tfgpt.tokenization.special_tokens import Roles
+from tfgpt.tokenization.special_tokens import SpecialTokens
 
-ROLES = Roles(end_of_text="</s>", padding="<unk>", start_of_turn="<s>", end_of_turn="</s>")
+ROLES = SpecialTokens(end_of_text="</s>", padding="<unk>", start_of_turn="<s>", end_of_turn="</s>")
 
 
 @pytest.fixture

@@ -16,22 +16,22 @@ from tests.training.topologies import free_addresses, tf_config
 from tfgpt.common.errors import UserError
 from tfgpt.training.distribution import collectives as module
 from tfgpt.training.distribution.cluster import Cluster
-from tfgpt.training.distribution.collectives import Hosts, WorkerStopped
+from tfgpt.training.distribution.collectives import HostGroup, WorkerStopped
 from tfgpt.training.distribution.startup_barrier import WorkerLost
 
 DERIVED = {module.DERIVED: b""}
 
 
 @pytest.fixture
-def hosts(monkeypatch) -> Hosts:
+def hosts(monkeypatch) -> HostGroup:
     """Worker 1 of four."""
     monkeypatch.setattr(module, "GRACE", 0.0)
-    found = Hosts(tf.distribute.get_strategy())
+    found = HostGroup(tf.distribute.get_strategy())
     found.cluster, found.count = Cluster(tuple(free_addresses(4)), 1), 4
     return found
 
 
-def listening(hosts: Hosts, *numbers: int) -> contextlib.ExitStack:
+def listening(hosts: HostGroup, *numbers: int) -> contextlib.ExitStack:
     """Servers at the addresses of these workers."""
     stack = contextlib.ExitStack()
     for number in numbers:
@@ -123,5 +123,5 @@ def test_an_error_of_the_computation_stays_what_it_is(hosts):
 
 
 def test_alone_nothing_is_a_lost_worker():
-    with pytest.raises(tf.errors.UnavailableError), Hosts(tf.distribute.get_strategy()).watched(lambda: "go on"):
+    with pytest.raises(tf.errors.UnavailableError), HostGroup(tf.distribute.get_strategy()).watched(lambda: "go on"):
         raise tf.errors.UnavailableError(None, None, "Socket closed")

@@ -10,7 +10,7 @@ import pytest
 
 from tests.training.topologies import free_addresses
 from tfgpt.training.distribution.cluster import Cluster
-from tfgpt.training.distribution.startup_barrier import HELLO, WorkerLost, meet
+from tfgpt.training.distribution.startup_barrier import HELLO, WorkerLost, wait_for_all_workers
 
 
 def start(cluster: Cluster, seconds: float = 20.0) -> tuple[threading.Thread, list]:
@@ -19,7 +19,7 @@ def start(cluster: Cluster, seconds: float = 20.0) -> tuple[threading.Thread, li
 
     def run() -> None:
         try:
-            meet(cluster, seconds, lambda line: None)
+            wait_for_all_workers(cluster, seconds, lambda line: None)
             result.append("met")
         except WorkerLost as error:
             result.append(str(error))
@@ -93,4 +93,4 @@ def test_a_taken_port_is_named():
     with socket.create_server(("", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(WorkerLost, match=f"^port {port} of this host is taken"):
-            meet(Cluster((f"localhost:{port}", "localhost:1"), 0), 0.5, print)
+            wait_for_all_workers(Cluster((f"localhost:{port}", "localhost:1"), 0), 0.5, print)

@@ -18,12 +18,12 @@ from tfgpt.common.errors import SettingError, UserError
 from tfgpt.model.checkpoints.huggingface import save_decoder
 from tfgpt.tokenization.config import TokenizerConfig
 from tfgpt.tokenization.train_tokenizer import make_tokenizer
-from tfgpt.training.objectives.grpo import GroupLoss, GroupRewards, Rounds, advantages
+from tfgpt.training.objectives.grpo import GRPO, GRPOLoss, RolloutBuffer, advantages
 from tfgpt.training.objectives.preference_config import RewardConfig
-from tfgpt.training.objectives.prompt_records import Record
-from tfgpt.training.objectives.rewards import Answer, rewards_of, total_reward
+from tfgpt.training.objectives.prompt_records import PromptRecord
+from tfgpt.training.objectives.rewards import RewardInput, rewards_of, total_reward
 from tfgpt.training.run import train
-from tfgpt.training.train_config import Recipe
+from tfgpt.training.train_config import TrainConfig
 from tfgpt.training.trainer_builder import assemble
 
 ROWS, LENGTH = 4, 10
@@ -58,7 +58,7 @@ def test_loss_and_gradient_are_those_of_the_formula():
     }
     weights = [variable.value for variable in decoder.trainable_variables]
     with tf.GradientTape() as tape:
-        sums = GroupLoss(RewardConfig(kl_penalty=0.3, clip_ratio=0.15))(decoder, batch, training=True)
+        sums = GRPOLoss(RewardConfig(kl_penalty=0.3, clip_ratio=0.15))(decoder, batch, training=True)
     found = tape.gradient(sums["loss_sum"], weights)
     with tf.GradientTape() as tape:
         logs = -tf.nn.sparse_softmax_cross_entropy_with_logits(
@@ -86,17 +86,19 @@ def test_loss_and_gradient_are_those_of_the_formula():
         np.testing.assert_allclose(tf.convert_to_tensor(mine), other, atol=2e-5 * max(1.0, np.abs(other).max()))
 
 
-def answer(text: str, prompt: str = "12+34=", tokens: int = 3, ended: bool = True, **content) -> Answer:
-    return Answer(text, tokens, ended, Record("prompts.jsonl, line 1", {"prompt": prompt, **content}, prompt))
+def answer(text: str, prompt: str = "12+34=", tokens: int = 3, ended: bool = True, **content) -> RewardInput:
+    return RewardInput(
+        text, tokens, ended, PromptRecord("prompts.jsonl, line 1", {"prompt": prompt, **content}, prompt)
+    )
 
 
-def length_parity(given: Answer) -> float:
+def length_parity(given: RewardInput) -> float:
     """A reward of one's own."""
     return float(len(given.text) % 2)
 
 
 def test_rewards():
-    def reward(given: Answer, *names: str, **settings) -> tuple[float, float]:
+    def reward(given: RewardInput, *names: str, **settings) -> tuple[float, float]:
         return total_reward(rewards_of(RewardConfig(reward=names, **settings)), given)
 
     assert reward(answer(" 46 ", answer="46"), "exact_match") == (1, 1)
@@ -134,12 +136,12 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def letters(given: Answer) -> float:
+def letters(given: RewardInput) -> float:
     """The share of the answer that is small letters: a reward that a random model can begin to earn."""
     return sum(character.islower() and character.isascii() for character in given.text) / max(1, len(given.text))
 
 
-def reward_recipe(base: Path, directory: Path, *more: str) -> Recipe:
+def reward_recipe(base: Path, directory: Path, *more: str) -> TrainConfig:
     text = directory / "prompts.jsonl"
     text.write_text("".join(json.dumps({"prompt": f"{number}:"}) + "\n" for number in range(20)), encoding="utf-8")
     flags = (
@@ -149,7 +151,7 @@ def reward_recipe(base: Path, directory: Path, *more: str) -> Recipe:
         "--log_every=4 --validate_every=12 --checkpoint_every=12 --sample_tokens=0 --learning_rate=0.02 "
         "--schedule=constant --keep_best=false"
     ).split()
-    return Recipe(**command.COMMAND.parse([*flags, *more]))
+    return TrainConfig(**command.COMMAND.parse([*flags, *more]))
 
 
 @pytest.fixture(scope="module")
@@ -180,14 +182,14 @@ def test_the_run_goes_on_bit_for_bit(base: Path, rewarded: Path, tmp_path: Path)
 
 def test_a_round_is_sampled_once_however_often_its_batches_are_asked_for(base: Path, tmp_path: Path, monkeypatch):
     # As --compile=auto does, for each mode, before the first update.
-    recipe, objective, sampled = reward_recipe(base, tmp_path, "--answer_temperature=0.7"), GroupRewards(), []
-    sample = Rounds.sample
+    recipe, objective, sampled = reward_recipe(base, tmp_path, "--answer_temperature=0.7"), GRPO(), []
+    sample = RolloutBuffer.sample
 
     def noted(self, prompts, seeds, answers, temperature):
         sampled.append((len(prompts), answers, temperature))
         return sample(self, prompts, seeds, answers, temperature)
 
-    monkeypatch.setattr(Rounds, "sample", noted)
+    monkeypatch.setattr(RolloutBuffer, "sample", noted)
     assembly = assemble(recipe, objective.prepare(recipe), tf.distribute.get_strategy(), objective)
     first = [next(assembly.batches(0))["token_ids"].numpy() for _ in range(3)]
     assert sampled == [(8, 8, 0.7)]
@@ -197,9 +199,9 @@ def test_a_round_is_sampled_once_however_often_its_batches_are_asked_for(base: P
 
 
 def test_each_update_learns_whole_answers_of_every_group_on_every_device(base: Path, tmp_path: Path, monkeypatch):
-    recipe, objective = reward_recipe(base, tmp_path), GroupRewards()
+    recipe, objective = reward_recipe(base, tmp_path), GRPO()
     sampled: collections.Counter[tuple[tuple[int, ...], tuple[int, ...]]] = collections.Counter()
-    sample = Rounds.sample
+    sample = RolloutBuffer.sample
 
     def noted(self, prompts, *given):
         groups = sample(self, prompts, *given)
@@ -209,7 +211,7 @@ def test_each_update_learns_whole_answers_of_every_group_on_every_device(base: P
                 sampled[tuple(prompt.tolist()), (*answer.token_ids, *end)] += 1
         return groups
 
-    monkeypatch.setattr(Rounds, "sample", noted)
+    monkeypatch.setattr(RolloutBuffer, "sample", noted)
     assembly = assemble(recipe, objective.prepare(recipe), tf.distribute.get_strategy(), objective)
     batches, learned = assembly.batches(0), []
     for batch in (next(batches) for _ in range(2)):

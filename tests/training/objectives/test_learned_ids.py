@@ -18,7 +18,7 @@ from tfgpt.pipeline.chat_shards import write_conversations
 from tfgpt.pipeline.token_shards import write_token_shards
 from tfgpt.tokenization.hugging_face_tokenizer import open_tokenizer
 from tfgpt.tokenization.sentencepiece_tokenizer import SentencePieceTokenizer
-from tfgpt.tokenization.special_tokens import Roles
+from tfgpt.tokenization.special_tokens import SpecialTokens
 from tfgpt.tokenization.tokenizer import Tokenizer
 from tfgpt.tokenization.train_tokenizer import byte_tokenizer, train_bpe
 from tfgpt.training.objectives.prompt_records import encoded
@@ -45,7 +45,7 @@ def sentencepiece_tokenizer(model: bytes, space_before_text: bool) -> Tokenizer:
     proto = sentencepiece_model_pb2.ModelProto.FromString(model)
     proto.normalizer_spec.add_dummy_prefix = space_before_text
     size = len(proto.pieces)
-    roles = Roles("</s>", "<unk>", "<|im_start|>", "<|im_end|>", "<s>")
+    roles = SpecialTokens("</s>", "<unk>", "<|im_start|>", "<|im_end|>", "<s>")
     config = {"bos_token": "<s>", "eos_token": "</s>"}
     added = {"<|im_start|>": size, "<|im_end|>": size + 1}
     made = SentencePieceTokenizer(proto.SerializeToString(), "tiny.model", roles, config, added)

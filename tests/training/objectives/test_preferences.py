@@ -22,14 +22,14 @@ from tfgpt.tokenization.config import TokenizerConfig
 from tfgpt.tokenization.tokenizer import Tokenizer
 from tfgpt.tokenization.train_tokenizer import make_tokenizer
 from tfgpt.training.config import OptimizerConfig, ScheduleConfig, StepConfig
-from tfgpt.training.losses import preferences
+from tfgpt.training.objectives import preferences
 from tfgpt.training.objectives.preference_config import PreferenceConfig
 from tfgpt.training.objectives.preference_losses import log_of_one_minus_exp, pair_losses
 from tfgpt.training.objectives.prompt_records import encoded, record_of
 from tfgpt.training.optimizers import build_optimizer
 from tfgpt.training.run import train
 from tfgpt.training.schedules import build_schedule
-from tfgpt.training.train_config import Recipe
+from tfgpt.training.train_config import TrainConfig
 from tfgpt.training.trainer import Trainer
 
 PAIRS, LENGTH = 6, 12
@@ -307,7 +307,7 @@ def base(byte_tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) ->
     return directory
 
 
-def preference_recipe(base: Path, directory: Path, *more: str) -> Recipe:
+def preference_recipe(base: Path, directory: Path, *more: str) -> TrainConfig:
     pairs = [
         {"prompt": [{"role": "user", "content": f"{number}?"}], "chosen": f"yes {number}", "rejected": f"no {number}"}
         for number in range(40)
@@ -319,10 +319,10 @@ def preference_recipe(base: Path, directory: Path, *more: str) -> Recipe:
         "--sequence_length=64 --batch_size=8 --warmup_steps=2 --compile=graph --max_steps=12 --log_every=3 "
         "--validate_every=6 --checkpoint_every=6 --sample_tokens=0 --learning_rate=0.003 --keep_best=false"
     ).split()
-    return Recipe(**command.COMMAND.parse([*flags, *more]))
+    return TrainConfig(**command.COMMAND.parse([*flags, *more]))
 
 
-def run(recipe: Recipe) -> list[dict]:
+def run(recipe: TrainConfig) -> list[dict]:
     assert train(recipe, command.COMMAND.flag_file(recipe.settings())) == 0
     return rows(recipe.run_dir)
 
@@ -366,6 +366,6 @@ def test_samples_are_answers_where_the_records_are_conversations(
 
 def test_objectives_that_need_a_model_say_so(base: Path, tmp_path: Path):
     with pytest.raises(SettingError, match="dpo goes on from a trained model: name it with --init_from"):
-        Recipe(**command.COMMAND.parse(["--train_text=x", "--objective=dpo"]))
+        TrainConfig(**command.COMMAND.parse(["--train_text=x", "--objective=dpo"]))
     with pytest.raises(UserError, match=r"none of 25 pairs is left: 25 longer than --sequence_length=4 \(.* takes \d"):
         run(preference_recipe(base, tmp_path, "--objective=simpo", "--sequence_length=4"))

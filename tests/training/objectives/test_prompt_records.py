@@ -6,7 +6,7 @@ import pytest
 
 from tfgpt.common.errors import UserError
 from tfgpt.tokenization.train_tokenizer import byte_tokenizer
-from tfgpt.training.objectives.prompt_records import Record, answer_of, encoded, record_of
+from tfgpt.training.objectives.prompt_records import PromptRecord, answer_of, encoded, record_of
 
 HI = {"role": "user", "content": "Hi"}
 YES = {"role": "assistant", "content": "Yes?"}
@@ -14,7 +14,7 @@ TOOL = {"type": "function", "function": {"name": "f"}}
 CALL = {"id": "call00001", "type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
 
 
-def record(**content) -> Record:
+def record(**content) -> PromptRecord:
     return record_of(content, "a.jsonl:1")
 
 

@@ -4,15 +4,15 @@ import pytest
 
 from tfgpt.common.errors import UserError
 from tfgpt.training.objectives.preference_config import RewardConfig
-from tfgpt.training.objectives.prompt_records import Record
-from tfgpt.training.objectives.rewards import Answer, rewards_of, total_reward
+from tfgpt.training.objectives.prompt_records import PromptRecord
+from tfgpt.training.objectives.rewards import RewardInput, rewards_of, total_reward
 
 GSM8K = "She has 16 - 3 - 4 = <<16-3-4=9>>9 eggs.\nShe makes 9 * 2 = $<<9*2=18>>18.\n#### 18"
 
 
 def reward(name: str, text: str, **content) -> float:
-    record = Record("a.jsonl:7", {"prompt": "12+34=", **content}, "12+34=")
-    return total_reward(rewards_of(RewardConfig(reward=(name,))), Answer(text, 3, True, record))[0]
+    record = PromptRecord("a.jsonl:7", {"prompt": "12+34=", **content}, "12+34=")
+    return total_reward(rewards_of(RewardConfig(reward=(name,))), RewardInput(text, 3, True, record))[0]
 
 
 @pytest.mark.parametrize(
@@ -51,21 +51,21 @@ def test_an_answer_without_one_number_is_named(given, problem):
         reward("exact_match", "46", answer=None)
 
 
-def none(answer: Answer) -> None:
+def none(answer: RewardInput) -> None:
     """A reward that gives nothing."""
 
 
-def words(answer: Answer) -> str:
+def words(answer: RewardInput) -> str:
     """A reward that gives a text."""
     return "1.0"
 
 
-def not_a_number(answer: Answer) -> float:
+def not_a_number(answer: RewardInput) -> float:
     """A reward that gives no number."""
     return float("nan")
 
 
-def broken(answer: Answer) -> float:
+def broken(answer: RewardInput) -> float:
     """A reward with a fault."""
     return 1 / len(answer.text[:0])
 

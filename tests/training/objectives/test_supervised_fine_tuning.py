@@ -19,7 +19,7 @@ from tfgpt.generation.config import SamplingConfig
 from tfgpt.generation.generator import Generator
 from tfgpt.generation.prompts import encode_chat
 from tfgpt.training.run import train
-from tfgpt.training.train_config import Recipe
+from tfgpt.training.train_config import TrainConfig
 
 TINY = (
     "--objective=chat --preset=tiny --num_layers=1 --num_query_heads=2 --num_key_value_heads=1 --hidden_dim=32 "
@@ -28,8 +28,8 @@ TINY = (
 ).split()
 
 
-def recipe(*flags: str) -> Recipe:
-    return Recipe(**command.COMMAND.parse([*TINY, *flags]))
+def recipe(*flags: str) -> TrainConfig:
+    return TrainConfig(**command.COMMAND.parse([*TINY, *flags]))
 
 
 def run(*flags: str) -> Path:
@@ -91,7 +91,7 @@ def test_a_resumed_run_ends_as_one_that_was_not_stopped(tmp_path, chats):
     by_source = [value for name, value in last.items() if name.startswith("validation_loss/")]
     assert len(by_source) == 2 and min(by_source) < last["validation_loss"] < max(by_source)
     # flags.cfg repeats the run.
-    again = Recipe(**command.COMMAND.parse([f"--flagfile={whole / 'flags.cfg'}"]))
+    again = TrainConfig(**command.COMMAND.parse([f"--flagfile={whole / 'flags.cfg'}"]))
     assert again == recipe(*options, "--max_steps=6", f"--run_dir={tmp_path / 'whole'}")
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from tfgpt.common.atomic_files import refuse_pointer
 from tfgpt.common.errors import SettingError, UserError
 from tfgpt.common.settings import settings_of_file, whole_number
-from tfgpt.model.checkpoints.lazy_weights import Checkpoint, Reader, finite, variable_shapes
+from tfgpt.model.checkpoints.lazy_weights import LazyWeights, Reader, finite, variable_shapes
 from tfgpt.model.config import DecoderConfig
 from tfgpt.model.rope import inverse_frequencies
 
@@ -145,7 +145,7 @@ class GGUFFile:
         return value
 
 
-def open_gguf_model(file: GGUFFile) -> Checkpoint:
+def open_gguf_model(file: GGUFFile) -> LazyWeights:
     """The config and the weights of a file.
 
     Raises:
@@ -173,7 +173,7 @@ def open_gguf_model(file: GGUFFile) -> Checkpoint:
         if path not in readers:
             name = next(name for name, variable in names.items() if variable == path)
             raise UserError(f"{file.path}: tensor {name} is missing")
-    return Checkpoint(config, readers, np.dtype(np.float32))
+    return LazyWeights(config, readers, np.dtype(np.float32))
 
 
 def tensor_names(num_layers: int) -> Mapping[str, str]:

@@ -22,8 +22,8 @@ from tfgpt.common.atomic_files import read_json, write_json
 from tfgpt.common.errors import UserError
 from tfgpt.common.output_directories import check_format
 from tfgpt.model.checkpoints.huggingface_config import from_hugging_face, to_hugging_face, transformers_model_type
-from tfgpt.model.checkpoints.huggingface_tensors import Recipe, recipes
-from tfgpt.model.checkpoints.lazy_weights import Checkpoint, Reader, finite, variable_shapes
+from tfgpt.model.checkpoints.huggingface_tensors import TensorMapping, recipes
+from tfgpt.model.checkpoints.lazy_weights import LazyWeights, Reader, finite, variable_shapes
 from tfgpt.model.checkpoints.peft_adapters import with_adapter
 from tfgpt.model.checkpoints.safetensors_file import open_checkpoint, write_safetensors
 from tfgpt.model.config import DecoderConfig
@@ -78,11 +78,11 @@ def save_decoder(
     dtype = np.dtype(decoder.token_embedding.embeddings.dtype)
     stops = [identity for identity in (end_of_turn_id, end_of_text_id) if identity is not None]
     tokens = {"bos_token_id": end_of_text_id, "eos_token_id": stops or None, "pad_token_id": padding_id}
-    write_checkpoint(Checkpoint(decoder.config, readers, dtype), directory, dtype, tokens)
+    write_checkpoint(LazyWeights(decoder.config, readers, dtype), directory, dtype, tokens)
 
 
 def write_checkpoint(
-    checkpoint: Checkpoint, directory: str | os.PathLike, dtype: np.dtype, tokens: Mapping[str, Any]
+    checkpoint: LazyWeights, directory: str | os.PathLike, dtype: np.dtype, tokens: Mapping[str, Any]
 ) -> None:
     """Writes a model directory's config.json, model.safetensors and generation_config.json, tensor by tensor.
 
@@ -99,7 +99,7 @@ def write_checkpoint(
     directory, config, readers = Path(directory), checkpoint.config, checkpoint.readers
     model_type, _ = transformers_model_type(config)
 
-    def reader(recipe: Recipe) -> Reader:
+    def reader(recipe: TensorMapping) -> Reader:
         paths = [part.path for part in recipe.parts if part.path in readers]
         return lambda: fitting(recipe.join({path: readers[path]() for path in paths}, dtype), dtype, recipe.name)
 
@@ -231,7 +231,7 @@ def load_weights(decoder: Decoder, directory: str | os.PathLike) -> None:
 
 def open_model(
     directory: str | os.PathLike, config: DecoderConfig | None = None, base: str | os.PathLike | None = None
-) -> Checkpoint:
+) -> LazyWeights:
     """A model directory's weights, memory-mapped.
 
     Args:
@@ -264,15 +264,17 @@ def open_model(
     if adapter != directory:
         readers = with_adapter(readers, config, adapter, directory)
     widest = max({tensors[recipe.name].dtype for recipe in wanted}, key=lambda dtype: dtype.itemsize)
-    return Checkpoint(config, readers, widest)
+    return LazyWeights(config, readers, widest)
 
 
-def part_reader(recipe: Recipe, number: int, tensor: np.ndarray, file: Path) -> Reader:
+def part_reader(recipe: TensorMapping, number: int, tensor: np.ndarray, file: Path) -> Reader:
     """Gives one part of a tensor, a view where that is possible; NaN and infinity are refused."""
     return lambda: finite(recipe.divide(tensor)[number][1], f"{file}: tensor {recipe.name}")
 
 
-def check_tensors(tensors: Mapping[str, np.ndarray], wanted: list[Recipe], config: DecoderConfig, file: Path) -> None:
+def check_tensors(
+    tensors: Mapping[str, np.ndarray], wanted: list[TensorMapping], config: DecoderConfig, file: Path
+) -> None:
     """Refuses a missing, misshapen or unknown tensor."""
     for recipe in wanted:
         if recipe.name not in tensors:
@@ -290,7 +292,7 @@ def check_tensors(tensors: Mapping[str, np.ndarray], wanted: list[Recipe], confi
             raise UserError(f"{file}: tensor {name} is one too many: the config has no place for it")
 
 
-def with_prefix(tensors: Mapping[str, np.ndarray], wanted: list[Recipe]) -> Mapping[str, np.ndarray]:
+def with_prefix(tensors: Mapping[str, np.ndarray], wanted: list[TensorMapping]) -> Mapping[str, np.ndarray]:
     """The tensors under the names of the model with its head; OpenAI's GPT-2 files lack the first part of the names."""
     prefix = wanted[0].name.split(".")[0] + "."
     if prefix not in ("transformer.", "model.") or any(name.startswith(prefix) for name in tensors):

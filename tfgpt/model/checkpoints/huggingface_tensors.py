@@ -11,7 +11,7 @@ from tfgpt.model.config import DecoderConfig
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
+class VariableSlice:
     """One variable's share of a tensor.
 
     Attributes:
@@ -26,7 +26,7 @@ class Part:
 
 
 @dataclasses.dataclass(frozen=True)
-class Recipe:
+class TensorMapping:
     """How one tensor of the file is made of variables.
 
     Attributes:
@@ -38,7 +38,7 @@ class Recipe:
     """
 
     name: str
-    parts: tuple[Part, ...]
+    parts: tuple[VariableSlice, ...]
     transposed: bool = False
     swapped_heads: int = 0
 
@@ -56,7 +56,7 @@ class Recipe:
         whole = swap_halves(parts[0] if len(parts) == 1 else np.concatenate(parts, -1), self.swapped_heads)
         return whole.T if self.transposed else whole
 
-    def divide(self, tensor: np.ndarray) -> list[tuple[Part, np.ndarray]]:
+    def divide(self, tensor: np.ndarray) -> list[tuple[VariableSlice, np.ndarray]]:
         """The reverse of `join`."""
         whole = swap_halves(tensor.T if self.transposed else tensor, self.swapped_heads)
         ends = np.cumsum([part.shape[-1] for part in self.parts])[:-1]
@@ -70,32 +70,41 @@ def swap_halves(kernel: np.ndarray, heads: int) -> np.ndarray:
     return np.flip(kernel.reshape(kernel.shape[0], heads, 2, -1), 2).reshape(kernel.shape)
 
 
-def recipes(config: DecoderConfig, model_type: str | None, shapes: Mapping[str, tuple[int, ...]]) -> list[Recipe]:
+def recipes(
+    config: DecoderConfig, model_type: str | None, shapes: Mapping[str, tuple[int, ...]]
+) -> list[TensorMapping]:
     """The tensors of a checkpoint of `model_type`; None: our own names, a tensor a variable.
 
     Args:
         shapes: the decoder's variables, path (without the model's name) → shape.
     """
     if model_type is None:
-        return [Recipe(path.replace("/", "."), (Part(path, shape),)) for path, shape in shapes.items()]
+        return [TensorMapping(path.replace("/", "."), (VariableSlice(path, shape),)) for path, shape in shapes.items()]
     return gpt2_recipes(config) if model_type == "gpt2" else llama_recipes(config, model_type)
 
 
-def gpt2_recipes(config: DecoderConfig) -> list[Recipe]:
+def gpt2_recipes(config: DecoderConfig) -> list[TensorMapping]:
     """GPT2LMHeadModel: [in, out] kernels, query, key and value in one."""
     width, inside = config.hidden_dim, config.intermediate_dim
     made = [
-        Recipe("transformer.wte.weight", (Part("token_embedding/embeddings", (config.vocabulary_size, width)),)),
-        Recipe("transformer.wpe.weight", (Part("position_embedding/embeddings", (config.max_sequence_length, width)),)),
+        TensorMapping(
+            "transformer.wte.weight", (VariableSlice("token_embedding/embeddings", (config.vocabulary_size, width)),)
+        ),
+        TensorMapping(
+            "transformer.wpe.weight",
+            (VariableSlice("position_embedding/embeddings", (config.max_sequence_length, width)),),
+        ),
     ]
 
     def norm(name: str, path: str) -> None:
-        made.append(Recipe(f"{name}.weight", (Part(f"{path}/scale", (width,), 1.0),)))
-        made.append(Recipe(f"{name}.bias", (Part(f"{path}/bias", (width,)),)))
+        made.append(TensorMapping(f"{name}.weight", (VariableSlice(f"{path}/scale", (width,), 1.0),)))
+        made.append(TensorMapping(f"{name}.bias", (VariableSlice(f"{path}/bias", (width,)),)))
 
     def projection(name: str, paths: list[str], inputs: int, outputs: int) -> None:
-        made.append(Recipe(f"{name}.weight", tuple(Part(f"{path}/kernel", (inputs, outputs)) for path in paths)))
-        made.append(Recipe(f"{name}.bias", tuple(Part(f"{path}/bias", (outputs,)) for path in paths)))
+        made.append(
+            TensorMapping(f"{name}.weight", tuple(VariableSlice(f"{path}/kernel", (inputs, outputs)) for path in paths))
+        )
+        made.append(TensorMapping(f"{name}.bias", tuple(VariableSlice(f"{path}/bias", (outputs,)) for path in paths)))
 
     for number in range(config.num_layers):
         theirs, ours = f"transformer.h.{number}", f"block_{number}"
@@ -110,10 +119,14 @@ def gpt2_recipes(config: DecoderConfig) -> list[Recipe]:
     return made + head_recipes(config)
 
 
-def llama_recipes(config: DecoderConfig, model_type: str) -> list[Recipe]:
+def llama_recipes(config: DecoderConfig, model_type: str) -> list[TensorMapping]:
     """LlamaForCausalLM and those that follow its names: [out, in] kernels."""
     width, inside, head_dim = config.hidden_dim, config.intermediate_dim, config.head_dim
-    made = [Recipe("model.embed_tokens.weight", (Part("token_embedding/embeddings", (config.vocabulary_size, width)),))]
+    made = [
+        TensorMapping(
+            "model.embed_tokens.weight", (VariableSlice("token_embedding/embeddings", (config.vocabulary_size, width)),)
+        )
+    ]
     nanochat = model_type == "nanochat"
     attention_bias = model_type in ("llama", "qwen3", "smollm3") and (
         config.use_query_key_value_bias or config.use_bias
@@ -122,13 +135,15 @@ def llama_recipes(config: DecoderConfig, model_type: str) -> list[Recipe]:
 
     def norm(name: str, path: str, size: int = width) -> None:
         if not nanochat:
-            made.append(Recipe(f"{name}.weight", (Part(f"{path}/scale", (size,), 1.0),)))
+            made.append(TensorMapping(f"{name}.weight", (VariableSlice(f"{path}/scale", (size,), 1.0),)))
 
     def projection(name: str, path: str, inputs: int, outputs: int, bias: bool, heads: int = 0) -> None:
         swapped = heads if nanochat else 0
-        made.append(Recipe(f"{name}.weight", (Part(f"{path}/kernel", (inputs, outputs)),), True, swapped))
+        made.append(
+            TensorMapping(f"{name}.weight", (VariableSlice(f"{path}/kernel", (inputs, outputs)),), True, swapped)
+        )
         if bias:
-            made.append(Recipe(f"{name}.bias", (Part(f"{path}/bias", (outputs,)),)))
+            made.append(TensorMapping(f"{name}.bias", (VariableSlice(f"{path}/bias", (outputs,)),)))
 
     for number in range(config.num_layers):
         theirs, ours = f"model.layers.{number}", f"block_{number}"
@@ -156,7 +171,7 @@ def llama_recipes(config: DecoderConfig, model_type: str) -> list[Recipe]:
     return made + head_recipes(config)
 
 
-def head_recipes(config: DecoderConfig) -> list[Recipe]:
+def head_recipes(config: DecoderConfig) -> list[TensorMapping]:
     """An untied head; a tied one is not stored twice."""
-    part = Part("head/kernel", (config.vocabulary_size, config.hidden_dim))
-    return [] if config.tie_embeddings else [Recipe("lm_head.weight", (part,))]
+    part = VariableSlice("head/kernel", (config.vocabulary_size, config.hidden_dim))
+    return [] if config.tie_embeddings else [TensorMapping("lm_head.weight", (part,))]

@@ -11,7 +11,7 @@ import numpy as np
 from tfgpt.common.atomic_files import read_json
 from tfgpt.common.errors import UserError
 from tfgpt.common.settings import settings_of_file
-from tfgpt.model.checkpoints.lazy_weights import Checkpoint, Reader, variable_shapes
+from tfgpt.model.checkpoints.lazy_weights import LazyWeights, Reader, variable_shapes
 from tfgpt.model.config import DecoderConfig
 
 CONTEXTS = {"LlamaBackbone": 4096, "Llama3Backbone": 8192, "MistralBackbone": 8192}
@@ -48,7 +48,7 @@ OUTSIDE = {
 }
 
 
-def open_keras_hub_model(directory: Path) -> Checkpoint:
+def open_keras_hub_model(directory: Path) -> LazyWeights:
     """The weights of a preset directory, as `save_to_preset` writes; keras_hub holds them in memory, once.
 
     Raises:
@@ -77,7 +77,7 @@ def open_keras_hub_model(directory: Path) -> Checkpoint:
     missing = sorted(shapes.keys() - readers.keys())
     if missing:
         raise UserError(f"{directory}: the preset has no weight for {missing[0]}")
-    return Checkpoint(config, readers, np.dtype(np.float32))
+    return LazyWeights(config, readers, np.dtype(np.float32))
 
 
 def our_path(path: str, layer: Mapping[str, str]) -> str | None:

@@ -14,7 +14,7 @@ Reader = Callable[[], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
-class Checkpoint:
+class LazyWeights:
     """Weights that are read when asked for, so that no more than one variable's need be in memory.
 
     Attributes:

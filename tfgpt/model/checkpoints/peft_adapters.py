@@ -18,7 +18,7 @@ from tfgpt.common.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from tfgpt.common.atomic_files import read_json, write_json
 from tfgpt.common.errors import UserError
 from tfgpt.common.settings import out_of_bounds, settings_of_file, shown
-from tfgpt.model.checkpoints.huggingface_tensors import Recipe, recipes, swap_halves
+from tfgpt.model.checkpoints.huggingface_tensors import TensorMapping, recipes, swap_halves
 from tfgpt.model.checkpoints.lazy_weights import Reader, variable_shapes
 from tfgpt.model.checkpoints.safetensors_file import open_safetensors, write_safetensors
 from tfgpt.model.config import DecoderConfig
@@ -105,7 +105,7 @@ def save_adapter(
     write_json(directory / ADAPTER_CONFIG, written)
 
 
-def joined(recipe: Recipe, layers: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+def joined(recipe: TensorMapping, layers: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     """One tensor's adapter as PEFT has it, A [rank, in] and B [out, rank], from those of its parts."""
     ours = [layers[part.path] for part in recipe.parts if part.path in layers]
     down = np.concatenate([layer.lora_kernel_a.numpy().T for layer in ours])
@@ -155,7 +155,7 @@ def with_adapter(
     return found
 
 
-def adapted(read: Reader, recipe: Recipe, number: int, down: np.ndarray, up: np.ndarray) -> np.ndarray:
+def adapted(read: Reader, recipe: TensorMapping, number: int, down: np.ndarray, up: np.ndarray) -> np.ndarray:
     """One part of a tensor, the product of the two matrices added."""
     change = up @ down  # (out, in)
     _, value = recipe.divide(change if recipe.transposed else change.T)[number]
@@ -204,7 +204,7 @@ def scale_of(config: Mapping[str, Any], module: str, rank: int) -> float:
     return float(alpha) / (rank**0.5 if config.get("use_rslora") else rank)
 
 
-def base_recipes(config: DecoderConfig, base: Path) -> list[Recipe]:
+def base_recipes(config: DecoderConfig, base: Path) -> list[TensorMapping]:
     """The tensors of the base as it lies on the disk."""
     model_type = read_json(base / "config.json").get("model_type")
     return recipes(config, None if model_type == "tfgpt" else model_type, variable_shapes(config))

@@ -14,7 +14,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from tfgpt.common.atomic_files import read_json, refuse_pointer, sha256_of_file, sha256_of_json, written_beside
+from tfgpt.common.atomic_files import atomic_write, read_json, refuse_pointer, sha256_of_file, sha256_of_json
 from tfgpt.common.errors import UserError
 
 DTYPES: dict[str, np.dtype] = {
@@ -44,7 +44,7 @@ def write_safetensors(
         tensors: name, shape, dtype and a function that gives the array, called when its turn comes.
 
     Raises:
-        RunError, UserError: as `tfgpt.common.atomic_files.clear_write_errors`.
+        RunError, UserError: as `tfgpt.common.atomic_files.readable_write_errors`.
     """
     tensors = list(tensors)
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # What transformers asks to see, whatever wrote it.
@@ -55,7 +55,7 @@ def write_safetensors(
         offset += size
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    with written_beside(path) as temporary, open(temporary, "wb") as file:
+    with atomic_write(path) as temporary, open(temporary, "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name, shape, dtype, read in tensors:
             array = np.asarray(read(), dtype, order="C")

@@ -13,7 +13,7 @@ from tfgpt.tokenization.in_graph.vector_ops import preceding
 class AddedTokens(tf.Module):
     """Finds tokens in texts, the longest where several begin.
 
-    None of them may overlap another (`tokenizer_file.why_not_found`).
+    None of them may overlap another (`tokenizer_json.why_not_found`).
 
     Args:
         tokens: (bytes, id).

@@ -6,7 +6,7 @@ accepts. 1.5 MB a CPU-second, 1.5 ms for a prompt of 100 bytes (vocabulary of 40
 flat bytes of the whole batch at once:
 
 1. bytes → characters: which byte starts a well-formed UTF-8 sequence, and its code point (`CharacterSplitter`);
-2. characters → pre-tokens: the exact vectorised form of `pattern.PATTERN` (`pre_token_starts`);
+2. characters → pre-tokens: the exact vectorised form of `pretokenizer.PATTERN` (`pre_token_starts`);
 3. BPE: in each round every pre-token joins all occurrences of its lowest-ranked pair; pre-tokens that are done leave
    (`BytePairMerger`). A pre-token has at most 4 × `MAXIMUM_RUN` bytes and a space, which bounds the rounds.
 
@@ -26,7 +26,7 @@ import tokenizers
 
 from tfgpt.common.errors import UserError
 from tfgpt.tokenization.in_graph.added_tokens import AddedTokens
-from tfgpt.tokenization.in_graph.ignore_merges import WholeTokens, unmerged_tokens
+from tfgpt.tokenization.in_graph.ignore_merges import IgnoreMergesLookup, unmerged_tokens
 from tfgpt.tokenization.in_graph.nfc import NFC, RAW, utf8_bytes
 from tfgpt.tokenization.in_graph.pretokenizers import (
     INVALID,
@@ -35,7 +35,7 @@ from tfgpt.tokenization.in_graph.pretokenizers import (
     NUMBER,
     OTHER,
     SPACE,
-    CutRules,
+    PretokenizerRules,
     cut_rules,
 )
 from tfgpt.tokenization.in_graph.pretokenizers import pre_token_starts as foreign_starts
@@ -75,12 +75,12 @@ class InGraphTokenizer(tf.Module):
         self._normalizer = NFC() if tokenizer.document.get("normalizer") else None
         self._splitter: CharacterSplitter | None = None
         self._merger: BytePairMerger | None = None
-        self._whole_tokens: WholeTokens | None = None
+        self._whole_tokens: IgnoreMergesLookup | None = None
         if tokenizer.merges:
             self._splitter = CharacterSplitter(cut_rules(tokenizer.document))
             self._merger = BytePairMerger(tokenizer.merges, tokenizer.vocabulary_size)
             if unmerged := unmerged_tokens(tokenizer):
-                self._whole_tokens = WholeTokens(unmerged)
+                self._whole_tokens = IgnoreMergesLookup(unmerged)
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string)], autograph=False)
     def encode(self, texts: tf.Tensor) -> tf.RaggedTensor:
@@ -174,7 +174,7 @@ class CharacterSplitter(tf.Module):
         rules: how a foreign tokenizer cuts; None: as ours.
     """
 
-    def __init__(self, rules: CutRules | None = None) -> None:
+    def __init__(self, rules: PretokenizerRules | None = None) -> None:
         super().__init__()
         self._rules = rules
         pages, page_of = class_pages(rules is not None and rules.numbers_apart)
@@ -336,7 +336,7 @@ def is_continuation(contents: tf.Tensor) -> tf.Tensor:
 
 
 def pre_token_starts(code_points: tf.Tensor, kinds: tf.Tensor, first: tf.Tensor, largest_run: tf.Tensor) -> tf.Tensor:
-    r"""Which characters start a pre-token: `pattern.PATTERN` without a regular expression.
+    r"""Which characters start a pre-token: `pretokenizer.PATTERN` without a regular expression.
 
     Why this is exact: between two classes the expression always cuts, except that a letter, number or other sign takes
     a single U+0020 before it. A run of one class is cut every `largest_run` characters from its own start (the space

@@ -29,7 +29,7 @@ def unmerged_tokens(tokenizer: Tokenizer) -> list[tuple[bytes, int]]:
     return [(contents[own], own) for own, encoded in zip(identifiers, found) if contents[own] and encoded.ids != [own]]
 
 
-class WholeTokens(tf.Module):
+class IgnoreMergesLookup(tf.Module):
     """Finds the pre-tokens that are one of some tokens.
 
     Args:

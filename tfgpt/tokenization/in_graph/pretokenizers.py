@@ -28,7 +28,7 @@ OTHER, LETTER, NUMBER, SPACE, INVALID, NOTHING = range(6)
 
 
 @dataclasses.dataclass(frozen=True)
-class CutRules:
+class PretokenizerRules:
     """What the families differ in.
 
     Attributes:
@@ -48,23 +48,23 @@ class CutRules:
     line_ends: bool = False
 
 
-LLAMA3 = CutRules(number_run=3, any_case=True, words_take_signs=True, line_ends=True)
+LLAMA3 = PretokenizerRules(number_run=3, any_case=True, words_take_signs=True, line_ends=True)
 RULES = {
-    "gpt2": CutRules(numbers_take_space=True),
-    "smollm": CutRules(numbers_apart=True),
+    "gpt2": PretokenizerRules(numbers_take_space=True),
+    "smollm": PretokenizerRules(numbers_apart=True),
     "llama3": LLAMA3,
     "qwen2": dataclasses.replace(LLAMA3, number_run=1),
 }
-"""By the names of `foreign_patterns.FAMILIES`."""
+"""By the names of `pretrained_pretokenizers.FAMILIES`."""
 
 
-def cut_rules(document: Mapping[str, Any]) -> CutRules | None:
+def cut_rules(document: Mapping[str, Any]) -> PretokenizerRules | None:
     """The rules of a `tokenizer.json`; None where it is of no known family."""
     family = family_of(document)
     return None if family is None else RULES[family]
 
 
-def pre_token_starts(code_points: tf.Tensor, kinds: tf.Tensor, first: tf.Tensor, rules: CutRules) -> tf.Tensor:
+def pre_token_starts(code_points: tf.Tensor, kinds: tf.Tensor, first: tf.Tensor, rules: PretokenizerRules) -> tf.Tensor:
     """Which characters start a pre-token.
 
     Args:
@@ -115,7 +115,9 @@ def pre_token_starts(code_points: tf.Tensor, kinds: tf.Tensor, first: tf.Tensor,
     return with_contractions(starts, code_points, other_starts, is_letter, first, rules.any_case)
 
 
-def numbers(kinds: tf.Tensor, begins: tf.Tensor, first: tf.Tensor, behind_blank: tf.Tensor, rules: CutRules) -> Any:
+def numbers(
+    kinds: tf.Tensor, begins: tf.Tensor, first: tf.Tensor, behind_blank: tf.Tensor, rules: PretokenizerRules
+) -> Any:
     """[C] bool: the digits that start a pre-token."""
     is_number = kinds == NUMBER
     if rules.numbers_apart:

@@ -32,7 +32,7 @@ GRACE = 5.0  # seconds
 INTERRUPTED = 128 + signal.SIGINT
 DERIVED = b"type.googleapis.com/tensorflow.DerivedStatus"
 TOLD = "tfgpt told "
-"""Begins what one worker tells the others, see `Hosts.tell`."""
+"""Begins what one worker tells the others, see `HostGroup.tell`."""
 
 
 class WorkerStopped(TfgptError):
@@ -48,7 +48,7 @@ class WorkerStopped(TfgptError):
         self.exit_code = exit_code
 
 
-class Hosts:
+class HostGroup:
     """The processes that train together.
 
     Args:
@@ -229,7 +229,7 @@ def speaks_of_a_loss(error: BaseException) -> bool:
 
 
 def facts_of(error: BaseException) -> tuple[int, str]:
-    """The exit code and the line of an error, as `tfgpt.common.command_line` has them; with its type if it is not ours."""
+    """Returns the exit code and the line of an error; the line of an error of another library begins with its type."""
     line = " ".join(str(error).split())[:1000]
     if isinstance(error, KeyboardInterrupt):
         return INTERRUPTED, line
@@ -241,7 +241,7 @@ def facts_of(error: BaseException) -> tuple[int, str]:
 
 
 def told_in(message: str) -> dict[str, Any]:
-    """What another worker told (see `Hosts.tell`), out of the text of TensorFlow's error; nothing if it told nothing.
+    """What another worker told (see `HostGroup.tell`), from the text of TensorFlow's error; nothing if it told nothing.
 
     The text is our own; TensorFlow 2.21 has no other field in which it arrives.
     """

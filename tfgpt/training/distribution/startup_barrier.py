@@ -30,7 +30,7 @@ class WorkerLost(RunError):
     exit_code = 75
 
 
-def meet(cluster: Cluster, seconds: float, report: Callable[[str], None]) -> None:
+def wait_for_all_workers(cluster: Cluster, seconds: float, report: Callable[[str], None]) -> None:
     """Returns once every worker has called this.
 
     Args:

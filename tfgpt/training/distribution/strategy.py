@@ -16,7 +16,7 @@ import tensorflow as tf
 from tfgpt.common.errors import SettingError, UserError
 from tfgpt.training.config import StrategyConfig
 from tfgpt.training.distribution.cluster import Cluster, find_cluster
-from tfgpt.training.distribution.startup_barrier import meet
+from tfgpt.training.distribution.startup_barrier import wait_for_all_workers
 
 # A worker that hangs is given up after so long; one that dies is noticed at once.
 HEARTBEAT_SECONDS = 20
@@ -85,7 +85,7 @@ def multi_worker(
     """
     if config.logical_cpus > 1:
         raise SettingError("logical_cpus", "is for --strategy=mirrored; with multiworker every process has one CPU")
-    meet(cluster, config.cluster_timeout, report)
+    wait_for_all_workers(cluster, config.cluster_timeout, report)
     resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
         tf.train.ClusterSpec({"worker": list(cluster.workers)}),
         task_type="worker",
@@ -182,7 +182,7 @@ def reachable(address: str) -> bool:
         return False
 
 
-def drives_tpus(strategy: tf.distribute.Strategy) -> bool:
+def is_tpu_strategy(strategy: tf.distribute.Strategy) -> bool:
     """Whether it is a TPUStrategy."""
     return isinstance(strategy, tf.distribute.TPUStrategy)
 

@@ -1,7 +1,7 @@
 """What an objective is to a run: which data it needs, what it feeds, what it minimizes.
 
-A new objective is a subclass of `Kind` in a module of its own, named in `objective_config.KINDS`; the run, the loop,
-checkpoints and hosts know nothing of it.
+A new objective is a subclass of `Objective` in a module of its own, named in `objectives.config.KINDS`; the run, the
+loop, checkpoints and hosts know nothing of it.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import numpy as np
 import tensorflow as tf
 
 from tfgpt.tokenization.chat_template import encode_messages
-from tfgpt.training.losses import CausalLanguageModeling
+from tfgpt.training.losses import CausalLanguageModelingLoss
 
 if TYPE_CHECKING:
     from tfgpt.tokenization.tokenizer import Tokenizer
-    from tfgpt.training.train_config import Recipe
+    from tfgpt.training.train_config import TrainConfig
 
 
 GREETING = "Hello!"
@@ -26,7 +26,7 @@ GREETING = "Hello!"
 
 
 @dataclasses.dataclass(frozen=True)
-class HeldOut:
+class ValidationData:
     """A held-out set.
 
     Attributes:
@@ -39,7 +39,7 @@ class HeldOut:
 
 
 @dataclasses.dataclass(frozen=True)
-class Feeds:
+class TrainingData:
     """What a run reads.
 
     Attributes:
@@ -52,13 +52,13 @@ class Feeds:
     """
 
     batches: Callable[[int], Any]
-    validation: HeldOut
-    by_source: Mapping[str, HeldOut] = dataclasses.field(default_factory=dict)
+    validation: ValidationData
+    by_source: Mapping[str, ValidationData] = dataclasses.field(default_factory=dict)
     updates_per_round: int = 0
     measure: Callable[[], dict[str, float]] | None = None
 
 
-class Kind:
+class Objective:
     """An objective's part in a run. One object serves one run.
 
     Attributes:
@@ -67,7 +67,7 @@ class Kind:
 
     conversations = False
 
-    def prepare(self, recipe: Recipe, say: Callable[[str], None] = print) -> Any:
+    def prepare(self, recipe: TrainConfig, say: Callable[[str], None] = print) -> Any:
         """Makes, or finds in the cache, what `feeds` reads.
 
         Returns:
@@ -79,25 +79,25 @@ class Kind:
         """
         raise NotImplementedError
 
-    def in_words(self, recipe: Recipe, data: Any) -> str:
+    def in_words(self, recipe: TrainConfig, data: Any) -> str:
         """One line on how much there is to read, printed at the start."""
         raise NotImplementedError
 
-    def packed(self, recipe: Recipe) -> bool:
+    def packed(self, recipe: TrainConfig) -> bool:
         """Whether batches have `segment_ids` and `positions`."""
         return recipe.batch.document_masking
 
-    def rows(self, recipe: Recipe) -> int:
+    def rows(self, recipe: TrainConfig) -> int:
         """Rows of a global batch."""
         return recipe.batch.batch_size
 
-    def loss(self, recipe: Recipe) -> Any:
-        """What the step minimizes: called as `objectives.CausalLanguageModeling` is, returns such sums.
+    def loss(self, recipe: TrainConfig) -> Any:
+        """What the step minimizes: called as `losses.CausalLanguageModelingLoss` is, returns such sums.
 
         It names further sums in `means`, which are divided by `weight_sum` and written down, and says in `unit` what
         that counts.
         """
-        return CausalLanguageModeling(
+        return CausalLanguageModelingLoss(
             label_smoothing=recipe.step.label_smoothing,
             z_loss=recipe.step.z_loss,
             chunk_tokens=recipe.step.cross_entropy_chunk_tokens,
@@ -113,7 +113,7 @@ class Kind:
             return text
         return encode_messages(tokenizer, [{"role": "user", "content": text or GREETING}], True)[0]
 
-    def feeds(self, recipe: Recipe, data: Any, strategy: tf.distribute.Strategy) -> Feeds:
+    def feeds(self, recipe: TrainConfig, data: Any, strategy: tf.distribute.Strategy) -> TrainingData:
         """The batches, distributed as the strategy wants them.
 
         Raises:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, ClassVar
 from tfgpt.common.settings import Settings, setting
 
 if TYPE_CHECKING:
-    from tfgpt.training.objectives.base import Kind
+    from tfgpt.training.objectives.base import Objective
 
-# Objective → module and class: a `tfgpt.training.objectives.base.Kind`, imported (with TensorFlow) when a run needs it.
+# Objective → module and class: a `tfgpt.training.objectives.base.Objective`, imported when a run needs it.
 KINDS = {
     "pretrain": ("tfgpt.training.objectives.pretraining", "Pretraining"),
     "chat": ("tfgpt.training.objectives.supervised_fine_tuning", "ChatTuning"),
@@ -40,7 +40,7 @@ class ObjectiveConfig(Settings):
         choices=tuple(KINDS),
     )
 
-    def kind(self) -> Kind:
+    def kind(self) -> Objective:
         """The objective's code; imports TensorFlow."""
         module, name = KINDS[self.objective]
         return getattr(importlib.import_module(module), name)()

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfgpt.pipeline.batches import LAST_STEP, EpochOrder, rows_of_host, with_options
+from tfgpt.pipeline.batches import LAST_STEP, EpochShuffle, rows_of_host, with_options
 
 
 def training_examples(
@@ -34,7 +34,7 @@ def training_examples(
     """
     examples = rows_of_host(batch_size, num_shards, shard_index, parts)
     count = len(next(iter(arrays.values())))
-    order = functools.lru_cache(maxsize=2)(EpochOrder(count, 1, seed).small_permutation)
+    order = functools.lru_cache(maxsize=2)(EpochShuffle(count, 1, seed).small_permutation)
     in_batch = shard_index * examples + np.arange(examples)
 
     def places(step: np.ndarray) -> np.ndarray:

@@ -31,16 +31,16 @@ from tfgpt.generation.config import SamplingConfig
 from tfgpt.generation.generator import Completion, Generator
 from tfgpt.generation.prompts import encode
 from tfgpt.model.checkpoints.huggingface import load_decoder
-from tfgpt.pipeline.batches import EpochOrder
+from tfgpt.pipeline.batches import EpochShuffle
 from tfgpt.tokenization.tokenizer import Tokenizer
 from tfgpt.training.distribution.strategy import distributed
-from tfgpt.training.objectives.base import Feeds, HeldOut, Kind
+from tfgpt.training.objectives.base import Objective, TrainingData, ValidationData
 from tfgpt.training.objectives.example_batches import in_order
 from tfgpt.training.objectives.preference_config import ANSWERS_AT_A_TIME, RewardConfig
-from tfgpt.training.objectives.preferences import TokenNats, token_nats
-from tfgpt.training.objectives.prompt_records import Record, are_conversations, as_row, fingerprint_of, read_sides
-from tfgpt.training.objectives.rewards import Answer, rewards_of, total_reward
-from tfgpt.training.train_config import Recipe
+from tfgpt.training.objectives.preferences import TokenLogProbabilities, token_nats
+from tfgpt.training.objectives.prompt_records import PromptRecord, are_conversations, as_row, fingerprint_of, read_sides
+from tfgpt.training.objectives.rewards import RewardInput, rewards_of, total_reward
+from tfgpt.training.train_config import TrainConfig
 
 Arrays = dict[str, np.ndarray]
 
@@ -51,20 +51,20 @@ class PromptData:
 
     Attributes:
         train, validation: the records and their prompts' ids.
-        tokenizer, fingerprint, manifest: as `Kind.prepare` says.
+        tokenizer, fingerprint, manifest: as `Objective.prepare` says.
     """
 
-    train: list[tuple[Record, np.ndarray]]
-    validation: list[tuple[Record, np.ndarray]]
+    train: list[tuple[PromptRecord, np.ndarray]]
+    validation: list[tuple[PromptRecord, np.ndarray]]
     tokenizer: Tokenizer
     fingerprint: str
     manifest: dict[str, Any]
 
 
-class GroupRewards(Kind):
+class GRPO(Objective):
     """Prompts from JSON Lines, answers from the model, rewards from functions."""
 
-    def prepare(self, recipe: Recipe, say: Callable[[str], None] = print) -> PromptData:
+    def prepare(self, recipe: TrainConfig, say: Callable[[str], None] = print) -> PromptData:
         rewards = rewards_of(recipe.reward)
         tokenizer = Tokenizer.load(recipe.initial_model)
         sides = []
@@ -83,7 +83,7 @@ class GroupRewards(Kind):
                 raise SettingError(name, problem)
             # A record that cannot be judged is named now, not in the middle of the run.
             for record, _ in fitting:
-                total_reward(rewards, Answer("", 0, True, record))
+                total_reward(rewards, RewardInput("", 0, True, record))
             sides.append(fitting)
         train, validation = sides
         self.conversations = are_conversations([record for record, _ in train])
@@ -97,23 +97,23 @@ class GroupRewards(Kind):
         }
         return PromptData(train, validation, tokenizer, fingerprint, manifest)
 
-    def in_words(self, recipe: Recipe, data: PromptData) -> str:
+    def in_words(self, recipe: TrainConfig, data: PromptData) -> str:
         answers = recipe.batch.batch_size * recipe.run.max_steps
         return (
             f"{len(data.train):,} prompts to learn from, {len(data.validation):,} held out; the run samples "
             f"{answers:,} answers, {recipe.reward.group_size} to a prompt"
         )
 
-    def packed(self, recipe: Recipe) -> bool:
+    def packed(self, recipe: TrainConfig) -> bool:
         return False
 
-    def loss(self, recipe: Recipe) -> GroupLoss:
-        return GroupLoss(recipe.reward, recipe.step.cross_entropy_chunk_tokens)
+    def loss(self, recipe: TrainConfig) -> GRPOLoss:
+        return GRPOLoss(recipe.reward, recipe.step.cross_entropy_chunk_tokens)
 
-    def feeds(self, recipe: Recipe, data: PromptData, strategy: tf.distribute.Strategy) -> Feeds:
+    def feeds(self, recipe: TrainConfig, data: PromptData, strategy: tf.distribute.Strategy) -> TrainingData:
         if isinstance(strategy, (tf.distribute.MultiWorkerMirroredStrategy, tf.distribute.TPUStrategy)):
             raise SettingError("strategy", "grpo samples on one machine's CPU or GPUs: use one or mirrored")
-        rounds = Rounds(recipe, data, self.trainer)
+        rounds = RolloutBuffer(recipe, data, self.trainer)
         # A step is always sampled with the same weights: what `choose_compilation` measures on is the first round.
         answers = functools.lru_cache(maxsize=1)(rounds.answers)
 
@@ -123,10 +123,10 @@ class GroupRewards(Kind):
             )
             return iter(distributed(strategy, make))
 
-        return Feeds(batches, HeldOut(None, 0), {}, recipe.reward.updates_per_round, rounds.measure)
+        return TrainingData(batches, ValidationData(None, 0), {}, recipe.reward.updates_per_round, rounds.measure)
 
 
-class Rounds:
+class RolloutBuffer:
     """Samples and rewards answers.
 
     Args:
@@ -135,19 +135,19 @@ class Rounds:
         trainer: whose decoder writes, with the weights that it has then.
     """
 
-    def __init__(self, recipe: Recipe, data: PromptData, trainer: Any):
+    def __init__(self, recipe: TrainConfig, data: PromptData, trainer: Any):
         self.config, self.data, self.seed = recipe.reward, data, recipe.run.seed
         self.length = recipe.batch.sequence_length
         self.batch_size = recipe.batch.batch_size
         self.prompts = self.batch_size * self.config.updates_per_round // self.config.group_size
         self.rewards = rewards_of(self.config)
         self.generator = Generator(trainer.decoder, data.tokenizer)
-        self.order = functools.lru_cache(maxsize=2)(EpochOrder(len(data.train), 1, recipe.run.seed).small_permutation)
-        self.policy = TokenNats(trainer.decoder)
+        self.order = functools.lru_cache(maxsize=2)(EpochShuffle(len(data.train), 1, recipe.run.seed).small_permutation)
+        self.policy = TokenLogProbabilities(trainer.decoder)
         self.reference = None
         if self.config.kl_penalty:
             with tf.init_scope():
-                self.reference = TokenNats(load_decoder(recipe.initial_model, dtype=recipe.step.dtype))
+                self.reference = TokenLogProbabilities(load_decoder(recipe.initial_model, dtype=recipe.step.dtype))
 
     def place(self, step: int) -> int:
         """Which of its round's updates a step is."""
@@ -199,7 +199,7 @@ class Rounds:
         }
 
     def sample(
-        self, prompts: Sequence[tuple[Record, np.ndarray]], seeds: Sequence[int], samples: int, temperature: float
+        self, prompts: Sequence[tuple[PromptRecord, np.ndarray]], seeds: Sequence[int], samples: int, temperature: float
     ) -> list[list[Completion]]:
         """Answers to each prompt, drawn from the model's own distribution."""
         plain = SamplingConfig(
@@ -214,7 +214,7 @@ class Rounds:
         digest = hashlib.blake2b(f"{kind} {self.seed} {number}".encode(), digest_size=7).digest()
         return int.from_bytes(digest, "little")
 
-    def row(self, prompt: tuple[Record, np.ndarray], completion: Completion) -> Arrays:
+    def row(self, prompt: tuple[PromptRecord, np.ndarray], completion: Completion) -> Arrays:
         """Prompt and answer as a row; the answer's tokens and what ended it count."""
         answer = completion.token_ids + ([] if completion.stop_token is None else [completion.stop_token])
         ids = np.concatenate([prompt[1], answer]).astype(np.int32)
@@ -223,10 +223,10 @@ class Rounds:
         assert row is not None  # The prompts were chosen so that answers fit.
         return row
 
-    def judged(self, record: Record, completion: Completion) -> tuple[float, float]:
+    def judged(self, record: PromptRecord, completion: Completion) -> tuple[float, float]:
         """The answer's reward, and whether it passes."""
         ended = completion.finish_reason == "stop"
-        return total_reward(self.rewards, Answer(completion.text, len(completion.token_ids), ended, record))
+        return total_reward(self.rewards, RewardInput(completion.text, len(completion.token_ids), ended, record))
 
 
 def advantages(rewards: np.ndarray) -> np.ndarray:
@@ -235,7 +235,7 @@ def advantages(rewards: np.ndarray) -> np.ndarray:
     return (centered / (rewards.std(1, keepdims=True, ddof=1) + 1e-4)).astype(np.float32)
 
 
-class GroupLoss:
+class GRPOLoss:
     """The sums of the module's formula over rows of answers; the step divides by the answers.
 
     Args:
@@ -260,7 +260,7 @@ class GroupLoss:
         training: bool,
         token_byte_lengths: tf.Tensor | None = None,
     ) -> dict[str, tf.Tensor]:
-        """The sums of one batch of rows; see `objectives.CausalLanguageModeling`."""
+        """The sums of one batch of rows; see `losses.CausalLanguageModelingLoss`."""
         weights, advantage = batch["weights"], batch["advantages"][:, tf.newaxis]
         nats = token_nats(decoder, batch["token_ids"], batch["targets"], training, self.chunk_tokens)
         counts = tf.maximum(tf.reduce_sum(weights, 1), 1.0)

@@ -13,7 +13,7 @@ import safetensors.numpy
 import tensorflow as tf
 
 from tfgpt.common.adapters import base_directory
-from tfgpt.common.atomic_files import written_beside
+from tfgpt.common.atomic_files import atomic_write
 from tfgpt.common.errors import UserError
 from tfgpt.common.progress import Progress
 from tfgpt.corpus.cache import making
@@ -22,13 +22,13 @@ from tfgpt.model.checkpoints.safetensors_file import weights_fingerprint
 from tfgpt.model.decoder import Decoder
 from tfgpt.tokenization.tokenizer import Tokenizer
 from tfgpt.training.distribution.strategy import distributed
-from tfgpt.training.losses import LinearCrossEntropy, automatic_chunk_tokens
-from tfgpt.training.objectives.base import Feeds, HeldOut, Kind
+from tfgpt.training.losses import FusedLinearCrossEntropy, automatic_chunk_tokens
+from tfgpt.training.objectives.base import Objective, TrainingData, ValidationData
 from tfgpt.training.objectives.example_batches import training_examples, validation_examples, validation_examples_steps
 from tfgpt.training.objectives.preference_config import PreferenceConfig
 from tfgpt.training.objectives.preference_losses import WITH_REFERENCE, normalizes_length, pair_losses
 from tfgpt.training.objectives.prompt_records import (
-    Record,
+    PromptRecord,
     answer_of,
     are_conversations,
     as_row,
@@ -36,7 +36,7 @@ from tfgpt.training.objectives.prompt_records import (
     fingerprint_of,
     read_sides,
 )
-from tfgpt.training.train_config import Recipe
+from tfgpt.training.train_config import TrainConfig
 
 Arrays = dict[str, np.ndarray]
 # Tokens that the reference reads at a time.
@@ -51,7 +51,7 @@ class PairData:
         train, validation: `token_ids`, `targets` int32 and `weights` float32 [pairs, 2, T] (chosen, rejected),
             `example_weights` float32 [pairs, 2], and where the objective has a reference `reference_nats` float32
             [pairs, 2, T].
-        tokenizer, fingerprint, manifest: as `Kind.prepare` says.
+        tokenizer, fingerprint, manifest: as `Objective.prepare` says.
     """
 
     train: Arrays
@@ -61,10 +61,10 @@ class PairData:
     manifest: dict[str, Any]
 
 
-class Preferences(Kind):
+class PreferenceTuning(Objective):
     """Pairs from JSON Lines: `prompt` (or `messages`), `chosen`, `rejected`, as trl's."""
 
-    def prepare(self, recipe: Recipe, say: Callable[[str], None] = print) -> PairData:
+    def prepare(self, recipe: TrainConfig, say: Callable[[str], None] = print) -> PairData:
         tokenizer = Tokenizer.load(recipe.initial_model)
         sides = read_sides(recipe.corpus, lambda record: [answer_of(record, name) for name in ("chosen", "rejected")])
         self.conversations = are_conversations(sides[0])
@@ -89,23 +89,23 @@ class Preferences(Kind):
         }
         return PairData(train, validation, tokenizer, fingerprint, manifest)
 
-    def in_words(self, recipe: Recipe, data: PairData) -> str:
+    def in_words(self, recipe: TrainConfig, data: PairData) -> str:
         pairs, read = len(data.train["token_ids"]), recipe.batch.batch_size * recipe.run.max_steps
         return (
             f"{pairs:,} pairs to learn from, {len(data.validation['token_ids']):,} held out; the run reads {read:,}, "
             f"{read / pairs:.2g} times all"
         )
 
-    def packed(self, recipe: Recipe) -> bool:
+    def packed(self, recipe: TrainConfig) -> bool:
         return False
 
-    def rows(self, recipe: Recipe) -> int:
+    def rows(self, recipe: TrainConfig) -> int:
         return 2 * recipe.batch.batch_size
 
-    def loss(self, recipe: Recipe) -> PreferenceLoss:
+    def loss(self, recipe: TrainConfig) -> PreferenceLoss:
         return PreferenceLoss(recipe.objective.objective, recipe.preference, recipe.step.cross_entropy_chunk_tokens)
 
-    def feeds(self, recipe: Recipe, data: PairData, strategy: tf.distribute.Strategy) -> Feeds:
+    def feeds(self, recipe: TrainConfig, data: PairData, strategy: tf.distribute.Strategy) -> TrainingData:
         size = recipe.batch.batch_size
 
         def batches(first_step: int) -> Any:
@@ -116,10 +116,10 @@ class Preferences(Kind):
 
         make = functools.partial(validation_examples, data.validation, batch_size=size)
         steps = validation_examples_steps(len(data.validation["token_ids"]), size)
-        return Feeds(batches, HeldOut(distributed(strategy, as_rows(make)), steps))
+        return TrainingData(batches, ValidationData(distributed(strategy, as_rows(make)), steps))
 
 
-def encode_pairs(tokenizer: Tokenizer, records: list[Record], length: int, say: Callable[[str], None]) -> Arrays:
+def encode_pairs(tokenizer: Tokenizer, records: list[PromptRecord], length: int, say: Callable[[str], None]) -> Arrays:
     """The pairs that fit, as `PairData` has them; says how many do not, and why.
 
     Raises:
@@ -162,7 +162,7 @@ def as_rows(make: Callable[..., tf.data.Dataset]) -> Callable[..., tf.data.Datas
     return lambda **options: make(**options).map(flat)
 
 
-def reference_nats(recipe: Recipe, pairs: Arrays, say: Callable[[str], None]) -> np.ndarray:
+def reference_nats(recipe: TrainConfig, pairs: Arrays, say: Callable[[str], None]) -> np.ndarray:
     """What the model of --init_from thinks of every token: its cross-entropy, [pairs, 2, T] float32.
 
     Computed once and kept in the cache, under a hash of the rows, the model's weights and the type computed in.
@@ -175,8 +175,8 @@ def reference_nats(recipe: Recipe, pairs: Arrays, say: Callable[[str], None]) ->
         if path.is_file():
             return safetensors.numpy.load_file(path)["reference_nats"]
         say(f"Reference: what {directory} thinks of {len(pairs['token_ids']):,} pairs, computed once")
-        found = TokenNats(load_decoder(directory, dtype=dtype))(rows, "reference")
-        with written_beside(path) as temporary:
+        found = TokenLogProbabilities(load_decoder(directory, dtype=dtype))(rows, "reference")
+        with atomic_write(path) as temporary:
             safetensors.numpy.save_file({"reference_nats": found}, temporary)
     return found
 
@@ -192,7 +192,7 @@ def model_fingerprints(directory: Path) -> list[str]:
     )
 
 
-class TokenNats:
+class TokenLogProbabilities:
     """A decoder's cross-entropy of every target, computed some rows at a time by one graph.
 
     Args:
@@ -231,7 +231,7 @@ def token_nats(
     """
     hidden = decoder.backbone({"token_ids": token_ids}, training=training)
     hidden = tf.reshape(hidden, [-1, hidden.shape[-1]])
-    head = LinearCrossEntropy(
+    head = FusedLinearCrossEntropy(
         0.0,
         0.0,
         decoder.config.logit_soft_cap,
@@ -280,7 +280,7 @@ class PreferenceLoss:
         training: bool,
         token_byte_lengths: tf.Tensor | None = None,
     ) -> dict[str, tf.Tensor]:
-        """The sums of one batch of rows, chosen and rejected in turn; see `objectives.CausalLanguageModeling`."""
+        """The sums of one batch of rows, chosen and rejected in turn; see `losses.CausalLanguageModelingLoss`."""
         weights = batch["weights"]
         nats = token_nats(decoder, batch["token_ids"], batch["targets"], training, self.chunk_tokens)
         counts = tf.maximum(tf.reduce_sum(weights, 1), 1.0)

@@ -15,17 +15,17 @@ from tfgpt.pipeline.mixture import Mixture, mixture_weights
 from tfgpt.pipeline.prepare import PreparedData, prepare
 from tfgpt.pipeline.token_shards import TokenShards
 from tfgpt.training.distribution.strategy import distributed
-from tfgpt.training.objectives.base import Feeds, HeldOut, Kind
-from tfgpt.training.train_config import Recipe
+from tfgpt.training.objectives.base import Objective, TrainingData, ValidationData
+from tfgpt.training.train_config import TrainConfig
 
 
-class Pretraining(Kind):
+class Pretraining(Objective):
     """Predict the next token of documents."""
 
-    def prepare(self, recipe: Recipe, say: Callable[[str], None] = print) -> PreparedData:
+    def prepare(self, recipe: TrainConfig, say: Callable[[str], None] = print) -> PreparedData:
         return prepare(recipe.corpus, recipe.tokenizer_config(), by_source=recipe.mixture.active, say=say)
 
-    def in_words(self, recipe: Recipe, data: PreparedData) -> str:
+    def in_words(self, recipe: TrainConfig, data: PreparedData) -> str:
         total = recipe.batch.batch_size * recipe.batch.sequence_length * recipe.run.max_steps
         line = (
             f"{data.train.num_tokens:,} training tokens, {data.validation.num_tokens:,} held out; "
@@ -41,7 +41,7 @@ class Pretraining(Kind):
             line += f": {'; '.join(words)}"
         return line
 
-    def feeds(self, recipe: Recipe, data: PreparedData, strategy: tf.distribute.Strategy) -> Feeds:
+    def feeds(self, recipe: TrainConfig, data: PreparedData, strategy: tf.distribute.Strategy) -> TrainingData:
         batch = recipe.batch
         shape: dict[str, Any] = {
             "sequence_length": batch.sequence_length,
@@ -58,15 +58,15 @@ class Pretraining(Kind):
                 )
             return iter(distributed(strategy, make))
 
-        def held_out(shards: TokenShards) -> HeldOut:
+        def held_out(shards: TokenShards) -> ValidationData:
             steps = validation_steps(shards, batch.sequence_length, batch.batch_size)
-            return HeldOut(distributed(strategy, functools.partial(validation_batches, shards, **shape)), steps)
+            return ValidationData(distributed(strategy, functools.partial(validation_batches, shards, **shape)), steps)
 
         by_source = {name: held_out(part) for name, part in data.validation_by_source.items() if part.num_tokens > 1}
-        return Feeds(batches, held_out(data.validation), by_source)
+        return TrainingData(batches, held_out(data.validation), by_source)
 
 
-def mixed_rows(recipe: Recipe, data: PreparedData) -> tuple[MixedRows, np.ndarray]:
+def mixed_rows(recipe: TrainConfig, data: PreparedData) -> tuple[MixedRows, np.ndarray]:
     """The rows of all sources in the shares that the flags give, and those shares.
 
     Raises:

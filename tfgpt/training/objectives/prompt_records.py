@@ -29,7 +29,7 @@ Prompt = str | list[dict[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Record:
+class PromptRecord:
     """One line.
 
     Attributes:
@@ -46,8 +46,8 @@ class Record:
 
 
 def read_sides(
-    corpus: CorpusConfig, check: Callable[[Record], Any] = lambda record: None
-) -> tuple[list[Record], list[Record]]:
+    corpus: CorpusConfig, check: Callable[[PromptRecord], Any] = lambda record: None
+) -> tuple[list[PromptRecord], list[PromptRecord]]:
     """The records to learn from and those held out: by a hash of the prompt, or from --validation_text.
 
     Args:
@@ -67,14 +67,14 @@ def read_sides(
     documents = [
         {"id": hashlib.sha256(json.dumps(record.prompt, sort_keys=True).encode()).hexdigest()} for record in records
     ]
-    sides: dict[str, list[Record]] = {"train": [], "validation": []}
+    sides: dict[str, list[PromptRecord]] = {"train": [], "validation": []}
     for record, document in zip(records, documents):
         sides[hashed_side(document, corpus.validation_fraction)].append(record)
     refuse_empty_side(corpus, sides, sorted({hashed_number(document) / 2**64 for document in documents}))
     return sides["train"], sides["validation"]
 
 
-def refuse_empty_side(corpus: CorpusConfig, sides: Mapping[str, list[Record]], places: Sequence[float]) -> None:
+def refuse_empty_side(corpus: CorpusConfig, sides: Mapping[str, list[PromptRecord]], places: Sequence[float]) -> None:
     """Refuses a split that leaves a side without a record, and names a fraction that does not.
 
     Args:
@@ -99,14 +99,14 @@ def refuse_empty_side(corpus: CorpusConfig, sides: Mapping[str, list[Record]], p
     )
 
 
-def are_conversations(records: Sequence[Record]) -> bool:
+def are_conversations(records: Sequence[PromptRecord]) -> bool:
     """Whether the model is asked in messages, in all of them."""
     return all(not isinstance(record.prompt, str) for record in records)
 
 
 def read_records(
-    specs: Sequence[str], flag: str, strict: bool = False, check: Callable[[Record], Any] = lambda record: None
-) -> Iterator[Record]:
+    specs: Sequence[str], flag: str, strict: bool = False, check: Callable[[PromptRecord], Any] = lambda record: None
+) -> Iterator[PromptRecord]:
     """The records of the files that the flag names: files, folders of records, globs, each also compressed.
 
     A record that cannot be used is left out and said, unless `strict`.
@@ -132,7 +132,7 @@ def read_records(
             print(note, file=sys.stderr)
 
 
-def record_of(content: Any, where: str) -> Record:
+def record_of(content: Any, where: str) -> PromptRecord:
     """One line's value as a record.
 
     `prompt` is text or messages; `messages` and its like are other names for it. Where both `chosen` and `rejected` are
@@ -153,7 +153,7 @@ def record_of(content: Any, where: str) -> Record:
         prompt = messages_of(prompt, named, where)
     elif not isinstance(prompt, str):
         raise UserError(f'{where}: has neither a "prompt" (text or messages) nor "messages"')
-    return Record(where, content, prompt, tools)
+    return PromptRecord(where, content, prompt, tools)
 
 
 def messages_of(turns: list[Any], name: str, where: str) -> list[Message]:
@@ -161,7 +161,7 @@ def messages_of(turns: list[Any], name: str, where: str) -> list[Message]:
     return checked_messages(as_openai(turns, name, where), where)
 
 
-def answer_of(record: Record, name: str) -> str | Message:
+def answer_of(record: PromptRecord, name: str) -> str | Message:
     """An answer: a string, a message or a list of one. A message without calls of tools is its text.
 
     Raises:

@@ -15,11 +15,11 @@ from typing import Any
 
 from tfgpt.common.errors import SettingError, UserError
 from tfgpt.training.objectives.preference_config import RewardConfig
-from tfgpt.training.objectives.prompt_records import Record
+from tfgpt.training.objectives.prompt_records import PromptRecord
 
 
 @dataclasses.dataclass(frozen=True)
-class Answer:
+class RewardInput:
     """A sampled answer.
 
     Attributes:
@@ -32,13 +32,13 @@ class Answer:
     text: str
     tokens: int
     ended: bool
-    record: Record
+    record: PromptRecord
 
 
-Reward = Callable[[Answer], float]
+Reward = Callable[[RewardInput], float]
 
 
-def exact_match(answer: Answer) -> float:
+def exact_match(answer: RewardInput) -> float:
     """1 for the record's "answer", white space around it aside, ended by the model itself; else 0."""
     return float(answer.ended and answer.text.strip() == str(wanted(answer.record)).strip())
 
@@ -49,7 +49,7 @@ MARK = "####"
 NUMBER = re.compile(r"(?:(?<![\d.])-)?(?:\d+(?:\.\d+)?|\.\d+)")
 
 
-def number(answer: Answer) -> float:
+def number(answer: RewardInput) -> float:
     """1 when the last number in the answer is the right one: the record's "answer", or the sum that is asked for."""
     found = numbers_in(answer.text)
     given = answer.record.content.get("answer")
@@ -62,7 +62,7 @@ def numbers_in(text: str) -> list[float]:
     return [float(found) for found in NUMBER.findall(text.replace(",", "").replace("\N{MINUS SIGN}", "-"))]
 
 
-def number_wanted(given: Any, record: Record) -> float:
+def number_wanted(given: Any, record: PromptRecord) -> float:
     """The number in a record's "answer": a number, a text with one number, or GSM8K's, with `####` before it.
 
     Raises:
@@ -83,7 +83,7 @@ def number_wanted(given: Any, record: Record) -> float:
     return float(given)
 
 
-def wanted(record: Record) -> Any:
+def wanted(record: PromptRecord) -> Any:
     """The record's "answer"."""
     if record.content.get("answer") is None:
         raise UserError(f'{record.where}: has no "answer", which --reward compares with')
@@ -99,7 +99,7 @@ OPERATIONS: dict[type, Callable[..., float]] = {
 }
 
 
-def result_asked(record: Record) -> float:
+def result_asked(record: PromptRecord) -> float:
     """The value of the arithmetic in a prompt: "12+34=", "What is 3 * (4 - 1)?".
 
     Raises:
@@ -145,7 +145,7 @@ NAMED: dict[str, Callable[[RewardConfig], Reward]] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Weighted:
+class WeightedReward:
     """A function that --reward names.
 
     Attributes:
@@ -158,7 +158,7 @@ class Weighted:
     name: str
     function: Reward
 
-    def of(self, answer: Answer) -> float:
+    def of(self, answer: RewardInput) -> float:
         """The function's value.
 
         Raises:
@@ -182,13 +182,13 @@ class Weighted:
         return made
 
 
-def rewards_of(config: RewardConfig) -> list[Weighted]:
+def rewards_of(config: RewardConfig) -> list[WeightedReward]:
     """The functions that --reward names, each with its factor.
 
     Raises:
         SettingError: a name is not known, or its module cannot be imported.
     """
-    return [Weighted(factor, name, named(name, config)) for factor, name in map(factor_and_name, config.reward)]
+    return [WeightedReward(factor, name, named(name, config)) for factor, name in map(factor_and_name, config.reward)]
 
 
 def factor_and_name(text: str) -> tuple[float, str]:
@@ -219,7 +219,7 @@ def named(name: str, config: RewardConfig) -> Reward:
     return found
 
 
-def total_reward(rewards: Sequence[Weighted], answer: Answer) -> tuple[float, float]:
+def total_reward(rewards: Sequence[WeightedReward], answer: RewardInput) -> tuple[float, float]:
     """The sum of the rewards, and whether the first of them is given in full (1 or 0): the answer passes.
 
     Raises:

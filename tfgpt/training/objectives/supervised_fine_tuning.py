@@ -16,28 +16,28 @@ from tfgpt.pipeline.chat_batches import (
     chat_validation_steps,
     packings,
 )
-from tfgpt.pipeline.chat_shards import Conversations
+from tfgpt.pipeline.chat_shards import ChatShards
 from tfgpt.pipeline.mixture import Mixture, mixture_weights
 from tfgpt.pipeline.packing import Packing
 from tfgpt.pipeline.prepare_chat import PreparedChat, prepare_chat
 from tfgpt.training.distribution.strategy import distributed
-from tfgpt.training.objectives.base import Feeds, HeldOut, Kind
-from tfgpt.training.train_config import Recipe
+from tfgpt.training.objectives.base import Objective, TrainingData, ValidationData
+from tfgpt.training.train_config import TrainConfig
 
 
-class ChatTuning(Kind):
+class SupervisedFineTuning(Objective):
     """Predict what the assistant says."""
 
     conversations = True
     _training_rows: tuple[list[Packing], Mixture] | None = None
 
-    def training_rows(self, recipe: Recipe, data: PreparedChat) -> tuple[list[Packing], Mixture]:
+    def training_rows(self, recipe: TrainConfig, data: PreparedChat) -> tuple[list[Packing], Mixture]:
         """`training_rows`, packed once for the run."""
         if self._training_rows is None:
             self._training_rows = training_rows(recipe, data)
         return self._training_rows
 
-    def prepare(self, recipe: Recipe, say: Callable[[str], None] = print) -> PreparedChat:
+    def prepare(self, recipe: TrainConfig, say: Callable[[str], None] = print) -> PreparedChat:
         return prepare_chat(
             recipe.corpus,
             recipe.tokenizer_config(),
@@ -47,7 +47,7 @@ class ChatTuning(Kind):
             say=say,
         )
 
-    def in_words(self, recipe: Recipe, data: PreparedChat) -> str:
+    def in_words(self, recipe: TrainConfig, data: PreparedChat) -> str:
         packed, mixture = self.training_rows(recipe, data)
         rows, places = sum(map(len, packed)), int(data.train.lengths.sum())
         length = recipe.batch.sequence_length
@@ -67,10 +67,10 @@ class ChatTuning(Kind):
         )
         return f"{line}the run reads {read:,} rows: {'; '.join(words)}"
 
-    def packed(self, recipe: Recipe) -> bool:
+    def packed(self, recipe: TrainConfig) -> bool:
         return True
 
-    def feeds(self, recipe: Recipe, data: PreparedChat, strategy: tf.distribute.Strategy) -> Feeds:
+    def feeds(self, recipe: TrainConfig, data: PreparedChat, strategy: tf.distribute.Strategy) -> TrainingData:
         length, size = recipe.batch.sequence_length, recipe.batch.batch_size
         padding = data.tokenizer.padding_id
         packed, mixture = self.training_rows(recipe, data)
@@ -84,17 +84,17 @@ class ChatTuning(Kind):
 
         held_out_rows = ChatRows(data.validation, length, padding)
 
-        def held_out(packing: Packing) -> HeldOut:
+        def held_out(packing: Packing) -> ValidationData:
             make = functools.partial(chat_validation_batches, held_out_rows, packing, batch_size=size)
-            return HeldOut(distributed(strategy, make), chat_validation_steps(packing, size))
+            return ValidationData(distributed(strategy, make), chat_validation_steps(packing, size))
 
         [together] = packings(data.validation, length, by_source=False)
         apart = zip(data.validation.source_names, packings(data.validation, length, by_source=True))
         by_source = {name: held_out(packing) for name, packing in apart if len(packing)}
-        return Feeds(batches, held_out(together), by_source if len(by_source) > 1 else {})
+        return TrainingData(batches, held_out(together), by_source if len(by_source) > 1 else {})
 
 
-def training_rows(recipe: Recipe, data: PreparedChat) -> tuple[list[Packing], Mixture]:
+def training_rows(recipe: TrainConfig, data: PreparedChat) -> tuple[list[Packing], Mixture]:
     """The packed rows of each source (of all together without a mixture), and what deals them out.
 
     Raises:
@@ -115,6 +115,6 @@ def training_rows(recipe: Recipe, data: PreparedChat) -> tuple[list[Packing], Mi
     return packed, Mixture([len(packing) for packing in packed], weights, recipe.run.seed)
 
 
-def len_of(conversations: Conversations, name: str) -> int:
+def len_of(conversations: ChatShards, name: str) -> int:
     """How many parts a source has."""
     return int((conversations.sources == conversations.source_names.index(name)).sum())
