@@ -20,19 +20,19 @@ from tfgpt.training.run_config import flags_of_a_moved_run
 from tfgpt.training.train_config import GROUPS
 
 
-def run(search: SearchConfig, judging: SeedComparisonConfig, **settings: Any) -> int:
+def run(search: SearchConfig, seed_comparison: SeedComparisonConfig, **settings: Any) -> int:
     """Checks space and flags together, then searches, judges and reports."""
     plan = make_study(search, settings)
-    if judging.report_only:
+    if seed_comparison.report_only:
         check_begun(plan)
     plan.claim()
-    if not judging.report_only:
+    if not seed_comparison.report_only:
         from tfgpt.search.workers import has_the_results, launch
 
         exit_code = launch(plan)
         if exit_code or not has_the_results():
             return exit_code
-    return conclude(plan, judging)
+    return conclude(plan, seed_comparison)
 
 
 COMMAND = Command(

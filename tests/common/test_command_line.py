@@ -158,7 +158,7 @@ def test_an_exception_that_is_nobodys_mistake_leaves_a_crash_file_without_secret
     assert line.count("\n") == 1 and str(file) in line and line.startswith("tfgpt.bake: ZeroDivisionError: no luck")
     text = file.read_text()
     assert file.stat().st_mode & 0o077 == 0
-    for words in ("Traceback", "test_command.py", "ZeroDivisionError", "Python 3.", "numpy ", "'--dishes=a b'"):
+    for words in ("Traceback", "test_command_line.py", "ZeroDivisionError", "Python 3.", "numpy ", "'--dishes=a b'"):
         assert words in text
     for secret in ("hunter2", "token=abc", "wheat-and-rye", "hf_abcdefghij"):
         assert secret not in text and secret not in line

@@ -35,12 +35,12 @@ HEAD += "validation_loss,validation_accuracy,tokens,tokens_per_second,peak_memor
 @pytest.fixture(scope="module")
 def searched(text_file, tmp_path_factory) -> tuple[list[str], Study]:
     """A search that is over: its flags, and its plan; trial 0001 was the best."""
-    folder = tmp_path_factory.mktemp("judging")
+    folder = tmp_path_factory.mktemp("seeds")
     (folder / "space.toml").write_text(SPACE)
     flags = [*FLAGS, f"--train_text={text_file}", f"--search_dir={folder / 'search'}"]
     flags += [f"--search_space={folder / 'space.toml'}"]
     settings = command.COMMAND.parse(flags)
-    settings.pop("judging")
+    settings.pop("seed_comparison")
     plan = make_study(settings.pop("search"), settings)
     plan.claim()
     rows = [HEAD]
@@ -58,10 +58,10 @@ def test_the_best_trial_is_trained_again_with_other_seeds_and_compared_with_the_
     again = [*flags, "--report_only", "--top=1", "--top_seeds=2"]
     assert command.main(again) == 0
     said = capsys.readouterr().out
-    found = json.loads((plan.directory / "judging.json").read_text())
+    found = json.loads((plan.directory / "seed_comparison.json").read_text())
     assert found["tokens"] == found["tokens_least"] == 512
     assert [each["name"] for each in found["settings"]] == ["default", "0001"]
-    with open(plan.directory / "judging.csv", newline="") as file:
+    with open(plan.directory / "seed_comparison.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(row["settings"], row["seed"]) for row in rows] == [
         ("default", "1"), ("0001", "1"), ("default", "2"), ("0001", "2"),
@@ -91,12 +91,12 @@ def test_the_best_are_trained_again_where_plotly_is_missing_and_the_report_that_
 ):
     flags, plan = searched
     (plan.directory / "report.html").unlink(missing_ok=True)
-    (plan.directory / "judging.json").unlink(missing_ok=True)
+    (plan.directory / "seed_comparison.json").unlink(missing_ok=True)
     find = importlib.util.find_spec
     monkeypatch.setattr("importlib.util.find_spec", lambda name, *more: None if name == "plotly" else find(name, *more))
     assert command.main([*flags, "--report_only", "--top=1", "--top_seeds=2"]) == 2
     said = capsys.readouterr().out
-    assert "minus default, seed by seed" in said and (plan.directory / "judging.json").is_file()
+    assert "minus default, seed by seed" in said and (plan.directory / "seed_comparison.json").is_file()
     assert "No report.html: plotly is not installed (pip install 'tfgpt[search]')" in said.splitlines()[-1]
 
 

@@ -62,7 +62,7 @@ def test_a_trial_has_the_flags_of_the_command_the_space_and_the_tuner(tmp_path: 
 
 def test_a_hyperband_trial_validates_at_the_end_of_each_of_its_epochs(tmp_path: Path):
     recipe = plan_of(GOOD, tmp_path, "--max_steps=100", tuner="hyperband").recipe({"learning_rate": 0.01}, "0000")
-    assert (recipe.run.max_steps, recipe.watching.validate_every) == (99, 11)
+    assert (recipe.run.max_steps, recipe.logging.validate_every) == (99, 11)
 
 
 @pytest.mark.parametrize("flag", ["parameters", "training_flops_per_token"])

@@ -65,14 +65,14 @@ def run_case(directory: Path, topology: str, case: str, strategy) -> Path:
     run_dir = directory / topology / case
     flags = f"{COMMON} {CASES[case]}".replace("DIR", str(directory)).split()
     recipe = TrainConfig(**command.COMMAND.parse([*flags, f"--run_dir={run_dir}"]))
-    answers = grpo.Rounds.answers
+    answers = grpo.RolloutBuffer.answers
 
     def noted(self, step: int):
         arrays = answers(self, step)
         np.save(run_dir / f"answers-{step}.npy", arrays["token_ids"])
         return arrays
 
-    grpo.Rounds.answers = noted
+    grpo.RolloutBuffer.answers = noted
     checkpoints = Checkpoints(recipe.run_dir / "checkpoints", recipe.run.checkpoints_kept)
     try:
         train_together(
@@ -80,7 +80,7 @@ def run_case(directory: Path, topology: str, case: str, strategy) -> Path:
         )
     finally:
         checkpoints.close()
-        grpo.Rounds.answers = answers
+        grpo.RolloutBuffer.answers = answers
     return run_dir
 
 

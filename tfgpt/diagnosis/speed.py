@@ -200,7 +200,7 @@ def check_time(subject: ProbeModel, speed: Speed) -> CheckResult:
     recipe = subject.recipe
     steps = recipe.run.max_steps
     updates = steps * speed.seconds_per_update
-    period = recipe.watching.validate_every or max(1, steps // 10)
+    period = recipe.logging.validate_every or max(1, steps // 10)
     validations = 1 + -(-steps // period)
     # A forward pass is a third of an update's work.
     tokens = subject.assembly.validation_steps * recipe.batch.batch_size * recipe.batch.sequence_length

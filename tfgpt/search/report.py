@@ -267,8 +267,8 @@ def domain_of(values: Sequence[Any]) -> Any:
 
 
 def write_report(trials: Trials) -> None:
-    """report.html and tensorboard/, with what `judging` left, if it has."""
-    path = trials.directory / "judging.json"
+    """report.html and tensorboard/, with what the seed comparison wrote, if it has."""
+    path = trials.directory / "seed_comparison.json"
     judged = read_json(path) if path.is_file() else None
     write_text(trials.directory / "report.html", report_page(trials, judged))
     write_hyperparameters(trials)

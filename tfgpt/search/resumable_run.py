@@ -37,7 +37,7 @@ def check_same_flags(flag: str, recipe: TrainConfig) -> None:
 def quiet(recipe: TrainConfig) -> TrainConfig:
     """The recipe without samples, whose stop by a signal can be told from its end."""
     run = dataclasses.replace(recipe.run, stopped_exit_code=STOPPED, restarts=0)
-    return dataclasses.replace(recipe, run=run, watching=dataclasses.replace(recipe.watching, sample_tokens=0))
+    return dataclasses.replace(recipe, run=run, logging=dataclasses.replace(recipe.logging, sample_tokens=0))
 
 
 def finished_run(recipe: TrainConfig) -> dict[str, Any] | None:

@@ -136,8 +136,8 @@ def recipe_of(whole: TrainConfig, directory: Path, width: int, tokens: int) -> T
     recipe = at_width(whole, width)
     steps = max(1, round(tokens / (recipe.batch.batch_size * recipe.batch.sequence_length)))
     changes: dict[str, Any] = {"run_dir": str(directory / "runs" / f"w{width}-t{tokens}"), "max_steps": steps}
-    watching = dataclasses.replace(recipe.watching, validate_every=steps)
-    return dataclasses.replace(recipe, run=dataclasses.replace(recipe.run, **changes), watching=watching)
+    logging = dataclasses.replace(recipe.logging, validate_every=steps)
+    return dataclasses.replace(recipe, run=dataclasses.replace(recipe.run, **changes), logging=logging)
 
 
 def say(measured: Measured) -> None:

@@ -4,8 +4,8 @@ The best of many trials looks better than it is, by luck. Here each of the setti
 the same number of tokens, and compared with the default settings seed by seed.
 
     SEARCH_DIR/top/0007/seed-1/   a run directory each; killed, it goes on where it was
-    SEARCH_DIR/judging.csv        one row a run
-    SEARCH_DIR/judging.json       means, standard deviations, differences
+    SEARCH_DIR/seed_comparison.csv        one row a run
+    SEARCH_DIR/seed_comparison.json       means, standard deviations, differences
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ JUDGED = ("validation_bits_per_byte", "validation_loss", "validation_accuracy")
 
 
 def compare_seeds(plan: Study, config: SeedComparisonConfig) -> bool:
-    """Trains what is missing, writes judging.csv and judging.json, and says what came of it.
+    """Trains what is missing, writes seed_comparison.csv and seed_comparison.json, and says what came of it.
 
     Returns:
         False when a signal stopped it; the same command goes on.
@@ -70,7 +70,7 @@ def compare_seeds(plan: Study, config: SeedComparisonConfig) -> bool:
               flush=True)  # fmt: skip
     write_runs(plan, objective, results)
     summary = summarized(objective, results, list(settings), seeds)
-    write_json(plan.directory / "judging.json", summary)
+    write_json(plan.directory / "seed_comparison.json", summary)
     print(in_lines(summary))
     return True
 
@@ -93,8 +93,8 @@ def recipe_of(plan: Study, config: SeedComparisonConfig, name: str, flags: dict[
     if config.top_tokens:
         steps = max(1, round(config.top_tokens / (recipe.batch.batch_size * recipe.batch.sequence_length)))
         run = dataclasses.replace(run, max_steps=steps)
-        watching = dataclasses.replace(recipe.watching, validate_every=0)
-        recipe = dataclasses.replace(recipe, watching=watching)
+        logging = dataclasses.replace(recipe.logging, validate_every=0)
+        recipe = dataclasses.replace(recipe, logging=logging)
     return dataclasses.replace(recipe, run=run)
 
 
@@ -103,7 +103,7 @@ def default_recipe(plan: Study) -> TrainConfig:
     recipe = plan.recipe({}, DEFAULT)
     as_given = TrainConfig(**plan.settings)
     run = dataclasses.replace(recipe.run, max_steps=plan.steps(plan.settings))
-    return dataclasses.replace(as_given, run=run, watching=recipe.watching)
+    return dataclasses.replace(as_given, run=run, logging=recipe.logging)
 
 
 def summarized(
@@ -156,10 +156,10 @@ def in_lines(summary: dict[str, Any]) -> str:
 
 
 def write_runs(plan: Study, objective: str, results: dict[tuple[str, int], dict[str, Any]]) -> None:
-    """judging.csv."""
+    """seed_comparison.csv."""
     columns = list(dict.fromkeys(name for result in results.values() for name in result))
     rows = (
         [name, seed, result[objective], *(result.get(column, "") for column in columns)]
         for (name, seed), result in results.items()
     )
-    write_csv(plan.directory / "judging.csv", ["settings", "seed", "objective", *columns], rows)
+    write_csv(plan.directory / "seed_comparison.csv", ["settings", "seed", "objective", *columns], rows)

@@ -96,13 +96,13 @@ class Study:
             settings["run"],
             run_dir=str(self.trial_dir(trial_id)), resume="auto", restarts=0, stopped_exit_code=0, max_steps=steps,
         )  # fmt: skip
-        watching = dataclasses.replace(settings["watching"], sample_tokens=0, profile_steps=None)
+        logging = dataclasses.replace(settings["logging"], sample_tokens=0, profile_steps=None)
         # With Hyperband a rung ends at a validation.
         hyperband = self.search.tuner == "hyperband"
         validations = self.search.hyperband_epochs if hyperband else self.search.trial_validations
         if validations:
-            watching = dataclasses.replace(watching, validate_every=max(1, steps // validations))
-        return TrainConfig(**{**settings, "run": run, "watching": watching})
+            logging = dataclasses.replace(logging, validate_every=max(1, steps // validations))
+        return TrainConfig(**{**settings, "run": run, "logging": logging})
 
     def steps(self, settings: Mapping[str, Any]) -> int:
         """Updates of a trial: --max_steps, or what --trial_tokens comes to with the trial's batch."""

@@ -165,7 +165,7 @@ def write_best(plan: Study, rows: list[Row]) -> None:
     settings = recipe.settings()
     run = dataclasses.replace(recipe.run, run_dir=str(plan.directory / "best"))
     # As the command has it: what a trial leaves out to be quick.
-    text = TRAIN.flag_file({**settings, "run": run, "watching": plan.settings["watching"]})
+    text = TRAIN.flag_file({**settings, "run": run, "logging": plan.settings["logging"]})
     name = plan.search.search_objective
     directory = " ".join(str(plan.directory).split())  # A comment is one line.
     heading = (

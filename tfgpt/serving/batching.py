@@ -182,7 +182,7 @@ class Batcher:
         Raises:
             QueueFullError: the queue has no room for them.
             ShutdownError: the server is stopping.
-            WriterEndedError: nobody would ever write them.
+            BatcherStoppedError: nobody would ever write them.
         """
         with self._changed:
             if self._ended and not self._stopping:

@@ -111,7 +111,7 @@ def train_together(
     compilation = choose_compilation(
         trainer, assembly.batches, recipe.step.compile, facts["compile"] if facts else None, report=say, hosts=hosts
     )
-    watched = recipe.watching.tensorboard and hosts.is_chief
+    watched = recipe.logging.tensorboard and hosts.is_chief
     with (
         contextlib.closing(
             JsonlMetricsWriter(directory / "metrics.jsonl" if hosts.is_chief else None, state.step)
@@ -291,26 +291,26 @@ class Samples:
     """
 
     def __init__(self, recipe: TrainConfig, assembly: RunParts, data: Any, objective: Objective):
-        self.watching, self.seed, self.trainer = recipe.watching, recipe.run.seed, assembly.trainer
+        self.logging, self.seed, self.trainer = recipe.logging, recipe.run.seed, assembly.trainer
         self.generator = Generator(assembly.trainer.decoder, data.tokenizer)
-        prompts = [objective.prompt(data.tokenizer, text) for text in recipe.watching.sample_prompt]
+        prompts = [objective.prompt(data.tokenizer, text) for text in recipe.logging.sample_prompt]
         # Ids that are too many for a very short context lose their beginning: it is only a sample.
         self.prompts = [prompt if isinstance(prompt, str) else prompt[-self.generator.context :] for prompt in prompts]
 
     def __call__(self, number: int = 0) -> dict[str, str]:
         """Prompt → prompt and continuation, for each --sample_prompt; `number` chooses another draw."""
-        watching = self.watching
-        if not watching.sample_tokens or not watching.sample_prompt:
+        logging = self.logging
+        if not logging.sample_tokens or not logging.sample_prompt:
             return {}
         sampling = SamplingConfig(
-            max_new_tokens=watching.sample_tokens, temperature=watching.sample_temperature, seed=self.seed + number
+            max_new_tokens=logging.sample_tokens, temperature=logging.sample_temperature, seed=self.seed + number
         )
         with self.trainer.averaged_weights():
             completions = self.generator.generate(self.prompts, sampling)
         # An answer stands alone, a continuation behind what it continues.
         return {
             text: (text if isinstance(prompt, str) else "") + found[0].text
-            for text, prompt, found in zip(watching.sample_prompt, self.prompts, completions)
+            for text, prompt, found in zip(logging.sample_prompt, self.prompts, completions)
         }
 
 
@@ -340,7 +340,7 @@ def finish(
     if before and after:
         say(f"Held out before: {in_words(before)}")
         say(f"Held out after:  {in_words({name: value for name, value in after.items() if name in before})}")
-    if recipe.watching.sample_tokens:
+    if recipe.logging.sample_tokens:
         say("Three sampled continuations:")
         for number in range(3):
             text = " ".join(next(iter(samples(number).values()), "").split())
@@ -351,7 +351,7 @@ def finish(
     say(f"Curves:      {directory / 'curves.png'}, numbers in {directory / 'metrics.jsonl'}")
     local = Path(sys.executable).is_relative_to(Path.cwd())
     python = shlex.quote(os.path.relpath(sys.executable)) if local else "python"
-    if recipe.watching.tensorboard:
+    if recipe.logging.tensorboard:
         say(f"TensorBoard: {python} -m tensorboard.main --logdir={shlex.quote(str(directory / 'tensorboard'))}")
     model = f"--model={shlex.quote(str(directory))}"
     if recipe.objective.objective == "pretrain":

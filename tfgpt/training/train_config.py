@@ -110,7 +110,7 @@ class TrainConfig:
     step: StepConfig = dataclasses.field(default_factory=StepConfig)
     strategy: StrategyConfig = dataclasses.field(default_factory=StrategyConfig)
     run: RunConfig = dataclasses.field(default_factory=RunConfig)
-    watching: LoggingConfig = dataclasses.field(default_factory=LoggingConfig)
+    logging: LoggingConfig = dataclasses.field(default_factory=LoggingConfig)
 
     def __post_init__(self) -> None:
         if self.run.run_dir is None:
@@ -180,7 +180,7 @@ class TrainConfig:
                 f"{self.reward.answer_tokens} leave no room for a prompt in --sequence_length="
                 f"{self.batch.sequence_length}",
             )
-        periods = {"log_every": self.watching.log_every, "validate_every": self.watching.validate_every}
+        periods = {"log_every": self.logging.log_every, "validate_every": self.logging.validate_every}
         periods["checkpoint_every"] = steps_or_minutes(self.run.checkpoint_every)[0] or 0
         for name, period in periods.items():
             if period % length:

@@ -31,7 +31,7 @@ class RunParts:
         validation: the held-out set, a finite dataset, distributed when the strategy has several replicas.
         validation_steps: its global batches.
         by_source: the held-out sets of single sources, where there are several.
-        updates_per_round, measure: as `Feeds`'.
+        updates_per_round, measure: as `TrainingData`'.
     """
 
     trainer: Trainer

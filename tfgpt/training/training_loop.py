@@ -68,7 +68,7 @@ class LoopParts:
         trainer: the decoder with its step.
         batches: first step → iterator of batches from that step on.
         hosts: the processes that train together.
-        validation: the held-out set as a finite dataset, see `Assembly`.
+        validation: the held-out set as a finite dataset, see `RunParts`.
         validation_steps: its batches.
         checkpoints: where the run is saved.
         metrics: metrics.jsonl.
@@ -112,7 +112,7 @@ class TrainingLoop:
     def __init__(self, recipe: TrainConfig, parts: LoopParts, state: LoopState):
         self.recipe, self.parts, self.state = recipe, parts, state
         self.max_steps = recipe.run.max_steps
-        self.validate_every = recipe.watching.validate_every or max(1, self.max_steps // 10)
+        self.validate_every = recipe.logging.validate_every or max(1, self.max_steps // 10)
         if parts.updates_per_round:
             self.validate_every = -(-self.validate_every // parts.updates_per_round) * parts.updates_per_round
         self.checkpoint_steps, self.checkpoint_seconds = steps_or_minutes(recipe.run.checkpoint_every)
@@ -175,11 +175,11 @@ class TrainingLoop:
         step, round_length = self.state.step, self.parts.updates_per_round
         if round_length:
             return min(step - step % round_length + round_length, self.max_steps)
-        every = [self.recipe.watching.log_every, self.validate_every]
+        every = [self.recipe.logging.log_every, self.validate_every]
         if self.checkpoint_steps:
             every.append(self.checkpoint_steps)
         ends = [step - step % period + period for period in every]
-        profiled = self.recipe.watching.profiled_steps()
+        profiled = self.recipe.logging.profiled_steps()
         if profiled:
             ends += [edge for edge in (profiled[0] - 1, profiled[1]) if edge > step]
         # The first call is one update long: it traces, and shows how long an update takes.
@@ -224,10 +224,10 @@ class TrainingLoop:
 
     def after_call(self, before: int, progress: Progress) -> bool:
         """Whatever is due at the step just reached; returns whether it validated better than ever."""
-        state, watching = self.state, self.recipe.watching
+        state, logging = self.state, self.recipe.logging
         row: dict[str, Any] = {"step": state.step}
         last = state.step == self.max_steps
-        if state.step % watching.log_every == 0 or last:
+        if state.step % logging.log_every == 0 or last:
             row.update(self.metrics_row())
         progress.advance(state.step - before, **self.interval.figures())
         improved = False
@@ -329,7 +329,7 @@ class TrainingLoop:
             self.parts.tensorboard.text(f"sample/{prompt or 'from nothing'}", step, text)
             one_line = " ".join(text.split())
             progress.note(f"  sample: {one_line[:160]}{'…' if len(one_line) > 160 else ''}")
-        if self.recipe.watching.histograms:
+        if self.recipe.logging.histograms:
             decoder = self.parts.trainer.decoder
             self.parts.tensorboard.histograms({weight.path: weight.value for weight in decoder.weights}, step)
 
@@ -369,7 +369,7 @@ class TrainingLoop:
 
     def profile_edges(self) -> None:
         """Starts and stops the profiler trace at its steps."""
-        profiled = self.recipe.watching.profiled_steps()
+        profiled = self.recipe.logging.profiled_steps()
         if profiled is None:
             return
         if not self.profiling and self.state.step == profiled[0] - 1:

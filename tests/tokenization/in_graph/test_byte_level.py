@@ -12,7 +12,8 @@ import tokenizers
 from tensorflow.core.protobuf import saved_model_pb2
 
 from tfgpt.common.errors import UserError
-from tfgpt.tokenization.in_graph.byte_level import BytePairMerger, InGraphTokenizer, byte_level, class_pages
+from tfgpt.tokenization.in_graph import byte_level
+from tfgpt.tokenization.in_graph.byte_level import BytePairMerger, InGraphTokenizer, class_pages
 from tfgpt.tokenization.tokenizer import Tokenizer
 from tfgpt.tokenization.train_tokenizer import byte_tokenizer
 

@@ -169,7 +169,7 @@ def random_pairs(decoder) -> dict[str, np.ndarray]:
         "weights": ((place >= 2) & (place < ends)).astype(np.float32),
         "example_weights": np.ones((PAIRS, 2), np.float32),
     }
-    return arrays | {"reference_nats": preferences.TokenNats(decoder)(arrays) + 0.1}
+    return arrays | {"reference_nats": preferences.TokenLogProbabilities(decoder)(arrays) + 0.1}
 
 
 def make_trainer(objective: str, step: dict) -> tuple[Trainer, dict[str, np.ndarray]]:
@@ -339,7 +339,7 @@ def test_a_run_learns_what_is_preferred_and_computes_the_reference_once(
     assert last["train_reward_margin"] > found[1]["train_reward_margin"]
     assert (tmp_path / "run" / "curves.png").is_file() and (tmp_path / "run" / "adapter").is_dir()
     assert capsys.readouterr().out.count("computed once") == 2  # Training side and held-out side.
-    again = preferences.Preferences()
+    again = preferences.PreferenceTuning()
     again.prepare(preference_recipe(base, tmp_path, "--objective=ipo"))
     assert "computed once" not in capsys.readouterr().out
 

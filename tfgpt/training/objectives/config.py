@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 # Objective → module and class: a `tfgpt.training.objectives.base.Objective`, imported when a run needs it.
 KINDS = {
     "pretrain": ("tfgpt.training.objectives.pretraining", "Pretraining"),
-    "chat": ("tfgpt.training.objectives.supervised_fine_tuning", "ChatTuning"),
-    "dpo": ("tfgpt.training.objectives.preferences", "Preferences"),
-    "ipo": ("tfgpt.training.objectives.preferences", "Preferences"),
-    "orpo": ("tfgpt.training.objectives.preferences", "Preferences"),
-    "simpo": ("tfgpt.training.objectives.preferences", "Preferences"),
-    "grpo": ("tfgpt.training.objectives.grpo", "GroupRewards"),
+    "chat": ("tfgpt.training.objectives.supervised_fine_tuning", "SupervisedFineTuning"),
+    "dpo": ("tfgpt.training.objectives.preferences", "PreferenceTuning"),
+    "ipo": ("tfgpt.training.objectives.preferences", "PreferenceTuning"),
+    "orpo": ("tfgpt.training.objectives.preferences", "PreferenceTuning"),
+    "simpo": ("tfgpt.training.objectives.preferences", "PreferenceTuning"),
+    "grpo": ("tfgpt.training.objectives.grpo", "GRPO"),
 }
 
 # They need a model to start from.

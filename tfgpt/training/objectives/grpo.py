@@ -240,7 +240,7 @@ class GRPOLoss:
 
     Args:
         config: the settings.
-        chunk_tokens: as `CausalLanguageModeling`'s.
+        chunk_tokens: as `CausalLanguageModelingLoss`'s.
 
     Attributes:
         means: the further sums, each a mean an answer: `reward`, `pass_rate`, `answer_tokens`, `clipped` (the share of

@@ -227,7 +227,7 @@ def token_nats(
     Args:
         decoder: not packed.
         token_ids, targets: [rows, T] int32, padded on the right.
-        chunk_tokens: as `CausalLanguageModeling`'s.
+        chunk_tokens: as `CausalLanguageModelingLoss`'s.
     """
     hidden = decoder.backbone({"token_ids": token_ids}, training=training)
     hidden = tf.reshape(hidden, [-1, hidden.shape[-1]])
@@ -252,7 +252,7 @@ class PreferenceLoss:
     Args:
         objective: dpo, ipo, orpo or simpo.
         config: the settings.
-        chunk_tokens: as `CausalLanguageModeling`'s.
+        chunk_tokens: as `CausalLanguageModelingLoss`'s.
 
     Attributes:
         means: the further sums, each a mean a pair once it is divided: `reward_margin`, the chosen answer's implicit
