@@ -215,7 +215,7 @@ def our_step(shape: Shape, dtype: str, compile_mode: str) -> tuple[Callable[[int
     )
     policy = "mixed_bfloat16" if dtype == "bfloat16" else dtype
     decoder = Decoder(decoder_config, dtype=policy)
-    optimizer_config = OptimizerConfig(learning_rate=3e-4, clip_norm=1.0)
+    optimizer_config = OptimizerConfig(learning_rate=3e-4, max_grad_norm=1.0)
     trainer = Trainer(
         decoder,
         CausalLanguageModelingLoss(),

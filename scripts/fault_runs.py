@@ -35,8 +35,8 @@ STEPS = flags.DEFINE_integer("steps", 400, "Updates of the run.", lower_bound=40
 COMMON = (
     "--tokenizer=bytes --preset=tiny --num_layers=1 --num_query_heads=2 --num_key_value_heads=1 --hidden_dim=32 "
     "--head_dim=16 --intermediate_dim=64 --sequence_length=32 --batch_size=8 --warmup_steps=2 --compile=graph "
-    "--log_every=50 --validate_every=200 --checkpoint_every=20 --sample_tokens=0 --steps_per_call=1 --clip_norm=0.3 "
-    "--ema_decay=0.9 --accumulation_steps=2 --tensorboard=false"
+    "--log_every=50 --validate_every=200 --checkpoint_every=20 --sample_tokens=0 --steps_per_execution=1 "
+    "--max_grad_norm=0.3 --ema_decay=0.9 --gradient_accumulation_steps=2 --tensorboard=false"
 ).split()
 FAULTS = {"kill": signal.SIGKILL, "terminate": signal.SIGTERM}
 
@@ -100,7 +100,7 @@ def main(arguments: list[str]) -> int:
         text = base / "text.txt"
         text.write_text("".join(f"{n} times {n} is {n * n}; and half of {n} is {n / 2}.\n" for n in range(4000)))
         common = [*COMMON, f"--train_text={text}", f"--cache_dir={base / 'cache'}", f"--max_steps={STEPS.value}"]
-        alone = [sys.executable, "-m", "tfgpt.train", *common, f"--run_dir={base / 'alone'}", "--steps_per_call=0"]
+        alone = [sys.executable, "-m", "tfgpt.train", *common, f"--run_dir={base / 'alone'}", "--steps_per_execution=0"]
         subprocess.run(alone, cwd=ROOT, check=True, capture_output=True)
         run_dir = base / "cluster"
         command = [*common, f"--run_dir={run_dir}", "--restarts=1"]

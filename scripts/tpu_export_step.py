@@ -50,7 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="file to write")
     parser.add_argument("--rows", type=int, help="rows of one chip's micro-batch (default: the configuration's)")
-    parser.add_argument("--micro_batches", type=int, help="micro-batches of a step (default: --accumulation_steps)")
+    parser.add_argument(
+        "--micro_batches", type=int, help="micro-batches of a step (default: --gradient_accumulation_steps)"
+    )
     parser.add_argument("--replicas", type=int, default=1, help="chips that sum their gradients (default: 1)")
     options, flags = parser.parse_known_args(arguments)
     try:
@@ -71,13 +73,13 @@ def recipe_of_one_chip(flags: Sequence[str], rows: int | None = None, micro_batc
     Args:
         flags: as on the command line; --train_text may be left out.
         rows: of one micro-batch; None: --batch_size shared by `CHIPS_IN_A_CONFIG` chips and all micro-batches.
-        micro_batches: None: as --accumulation_steps says.
+        micro_batches: None: as --gradient_accumulation_steps says.
 
     Raises:
         UserError: flags that do not work together.
     """
     recipe = TrainConfig(**COMMAND.parse(["--train_text=none", *flags]))
-    micro_batches = micro_batches or recipe.step.accumulation_steps
+    micro_batches = micro_batches or recipe.step.gradient_accumulation_steps
     if rows is None:
         parts = CHIPS_IN_A_CONFIG * micro_batches
         rows = recipe.batch.batch_size // parts
@@ -89,7 +91,7 @@ def recipe_of_one_chip(flags: Sequence[str], rows: int | None = None, micro_batc
     return dataclasses.replace(
         recipe,
         batch=dataclasses.replace(recipe.batch, batch_size=rows * micro_batches),
-        step=dataclasses.replace(recipe.step, accumulation_steps=micro_batches, compile="graph"),
+        step=dataclasses.replace(recipe.step, gradient_accumulation_steps=micro_batches, compile="graph"),
     )
 
 
@@ -127,8 +129,8 @@ def export(recipe: TrainConfig, replicas: int = 1) -> tuple[bytes, dict[str, Any
         "all_reduce_bytes": 4 * parameters + 4 * 3,
         "layers": config.num_layers,
         "optimizer": recipe.optimizer.optimizer,
-        "rows": rows // recipe.step.accumulation_steps,
-        "micro_batches": recipe.step.accumulation_steps,
+        "rows": rows // recipe.step.gradient_accumulation_steps,
+        "micro_batches": recipe.step.gradient_accumulation_steps,
         "sequence_length": length,
         "tokens": rows * length,
         "replicas": replicas,

@@ -32,7 +32,7 @@ TRAINED = [
     for name in CONFIGS
     if name not in CHAT_CONFIGS + JUDGED and (not name.startswith("tpu_") or name.endswith("_v5e.cfg"))
 ]
-SIZES = {"batch_size", "accumulation_steps", "cross_entropy_chunk_tokens", "optimizer", "run_dir"}
+SIZES = {"batch_size", "gradient_accumulation_steps", "cross_entropy_chunk_tokens", "optimizer", "run_dir"}
 
 
 # What a chat config starts from brings its own shape and tokenizer.
@@ -88,7 +88,7 @@ def test_the_config_trains(config: str, text_file: Path, tmp_path: Path):
     whole = parsed(config, flags)
     # The config as it is passes every check that is made before TensorFlow is imported.
     TrainConfig(**whole)
-    accumulated = ["--accumulation_steps=2"] if whole["step"].accumulation_steps > 1 else []
+    accumulated = ["--gradient_accumulation_steps=2"] if whole["step"].gradient_accumulation_steps > 1 else []
     recipe = TrainConfig(**parsed(config, [*flags, *SHRUNK, *accumulated]))
     assert train(recipe, command.COMMAND.flag_file(recipe.settings())) == 0
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]

@@ -12,7 +12,7 @@ from tfgpt.diagnosis.run_checks import MODEL_CHECKS, SPEED_CHECKS
 
 
 def test_doctor_takes_exactly_the_flags_of_train_and_its_own():
-    own = {"overfit_steps", "trial_seconds", "preview_rows", "json"}
+    own = {"overfit_steps", "max_probe_seconds", "preview_rows", "json"}
     assert set(doctor.COMMAND.flag_values()) == set(train.COMMAND.flag_values()) | own
 
 

@@ -50,7 +50,7 @@ def test_a_version_is_written_verified_and_described(model, said, tmp_path, prec
     text.write_text("The quick brown fox jumps over the lazy dog. " * 20)
     a_version(tmp_path / "chat" / "4")
     code, out, err = said(
-        f"--model={model}", f"--output={tmp_path / 'chat'}", f"--precision={precision}", f"--quality_text={text}",
+        f"--model={model}", f"--output={tmp_path / 'chat'}", f"--precision={precision}", f"--evaluation_text={text}",
         "--max_new_tokens=5", "--serving_files",
     )  # fmt: skip
     assert code == 0, err
@@ -149,6 +149,6 @@ def test_a_version_that_does_not_answer_as_the_model_is_not_published(model, sai
         raise RunError("the exported signature generate writes [1], generate [2]")
 
     monkeypatch.setattr("tfgpt.serving.export.verify", different)
-    code, out, err = said(f"--model={model}", f"--output={tmp_path / 'chat'}", "--quality_bytes=0")
+    code, out, err = said(f"--model={model}", f"--output={tmp_path / 'chat'}", "--evaluation_bytes=0")
     assert code == 1 and "the exported signature generate writes" in err and "Written" not in out
     assert shown(tmp_path / "chat") == ["tfgpt.json"]

@@ -11,12 +11,12 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from tfgpt.chatting.chat_session import ChatSession
-from tfgpt.chatting.config import ChatConfig, ChatSamplingConfig
-from tfgpt.chatting.conversation import Conversation
-from tfgpt.chatting.terminal import StandardOutputUI, TerminalUI, answer_lines, is_terminal, talk, use_utf8
 from tfgpt.common.command_line import Command
 from tfgpt.common.tf_logging import import_tensorflow
+from tfgpt.conversation.chat_session import ChatSession
+from tfgpt.conversation.config import ChatConfig, ChatSamplingConfig
+from tfgpt.conversation.conversation import Conversation
+from tfgpt.conversation.terminal import StandardOutputUI, TerminalUI, answer_lines, is_terminal, talk, use_utf8
 from tfgpt.conversion.cached_conversion import model_directory
 from tfgpt.generation.prompts import checked_utf8
 

@@ -59,7 +59,7 @@ def test_a_path_that_is_no_place_here_is_refused(path, words):
 
 def test_every_flag_that_is_a_path_is_declared_so():
     commands = "chat convert doctor evaluate export generate prepare scale serve train tune".split()
-    named = re.compile(r".*_(dir|file|path)|model|source|output|load|init_from|tokenizer|quality_text")
+    named = re.compile(r".*_(dir|file|path)|model|source|output|load|init_from|tokenizer|evaluation_text")
     forgotten = [
         f"{name} --{field.name}"
         for name in commands

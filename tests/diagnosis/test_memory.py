@@ -53,9 +53,9 @@ def base(text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("flags", "objective"),
     [
         ("--lora_rank=4 --ema_decay=0.9", "pretrain"),
-        ("--lora_rank=4 --base_weights=int8 --lora_layers=attention,down --optimizer=muon", "pretrain"),
+        ("--lora_rank=4 --base_weights=int8 --lora_target_modules=attention,down --optimizer=muon", "pretrain"),
         ("--lora_rank=8 --base_weights=int8", "dpo"),
-        ("--lora_rank=2 --optimizer=lion --kl_penalty=0.1 --answer_tokens=8 --group_size=4", "grpo"),
+        ("--lora_rank=2 --optimizer=lion --kl_penalty=0.1 --max_completion_length=8 --group_size=4", "grpo"),
     ],
 )
 def test_adapters_are_trained_and_the_rest_is_frozen_to_the_byte(
@@ -129,7 +129,7 @@ def test_flags_that_are_advised_make_it_fit(text_file: Path):
         words = re.findall(r"--\S+", advice)
         better = recipe_of(text_file, *flags, *words)
         assert check_memory(better, better.decoder_config(4096), LAPTOP).status == "ok"
-    assert found.advice[0].startswith("--accumulation_steps=")
+    assert found.advice[0].startswith("--gradient_accumulation_steps=")
 
 
 def test_replicas_share_the_ram_but_not_the_gpus(text_file: Path):
@@ -148,7 +148,7 @@ def test_accumulation_rematerialization_and_bfloat16_lower_the_estimate(text_fil
         return estimate(recipe, recipe.decoder_config(4096), LAPTOP)["total"]
 
     plain = total()
-    for flag in ("--accumulation_steps=4", "--rematerialize", "--dtype=mixed_bfloat16"):
+    for flag in ("--gradient_accumulation_steps=4", "--rematerialize", "--dtype=mixed_bfloat16"):
         assert total(flag) < 0.85 * plain
 
 

@@ -200,7 +200,7 @@ def test_an_absurd_learning_rate_fails_overfitting_and_one_that_works_is_named(t
 def test_a_rate_that_is_far_too_low_fails_overfitting_unless_only_time_was_short(text_file: Path):
     subject = subject_of(text_file, "--learning_rate=0.000001")
     hurried = check_overfit(subject, 10_000, 0.01)
-    assert hurried.status == "warn" and hurried.advice == ("--trial_seconds=0.04 gives it more time",)
+    assert hurried.status == "warn" and hurried.advice == ("--max_probe_seconds=0.04 gives it more time",)
     assert hurried.numbers["out_of_time"] and hurried.numbers["steps"] < 1000
     found = check_overfit(subject, 5, 60)
     assert found.status == "FAIL" and "no learning rate from 1e-08 to 1e-05" in found.advice[0]

@@ -20,7 +20,7 @@ from tfgpt.model import decoder
 from tfgpt.model.checkpoints.huggingface import save_decoder
 from tfgpt.training.trainer_builder import build_trainer
 
-QUICK = DoctorConfig(trial_seconds=20.0)
+QUICK = DoctorConfig(max_probe_seconds=20.0)
 
 
 def test_a_run_that_does_not_fit_is_not_built(text_file: Path, monkeypatch: pytest.MonkeyPatch):

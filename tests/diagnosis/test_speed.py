@@ -91,7 +91,7 @@ def test_the_speed_is_measured_on_the_runs_own_step(subject):
     ids=["whole", "micro-batch", "row", "small batch"],
 )
 def test_updates_that_take_too_long_are_timed_in_part(text_file: Path, token_seconds, tokens, fills_memory):
-    subject = subject_of(text_file, "--accumulation_steps=2")
+    subject = subject_of(text_file, "--gradient_accumulation_steps=2")
     work = work_that_fits(subject, token_seconds, seconds=20.0)
     assert (work.tokens, work.fills_memory) == (tokens, fills_memory)
     if tokens != 128:

@@ -197,7 +197,7 @@ def test_the_printed_commands_are_commands(task, device, cores):
         assert first[:3] == ["python", "-m", "tfgpt.convert"] and second[:3] == ["python", "-m", "tfgpt.train"]
         convert.COMMAND.parse(first[3:])
         settings = train.COMMAND.parse(second[3:])
-        rows, micro = settings["batch"].batch_size, settings["step"].accumulation_steps
+        rows, micro = settings["batch"].batch_size, settings["step"].gradient_accumulation_steps
         assert rows // micro == (1 if device == "cpu" else cores) and rows % micro == 0
         assert settings["objective"].objective == ("chat" if task in ("chat", "languages") else "pretrain")
 

@@ -31,8 +31,8 @@ def test_weights_and_slots_are_what_the_compiler_takes_as_arguments(text_file: P
     ("flags", "compiled_gib"),
     [
         # configs/tpu_llama_1b_v6e.cfg and …_v5e.cfg as libtpu 0.0.52 compiled them, activations included.
-        (["--accumulation_steps=8"], 22.75),
-        (["--accumulation_steps=32", "--optimizer=adafactor"], 15.56),
+        (["--gradient_accumulation_steps=8"], 22.75),
+        (["--gradient_accumulation_steps=32", "--optimizer=adafactor"], 15.56),
     ],
 )
 def test_what_is_needed_before_activations_is_most_of_what_the_compiler_takes(text_file: Path, flags, compiled_gib):
@@ -41,7 +41,7 @@ def test_what_is_needed_before_activations_is_most_of_what_the_compiler_takes(te
 
 
 def test_a_model_of_a_billion_parameters_fits_some_chips_and_advice_names_what_fits_the_rest(text_file: Path):
-    _, found = parts_and_finding(text_file, "--accumulation_steps=8")
+    _, found = parts_and_finding(text_file, "--gradient_accumulation_steps=8")
     assert found.status == "warn" and found.numbers["fits"] == ["v4", "v6e", "v5p"]
     assert "--optimizer=adafactor" in " ".join(found.advice) and "fits v5e" in " ".join(found.advice)
 

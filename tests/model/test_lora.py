@@ -70,7 +70,7 @@ def theirs(model) -> np.ndarray:
     [("qwen3", "all"), ("llama", "query,value,down"), ("gpt2", "all"), ("gpt2", "key,output"), ("nanochat", "all")],
 )
 def test_peft_opens_an_adapter_with_equal_logits(family: str, layers: str, tmp_path: Path):
-    lora = LoraConfig(lora_rank=3, lora_alpha=5.0, lora_layers=layers)
+    lora = LoraConfig(lora_rank=3, lora_alpha=5.0, lora_target_modules=layers)
     make_base(family, tmp_path / "base")
     decoder = adapted(tmp_path / "base", lora)
     expected = decoder({"token_ids": IDS}).numpy()
@@ -138,7 +138,7 @@ def test_an_adapter_computes_what_keras_dense_does():
 def test_eight_bits_are_off_by_half_a_step_at_most():
     decoder = random_decoder(MODERN)
     kernels = {path: layer.kernel.numpy() for _, path, layer in projections(decoder)}
-    enable_lora(decoder, LoraConfig(lora_rank=2, lora_layers="query", base_weights="int8"))
+    enable_lora(decoder, LoraConfig(lora_rank=2, lora_target_modules="query", base_weights="int8"))
     for _, path, layer in projections(decoder):
         step = np.abs(kernels[path]).max(0) / 127  # (units,)
         assert layer.kernel.dtype == "int8"
@@ -205,15 +205,15 @@ def test_bfloat16_products_stay_near_float32():
 
 def test_layers_that_are_not_there_are_named():
     with pytest.raises(SettingError, match="'head' is no projection; known are all, attention, mlp"):
-        LoraConfig(lora_rank=2, lora_layers="query,head")
+        LoraConfig(lora_rank=2, lora_target_modules="query,head")
     with pytest.raises(SettingError, match="the model has no gate"):
-        enable_lora(random_decoder(GPT2 | {"num_layers": 1}), LoraConfig(lora_rank=2, lora_layers="gate"))
+        enable_lora(random_decoder(GPT2 | {"num_layers": 1}), LoraConfig(lora_rank=2, lora_target_modules="gate"))
     with pytest.raises(SettingError, match="give --lora_rank"):
         LoraConfig(base_weights="int8")
 
 
 def test_an_adapter_that_cannot_be_merged_is_refused_in_one_line(tmp_path: Path):
-    lora = LoraConfig(lora_rank=2, lora_layers="query")
+    lora = LoraConfig(lora_rank=2, lora_target_modules="query")
     save_decoder(random_decoder(MODERN), tmp_path / "base")
     decoder = adapted(tmp_path / "base", lora)
     save_adapter(decoder, lora, tmp_path / "adapter", tmp_path / "base")
@@ -242,7 +242,7 @@ def test_an_adapter_that_cannot_be_merged_is_refused_in_one_line(tmp_path: Path)
 
 def test_a_config_beside_an_adapter_is_the_bases_and_a_model_beside_it_is_not_guessed_at(tmp_path: Path):
     # huggingface/transformers#43781: trainers leave config.json there; some programs merge into the same folder.
-    lora = LoraConfig(lora_rank=2, lora_layers="query")
+    lora = LoraConfig(lora_rank=2, lora_target_modules="query")
     base, adapter = tmp_path / "base", tmp_path / "adapter"
     save_decoder(random_decoder(MODERN), base)
     decoder = adapted(base, lora)

@@ -55,7 +55,7 @@ def test_the_kubernetes_manifest_agrees_with_itself_and_with_the_flags():
     assert service["metadata"]["name"] == pod["subdomain"]
     assert service["spec"]["selector"]["job-name"] == job["metadata"]["name"]
     failing = job["spec"]["podFailurePolicy"]["rules"][0]["onExitCodes"]["values"]
-    assert recipe.run.stopped_exit_code not in [0, *failing]
+    assert recipe.run.preempted_exit_code not in [0, *failing]
     mounted = [mount["mountPath"] for mount in container["volumeMounts"]]
     assert str(recipe.run_dir).startswith(mounted[0])
 

@@ -49,4 +49,6 @@ def test_the_spaces_of_mixtures_and_of_adapters_are_searched(start: Start, tmp_p
     assert json.loads((trial / "adapter/adapter_config.json").read_text())["r"] == int(row["lora_rank"])
     before, after = (load_file(folder / "model.safetensors") for folder in (model, trial / "model"))
     changed = {name.split(".")[3] for name in before if not np.array_equal(before[name], after[name])}
-    assert changed == {"attention": {"self_attn"}, "mlp": {"mlp"}, "all": {"self_attn", "mlp"}}[row["lora_layers"]]
+    assert (
+        changed == {"attention": {"self_attn"}, "mlp": {"mlp"}, "all": {"self_attn", "mlp"}}[row["lora_target_modules"]]
+    )

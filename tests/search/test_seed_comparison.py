@@ -55,7 +55,7 @@ def searched(text_file, tmp_path_factory) -> tuple[list[str], Study]:
 
 def test_the_best_trial_is_trained_again_with_other_seeds_and_compared_with_the_default(searched, capsys):
     flags, plan = searched
-    again = [*flags, "--report_only", "--top=1", "--top_seeds=2"]
+    again = [*flags, "--report_only", "--compare_best=1", "--compare_seeds=2"]
     assert command.main(again) == 0
     said = capsys.readouterr().out
     found = json.loads((plan.directory / "seed_comparison.json").read_text())
@@ -81,7 +81,7 @@ def test_the_best_trial_is_trained_again_with_other_seeds_and_compared_with_the_
     before = (plan.directory / "top/0001/seed-1/log.txt").stat().st_mtime_ns
     assert command.main(again) == 0
     assert (plan.directory / "top/0001/seed-1/log.txt").stat().st_mtime_ns == before
-    assert command.main([*again, "--top_tokens=1024"]) == 2
+    assert command.main([*again, "--compare_tokens=1024"]) == 2
     error = capsys.readouterr().err.strip()
     assert "\n" not in error and error.startswith("tfgpt.tune: --search_dir: ")
 
@@ -94,7 +94,7 @@ def test_the_best_are_trained_again_where_plotly_is_missing_and_the_report_that_
     (plan.directory / "seed_comparison.json").unlink(missing_ok=True)
     find = importlib.util.find_spec
     monkeypatch.setattr("importlib.util.find_spec", lambda name, *more: None if name == "plotly" else find(name, *more))
-    assert command.main([*flags, "--report_only", "--top=1", "--top_seeds=2"]) == 2
+    assert command.main([*flags, "--report_only", "--compare_best=1", "--compare_seeds=2"]) == 2
     said = capsys.readouterr().out
     assert "minus default, seed by seed" in said and (plan.directory / "seed_comparison.json").is_file()
     assert "No report.html: plotly is not installed (pip install 'tfgpt[search]')" in said.splitlines()[-1]
@@ -122,5 +122,5 @@ def test_a_report_of_no_search_is_refused_by_name(searched, tmp_path: Path, caps
     flags, _ = searched
     assert command.main([*flags, f"--search_dir={tmp_path / 'nothing'}", "--report_only"]) == 2
     assert "holds no search (trials.csv is missing)" in capsys.readouterr().err
-    with pytest.raises(UserError, match="top_seeds"):
-        command.COMMAND.parse([*flags, "--top_seeds=1"])
+    with pytest.raises(UserError, match="compare_seeds"):
+        command.COMMAND.parse([*flags, "--compare_seeds=1"])

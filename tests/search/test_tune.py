@@ -141,7 +141,7 @@ choices = [0.01, 1e30]
 
 
 def test_a_diverged_trial_is_recorded_and_does_not_stop_the_search(start: Start, arguments, tmp_path: Path):
-    more = ["--tuner=grid", "--clip_norm=0", "--rollback_after=1", "--max_rollbacks=0", "--warmup_steps=0"]
+    more = ["--tuner=grid", "--max_grad_norm=0", "--rollback_after=1", "--max_rollbacks=0", "--warmup_steps=0"]
     search = start("tune", *arguments("diverging", *more, space=DIVERGING))
     assert search.ended() == 0, search.said
     good, bad = table(tmp_path / "diverging")

@@ -42,7 +42,7 @@ def test_a_text_is_read_as_far_as_asked(tmp_path, generator):
     path.write_text("")
     with pytest.raises(UserError, match="is empty"):
         quality_ids(tmp_path, str(path), generator.tokenizer, 9)
-    with pytest.raises(UserError, match="--quality_text: /nowhere: no such file"):
+    with pytest.raises(UserError, match="--evaluation_text: /nowhere: no such file"):
         quality_ids(tmp_path, "/nowhere", generator.tokenizer, 9)
 
 

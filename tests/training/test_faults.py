@@ -21,8 +21,8 @@ from tfgpt.common.output_directories import write_description
 FLAGS = (
     "--tokenizer=bytes --preset=tiny --num_layers=1 --num_query_heads=2 --num_key_value_heads=1 --hidden_dim=16 "
     "--head_dim=8 --intermediate_dim=32 --sequence_length=16 --batch_size=8 --warmup_steps=2 --compile=graph "
-    "--max_steps=90 --log_every=10 --validate_every=90 --checkpoint_every=10 --sample_tokens=0 --steps_per_call=1 "
-    "--clip_norm=0.3 --ema_decay=0.9 --accumulation_steps=2 --learning_rate=0.003 --tensorboard=false"
+    "--max_steps=90 --log_every=10 --validate_every=90 --checkpoint_every=10 --sample_tokens=0 --steps_per_execution=1 "
+    "--max_grad_norm=0.3 --ema_decay=0.9 --gradient_accumulation_steps=2 --learning_rate=0.003 --tensorboard=false"
 ).split()
 
 
@@ -94,7 +94,7 @@ def undisturbed(text_file, tmp_path_factory) -> dict[str, np.ndarray]:
     """The state after the same updates on one device."""
     run_dir = tmp_path_factory.mktemp("faults") / "one"
     command = [sys.executable, "-m", "tfgpt.train", *FLAGS, f"--train_text={text_file}", f"--run_dir={run_dir}"]
-    done = subprocess.run([*command, "--steps_per_call=0"], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([*command, "--steps_per_execution=0"], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return state(run_dir)
 
@@ -137,7 +137,7 @@ def test_a_run_moves_from_one_device_to_a_cluster_stopped_by_sigterm_and_on_to_l
     one.send_signal(signal.SIGTERM)
     assert one.wait(timeout=60) == 0
     begun = max((chief_dir / "checkpoints").glob("step-????????"))
-    workers = Workers(2, text_file, [chief_dir, other_dir], "--stopped_exit_code=76", "--restarts=1")
+    workers = Workers(2, text_file, [chief_dir, other_dir], "--preempted_exit_code=76", "--restarts=1")
     wait_for_another(chief_dir / "checkpoints", begun, workers)
     workers.processes[1].send_signal(signal.SIGTERM)
     assert workers.wait() == [76, 76], workers.output(0) + workers.output(1)

@@ -36,7 +36,7 @@ def run(text: Path, run_dir: Path, *more: str) -> int:
 def base(text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model of a few steps."""
     directory = tmp_path_factory.mktemp("base") / "run"
-    assert run(text_file, directory, "--max_steps=3", "--dropout=0", "--keep_best=false") == 0
+    assert run(text_file, directory, "--max_steps=3", "--dropout=0", "--save_best=false") == 0
     return directory / "model"
 
 

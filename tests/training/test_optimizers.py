@@ -160,7 +160,7 @@ def test_a_run_in_bfloat16_computes_muons_products_in_bfloat16(dtype, products):
         ({"beta_2": 1.0}, "beta_2"),
         ({"weight_decay_exclude": ("(",)}, "weight_decay_exclude"),
         ({"optimizer": "sgd"}, "optimizer"),
-        ({"clip_norm": -1.0}, "clip_norm"),
+        ({"max_grad_norm": -1.0}, "max_grad_norm"),
     ],
 )
 def test_settings_that_cannot_work_are_refused_by_name(settings, word):

@@ -229,7 +229,13 @@ def test_early_stopping_ends_a_run_that_learns_nothing(text_file, tmp_path, caps
 def test_the_best_model_is_kept_not_the_last_unless_it_is_damaged(text_file, tmp_path, capsys):
     # The learning rate rises until it is far too high: a later validation is worse than an earlier one.
     run_dir = tmp_path / "f"
-    flags = ("--validate_every=4", "--learning_rate=20", "--warmup_steps=400", "--schedule=constant", "--clip_norm=0")
+    flags = (
+        "--validate_every=4",
+        "--learning_rate=20",
+        "--warmup_steps=400",
+        "--schedule=constant",
+        "--max_grad_norm=0",
+    )
     assert run(text_file, run_dir, *flags, "--checkpoints_kept=1") == 0
     validations = {
         row["step"]: row["validation_loss"] for row in rows(run_dir) if "validation_loss" in row and row["step"]
@@ -251,7 +257,7 @@ def test_the_best_model_is_kept_not_the_last_unless_it_is_damaged(text_file, tmp
 
 
 def test_non_finite_updates_are_skipped_then_rolled_back_with_a_lower_rate_then_given_up(text_file, tmp_path, capsys):
-    flags = ("--learning_rate=1e30", "--warmup_steps=0", "--clip_norm=0", "--rollback_after=3", "--max_rollbacks=2")
+    flags = ("--learning_rate=1e30", "--warmup_steps=0", "--max_grad_norm=0", "--rollback_after=3", "--max_rollbacks=2")
     with pytest.raises(RunError, match="3 updates in a row were not finite and 2 roll-backs did not help"):
         run(text_file, tmp_path / "g", *flags, "--checkpoint_every=1", "--max_steps=400")
     said = capsys.readouterr().err
@@ -296,7 +302,7 @@ class SkipsThenKill(keras.callbacks.Callback):
 
 def test_skips_roll_back_when_they_are_in_a_row_and_the_lower_rate_is_saved_at_once(text_file, tmp_path):
     skips, run_dir = SkipsThenKill(), tmp_path / "k"
-    flags = ("--rollback_after=3", "--rollback_factor=0.3", "--checkpoint_every=4", "--steps_per_call=1")
+    flags = ("--rollback_after=3", "--rollback_factor=0.3", "--checkpoint_every=4", "--steps_per_execution=1")
     with pytest.raises(Killed):
         run(text_file, run_dir, *flags, "--sample_tokens=0", "--notensorboard", callbacks=(skips,))
     assert skips.steps == [1, 2, 3, 4, 5, 6, 7, 5]
@@ -318,7 +324,7 @@ class AveragesFromTheBeginning(keras.callbacks.Callback):
 
 def test_averaged_weights_are_validated_and_written(text_file, tmp_path):
     first, run_dir = AveragesFromTheBeginning(), tmp_path / "l"
-    flags = ("--ema_decay=0.9", "--max_steps=4", "--validate_every=4", "--keep_best=false", "--learning_rate=0.01")
+    flags = ("--ema_decay=0.9", "--max_steps=4", "--validate_every=4", "--save_best=false", "--learning_rate=0.01")
     assert run(text_file, run_dir, *flags, "--sample_tokens=0", "--notensorboard", callbacks=(first,)) == 0
     before, *_, after = [row["validation_loss"] for row in rows(run_dir) if "validation_loss" in row]
     assert after == before
@@ -407,7 +413,10 @@ def test_settings_that_cannot_work_are_refused_before_tensorflow_is_imported():
     ("flags", "words"),
     [
         ([], "--train_text: is needed"),
-        (["--train_text=x", "--accumulation_steps=3"], "--accumulation_steps: 3 does not divide --batch_size"),
+        (
+            ["--train_text=x", "--gradient_accumulation_steps=3"],
+            "--gradient_accumulation_steps: 3 does not divide --batch_size",
+        ),
         (["--train_text=x", "--max_sequence_length=8"], "--sequence_length: .* is longer than the model's positions"),
         (["--train_text=x", "--checkpoint_every=often"], "--checkpoint_every: 'often' is neither"),
         (["--train_text=x", "--profile_steps=9:3"], "--profile_steps: '9:3' is not FIRST:LAST"),

@@ -49,7 +49,7 @@ CASES = [
     ("--weight_decay=3", LION),
     ("--weight_decay=3", f"{TINY} --optimizer=adafactor"),
     ("--weight_decay_exclude=^$", f"{TINY} --weight_decay=3"),
-    ("--clip_norm=0.05", f"{TINY} --epsilon=0.01"),
+    ("--max_grad_norm=0.05", f"{TINY} --epsilon=0.01"),
     ("--ema_decay=0.05", TINY),
     ("--ema_decay=0.05", f"{TINY} --ema_decay=0.02"),
     ("--schedule=linear", TINY),
@@ -66,11 +66,11 @@ CASES = [
     ("--seed=7", f"{TINY} --dropout=0.4"),
     ("--lora_rank=3", LORA),
     ("--lora_alpha=7", LORA),
-    ("--lora_layers=query,down", LORA),
+    ("--lora_target_modules=query,down", LORA),
     ("--lora_dropout=0.6", LORA),
     ("--base_weights=int8", LORA),
 ]
-CHANGE_NO_RESULT = {"accumulation_steps", "cross_entropy_chunk_tokens", "compile", "steps_per_call"}
+CHANGE_NO_RESULT = {"gradient_accumulation_steps", "cross_entropy_chunk_tokens", "compile", "steps_per_execution"}
 
 
 @pytest.fixture(scope="module")

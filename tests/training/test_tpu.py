@@ -23,7 +23,7 @@ SMALL = (
     "--head_dim=8 --intermediate_dim=32 --sequence_length=16 --batch_size=8 --dtype=mixed_bfloat16 --compile=xla"
 ).split()
 EVERYTHING = (
-    "--dropout=0.1 --ema_decay=0.99 --accumulation_steps=2 --document_masking --cross_entropy_chunk_tokens=8 "
+    "--dropout=0.1 --ema_decay=0.99 --gradient_accumulation_steps=2 --document_masking --cross_entropy_chunk_tokens=8 "
     "--rematerialize"
 ).split()
 CASES = {
@@ -78,8 +78,8 @@ def test_an_operation_for_the_host_in_the_step_is_found(traced: dict, fault: str
 def test_the_step_as_a_tpu_compiles_it_computes_the_same_update():
     settings = {
         "model": {"dropout": 0.2},
-        "optimizer": {"ema_decay": 0.9, "clip_norm": 0.5},
-        "step": {"accumulation_steps": 2},
+        "optimizer": {"ema_decay": 0.9, "max_grad_norm": 0.5},
+        "step": {"gradient_accumulation_steps": 2},
     }
     rows = batches(3)
     usual, whole = make_trainer(**settings), make_trainer(**settings)

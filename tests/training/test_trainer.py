@@ -53,7 +53,7 @@ def objective_of_all(trainer: Trainer, batch: dict[str, np.ndarray]) -> tuple[tf
 
 @pytest.mark.parametrize("mode", ["graph", "xla"])
 def test_one_update_is_kerass_adamw_on_the_clipped_gradient_of_the_weighted_mean(mode):
-    trainer = make_trainer(optimizer={"clip_norm": 0.2, "weight_decay": 0.0}, step={"compile": mode})
+    trainer = make_trainer(optimizer={"max_grad_norm": 0.2, "weight_decay": 0.0}, step={"compile": mode})
     reference = make_trainer()
     batch = batches(1)[0]
     loss, gradients = objective_of_all(reference, batch)
@@ -72,10 +72,10 @@ def test_one_update_is_kerass_adamw_on_the_clipped_gradient_of_the_weighted_mean
 
 
 def test_accumulation_changes_nothing_with_ragged_weights():
-    settings = {"optimizer": {"clip_norm": 0.3, "ema_decay": 0.9}}
+    settings = {"optimizer": {"max_grad_norm": 0.3, "ema_decay": 0.9}}
     whole = trained(make_trainer(**settings), batches(4))
     for steps in (2, 8):
-        parts = trained(make_trainer(**settings, step={"accumulation_steps": steps}), batches(4))
+        parts = trained(make_trainer(**settings, step={"gradient_accumulation_steps": steps}), batches(4))
         assert_states_close(whole, parts, 2e-5)
 
 
@@ -167,7 +167,7 @@ def test_dropout_is_a_function_of_seed_step_and_micro_batch():
 
 
 def test_every_replica_and_every_micro_batch_drops_elsewhere():
-    trainer = make_trainer(model={"dropout": 0.3}, step={"accumulation_steps": 2})
+    trainer = make_trainer(model={"dropout": 0.3}, step={"gradient_accumulation_steps": 2})
     seeds = set()
     for replica in range(2):
         with tf.distribute.ReplicaContext(tf.distribute.get_strategy(), replica):
@@ -268,8 +268,8 @@ def test_packed_documents_train_through_the_step():
 
 
 def test_parts_that_do_not_fit_the_batch_are_refused_by_name():
-    with pytest.raises(UserError, match="--accumulation_steps: 3 does not divide the 8 rows"):
-        make_trainer(step={"accumulation_steps": 3}).train_steps(iter(dataset(batches(1))), 1)
+    with pytest.raises(UserError, match="--gradient_accumulation_steps: 3 does not divide the 8 rows"):
+        make_trainer(step={"gradient_accumulation_steps": 3}).train_steps(iter(dataset(batches(1))), 1)
     shorter = [{name: value[:, : LENGTH - 1] for name, value in batch.items()} for batch in batches(1)]
     with pytest.raises(ValueError, match="must be equal, but are 12 and 11"):
         make_trainer().train_steps(iter(dataset(shorter)), 1)

@@ -26,14 +26,14 @@ UPDATES = (1, 6, 13)  # in three calls
 OWN = ("/read", "/seeds")
 CASES: dict[str, dict[str, Any]] = {
     "adamw": {
-        "optimizer": {"optimizer": "adamw", "clip_norm": 0.3, "ema_decay": 0.9},
-        "step": {"accumulation_steps": 2},
+        "optimizer": {"optimizer": "adamw", "max_grad_norm": 0.3, "ema_decay": 0.9},
+        "step": {"gradient_accumulation_steps": 2},
     },
     "muon": {
-        "optimizer": {"optimizer": "muon", "clip_norm": 0.3, "ema_decay": 0.9},
-        "step": {"accumulation_steps": 2},
+        "optimizer": {"optimizer": "muon", "max_grad_norm": 0.3, "ema_decay": 0.9},
+        "step": {"gradient_accumulation_steps": 2},
     },
-    "dropout": {"model": {"dropout": 0.3}, "optimizer": {"clip_norm": 0.3}},
+    "dropout": {"model": {"dropout": 0.3}, "optimizer": {"max_grad_norm": 0.3}},
 }
 
 

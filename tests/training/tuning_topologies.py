@@ -17,18 +17,18 @@ from pathlib import Path
 import numpy as np
 
 UPDATES = 6
-LORA = "--objective=pretrain --batch_size=8 --train_text=DIR/text.txt --lora_rank=4 --lora_alpha=8 --clip_norm=0.05"
+LORA = "--objective=pretrain --batch_size=8 --train_text=DIR/text.txt --lora_rank=4 --lora_alpha=8 --max_grad_norm=0.05"
 CASES = {
     "lora": LORA,
-    "lora accumulated": f"{LORA} --accumulation_steps=2",
-    "dpo": "--objective=dpo --batch_size=8 --train_text=DIR/pairs.jsonl --clip_norm=0.5",
-    "grpo": "--objective=grpo --batch_size=16 --train_text=DIR/prompts.jsonl --answer_tokens=6 --group_size=8 "
-    "--kl_penalty=0.01 --updates_per_round=2 --reward=tests.training.test_group_rewards:letters",
+    "lora accumulated": f"{LORA} --gradient_accumulation_steps=2",
+    "dpo": "--objective=dpo --batch_size=8 --train_text=DIR/pairs.jsonl --max_grad_norm=0.5",
+    "grpo": "--objective=grpo --batch_size=16 --train_text=DIR/prompts.jsonl --max_completion_length=6 --group_size=8 "
+    "--kl_penalty=0.01 --updates_per_rollout=2 --reward=tests.training.test_group_rewards:letters",
 }
 COMMON = (
     "--init_from=DIR/base --validation_fraction=0.3 --sequence_length=32 --warmup_steps=0 --schedule=constant "
     f"--compile=graph --max_steps={UPDATES} --log_every=2 --validate_every=6 --checkpoint_every=4 "
-    "--checkpoints_kept=9 --sample_tokens=0 --keep_best=false --tensorboard=false --learning_rate=0.01"
+    "--checkpoints_kept=9 --sample_tokens=0 --save_best=false --tensorboard=false --learning_rate=0.01"
 )
 
 

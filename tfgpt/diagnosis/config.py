@@ -19,7 +19,7 @@ class DoctorConfig(Settings):
         "At most so many updates on one small batch, to see that it can be learned by heart; 0: do not try.",
         minimum=0,
     )
-    trial_seconds: float = setting(
+    max_probe_seconds: float = setting(
         60.0,
         "About the longest, in seconds, of each trial: overfitting one batch, and measuring the speed.",
         minimum=1.0,

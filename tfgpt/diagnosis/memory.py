@@ -58,7 +58,7 @@ def estimate(recipe: TrainConfig, config: DecoderConfig, machine: Machine) -> di
     """
     objective = recipe.objective.objective
     batch_rows = recipe.batch.batch_size * (2 if objective in IN_PAIRS else 1)
-    rows = -(-batch_rows // (recipe.step.accumulation_steps * machine.replicas))
+    rows = -(-batch_rows // (recipe.step.gradient_accumulation_steps * machine.replicas))
     length = recipe.batch.sequence_length
     parts = presets.training_memory(
         config,
@@ -78,7 +78,7 @@ def estimate(recipe: TrainConfig, config: DecoderConfig, machine: Machine) -> di
     if chunk < tokens and not recipe.lora.lora_rank:
         # The head's gradient is added up over the chunks.
         parts["logits"] += 4 * config.vocabulary_size * config.hidden_dim
-    if recipe.step.accumulation_steps > 1:
+    if recipe.step.gradient_accumulation_steps > 1:
         parts["gradients"] *= 2
     parts["optimizer"] = optimizer_bytes(recipe.optimizer.optimizer, config, recipe.lora)
     # The update makes the clipped gradients and all new weights and slots before it writes any.
@@ -234,24 +234,26 @@ def candidates(recipe: TrainConfig, machine: Machine) -> Iterator[tuple[str, Tra
     rows = recipe.batch.batch_size
     steps = [
         count
-        for count in range(recipe.step.accumulation_steps, rows // machine.replicas + 1)
+        for count in range(recipe.step.gradient_accumulation_steps, rows // machine.replicas + 1)
         if rows % (count * machine.replicas) == 0
     ]
-    steps = [recipe.step.accumulation_steps, *steps[1:]] if steps else [recipe.step.accumulation_steps]
+    steps = (
+        [recipe.step.gradient_accumulation_steps, *steps[1:]] if steps else [recipe.step.gradient_accumulation_steps]
+    )
     mixed = [recipe.step.dtype] if recipe.step.dtype == "mixed_bfloat16" else ["float32", "mixed_bfloat16"]
     recompute = [True] if recipe.model.get("rematerialize") else [False, True]
     for rematerialize in recompute:
         for dtype in mixed:
             for count in steps:
                 flags = []
-                if count != recipe.step.accumulation_steps:
-                    flags.append(f"--accumulation_steps={count}")
+                if count != recipe.step.gradient_accumulation_steps:
+                    flags.append(f"--gradient_accumulation_steps={count}")
                 if dtype != recipe.step.dtype:
                     flags.append(f"--dtype={dtype}")
                 if rematerialize and not recipe.model.get("rematerialize"):
                     flags.append("--rematerialize")
                 if flags:
-                    step = dataclasses.replace(recipe.step, accumulation_steps=count, dtype=dtype)
+                    step = dataclasses.replace(recipe.step, gradient_accumulation_steps=count, dtype=dtype)
                     model = {**recipe.model, "rematerialize": True} if rematerialize else recipe.model
                     yield " ".join(flags), dataclasses.replace(recipe, step=step, model=model)
 
@@ -277,7 +279,7 @@ def check_disk(recipe: TrainConfig, config: DecoderConfig) -> CheckResult:
     slots = optimizer_bytes(recipe.optimizer.optimizer, config, recipe.lora)
     one = 4 * parameters * (2 if recipe.optimizer.ema_decay else 1) + slots
     # One more is being written before the oldest goes.
-    kept = recipe.run.checkpoints_kept + 1 + recipe.run.keep_best
+    kept = recipe.run.checkpoints_kept + 1 + recipe.run.save_best
     # The model is whole even where only adapters are trained, which are written by themselves as well.
     written = 4 * presets.count_parameters(config) + (4 * parameters if recipe.lora.lora_rank else 0)
     needed, free = kept * one + written, free_disk(recipe.run_dir)
@@ -287,6 +289,6 @@ def check_disk(recipe: TrainConfig, config: DecoderConfig) -> CheckResult:
         return CheckResult("disk", OK, line, numbers=numbers)
     advice = (
         "--run_dir=… on a larger disk, or free some space",
-        "--checkpoints_kept=1 and --keep_best=false keep fewer",
+        "--checkpoints_kept=1 and --save_best=false keep fewer",
     )
     return CheckResult("disk", FAIL, line, advice, numbers)

@@ -68,7 +68,7 @@ def check_overfit(subject: ProbeModel, steps: int, seconds: float) -> CheckResul
         return finding(OK)
     if trial.out_of_time and trial.after < trial.before:
         return finding(
-            WARN, ": falling, but there was no time for more", f"--trial_seconds={4 * seconds:g} gives it more time"
+            WARN, ": falling, but there was no time for more", f"--max_probe_seconds={4 * seconds:g} gives it more time"
         )
     fell = math.isfinite(trial.after) and trial.after < (1 - LEAST_FALL) * trial.before
     for factor in FACTORS:
@@ -89,7 +89,7 @@ def check_overfit(subject: ProbeModel, steps: int, seconds: float) -> CheckResul
         FAIL,
         ": it is not learned",
         f"no learning rate from {rate * min(FACTORS):.2g} to {rate * max(FACTORS):.2g} learns it: look at the checks "
-        "above, and at --clip_norm, --weight_decay and --epsilon",
+        "above, and at --max_grad_norm, --weight_decay and --epsilon",
         *longer,
     )
 

@@ -133,7 +133,7 @@ def trainer_of_shape(
         trainer = Trainer(
             assembly.trainer.decoder,
             assembly.trainer.objective,
-            dataclasses.replace(recipe.step, accumulation_steps=1, compile=mode),
+            dataclasses.replace(recipe.step, gradient_accumulation_steps=1, compile=mode),
             dataclasses.replace(recipe.optimizer, ema_decay=0.0),
             seed=recipe.run.seed,
             batch_shape=shape,

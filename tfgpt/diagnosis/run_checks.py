@@ -143,9 +143,9 @@ def examine_model(
 
     def build() -> ProbeModel:
         config = recipe.decoder_config(data.tokenizer.vocabulary_size)
-        tokens = affordable_tokens(config, peak_flops, doctor.overfit_steps, doctor.trial_seconds)
+        tokens = affordable_tokens(config, peak_flops, doctor.overfit_steps, doctor.max_probe_seconds)
         assembly = assemble(at_constant_rate(recipe), data, strategy, kind)
-        forward_tokens = affordable_tokens(config, peak_flops, 1, doctor.trial_seconds)
+        forward_tokens = affordable_tokens(config, peak_flops, 1, doctor.max_probe_seconds)
         return ProbeModel.build(recipe, data, strategy, assembly, batch, tokens, forward_tokens)
 
     subject = attempted(report, "model", build)
@@ -156,7 +156,7 @@ def examine_model(
         ("loss at step 0", lambda: check_initial_loss(subject)),
         ("causality", lambda: check_causality(subject)),
         ("gradients", lambda: check_gradients(subject)),
-        ("overfit one batch", lambda: check_overfit(subject, doctor.overfit_steps, doctor.trial_seconds)),
+        ("overfit one batch", lambda: check_overfit(subject, doctor.overfit_steps, doctor.max_probe_seconds)),
     ):
         if name == "overfit one batch" and not doctor.overfit_steps:
             report.skip((name,), "because of --overfit_steps=0")
@@ -165,7 +165,7 @@ def examine_model(
         if finding is not None:
             report.add(finding)
     speed = attempted(
-        report, "speed", lambda: measure_speed(subject, machine, peak_flops, doctor.trial_seconds, before)
+        report, "speed", lambda: measure_speed(subject, machine, peak_flops, doctor.max_probe_seconds, before)
     )
     if speed is None:
         report.skip(SPEED_CHECKS[1:], "because the step does not run")
@@ -186,7 +186,11 @@ def attempted(report: Report, check: str, function: Callable):
     except TfgptError:
         raise
     except tf.errors.ResourceExhaustedError as error:
-        advice = ("--accumulation_steps=… with the same --batch_size", "--rematerialize", "--dtype=mixed_bfloat16")
+        advice = (
+            "--gradient_accumulation_steps=… with the same --batch_size",
+            "--rematerialize",
+            "--dtype=mixed_bfloat16",
+        )
         report.add(CheckResult(check, FAIL, f"out of memory: {first_line(error)}", advice))
     except Exception as error:
         crash = write_crash_file("doctor", sys.argv[1:], error)

@@ -82,7 +82,7 @@ def work_that_fits(subject: ProbeModel, token_seconds: float, seconds: float) ->
         return TimedWork(assembly.trainer, assembly.batches, tokens, "", True)
     replicas = subject.strategy.num_replicas_in_sync
     affordable = int(seconds / (4 * token_seconds * length))
-    micro = recipe.batch.batch_size // recipe.step.accumulation_steps
+    micro = recipe.batch.batch_size // recipe.step.gradient_accumulation_steps
     rows = min(affordable, micro) // replicas * replicas
     if rows:
         trainer = trainer_of_shape(recipe, subject.strategy, assembly, (rows, length), recipe.step.compile)
@@ -191,7 +191,7 @@ def check_measured_memory(speed: Speed, machine: Machine, estimated: dict[str, i
         return CheckResult("memory measured", OK, line, (), numbers)
     line += f"; with a checkpoint being written that is {in_bytes(needed)} of {in_bytes(memory.available)}"
     status = FAIL if speed.peak_bytes > memory.available else WARN
-    advice = ("a smaller micro-batch: --accumulation_steps with the same --batch_size", "or --rematerialize")
+    advice = ("a smaller micro-batch: --gradient_accumulation_steps with the same --batch_size", "or --rematerialize")
     return CheckResult("memory measured", status, line, advice, numbers)
 
 

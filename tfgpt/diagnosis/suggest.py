@@ -258,7 +258,7 @@ def next_commands(one: Candidate, config: SuggestConfig) -> list[str]:
         f"python -m tfgpt.convert --source={one.name} --output={directory}",
         f"python -m tfgpt.train --init_from={directory} {kind} {one.method.flags} "
         f"--max_steps={steps} --warmup_steps={min(100, steps // 10)} {mixed}--rematerialize "
-        f"--sequence_length={ROW_TOKENS} --batch_size={rows} --accumulation_steps={micro_batches}",
+        f"--sequence_length={ROW_TOKENS} --batch_size={rows} --gradient_accumulation_steps={micro_batches}",
     ]
 
 

@@ -33,7 +33,7 @@ def needed_bytes(recipe: TrainConfig, config: DecoderConfig, optimizer: str | No
     weights = parameters * (8 if recipe.optimizer.ema_decay else 4)
     if recipe.lora.lora_rank:
         weights = adapted_bytes(recipe, config, copies=0)
-    copies = recipe.step.accumulation_steps > 1 and recipe.step.dtype == "mixed_bfloat16"
+    copies = recipe.step.gradient_accumulation_steps > 1 and recipe.step.dtype == "mixed_bfloat16"
     parts = {
         "weights": weights,
         "optimizer": optimizer_bytes(optimizer or recipe.optimizer.optimizer, config, recipe.lora),
@@ -66,8 +66,8 @@ def check_tpu(recipe: TrainConfig, config: DecoderConfig) -> CheckResult:
 def ways_to_fit(recipe: TrainConfig, config: DecoderConfig) -> list[str]:
     """What lowers the need, with what it then is."""
     advice = []
-    if recipe.step.accumulation_steps > 1:
-        advice.append("without --accumulation_steps no copies are kept, where the batch is small enough")
+    if recipe.step.gradient_accumulation_steps > 1:
+        advice.append("without --gradient_accumulation_steps no copies are kept, where the batch is small enough")
     if not config.rematerialize:
         advice.append("--rematerialize keeps one tensor a block instead of all")
     if recipe.optimizer.ema_decay:

@@ -42,7 +42,7 @@ def enable_lora(decoder: Decoder, config: LoraConfig) -> None:
     """
     chosen = config.layers()
     if not any(name in chosen for name, _, _ in projections(decoder)):
-        raise SettingError("lora_layers", f"the model has no {config.lora_layers}")
+        raise SettingError("lora_target_modules", f"the model has no {config.lora_target_modules}")
     for variable in decoder.trainable_variables:
         variable.trainable = False
     decoder.lora_dropout = config.lora_dropout

@@ -27,7 +27,7 @@ class LoraConfig(Settings):
     lora_alpha: float | None = setting(
         None, "The adapters' outputs are multiplied by lora_alpha / lora_rank; none: by 1.", above=0.0
     )
-    lora_layers: str = setting(
+    lora_target_modules: str = setting(
         "all", f"Which projections get one: all, attention, mlp, or a list with commas of {', '.join(LAYERS)}."
     )
     lora_dropout: float = setting(0.0, "Fraction dropped of an adapter's inputs.", minimum=0.0, maximum=0.99)
@@ -45,10 +45,10 @@ class LoraConfig(Settings):
 
     def layers(self) -> tuple[str, ...]:
         """The names of the projections, in the order of LAYERS."""
-        names = [name.strip() for name in self.lora_layers.split(",")]
+        names = [name.strip() for name in self.lora_target_modules.split(",")]
         for name in names:
             if name not in LAYERS and name not in GROUPS_OF_LAYERS:
                 known = ", ".join((*GROUPS_OF_LAYERS, *LAYERS))
-                raise SettingError("lora_layers", f"{name!r} is no projection; known are {known}")
+                raise SettingError("lora_target_modules", f"{name!r} is no projection; known are {known}")
         chosen = {layer for name in names for layer in GROUPS_OF_LAYERS.get(name, (name,))}
         return tuple(layer for layer in LAYERS if layer in chosen)

@@ -48,7 +48,7 @@ def conclude(plan: Study, config: SeedComparisonConfig) -> int:
     if not missing:
         # Before the trainings, which may take hours.
         write_report(trials)
-    if config.top:
+    if config.compare_best:
         if not compare_seeds(plan, config):
             return 0
         if not missing:

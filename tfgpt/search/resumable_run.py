@@ -36,7 +36,7 @@ def check_same_flags(flag: str, recipe: TrainConfig) -> None:
 
 def quiet(recipe: TrainConfig) -> TrainConfig:
     """The recipe without samples, whose stop by a signal can be told from its end."""
-    run = dataclasses.replace(recipe.run, stopped_exit_code=STOPPED, restarts=0)
+    run = dataclasses.replace(recipe.run, preempted_exit_code=STOPPED, restarts=0)
     return dataclasses.replace(recipe, run=run, logging=dataclasses.replace(recipe.logging, sample_tokens=0))
 
 
@@ -72,7 +72,7 @@ def finished_run(recipe: TrainConfig) -> dict[str, Any] | None:
     finite = [row for row in rows if math.isfinite(row["validation_loss"])]
     if not rows or rows[-1] not in finite:
         raise DivergedError(f"{recipe.run_dir}: diverged; lower --learning_rate")
-    row = min(finite, key=lambda row: row["validation_loss"]) if recipe.run.keep_best else rows[-1]
+    row = min(finite, key=lambda row: row["validation_loss"]) if recipe.run.save_best else rows[-1]
     result = {
         "parameters": count_parameters(load_config(recipe.run_dir / "model")),
         "tokens": rows[-1]["step"] * recipe.batch.batch_size * recipe.batch.sequence_length,

@@ -45,13 +45,13 @@ def compare_seeds(plan: Study, config: SeedComparisonConfig) -> bool:
     objective = plan.search.search_objective
     if objective not in JUDGED:
         raise SettingError(
-            "top", f"compares {', '.join(JUDGED)}; --search_objective={objective} has no seeds to compare"
+            "compare_best", f"compares {', '.join(JUDGED)}; --search_objective={objective} has no seeds to compare"
         )
-    best = trials.ranked()[: config.top]
+    best = trials.ranked()[: config.compare_best]
     if not best:
-        raise SettingError("top", f"{plan.directory} has no finished trial yet")
+        raise SettingError("compare_best", f"{plan.directory} has no finished trial yet")
     settings = {DEFAULT: {}, **{trial.trial_id: searched_flags(plan, trials, trial.trial_id) for trial in best}}
-    seeds = [plan.settings["run"].seed + 1 + number for number in range(config.top_seeds)]
+    seeds = [plan.settings["run"].seed + 1 + number for number in range(config.compare_seeds)]
     recipes = {
         (name, seed): recipe_of(plan, config, name, flags, seed) for name, flags in settings.items() for seed in seeds
     }
@@ -90,8 +90,8 @@ def recipe_of(plan: Study, config: SeedComparisonConfig, name: str, flags: dict[
     """The recipe of one of the runs: the trial's, or the default settings', with another seed and directory."""
     recipe = default_recipe(plan) if name == DEFAULT else plan.recipe(flags, name)
     run = dataclasses.replace(recipe.run, run_dir=str(plan.directory / "top" / name / f"seed-{seed}"), seed=seed)
-    if config.top_tokens:
-        steps = max(1, round(config.top_tokens / (recipe.batch.batch_size * recipe.batch.sequence_length)))
+    if config.compare_tokens:
+        steps = max(1, round(config.compare_tokens / (recipe.batch.batch_size * recipe.batch.sequence_length)))
         run = dataclasses.replace(run, max_steps=steps)
         logging = dataclasses.replace(recipe.logging, validate_every=0)
         recipe = dataclasses.replace(recipe, logging=logging)

@@ -28,12 +28,12 @@ from tfgpt.training.train_config import GROUPS, TrainConfig
 # Writes flag files that `train` reads.
 TRAIN = Command("train", "", GROUPS, lambda **_: 0)
 # Flags that each trial sets for itself, or that only say what is printed: a search may go on with others.
-FREE_FLAGS = {"run_dir", "resume", "restarts", "stopped_exit_code", "cache_dir", "tfds_data_dir", "tensorboard"} | {
+FREE_FLAGS = {"run_dir", "resume", "restarts", "preempted_exit_code", "cache_dir", "tfds_data_dir", "tensorboard"} | {
     "sample_prompt", "sample_tokens", "sample_temperature", "histograms", "profile_steps", "log_every",
 }  # fmt: skip
 # What may not be searched: a trial sets it itself, or trials could not be compared.
 NOT_SEARCHED = {
-    "run_dir", "resume", "restarts", "stopped_exit_code", "max_steps", "train_text", "validation_text",
+    "run_dir", "resume", "restarts", "preempted_exit_code", "max_steps", "train_text", "validation_text",
     "validation_fraction", "split", "cache_dir", "seed", "validate_every", "objective",
 }  # fmt: skip
 # What makes a search what it is, besides flags and space.
@@ -94,7 +94,7 @@ class Study:
         steps = self.steps(settings)
         run = dataclasses.replace(
             settings["run"],
-            run_dir=str(self.trial_dir(trial_id)), resume="auto", restarts=0, stopped_exit_code=0, max_steps=steps,
+            run_dir=str(self.trial_dir(trial_id)), resume="auto", restarts=0, preempted_exit_code=0, max_steps=steps,
         )  # fmt: skip
         logging = dataclasses.replace(settings["logging"], sample_tokens=0, profile_steps=None)
         # With Hyperband a rung ends at a validation.
@@ -204,7 +204,7 @@ def why_not(name: str) -> str:
     """Why a flag of NOT_SEARCHED is one."""
     if name == "max_steps":
         return "trials must train equally long (--max_steps or --trial_tokens)"
-    if name in ("run_dir", "resume", "restarts", "stopped_exit_code", "validate_every"):
+    if name in ("run_dir", "resume", "restarts", "preempted_exit_code", "validate_every"):
         return "every trial has its own"
     if name == "seed":
         return "the best seed is luck"

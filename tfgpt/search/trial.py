@@ -171,11 +171,11 @@ def rows_of(directory: Path, last_step: int) -> list[dict[str, Any]]:
 
 
 def outcome(rows: list[dict[str, Any]], recipe: TrainConfig) -> dict[str, Any]:
-    """The numbers of the model that the run leaves: the best validation with --keep_best, else the last."""
+    """The numbers of the model that the run leaves: the best validation with --save_best, else the last."""
     finite = [row for row in rows if all(isinstance(row.get(name), float) for name in MEASURED)]
     if not finite:
         return dict.fromkeys(MEASURED, float("nan"))
-    row = min(finite, key=lambda row: row["validation_loss"]) if recipe.run.keep_best else rows[-1]
+    row = min(finite, key=lambda row: row["validation_loss"]) if recipe.run.save_best else rows[-1]
     numbers: dict[str, Any] = {
         name: row[name] if isinstance(row.get(name), float) else float("nan") for name in MEASURED
     }

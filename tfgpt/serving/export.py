@@ -124,7 +124,7 @@ class PrecisionReport:
 
     def __init__(self, config: ExportConfig, directory: Path, tokenizer: Tokenizer):
         self.tokenizer, self.values = tokenizer, dict[str, float]()
-        self.text = quality_ids(directory, config.quality_text, tokenizer, config.quality_bytes)
+        self.text = quality_ids(directory, config.evaluation_text, tokenizer, config.evaluation_bytes)
 
     def add(self, name: str, decoder: Decoder, precision: str) -> None:
         """Measures a decoder."""
@@ -142,7 +142,7 @@ class PrecisionReport:
     def line(self) -> str:
         """What was measured, for the person at the keyboard."""
         if self.text is None:
-            return "Quality: not measured (no held-out text is known; give one with --quality_text)"
+            return "Quality: not measured (no held-out text is known; give one with --evaluation_text)"
         parts = [f"{value:.4f} bits per byte in {name}" for name, value in self.values.items()]
         loss = ""
         if len(self.values) > 1:

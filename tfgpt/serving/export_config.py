@@ -31,12 +31,12 @@ class ExportConfig(Settings):
         choices=("float32", "bfloat16", "int8"),
     )
     max_new_tokens_limit: int = setting(2048, "The most tokens that a request gets, whatever it asks for.", minimum=1)
-    quality_text: str = setting(
+    evaluation_text: str = setting(
         "",
         "A text file on which bits per byte are measured; without it, the run's own held-out text.",
         path=True,
     )
-    quality_bytes: int = setting(65_536, "Bytes of that text to read; 0 measures nothing.", minimum=0)
+    evaluation_bytes: int = setting(65_536, "Bytes of that text to read; 0 measures nothing.", minimum=0)
     serving_files: bool = setting(
         False, "Also write what TensorFlow Serving and its operators need, into serving/ beside the versions."
     )

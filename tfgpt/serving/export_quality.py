@@ -39,9 +39,9 @@ def quality_ids(model: Path, text: str, tokenizer: Tokenizer, byte_limit: int) -
             with opened(Path(text).expanduser(), text) as (file, _):
                 content = file.read(byte_limit)
         except UserError as error:
-            raise SettingError("quality_text", str(error)) from error
+            raise SettingError("evaluation_text", str(error)) from error
         if not content:
-            raise UserError(f"--quality_text: {text} is empty")
+            raise UserError(f"--evaluation_text: {text} is empty")
         first = tokenizer.start_ids or (tokenizer.end_of_text_id,)
         return np.concatenate([first, tokenizer.encode(content)]).astype(np.int32), text
     provenance = model / "training.json"

@@ -46,7 +46,7 @@ class OptimizerConfig(Settings):
         "Regular expression searched in a variable's path (decoder/block_0/attention/query/kernel): a match is not "
         "decayed. Biases and norms never are. ^$ matches nothing: all matrices are decayed, as in nanoGPT.",
     )
-    clip_norm: float = setting(
+    max_grad_norm: float = setting(
         1.0,
         "Gradients are scaled down to this global norm, after they are summed over replicas; 0: never.",
         minimum=0.0,
@@ -102,7 +102,7 @@ class StepConfig(Settings):
 
     title: ClassVar[str] = "Training step"
 
-    accumulation_steps: int = setting(
+    gradient_accumulation_steps: int = setting(
         1,
         "Each update's batch is computed in this many parts, one after the other: less memory, the same result. "
         "Must divide the rows of the batch on each replica.",
@@ -130,7 +130,7 @@ class StepConfig(Settings):
         "at the start, the faster is kept, and a resumed run keeps it too.",
         choices=("auto", "graph", "xla"),
     )
-    steps_per_call: int = setting(
+    steps_per_execution: int = setting(
         0, "Most updates between two returns to Python; 0: about two seconds' worth. Changes no result.", minimum=0
     )
 

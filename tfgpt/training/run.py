@@ -55,7 +55,7 @@ def train(recipe: TrainConfig, flag_file: str, callbacks: tuple[keras.callbacks.
         callbacks: Keras callbacks, driven by the loop; an epoch is the time between two validations.
 
     Returns:
-        The exit code: 0 when done, --stopped_exit_code when stopped by a signal, resumably.
+        The exit code: 0 when done, --preempted_exit_code when stopped by a signal, resumably.
 
     Raises:
         UserError: settings, data or the run directory are at fault.
@@ -63,7 +63,7 @@ def train(recipe: TrainConfig, flag_file: str, callbacks: tuple[keras.callbacks.
     """
     check_base(recipe)
     strategy = resolve(recipe.strategy)
-    check_batch(recipe.batch.batch_size, recipe.step.accumulation_steps, strategy)
+    check_batch(recipe.batch.batch_size, recipe.step.gradient_accumulation_steps, strategy)
     hosts = HostGroup(strategy)
     checkpoints = Checkpoints(recipe.run_dir / "checkpoints", recipe.run.checkpoints_kept)
     try:
@@ -75,7 +75,7 @@ def train(recipe: TrainConfig, flag_file: str, callbacks: tuple[keras.callbacks.
             outcome = train_together(recipe, flag_file, callbacks, strategy, hosts, checkpoints)
     finally:
         checkpoints.close()
-    return recipe.run.stopped_exit_code if outcome == "stopped" else 0
+    return recipe.run.preempted_exit_code if outcome == "stopped" else 0
 
 
 def train_together(
@@ -129,7 +129,7 @@ def train_together(
             validation=assembly.validation,
             validation_steps=assembly.validation_steps,
             by_source=assembly.by_source,
-            updates_per_round=assembly.updates_per_round,
+            updates_per_rollout=assembly.updates_per_rollout,
             measure=assembly.measure,
             checkpoints=checkpoints,
             metrics=metrics,
@@ -320,7 +320,7 @@ def finish(
     """Writes model/ and curves.png and says what came of the run and what to do next."""
     directory, trainer = recipe.run_dir, assembly.trainer
     step = state.step
-    if recipe.run.keep_best and state.best_loss is not None and state.best_step != step:
+    if recipe.run.save_best and state.best_loss is not None and state.best_step != step:
         best = checkpoints.whole(state.best_step, say, f"model/ is the last, of step {step}, instead of the best")
         if best is not None:
             assign(best.arrays(), trainer.state_variables(), best.path)

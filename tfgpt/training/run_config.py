@@ -42,7 +42,7 @@ class RunConfig(Settings):
         "A run that fails for a reason of its own (exit code 1 or 2) is not.",
         minimum=0,
     )
-    stopped_exit_code: int = setting(
+    preempted_exit_code: int = setting(
         0,
         "Exit code when a signal stopped the run before its end. A scheduler that starts a job again only when it "
         "fails (Kubernetes) needs another than 0, such as 76.",
@@ -53,9 +53,9 @@ class RunConfig(Settings):
         "5m", "How often a checkpoint is written: a number of steps (500) or of minutes (10m). The end always is."
     )
     checkpoints_kept: int = setting(
-        2, "Newest checkpoints kept; the best one is kept besides when --keep_best is true.", minimum=1
+        2, "Newest checkpoints kept; the best one is kept besides when --save_best is true.", minimum=1
     )
-    keep_best: bool = setting(
+    save_best: bool = setting(
         True, "The model written at the end is the one of the lowest validation loss; false: the last one."
     )
     early_stopping_patience: int = setting(

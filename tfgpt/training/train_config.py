@@ -75,7 +75,7 @@ FIXED_FOR_A_RUN = (
     *(field.name for field in dataclasses.fields(AugmentationConfig)),
     "lora_rank",
     "lora_alpha",
-    "lora_layers",
+    "lora_target_modules",
     "base_weights",
 )
 # What only says where to write or what to print: changing it needs no word.
@@ -131,10 +131,10 @@ class TrainConfig:
         given = len(self.mixture.mixture)
         if given and given != len(self.corpus.train_text):
             raise SettingError("mixture", f"has {given} weights for {len(self.corpus.train_text)} --train_text")
-        if self.batch.batch_size % self.step.accumulation_steps:
+        if self.batch.batch_size % self.step.gradient_accumulation_steps:
             raise SettingError(
-                "accumulation_steps",
-                f"{self.step.accumulation_steps} does not divide --batch_size={self.batch.batch_size}",
+                "gradient_accumulation_steps",
+                f"{self.step.gradient_accumulation_steps} does not divide --batch_size={self.batch.batch_size}",
             )
         if self.optimizer.optimizer == "adafactor" and self.parametrization.parametrization == "maximal_update":
             raise SettingError("parametrization", "maximal_update is for --optimizer=adamw, muon or lion")
@@ -168,23 +168,23 @@ class TrainConfig:
         Raises:
             SettingError: naming the flag.
         """
-        length, answers = self.reward.updates_per_round, self.batch.batch_size * self.reward.updates_per_round
+        length, answers = self.reward.updates_per_rollout, self.batch.batch_size * self.reward.updates_per_rollout
         if answers % self.reward.group_size:
             raise SettingError(
                 "group_size",
                 f"{self.reward.group_size} does not divide the {answers} answers of a round (--batch_size)",
             )
-        if self.reward.answer_tokens > self.batch.sequence_length:
+        if self.reward.max_completion_length > self.batch.sequence_length:
             raise SettingError(
-                "answer_tokens",
-                f"{self.reward.answer_tokens} leave no room for a prompt in --sequence_length="
+                "max_completion_length",
+                f"{self.reward.max_completion_length} leave no room for a prompt in --sequence_length="
                 f"{self.batch.sequence_length}",
             )
         periods = {"log_every": self.logging.log_every, "validate_every": self.logging.validate_every}
         periods["checkpoint_every"] = steps_or_minutes(self.run.checkpoint_every)[0] or 0
         for name, period in periods.items():
             if period % length:
-                raise SettingError(name, f"{period} is no multiple of --updates_per_round={length}")
+                raise SettingError(name, f"{period} is no multiple of --updates_per_rollout={length}")
 
     def cautions(self) -> list[str]:
         """What can be done and is hardly meant, a line each."""

@@ -164,12 +164,14 @@ class Trainer(keras.Model):
 
     def gradients(self, batch: Mapping[str, tf.Tensor]) -> tuple[list[tf.Tensor], dict[str, tf.Tensor]]:
         """This replica's sums and the gradients of its `loss_sum`, float32, over all micro-batches."""
-        steps = self.step_config.accumulation_steps
+        steps = self.step_config.gradient_accumulation_steps
         if steps == 1:
             return self.micro_batch_gradients(batch, 0)
         rows = batch["token_ids"].shape[0]
         if rows is None or rows % steps:
-            raise UserError(f"--accumulation_steps: {steps} does not divide the {rows} rows of a replica's batch")
+            raise UserError(
+                f"--gradient_accumulation_steps: {steps} does not divide the {rows} rows of a replica's batch"
+            )
         parts = {name: tf.reshape(value, [steps, rows // steps, *value.shape[1:]]) for name, value in batch.items()}
 
         def body(index, gradients, sums):
@@ -215,9 +217,9 @@ class Trainer(keras.Model):
         norm = norm_of_sums * inverse
         finite = tf.math.is_finite(norm) & tf.math.is_finite(sums["loss_sum"])
         factor = inverse
-        if self.optimizer_config.clip_norm:
-            clip_norm = self.optimizer_config.clip_norm
-            factor *= clip_norm / tf.maximum(norm, clip_norm)
+        if self.optimizer_config.max_grad_norm:
+            max_grad_norm = self.optimizer_config.max_grad_norm
+            factor *= max_grad_norm / tf.maximum(norm, max_grad_norm)
         optimizer = self.optimizer
         weights = [local(variable) for variable in self.decoder.trainable_variables]
         slots = [local(variable) for variable in optimizer.variables]

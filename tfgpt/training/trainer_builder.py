@@ -31,7 +31,7 @@ class RunParts:
         validation: the held-out set, a finite dataset, distributed when the strategy has several replicas.
         validation_steps: its global batches.
         by_source: the held-out sets of single sources, where there are several.
-        updates_per_round, measure: as `TrainingData`'.
+        updates_per_rollout, measure: as `TrainingData`'.
     """
 
     trainer: Trainer
@@ -39,7 +39,7 @@ class RunParts:
     validation: Any
     validation_steps: int
     by_source: Mapping[str, ValidationData] = dataclasses.field(default_factory=dict)
-    updates_per_round: int = 0
+    updates_per_rollout: int = 0
     measure: Callable[[], dict[str, float]] | None = None
 
 
@@ -58,7 +58,7 @@ def assemble(
         UserError: the settings do not fit the data, the devices or the model to start from.
     """
     batch = recipe.batch
-    check_batch(batch.batch_size, recipe.step.accumulation_steps, strategy)
+    check_batch(batch.batch_size, recipe.step.gradient_accumulation_steps, strategy)
     keras.utils.set_random_seed(recipe.run.seed)
     kind = kind or recipe.objective.kind()
     with strategy.scope():
@@ -71,7 +71,7 @@ def assemble(
         feeds.validation.dataset,
         feeds.validation.steps,
         feeds.by_source,
-        feeds.updates_per_round,
+        feeds.updates_per_rollout,
         feeds.measure,
     )
 

@@ -79,7 +79,7 @@ class LoopParts:
         peak_flops: per second, measured.
         callbacks: Keras callbacks of the caller; an epoch is the time between two validations.
         by_source: held-out sets of single sources; their losses are written down.
-        updates_per_round, measure: as `objectives.base.TrainingData`'.
+        updates_per_rollout, measure: as `objectives.base.TrainingData`'.
     """
 
     trainer: Trainer
@@ -96,7 +96,7 @@ class LoopParts:
     peak_flops: float
     callbacks: Sequence[keras.callbacks.Callback] = ()
     by_source: Mapping[str, ValidationData] = dataclasses.field(default_factory=dict)
-    updates_per_round: int = 0
+    updates_per_rollout: int = 0
     measure: Callable[[], dict[str, float]] | None = None
 
 
@@ -113,8 +113,8 @@ class TrainingLoop:
         self.recipe, self.parts, self.state = recipe, parts, state
         self.max_steps = recipe.run.max_steps
         self.validate_every = recipe.logging.validate_every or max(1, self.max_steps // 10)
-        if parts.updates_per_round:
-            self.validate_every = -(-self.validate_every // parts.updates_per_round) * parts.updates_per_round
+        if parts.updates_per_rollout:
+            self.validate_every = -(-self.validate_every // parts.updates_per_rollout) * parts.updates_per_rollout
         self.checkpoint_steps, self.checkpoint_seconds = steps_or_minutes(recipe.run.checkpoint_every)
         self.saved_at, self.saved_step = time.monotonic(), state.step
         self.seconds_per_step: float | None = None
@@ -144,7 +144,7 @@ class TrainingLoop:
         iterator = None
         while state.step < self.max_steps:
             before = state.step
-            if iterator is None or parts.updates_per_round:
+            if iterator is None or parts.updates_per_rollout:
                 iterator = parts.batches(state.step)
             self.train_to(self.next_event(), iterator)
             if self.must_roll_back():
@@ -153,7 +153,7 @@ class TrainingLoop:
                 continue
             improved = self.after_call(before, progress)
             stop, save = self.agreed(signals)
-            if save or (improved and self.recipe.run.keep_best):
+            if save or (improved and self.recipe.run.save_best):
                 self.save()
             if stop:
                 outcome = "stopped"
@@ -172,7 +172,7 @@ class TrainingLoop:
 
     def next_event(self) -> int:
         """The step at which the next call must end."""
-        step, round_length = self.state.step, self.parts.updates_per_round
+        step, round_length = self.state.step, self.parts.updates_per_rollout
         if round_length:
             return min(step - step % round_length + round_length, self.max_steps)
         every = [self.recipe.logging.log_every, self.validate_every]
@@ -184,7 +184,7 @@ class TrainingLoop:
             ends += [edge for edge in (profiled[0] - 1, profiled[1]) if edge > step]
         # The first call is one update long: it traces, and shows how long an update takes.
         longest = 1 if self.seconds_per_step is None else max(1, int(LONGEST_CALL / self.seconds_per_step))
-        longest = self.recipe.step.steps_per_call or longest
+        longest = self.recipe.step.steps_per_execution or longest
         return min(*ends, step + longest, self.max_steps)
 
     def train_to(self, end: int, iterator: Any) -> None:
@@ -281,7 +281,7 @@ class TrainingLoop:
             return
         if self.parts.hosts.is_chief:
             facts = {**self.parts.facts, "state": dataclasses.asdict(state)}
-            best = state.best_step if self.recipe.run.keep_best and state.best_loss is not None else None
+            best = state.best_step if self.recipe.run.save_best and state.best_loss is not None else None
             self.parts.checkpoints.save(state.step, self.parts.trainer.state_variables(), facts, best)
         self.saved_at, self.saved_step = time.monotonic(), state.step
 
@@ -352,7 +352,7 @@ class TrainingLoop:
             why = "no checkpoint to go back to" if facts is None else f"{run.max_rollbacks} roll-backs did not help"
             raise DivergedError(
                 f"step {at}: {run.rollback_after} updates in a row were not finite and {why}; "
-                "lower --learning_rate or --clip_norm, or lengthen --warmup_steps"
+                "lower --learning_rate or --max_grad_norm, or lengthen --warmup_steps"
             )
         self.state = LoopState(**facts["state"])
         self.state.rollbacks = rollbacks

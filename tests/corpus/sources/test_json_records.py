@@ -10,8 +10,8 @@ import random
 import pytest
 import zstandard
 
-from tfgpt.chatting.conversation import Conversation
 from tfgpt.common.errors import UserError
+from tfgpt.conversation.conversation import Conversation
 from tfgpt.corpus.sources import open_sources
 from tfgpt.generation.config import GenerateConfig
 from tfgpt.generation.prompts import read_prompts

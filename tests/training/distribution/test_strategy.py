@@ -42,7 +42,7 @@ def test_one_worker_in_tf_config_is_no_cluster(monkeypatch):
     ("rows", "steps", "words"),
     [
         (9, 1, "--batch_size: 9 rows cannot be shared by 2"),
-        (4, 4, "--accumulation_steps: 4 does not divide the 2 rows"),
+        (4, 4, "--gradient_accumulation_steps: 4 does not divide the 2 rows"),
     ],
 )
 def test_replicas_must_be_able_to_share_the_batch(rows, steps, words):

@@ -58,7 +58,7 @@ def test_loss_and_gradient_are_those_of_the_formula():
     }
     weights = [variable.value for variable in decoder.trainable_variables]
     with tf.GradientTape() as tape:
-        sums = GRPOLoss(RewardConfig(kl_penalty=0.3, clip_ratio=0.15))(decoder, batch, training=True)
+        sums = GRPOLoss(RewardConfig(kl_penalty=0.3, clip_epsilon=0.15))(decoder, batch, training=True)
     found = tape.gradient(sums["loss_sum"], weights)
     with tf.GradientTape() as tape:
         logs = -tf.nn.sparse_softmax_cross_entropy_with_logits(
@@ -79,7 +79,7 @@ def test_loss_and_gradient_are_those_of_the_formula():
     np.testing.assert_allclose(sums["loss_sum"], expected, rtol=1e-4)
     assert 0 < clipped < ROWS and float(divergence) > 0.01
     reported = {"clipped": clipped, "kl": divergence, "reward": 1.5, "pass_rate": 1, "weight_sum": ROWS}
-    for name, value in {**reported, "answer_tokens": batch["weights"].sum()}.items():
+    for name, value in {**reported, "completion_length": batch["weights"].sum()}.items():
         np.testing.assert_allclose(sums[name], value, rtol=1e-4, err_msg=name)
     for mine, other in zip(found, tape.gradient(expected, weights), strict=True):
         other = tf.convert_to_tensor(other).numpy()
@@ -146,10 +146,11 @@ def reward_recipe(base: Path, directory: Path, *more: str) -> TrainConfig:
     text.write_text("".join(json.dumps({"prompt": f"{number}:"}) + "\n" for number in range(20)), encoding="utf-8")
     flags = (
         f"--objective=grpo --init_from={base} --train_text={text} --run_dir={directory / 'run'} "
-        f"--reward={__name__}:letters --validation_fraction=0.2 --answer_tokens=6 --group_size=8 --kl_penalty=0.01 "
-        "--updates_per_round=2 --sequence_length=12 --batch_size=32 --warmup_steps=0 --compile=graph --max_steps=24 "
+        f"--reward={__name__}:letters --validation_fraction=0.2 --max_completion_length=6 --group_size=8 "
+        "--kl_penalty=0.01 "
+        "--updates_per_rollout=2 --sequence_length=12 --batch_size=32 --warmup_steps=0 --compile=graph --max_steps=24 "
         "--log_every=4 --validate_every=12 --checkpoint_every=12 --sample_tokens=0 --learning_rate=0.02 "
-        "--schedule=constant --keep_best=false"
+        "--schedule=constant --save_best=false"
     ).split()
     return TrainConfig(**command.COMMAND.parse([*flags, *more]))
 
@@ -182,7 +183,7 @@ def test_the_run_goes_on_bit_for_bit(base: Path, rewarded: Path, tmp_path: Path)
 
 def test_a_round_is_sampled_once_however_often_its_batches_are_asked_for(base: Path, tmp_path: Path, monkeypatch):
     # As --compile=auto does, for each mode, before the first update.
-    recipe, objective, sampled = reward_recipe(base, tmp_path, "--answer_temperature=0.7"), GRPO(), []
+    recipe, objective, sampled = reward_recipe(base, tmp_path, "--rollout_temperature=0.7"), GRPO(), []
     sample = RolloutBuffer.sample
 
     def noted(self, prompts, seeds, answers, temperature):
@@ -227,18 +228,18 @@ def test_each_update_learns_whole_answers_of_every_group_on_every_device(base: P
 def test_rounds_that_do_not_come_out_even_are_refused(base: Path, tmp_path: Path):
     for flag, problem in (
         ("--group_size=7", "--group_size: 7 does not divide the 64 answers of a round"),
-        ("--log_every=5", "--log_every: 5 is no multiple of --updates_per_round=2"),
-        ("--answer_tokens=13", "--answer_tokens: 13 leave no room for a prompt"),
+        ("--log_every=5", "--log_every: 5 is no multiple of --updates_per_rollout=2"),
+        ("--max_completion_length=13", "--max_completion_length: 13 leave no room for a prompt"),
     ):
         with pytest.raises(SettingError, match=problem):
             reward_recipe(base, tmp_path, flag)
 
 
 def test_prompts_that_leave_no_room_for_an_answer_are_counted_under_the_flags_as_they_were_given(base, tmp_path):
-    recipe = reward_recipe(base, tmp_path, "--answer_tokens=11")
+    recipe = reward_recipe(base, tmp_path, "--max_completion_length=11")
     with pytest.raises(SettingError) as caught:
         recipe.objective.kind().prepare(recipe)
     assert str(caught.value).startswith("--train_text: none of ")
-    assert "(the shortest has 3 tokens) fits into --sequence_length=12 with --answer_tokens=11 behind" in str(
+    assert "(the shortest has 3 tokens) fits into --sequence_length=12 with --max_completion_length=11 behind" in str(
         caught.value
     )

@@ -240,7 +240,7 @@ def test_what_is_reported_of_pairs_is_what_its_name_says(objective: str):
 @pytest.mark.parametrize("objective", ["dpo", "orpo"])
 def test_accumulation_changes_nothing(objective: str):
     ends = []
-    for step in ({}, {"accumulation_steps": 3}):
+    for step in ({}, {"gradient_accumulation_steps": 3}):
         trainer, arrays = make_trainer(objective, step)
         make = preferences.as_rows(functools.partial(preferences.training_examples, arrays, batch_size=PAIRS, seed=0))
         logs = trainer.train_steps(iter(make()), 3)
@@ -317,7 +317,7 @@ def preference_recipe(base: Path, directory: Path, *more: str) -> TrainConfig:
     flags = (
         f"--init_from={base} --train_text={text} --run_dir={directory / 'run'} --validation_fraction=0.3 "
         "--sequence_length=64 --batch_size=8 --warmup_steps=2 --compile=graph --max_steps=12 --log_every=3 "
-        "--validate_every=6 --checkpoint_every=6 --sample_tokens=0 --learning_rate=0.003 --keep_best=false"
+        "--validate_every=6 --checkpoint_every=6 --sample_tokens=0 --learning_rate=0.003 --save_best=false"
     ).split()
     return TrainConfig(**command.COMMAND.parse([*flags, *more]))
 
@@ -349,7 +349,7 @@ def test_samples_are_answers_where_the_records_are_conversations(
     base: Path, byte_tokenizer: Tokenizer, tmp_path: Path, objective: str
 ):
     turn = {"role": "user", "content": "How are you?"}
-    flags = (f"--objective={objective}", "--group_size=8", "--answer_tokens=8", "--reward=length")
+    flags = (f"--objective={objective}", "--group_size=8", "--max_completion_length=8", "--reward=length")
     recipe = preference_recipe(base, tmp_path, *flags)
     kind = recipe.objective.kind()
     kind.prepare(recipe)

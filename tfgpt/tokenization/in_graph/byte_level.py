@@ -10,8 +10,8 @@ flat bytes of the whole batch at once:
 3. BPE: in each round every pre-token joins all occurrences of its lowest-ranked pair; pre-tokens that are done leave
    (`BytePairMerger`). A pre-token has at most 4 × `MAXIMUM_RUN` bytes and a space, which bounds the rounds.
 
-Pretrained models' tokenizers cut differently (`in_graph.pretokenizers`), and their pre-tokens have no bound: a text that is one
-word of 30,000 letters takes seconds.
+Pretrained models' tokenizers cut differently (`in_graph.pretokenizers`), and their pre-tokens have no bound: a text
+that is one word of 30,000 letters takes seconds.
 """
 
 from __future__ import annotations

@@ -187,12 +187,12 @@ def is_tpu_strategy(strategy: tf.distribute.Strategy) -> bool:
     return isinstance(strategy, tf.distribute.TPUStrategy)
 
 
-def check_batch(rows: int, accumulation_steps: int, strategy: tf.distribute.Strategy) -> int:
+def check_batch(rows: int, gradient_accumulation_steps: int, strategy: tf.distribute.Strategy) -> int:
     """The rows of each replica.
 
     Args:
         rows: of the global batch, --batch_size.
-        accumulation_steps: parts of each replica's batch.
+        gradient_accumulation_steps: parts of each replica's batch.
         strategy: how many replicas there are.
 
     Raises:
@@ -201,11 +201,11 @@ def check_batch(rows: int, accumulation_steps: int, strategy: tf.distribute.Stra
     replicas = strategy.num_replicas_in_sync
     if rows % replicas:
         raise SettingError("batch_size", f"{rows} rows cannot be shared by {replicas} replicas; use a multiple of both")
-    if rows // replicas % accumulation_steps:
+    if rows // replicas % gradient_accumulation_steps:
         raise SettingError(
-            "accumulation_steps",
-            f"{accumulation_steps} does not divide the {rows // replicas} rows that --batch_size={rows} leaves to each "
-            f"of {replicas} replicas",
+            "gradient_accumulation_steps",
+            f"{gradient_accumulation_steps} does not divide the {rows // replicas} rows that --batch_size={rows} leaves to "
+            f"each of {replicas} replicas",
         )
     return rows // replicas
 

@@ -46,7 +46,7 @@ class TrainingData:
         batches: first step → iterator of training batches from that step on; step s gets the same batch always.
         validation: what the run is judged by.
         by_source: the same by source, where there are several: measured and written down, not judged by.
-        updates_per_round: of objectives that make their own data: `batches` is asked again after so many updates, at
+        updates_per_rollout: of objectives that make their own data: `batches` is asked again after so many updates, at
             which checkpoints and measurements fall. 0: data do not depend on the model.
         measure: judges the model in place of `validation`: numbers by name, `loss` among them.
     """
@@ -54,7 +54,7 @@ class TrainingData:
     batches: Callable[[int], Any]
     validation: ValidationData
     by_source: Mapping[str, ValidationData] = dataclasses.field(default_factory=dict)
-    updates_per_round: int = 0
+    updates_per_rollout: int = 0
     measure: Callable[[], dict[str, float]] | None = None
 
 

@@ -69,7 +69,7 @@ class GRPO(Objective):
         tokenizer = Tokenizer.load(recipe.initial_model)
         sides = []
         held_out = "validation_text" if recipe.corpus.validation_text else "validation_fraction"
-        longest = recipe.batch.sequence_length + 1 - recipe.reward.answer_tokens
+        longest = recipe.batch.sequence_length + 1 - recipe.reward.max_completion_length
         for name, records in zip(("train_text", held_out), read_sides(recipe.corpus)):
             prompts = [(record, encode(tokenizer, record.prompt, tools=record.tools)) for record in records]
             fitting = [(record, ids) for record, ids in prompts if len(ids) <= longest]
@@ -79,7 +79,7 @@ class GRPO(Objective):
                 shortest = min((len(ids) for _, ids in prompts), default=0)
                 problem = f"none of {len(prompts)} prompts (the shortest has {shortest} tokens) fits into "
                 problem += f"--sequence_length={recipe.batch.sequence_length} with "
-                problem += f"--answer_tokens={recipe.reward.answer_tokens} behind it"
+                problem += f"--max_completion_length={recipe.reward.max_completion_length} behind it"
                 raise SettingError(name, problem)
             # A record that cannot be judged is named now, not in the middle of the run.
             for record, _ in fitting:
@@ -123,7 +123,7 @@ class GRPO(Objective):
             )
             return iter(distributed(strategy, make))
 
-        return TrainingData(batches, ValidationData(None, 0), {}, recipe.reward.updates_per_round, rounds.measure)
+        return TrainingData(batches, ValidationData(None, 0), {}, recipe.reward.updates_per_rollout, rounds.measure)
 
 
 class RolloutBuffer:
@@ -139,7 +139,7 @@ class RolloutBuffer:
         self.config, self.data, self.seed = recipe.reward, data, recipe.run.seed
         self.length = recipe.batch.sequence_length
         self.batch_size = recipe.batch.batch_size
-        self.prompts = self.batch_size * self.config.updates_per_round // self.config.group_size
+        self.prompts = self.batch_size * self.config.updates_per_rollout // self.config.group_size
         self.rewards = rewards_of(self.config)
         self.generator = Generator(trainer.decoder, data.tokenizer)
         self.order = functools.lru_cache(maxsize=2)(EpochShuffle(len(data.train), 1, recipe.run.seed).small_permutation)
@@ -151,16 +151,16 @@ class RolloutBuffer:
 
     def place(self, step: int) -> int:
         """Which of its round's updates a step is."""
-        return step % self.config.updates_per_round
+        return step % self.config.updates_per_rollout
 
     def answers(self, step: int) -> Arrays:
         """The rows of a whole round, in the order in which the updates take them."""
-        first = step // self.config.updates_per_round * self.prompts
+        first = step // self.config.updates_per_rollout * self.prompts
         numbers = range(first, first + self.prompts)
         count = len(self.data.train)
         chosen = [self.data.train[self.order(number // count)[number % count]] for number in numbers]
         seeds = [self.sampling_seed("round", number) for number in numbers]
-        sampled = self.sample(chosen, seeds, self.config.group_size, self.config.answer_temperature)
+        sampled = self.sample(chosen, seeds, self.config.group_size, self.config.rollout_temperature)
         rows = [self.row(prompt, completion) for prompt, group in zip(chosen, sampled) for completion in group]
         arrays = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
         judged = [
@@ -175,7 +175,7 @@ class RolloutBuffer:
         # A group's answers are spread over the round's updates and devices, each of which sees all groups.
         spread = np.arange(len(rows)).reshape(self.prompts, -1).T.reshape(-1)
         arrays = {name: array[spread] for name, array in arrays.items()}
-        if self.config.updates_per_round > 1:
+        if self.config.updates_per_rollout > 1:
             arrays["sampled_nats"] = self.policy(arrays)
         if self.reference is not None:
             arrays["reference_nats"] = self.reference(arrays)
@@ -183,12 +183,12 @@ class RolloutBuffer:
 
     def measure(self) -> dict[str, float]:
         """On the held-out prompts: `loss` (the mean reward with its sign changed), `reward`, `pass_rate` and
-        `answer_tokens` of the likeliest answers, `sampled_pass_rate` of one sampled answer each."""
+        `completion_length` of the likeliest answers, `sampled_pass_rate` of one sampled answer each."""
         prompts = self.data.validation
         seeds = [self.sampling_seed("held out", number) for number in range(len(prompts))]
         likeliest, drawn = (
             [self.judged(record, found[0]) for (record, _), found in zip(prompts, self.sample(prompts, seeds, 1, heat))]
-            for heat in (0.0, self.config.answer_temperature)
+            for heat in (0.0, self.config.rollout_temperature)
         )
         reward, pass_rate = np.mean(likeliest, 0)
         return {
@@ -203,10 +203,10 @@ class RolloutBuffer:
     ) -> list[list[Completion]]:
         """Answers to each prompt, drawn from the model's own distribution."""
         plain = SamplingConfig(
-            max_new_tokens=self.config.answer_tokens, temperature=temperature, top_k=0, num_samples=samples
+            max_new_tokens=self.config.max_completion_length, temperature=temperature, top_k=0, num_samples=samples
         )
         configs = [dataclasses.replace(plain, seed=seed) for seed in seeds]
-        steps = min(self.config.answer_tokens, 32)
+        steps = min(self.config.max_completion_length, 32)
         return self.generator.generate([ids for _, ids in prompts], configs, batch_size=ANSWERS_AT_A_TIME, steps=steps)
 
     def sampling_seed(self, kind: str, number: int) -> int:
@@ -243,15 +243,15 @@ class GRPOLoss:
         chunk_tokens: as `CausalLanguageModelingLoss`'s.
 
     Attributes:
-        means: the further sums, each a mean an answer: `reward`, `pass_rate`, `answer_tokens`, `clipped` (the share of
-            tokens that count no further), and with a reference `kl` a token.
+        means: the further sums, each a mean an answer: `reward`, `pass_rate`, `completion_length`, `clipped` (the
+            share of tokens that count no further), and with a reference `kl` a token.
     """
 
     unit = "answer"
 
     def __init__(self, config: RewardConfig, chunk_tokens: int = 0):
         self.config, self.chunk_tokens = config, chunk_tokens
-        self.means = ("reward", "pass_rate", "answer_tokens", "clipped") + (("kl",) if config.kl_penalty else ())
+        self.means = ("reward", "pass_rate", "completion_length", "clipped") + (("kl",) if config.kl_penalty else ())
 
     def __call__(
         self,
@@ -271,7 +271,7 @@ class GRPOLoss:
         sampled = batch["sampled_nats"] if "sampled_nats" in batch else tf.stop_gradient(nats)
         # Padding is no answer: what stands there must not overflow.
         ratio = tf.exp((sampled - nats) * weights)
-        clipped = tf.clip_by_value(ratio, 1.0 - self.config.clip_ratio, 1.0 + self.config.clip_ratio)
+        clipped = tf.clip_by_value(ratio, 1.0 - self.config.clip_epsilon, 1.0 + self.config.clip_epsilon)
         objective = tf.minimum(ratio * advantage, clipped * advantage)
         losses = -mean_over_tokens(objective)
         sums = {}
@@ -287,6 +287,6 @@ class GRPOLoss:
             "weight_sum": tf.cast(tf.shape(losses)[0], tf.float32),
             "reward": tf.reduce_sum(batch["rewards"]),
             "pass_rate": tf.reduce_sum(batch["passed"]),
-            "answer_tokens": tf.reduce_sum(weights),
+            "completion_length": tf.reduce_sum(weights),
             "clipped": tf.reduce_sum(mean_over_tokens(tf.cast(objective < ratio * advantage, tf.float32))),
         }

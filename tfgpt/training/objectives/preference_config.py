@@ -57,14 +57,14 @@ class RewardConfig(Settings):
         minimum=1,
     )
     group_size: int = setting(8, "Answers sampled for each prompt.", minimum=2, maximum=2**16)
-    answer_tokens: int = setting(64, "Most tokens of a sampled answer.", minimum=1)
-    answer_temperature: float = setting(1.0, "Temperature they are sampled at.", minimum=0.01)
-    updates_per_round: int = setting(
+    max_completion_length: int = setting(64, "Most tokens of a sampled answer.", minimum=1)
+    rollout_temperature: float = setting(1.0, "Temperature they are sampled at.", minimum=0.01)
+    updates_per_rollout: int = setting(
         1,
         "Updates made with the answers of one round of sampling: the round's answers are dealt out to them.",
         minimum=1,
     )
-    clip_ratio: float = setting(
+    clip_epsilon: float = setting(
         0.2, "An answer's token counts no further once its probability has changed by this share.", minimum=0.0
     )
     kl_penalty: float = setting(

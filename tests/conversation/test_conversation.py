@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from tfgpt.chatting.conversation import Conversation, readable
 from tfgpt.common.errors import UserError
+from tfgpt.conversation.conversation import Conversation, readable
 from tfgpt.corpus.sources import open_sources
 
 SYSTEM = {"role": "system", "content": "Be kind."}

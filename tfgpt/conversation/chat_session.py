@@ -10,11 +10,11 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol
 
-from tfgpt.chatting.config import ChatSamplingConfig
-from tfgpt.chatting.conversation import Conversation, Message, readable
 from tfgpt.common.did_you_mean import did_you_mean
 from tfgpt.common.errors import SettingError, UserError
 from tfgpt.common.settings import field_types, plain_type
+from tfgpt.conversation.config import ChatSamplingConfig
+from tfgpt.conversation.conversation import Conversation, Message, readable
 from tfgpt.corpus.sources.base import message_text
 from tfgpt.generation.prompts import checked_utf8, encode
 

@@ -8,8 +8,8 @@ import signal
 import sys
 from typing import NoReturn
 
-from tfgpt.chatting.chat_session import ChatSession
 from tfgpt.common.errors import TfgptError, UserError
+from tfgpt.conversation.chat_session import ChatSession
 
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 """Characters that move a terminal's cursor, colour it or worse: nothing that a model writes may do that."""
