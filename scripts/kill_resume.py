@@ -34,7 +34,8 @@ def command(text: Path, run_dir: Path, cache: Path, steps: int) -> list[str]:
         "--tokenizer=bytes", "--preset=tiny", "--num_layers=2", "--num_query_heads=2", "--num_key_value_heads=1",
         "--hidden_dim=32", "--intermediate_dim=64", "--head_dim=16", "--dropout=0.1", "--sequence_length=32",
         "--batch_size=8", "--gradient_accumulation_steps=2", "--optimizer=muon", "--ema_decay=0.99",
-        f"--max_steps={steps}", "--checkpoint_every=20", f"--validate_every={steps // 5}", "--log_every=7", "--sample_tokens=0", "--seed=3",
+        f"--max_steps={steps}", "--checkpoint_every=20",
+        f"--validate_every={steps // 5}", "--log_every=7", "--sample_tokens=0", "--seed=3",
         "--compile=graph",
     ]  # fmt: skip
 

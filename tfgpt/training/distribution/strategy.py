@@ -204,8 +204,8 @@ def check_batch(rows: int, gradient_accumulation_steps: int, strategy: tf.distri
     if rows // replicas % gradient_accumulation_steps:
         raise SettingError(
             "gradient_accumulation_steps",
-            f"{gradient_accumulation_steps} does not divide the {rows // replicas} rows that --batch_size={rows} leaves to "
-            f"each of {replicas} replicas",
+            f"{gradient_accumulation_steps} does not divide the {rows // replicas} rows that --batch_size={rows} "
+            f"leaves to each of {replicas} replicas",
         )
     return rows // replicas
 
