@@ -12,8 +12,8 @@ import time
 
 from tfgpt.common.command_line import Command
 from tfgpt.common.errors import SettingError
-from tfgpt.common.progress import amount
-from tfgpt.corpus.cache import CacheEntry, cache_directory, entries, remove, remove_leftovers
+from tfgpt.common.progress import format_bytes
+from tfgpt.corpus.cache import CacheEntry, cache_directory, list_entries, remove_entry, remove_leftovers
 from tfgpt.corpus.config import CacheConfig
 
 HASH_DIGITS = 12
@@ -22,10 +22,10 @@ HASH_DIGITS = 12
 def run(cache: CacheConfig) -> None:
     """Removes what is named, or lists."""
     folder = cache_directory(cache.cache_dir)
-    found = entries(folder)
+    found = list_entries(folder)
     if not cache.remove and cache.unused_days is None:
         print("\n".join(table(found)))
-        print(f"{amount(sum(entry.size for entry in found))} in {len(found)} entries of {folder}")
+        print(f"{format_bytes(sum(entry.size for entry in found))} in {len(found)} entries of {folder}")
         return
     doomed = [named(found, name) for name in cache.remove]
     freed = 0
@@ -34,10 +34,10 @@ def run(cache: CacheConfig) -> None:
         doomed += [entry for entry in found if entry.used <= oldest and entry not in doomed]
         freed += sum(remove_leftovers(stage) for stage in {entry.path.parent for entry in found})
     for entry in doomed:
-        remove(entry)
+        remove_entry(entry)
         freed += entry.size
-        print(f"Removed {entry.name} ({amount(entry.size)})", flush=True)
-    print(f"{amount(freed)} freed, {len(doomed)} of {len(found)} entries of {folder} removed")
+        print(f"Removed {entry.name} ({format_bytes(entry.size)})", flush=True)
+    print(f"{format_bytes(freed)} freed, {len(doomed)} of {len(found)} entries of {folder} removed")
 
 
 def table(found: list[CacheEntry]) -> list[str]:
@@ -49,7 +49,7 @@ def table(found: list[CacheEntry]) -> list[str]:
         stage, name = entry.name.split("/", 1)
         used = time.strftime("%Y-%m-%d", time.localtime(entry.used))
         shown = f"{stage}/{name[:HASH_DIGITS]}"
-        lines.append(f"{shown:<28}  {amount(entry.size):>9}  {used}  {', '.join(entry.text)}".rstrip())
+        lines.append(f"{shown:<28}  {format_bytes(entry.size):>9}  {used}  {', '.join(entry.text)}".rstrip())
     return lines
 
 

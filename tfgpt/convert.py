@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 
-from tfgpt.common.command_line import Command, command_line
+from tfgpt.common.command_line import Command, shell_command
 from tfgpt.conversion.config import ConvertConfig
 from tfgpt.diagnosis.suggest_config import SuggestConfig
 
@@ -25,7 +25,7 @@ def run(convert: ConvertConfig, suggest: SuggestConfig) -> None:
     from tfgpt.conversion.convert import convert as write
 
     output = write(convert, lambda line: print(line, flush=True))
-    command = command_line("generate", f"--model={output}", "--prompt=The capital of France is")
+    command = shell_command("generate", f"--model={output}", "--prompt=The capital of France is")
     print(f"Next:    {command}")
 
 

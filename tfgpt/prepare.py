@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 
-from tfgpt.common.command_line import Command, command_line, flag_items
+from tfgpt.common.command_line import Command, flag_strings, shell_command
 from tfgpt.common.errors import SettingError
 from tfgpt.common.output_directories import check_replaceable
 from tfgpt.common.settings import Settings
@@ -49,7 +49,7 @@ def run(
     if prepare.output_dir:
         print(f"Results: {put_results(data, prepare.output_dir, prepare.overwrite)}")
     print(f"Data card: {data.documents.card}")
-    print(f"Next: {command_line('train', *flags_of(corpus, tokenizer))}")
+    print(f"Next: {shell_command('train', *flags_of(corpus, tokenizer))}")
 
 
 def prepare_conversations(
@@ -75,7 +75,7 @@ def prepare_conversations(
     for line in show(recipe, prepare.preview, dimmed=sys.stdout.isatty()):
         print(line)
     given = flags_of(corpus, tokenizer, objective, batch, mixture, augmentation)
-    print(f"Next: {command_line('train', *given, '--init_from=MODEL')}")
+    print(f"Next: {shell_command('train', *given, '--init_from=MODEL')}")
 
 
 def flags_of(*settings: Settings) -> list[str]:
@@ -85,7 +85,7 @@ def flags_of(*settings: Settings) -> list[str]:
         for group in settings
         for name, value in group.to_dict().items()
         if value != type(group)().to_dict()[name]
-        for item in flag_items(value)
+        for item in flag_strings(value)
     ]
 
 

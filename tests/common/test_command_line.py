@@ -12,7 +12,7 @@ from typing import ClassVar
 
 import pytest
 
-from tfgpt.common.command_line import Command, Overrides, command_line
+from tfgpt.common.command_line import Command, Overrides, shell_command
 from tfgpt.common.errors import RunError, SettingError, UserError
 from tfgpt.common.settings import Settings, setting
 
@@ -176,7 +176,7 @@ def test_debugging_prints_the_traceback_and_no_home_is_no_obstacle(tmp_path, mon
 
 
 def test_a_command_line_can_be_pasted():
-    line = command_line("generate", "--model=my runs/it's", "--prompt=a\nb")
+    line = shell_command("generate", "--model=my runs/it's", "--prompt=a\nb")
     assert shlex.split(line) == ["python", "-m", "tfgpt.generate", "--model=my runs/it's", "--prompt=a\nb"]
 
 

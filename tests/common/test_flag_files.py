@@ -9,7 +9,7 @@ import random
 import pytest
 
 from tfgpt.__main__ import COMMANDS
-from tfgpt.common.command_line import Overrides, flag_names, keyword
+from tfgpt.common.command_line import Overrides, flag_names, keyword_name
 from tfgpt.common.errors import UserError
 from tfgpt.common.flag_files import flag_line, read_flag_file
 from tfgpt.common.settings import field_types, plain_type
@@ -52,7 +52,7 @@ def test_every_flag_of_every_command_is_read_back_equal(name, tmp_path):
         if isinstance(group, Overrides):
             settings[group.name] = content
         else:
-            settings[keyword(group)] = made = object.__new__(cls)  # Without the checks of values and combinations.
+            settings[keyword_name(group)] = made = object.__new__(cls)  # Without the checks of values and combinations.
             for field, value in content.items():
                 object.__setattr__(made, field, value)
     file.write_text(command.flag_file(settings), encoding="utf-8", newline="\n")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tfgpt.common.errors import UserError
-from tfgpt.common.model_paths import EXPORT_FORMS, FORMS, find_export, find_model, no_weights
+from tfgpt.common.model_paths import EXPORT_FORMS, MODEL_FORMS, find_export, find_model, no_weights_error
 
 
 @pytest.fixture
@@ -67,14 +67,14 @@ def test_every_form_is_known(name, kind, path, here):
         ("runs/a-search", "is a search; python -m tfgpt.train --flagfile=runs/a-search/best.cfg trains its best run"),
         ("models", "models is no model but a folder of models; name one of chat, lora, preset, smollm2"),
         ("several", "several holds 2 GGUF files (a.gguf, b.gguf); name one of them"),
-        ("empty", f"empty is empty; what is taken: {FORMS}"),
-        ("", f"is empty; what is taken: {FORMS}"),
+        ("empty", f"empty is empty; what is taken: {MODEL_FORMS}"),
+        ("", f"is empty; what is taken: {MODEL_FORMS}"),
         ("x" * 5000, "cannot be read (File name too long)"),
         ("/dev/null", "/dev/null is neither a file nor a directory"),
         ("a\0b", "no such file or directory"),
         ("天地/玄黃", "no such file or directory"),
-        ("notes", f"no config.json in it, no adapter_config.json and no saved_model.pb; what is taken: {FORMS}"),
-        ("notes/plan.txt", f"notes/plan.txt is a file, but no GGUF file; what is taken: {FORMS}"),
+        ("notes", f"no config.json in it, no adapter_config.json and no saved_model.pb; what is taken: {MODEL_FORMS}"),
+        ("notes/plan.txt", f"notes/plan.txt is a file, but no GGUF file; what is taken: {MODEL_FORMS}"),
         ("models/smollm2/config.json", "is a file, but no GGUF file; give its folder, models/smollm2; what is taken"),
     ],
 )  # fmt: skip
@@ -91,17 +91,19 @@ def test_a_name_on_the_hub_whose_folder_is_here_is_given_with_its_prefix(here):
 
 
 def test_an_export_names_the_model_it_was_made_of_where_weights_are_needed(here):
-    line = str(no_weights(find_model("models/chat"), "init_from"))
+    line = str(no_weights_error(find_model("models/chat"), "init_from"))
     assert line == (
         "--init_from: models/chat is an export, which serve and TensorFlow Serving take; weights are needed here: give "
-        f"the model ({FORMS})"
+        f"the model ({MODEL_FORMS})"
     )
     metadata = here / "models/chat/10/assets.extra/tfgpt.json"
     metadata.parent.mkdir()
     metadata.write_text(json.dumps({"model": "runs/quickstart"}))
-    assert "give the model it was made of: runs/quickstart (" in str(no_weights(find_model("models/chat"), "source"))
+    assert "give the model it was made of: runs/quickstart (" in str(
+        no_weights_error(find_model("models/chat"), "source")
+    )
     metadata.write_text(json.dumps({"model": "runs/gone"}))
-    assert "runs/gone, which is not there now (" in str(no_weights(find_model("models/chat"), "source"))
+    assert "runs/gone, which is not there now (" in str(no_weights_error(find_model("models/chat"), "source"))
 
 
 def test_serve_is_told_how_to_export_what_is_no_export(here):
@@ -119,7 +121,7 @@ def test_serve_is_told_how_to_export_what_is_no_export(here):
     for name in ("notes", "empty", "notes/plan.txt", "gpt2"):
         with pytest.raises(UserError) as caught:
             find_export(name)
-        assert f"what is taken: {EXPORT_FORMS}" in str(caught.value) and FORMS not in str(caught.value)
+        assert f"what is taken: {EXPORT_FORMS}" in str(caught.value) and MODEL_FORMS not in str(caught.value)
 
 
 def test_a_run_of_another_format_is_refused_by_name(tmp_path):

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 from tests.conftest import ROOT
-from tfgpt.common.library_warnings import hidden
+from tfgpt.common.library_warnings import is_hidden
 
 HEADER = "0000 00:00:1795824712.471895   16465 "
 NOTICES = f"""\
@@ -40,10 +40,10 @@ UserWarning: something of Python's
 def test_known_notices_are_hidden_and_real_warnings_pass():
     before = False
     for line in NOTICES.splitlines(keepends=True):
-        before = hidden(line.encode(), before)
+        before = is_hidden(line.encode(), before)
         assert before, line
     for line in REAL.splitlines(keepends=True):
-        assert not hidden(line.encode(), False), line
+        assert not is_hidden(line.encode(), False), line
 
 
 def run(code: str, *, tensorflow: bool = False, **environment: str) -> subprocess.CompletedProcess:

@@ -13,7 +13,7 @@ from tfgpt import cache as command
 from tfgpt.common.errors import SettingError
 from tfgpt.common.locks import writer_lock
 from tfgpt.corpus.build import build_documents
-from tfgpt.corpus.cache import cache_directory, entries, lock_file, making
+from tfgpt.corpus.cache import cache_directory, cached_entry, list_entries, lock_file
 from tfgpt.corpus.config import CorpusConfig
 
 
@@ -61,7 +61,7 @@ def test_without_a_home_folder_the_flag_is_named(monkeypatch):
 
 
 def test_the_list_says_what_is_there_from_which_text_how_large_and_when_used(cache, text, capsys):
-    (entry,) = (entry for entry in entries(cache) if entry.name.startswith("documents/"))
+    (entry,) = (entry for entry in list_entries(cache) if entry.name.startswith("documents/"))
     assert command.main([f"--cache_dir={cache}"]) == 0
     lines = capsys.readouterr().out.splitlines()
     (line,) = (line for line in lines if line.startswith("documents/"))
@@ -72,7 +72,7 @@ def test_the_list_says_what_is_there_from_which_text_how_large_and_when_used(cac
 
 
 def test_one_entry_is_removed_and_what_is_freed_is_said(cache, capsys):
-    (entry,) = (entry for entry in entries(cache) if entry.name.startswith("documents/"))
+    (entry,) = (entry for entry in list_entries(cache) if entry.name.startswith("documents/"))
     assert command.main([f"--cache_dir={cache}", "--remove=documents/"]) == 0
     assert capsys.readouterr().out.splitlines()[0].startswith(f"Removed {entry.name} (")
     assert [path.name for path in (cache / "documents").iterdir()] == []
@@ -81,21 +81,21 @@ def test_one_entry_is_removed_and_what_is_freed_is_said(cache, capsys):
 
 
 def test_only_what_was_not_used_for_so_long_is_removed(cache, text, capsys):
-    for entry in entries(cache):
+    for entry in list_entries(cache):
         aged(entry.path, 40)
     # Used again: it counts from now on.
     build_documents(CorpusConfig(train_text=(str(text),), cache_dir=str(cache)))
-    left = {entry.name for entry in entries(cache)}
+    left = {entry.name for entry in list_entries(cache)}
     (cache / "tokens" / "0123").mkdir(parents=True)
     aged(cache / "tokens" / "0123", 31)
     assert command.main([f"--cache_dir={cache}", "--unused_days=30"]) == 0
-    assert {entry.name for entry in entries(cache)} == left
+    assert {entry.name for entry in list_entries(cache)} == left
     assert command.main([f"--cache_dir={cache}", "--unused_days=0"]) == 0
-    assert entries(cache) == [] and "freed" in capsys.readouterr().out
+    assert list_entries(cache) == [] and "freed" in capsys.readouterr().out
 
 
 def test_an_entry_that_is_being_made_is_not_removed(cache, capsys):
-    (entry,) = (entry for entry in entries(cache) if entry.name.startswith("documents/"))
+    (entry,) = (entry for entry in list_entries(cache) if entry.name.startswith("documents/"))
     with writer_lock(lock_file(entry.path), entry.path):
         assert command.main([f"--cache_dir={cache}", "--remove=documents/"]) == 2
     assert f"is being written by process {os.getpid()}" in capsys.readouterr().err
@@ -122,10 +122,10 @@ def test_a_cache_that_cannot_be_written_is_read(cache, text):
 
 def test_an_entry_used_through_making_counts_as_used(tmp_path):
     entry = tmp_path / "tokens" / "0123"
-    with making(entry, ["my/*.txt"]):
+    with cached_entry(entry, ["my/*.txt"]):
         entry.mkdir(parents=True)
     aged(entry, 10)
-    with making(entry, ["my/*.txt"]):
+    with cached_entry(entry, ["my/*.txt"]):
         pass
-    (found,) = entries(tmp_path)
+    (found,) = list_entries(tmp_path)
     assert found.text == ("my/*.txt",) and time.time() - found.used < 60

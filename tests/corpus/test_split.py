@@ -12,7 +12,7 @@ def text(content: str, identity: str = "x") -> dict:
 
 
 def held_out(fraction: float, count: int = 20_000) -> set[int]:
-    return {number for number in range(count) if split.hashed_side(text("", f"{number}"), fraction) == "validation"}
+    return {number for number in range(count) if split.hash_side(text("", f"{number}"), fraction) == "validation"}
 
 
 def test_the_hash_split_holds_out_the_share_asked_for():
@@ -29,12 +29,12 @@ def test_the_hash_split_is_the_same_on_every_machine():
     first_digits = {"a": "1", "b": "9", "c": "4", "d": "d", "e": "3", "f": "a"}
     for identity, digit in first_digits.items():
         expected = "validation" if int(digit, 16) < 8 else "train"
-        assert split.hashed_side(text("", identity), 0.5) == expected
+        assert split.hash_side(text("", identity), 0.5) == expected
 
 
 def test_parts_and_chapters_stay_together():
     for group in range(200):
-        sides = {split.hashed_side(text("", f"{group}#{part}"), 0.3) for part in range(20)}
+        sides = {split.hash_side(text("", f"{group}#{part}"), 0.3) for part in range(20)}
         assert len(sides) == 1
 
 
@@ -69,12 +69,12 @@ def sides(train: tuple[int, int], validation: tuple[int, int]) -> dict:
 
 
 def test_few_documents_are_not_split_by_hash():
-    assert split.why_not_hashed(sides((37, 950), (2, 50)), 0.05) == "39 documents are too few to split by hash"
-    assert split.why_not_hashed(sides((1, 9), (0, 0)), 0.05) == "1 document is too few to split by hash"
-    assert split.why_not_hashed(sides((38, 950), (2, 50)), 0.05) is None
+    assert split.hash_split_problem(sides((37, 950), (2, 50)), 0.05) == "39 documents are too few to split by hash"
+    assert split.hash_split_problem(sides((1, 9), (0, 0)), 0.05) == "1 document is too few to split by hash"
+    assert split.hash_split_problem(sides((38, 950), (2, 50)), 0.05) is None
 
 
 def test_a_lopsided_hash_split_is_seen():
-    assert "validation side would be empty" in str(split.why_not_hashed(sides((100, 950), (0, 0)), 0.05))
-    assert "by hash 50.0% of the text" in str(split.why_not_hashed(sides((99, 500), (1, 500)), 0.05))
-    assert "by hash 0.1% of the text" in str(split.why_not_hashed(sides((99, 999), (1, 1)), 0.05))
+    assert "validation side would be empty" in str(split.hash_split_problem(sides((100, 950), (0, 0)), 0.05))
+    assert "by hash 50.0% of the text" in str(split.hash_split_problem(sides((99, 500), (1, 500)), 0.05))
+    assert "by hash 0.1% of the text" in str(split.hash_split_problem(sides((99, 999), (1, 1)), 0.05))

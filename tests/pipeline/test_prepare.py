@@ -16,7 +16,7 @@ import pytest
 from tfgpt.common.errors import UserError
 from tfgpt.corpus.config import CorpusConfig
 from tfgpt.pipeline.batches import validation_batches
-from tfgpt.pipeline.prepare import PreparedData, amount, prepare, put_results
+from tfgpt.pipeline.prepare import PreparedData, format_bytes, prepare, put_results
 from tfgpt.pipeline.token_shards import DamagedShards, TokenShards
 from tfgpt.tokenization.config import TokenizerConfig
 from tfgpt.tokenization.tokenizer import Tokenizer
@@ -295,6 +295,6 @@ def test_results_never_replace_something_else(tmp_path, corpus):
 
 
 def test_amounts_are_written_in_decimal_units():
-    assert [amount(count) for count in (0, 999, 1000, 55_770, 999_960, 1_234_567, 5 * 10**13)] == [
+    assert [format_bytes(count) for count in (0, 999, 1000, 55_770, 999_960, 1_234_567, 5 * 10**13)] == [
         "0 bytes", "999 bytes", "1.0 kB", "55.8 kB", "1.0 MB", "1.2 MB", "50.0 TB",
     ]  # fmt: skip

@@ -14,13 +14,13 @@ import sys
 import traceback
 from pathlib import Path
 
-from tfgpt.common.tf_logging import import_tensorflow, write_to
+from tfgpt.common.tf_logging import import_tensorflow, redirect_output
 
 
 def child(order: dict) -> int:
     os.setsid()
     log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    write_to(log)
+    redirect_output(log)
     os.environ.update(order["environment"])
     if order["file_size"]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (order["file_size"], order["file_size"]))

@@ -21,18 +21,18 @@ from typing import Any
 
 from absl import flags as absl_flags
 
-from tfgpt.common.crash_report import without_secrets, write_crash_file
+from tfgpt.common.crash_report import redact_secrets, write_crash_file
 from tfgpt.common.did_you_mean import did_you_mean, no_such_file
 from tfgpt.common.errors import SettingError, TfgptError, UserError
 from tfgpt.common.flag_files import flag_line, read_flag_file
-from tfgpt.common.settings import Settings, field_types, plain_type, shown
+from tfgpt.common.settings import Settings, field_types, plain_type, short_repr
 from tfgpt.common.standard_streams import open_standard_streams
 from tfgpt.common.tf_logging import show_notices
 
 VERBOSITY = "1 also shows the notices of TensorFlow and its libraries."
 
 # What the system says of a path that a person gave, where nobody expected it.
-PATHS_FAULTS = (
+PATH_ERRNOS = (
     errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EROFS,
 )  # fmt: skip
 # How Python refuses what is no number, and how we say it.
@@ -135,7 +135,7 @@ class Command:
                 given = {name: value for name, value in given.items() if value is not None}
                 keywords[group.name] = group.settings.checked_values(given)
             else:
-                keywords[keyword(group)] = group(**{name: flag_value(values, name) for name in flag_names(group)})
+                keywords[keyword_name(group)] = group(**{name: flag_value(values, name) for name in flag_names(group)})
         return keywords
 
     def with_flag_files(self, values: absl_flags.FlagValues, arguments: list[str]) -> list[str]:
@@ -170,10 +170,10 @@ class Command:
         """For each group its title and the flags, name and value, that give its part of `settings` again."""
         groups = []
         for group in self.groups:
-            value = settings[group.name if isinstance(group, Overrides) else keyword(group)]
+            value = settings[group.name if isinstance(group, Overrides) else keyword_name(group)]
             fields = value if isinstance(value, dict) else value.to_dict()
             title = group.settings.title if isinstance(group, Overrides) else group.title
-            flags = [(field, item) for field, content in fields.items() for item in flag_items(content)]
+            flags = [(field, item) for field, content in fields.items() for item in flag_strings(content)]
             groups.append((title, flags))
         return groups
 
@@ -228,7 +228,7 @@ class Command:
             self.complain(str(error))
             return error.exit_code
         except KeyboardInterrupt as error:
-            number = signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT
+            number = signal.SIGTERM if isinstance(error, SigtermReceived) else signal.SIGINT
             if self.resumable:
                 self.complain(f"stopped by {number.name}; what was finished is kept, the same command goes on")
                 return 0
@@ -239,10 +239,12 @@ class Command:
             sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
             return 0
         except OSError as error:
-            if error.errno not in PATHS_FAULTS or not error.filename:
+            if error.errno not in PATH_ERRNOS or not error.filename:
                 return self.crashed(arguments, error)
             missing = error.errno == errno.ENOENT and isinstance(error.filename, str)
-            self.complain(no_such_file(error.filename) if missing else f"{shown(error.filename)}: {error.strerror}")
+            self.complain(
+                no_such_file(error.filename) if missing else f"{short_repr(error.filename)}: {error.strerror}"
+            )
             return UserError.exit_code
         except Exception as error:
             return self.crashed(arguments, error)
@@ -252,7 +254,7 @@ class Command:
         crash = write_crash_file(self.name, arguments, error)
         if crash is None or os.environ.get("TFGPT_DEBUG", "0") not in ("", "0"):
             traceback.print_exc()
-        message = without_secrets(f"{type(error).__name__}: {error}")[:300]
+        message = redact_secrets(f"{type(error).__name__}: {error}")[:300]
         where = f"; please report it with {crash}" if crash else ""
         self.complain(f"{message}; this is a fault of tfgpt{where}")
         return 1
@@ -263,21 +265,21 @@ class Command:
         print(f"tfgpt.{self.name}: {line}", file=sys.stderr)
 
 
-class Terminated(KeyboardInterrupt):
+class SigtermReceived(KeyboardInterrupt):
     """SIGTERM: a command ends as with Ctrl-C, with another exit code."""
 
 
 def terminate(number: int, frame: FrameType | None) -> None:
     """The handler of SIGTERM."""
-    raise Terminated
+    raise SigtermReceived
 
 
-def command_line(command: str, *arguments: str) -> str:
+def shell_command(command: str, *arguments: str) -> str:
     """`python -m tfgpt.COMMAND …` as it can be pasted into a shell: what a command prints as the next one."""
     return shlex.join(["python", "-m", f"tfgpt.{command}", *arguments])
 
 
-def keyword(settings: type[Settings]) -> str:
+def keyword_name(settings: type[Settings]) -> str:
     """`OptimizerConfig` → "optimizer"; `EarlyStoppingConfig` → "early_stopping"."""
     name = settings.__name__.removesuffix("Config")
     return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name).lstrip("_")
@@ -325,7 +327,7 @@ def flag_name(argument: str) -> str:
     return argument.lstrip("-").split("=", 1)[0] if argument.startswith("-") else ""
 
 
-def flag_items(value: Any) -> list[str]:
+def flag_strings(value: Any) -> list[str]:
     """How a value is written in a flag file: nothing for None, a line an item for a list."""
     if value is None:
         return []
@@ -343,7 +345,7 @@ def flag_help(field: dataclasses.Field, kind: type, default_words: str | None) -
         words = "|".join(field.metadata["choices"])
     default = default_words
     if default is None:
-        items = [] if field.default is dataclasses.MISSING else flag_items(field.default)
+        items = [] if field.default is dataclasses.MISSING else flag_strings(field.default)
         default = f"default: {', '.join(items) if items and items != [''] else 'none'}"
     repeat = "; repeatable" if kind is tuple else ""
     text = f"{field.metadata.get('help', '')} ({default}{repeat})"

@@ -52,7 +52,7 @@ def write_crash_file(command: str, arguments: Sequence[str], error: BaseExceptio
             "".join(traceback.format_exception(error)),
         ]
     )
-    content = without_secrets(text, arguments).encode("utf-8", "backslashreplace")
+    content = redact_secrets(text, arguments).encode("utf-8", "backslashreplace")
     folders = [Path(tempfile.gettempdir())]
     with contextlib.suppress(RuntimeError):  # raised where the user has no home folder
         folders.insert(0, platformdirs.user_log_path("tfgpt", appauthor=False))
@@ -76,7 +76,7 @@ def version(package: str) -> str:
         return "not installed"
 
 
-def without_secrets(text: str, arguments: Sequence[str] = ()) -> str:
+def redact_secrets(text: str, arguments: Sequence[str] = ()) -> str:
     """The text with *** for what looks like a credential and for what the environment keeps under such a name.
 
     Args:

@@ -11,7 +11,7 @@ ALIKE, MUCH_LESS_ALIKE = 0.7, 0.08  # of 1
 SHOWN = 8  # names of a folder in one line
 
 
-def nearest(name: str, names: Iterable[str], count: int = 3) -> list[str]:
+def closest_names(name: str, names: Iterable[str], count: int = 3) -> list[str]:
     """At most `count` of `names` that are spelled like `name`, the nearest first; upper and lower case are the same."""
     by_lower: dict[str, str] = {}
     for known in names:
@@ -29,7 +29,7 @@ def did_you_mean(name: str, names: Iterable[str], prefix: str = "") -> str:
         names: what there is.
         prefix: stands before each name, such as "--".
     """
-    found = [f"{prefix}{known}" for known in nearest(name, names)]
+    found = [f"{prefix}{known}" for known in closest_names(name, names)]
     return f"; did you mean {' or '.join(found)}?" if found else ""
 
 
@@ -56,7 +56,7 @@ def no_such_file(path: str | os.PathLike, what: str = "no such file") -> str:
         return f"{path}: {what}"
     where = f"the folder {folder if str(folder) != '.' else Path.cwd()}"
     absent = "" if folder == wanted.parent else f" (there is no {folder / missing})"
-    if near := nearest(missing, names):
+    if near := closest_names(missing, names):
         return f"{path}: {what}{absent}; did you mean {' or '.join(str(folder / name) for name in near)}?"
     if not names:
         return f"{path}: {what}{absent}; {where} is empty"

@@ -51,7 +51,7 @@ def is_notice(text: str) -> bool:
     return NOTICES.search(text) is not None
 
 
-def hidden(line: bytes, before: bool) -> bool:
+def is_hidden(line: bytes, before: bool) -> bool:
     """Whether a line of standard error is left out; `before` says whether the line above it was."""
     header = HEADER.match(line)
     if header is None:
@@ -71,12 +71,12 @@ def main() -> None:
         *lines, rest = (rest + chunk).split(b"\n")
         shown = []
         for line in lines:
-            before = hidden(line + b"\n", before)
+            before = is_hidden(line + b"\n", before)
             shown += [] if before else [line + b"\n"]
         if rest and not re.match(rb"[IWEFT\t \d]", rest):
             shown, rest = [*shown, rest], b""
         write(b"".join(shown))
-    write(b"" if hidden(rest, before) else rest)
+    write(b"" if is_hidden(rest, before) else rest)
 
 
 def write(content: bytes) -> None:

@@ -11,15 +11,15 @@ import re
 from pathlib import Path
 
 from tfgpt.common.adapters import ADAPTER_CONFIG, is_adapter
-from tfgpt.common.command_line import command_line
-from tfgpt.common.did_you_mean import nearest, no_such_file
+from tfgpt.common.command_line import shell_command
+from tfgpt.common.did_you_mean import closest_names, no_such_file
 from tfgpt.common.errors import UserError
-from tfgpt.common.output_directories import check_format, in_short
+from tfgpt.common.output_directories import check_format, shorten_list
 
-FORMS = "a run, a model directory, an adapter, a .gguf file, a KerasHub preset or a name on the Hugging Face hub"
+MODEL_FORMS = "a run, a model directory, an adapter, a .gguf file, a KerasHub preset or a name on the Hugging Face hub"
 """What stands for a model wherever its weights are needed; for `--help` and messages."""
 
-MODEL_HELP = f"The model: {FORMS}. What is no model directory of ours is converted into the cache, once."
+MODEL_HELP = f"The model: {MODEL_FORMS}. What is no model directory of ours is converted into the cache, once."
 """`--help` of a flag that takes one."""
 
 EXPORT_FORMS = "an export, such as models/chat, or one version of it, models/chat/1"
@@ -46,7 +46,7 @@ class FoundModel:
     path: Path
 
 
-def find_model(name: str, flag: str = "model", taken: str = FORMS) -> FoundModel:
+def find_model(name: str, flag: str = "model", taken: str = MODEL_FORMS) -> FoundModel:
     """What the value of a flag stands for; no file of weights is opened.
 
     Args:
@@ -95,7 +95,7 @@ def meant_here(path: Path) -> bool:
     """
     if path.suffix == ".gguf" or (len(path.parts) > 1 and path.parent.is_dir()):
         return True
-    near = nearest(path.parts[0], (entry.name for entry in Path().iterdir()))
+    near = closest_names(path.parts[0], (entry.name for entry in Path().iterdir()))
     return any(Path(name, *path.parts[1:]).exists() for name in near)
 
 
@@ -142,22 +142,24 @@ def refused(path: Path, flag: str, taken: str) -> FoundModel:
     files = sorted(path.glob("*.gguf"))
     run = next((parent for parent in (path, *path.parents) if (parent / "flags.cfg").is_file()), None)
     if files:
-        problem = f"holds {len(files)} GGUF files ({in_short([file.name for file in files])}); name one of them"
+        problem = f"holds {len(files)} GGUF files ({shorten_list([file.name for file in files])}); name one of them"
     elif (path / "search.json").is_file():
         best = path / "best"
-        command = command_line("train", f"--flagfile={path / 'best.cfg'}")
+        command = shell_command("train", f"--flagfile={path / 'best.cfg'}")
         what = f"give its best run, {best}" if found_in(best, "") else f"{command} trains its best run"
         problem = f"is a search; {what}"
     elif run is not None and run != path:
         problem = f"is no model but a part of the run {run}; give that"
     elif run is not None:
-        command = command_line("train", f"--flagfile={run / 'flags.cfg'}")
+        command = shell_command("train", f"--flagfile={run / 'flags.cfg'}")
         problem = f"is a run without a model, which the run's end writes; {command} goes on with it"
     else:
         entries = [*path.iterdir(), *path.glob("snapshots/*")]
         models = sorted(str(entry.relative_to(path)) for entry in entries if entry.is_dir() and found_in(entry, ""))
         problem = (
-            f"is no model but a folder of models; name one of {in_short(models)}" if models else no_model(path, taken)
+            f"is no model but a folder of models; name one of {shorten_list(models)}"
+            if models
+            else no_model(path, taken)
         )
     raise UserError(f"--{flag}: {path} {problem}")
 
@@ -170,7 +172,7 @@ def no_model(path: Path, taken: str) -> str:
     return f"is no model: there is {places}, no {ADAPTER_CONFIG} and no saved_model.pb; what is taken: {taken}"
 
 
-def no_weights(found: FoundModel, flag: str) -> UserError:
+def no_weights_error(found: FoundModel, flag: str) -> UserError:
     """The line for an export given where weights are needed: it names the model that it was made of."""
     origin = ""
     try:
@@ -181,7 +183,7 @@ def no_weights(found: FoundModel, flag: str) -> UserError:
         pass  # An export of another program.
     return UserError(
         f"--{flag}: {found.name} is an export, which serve and TensorFlow Serving take; weights are needed here: give "
-        f"the model{origin} ({FORMS})"
+        f"the model{origin} ({MODEL_FORMS})"
     )
 
 
@@ -195,7 +197,7 @@ def find_export(name: str, flag: str = "model") -> Path:
     if found.kind == "export":
         return found.path
     output = Path("models", (Path(name).parent if Path(name).name == "model" else Path(name)).stem or "model")
-    command = command_line("export", f"--model={name}", f"--output={output}")
+    command = shell_command("export", f"--model={name}", f"--output={output}")
     if found.kind == "hub name" and not name.startswith("hf:"):
         missing = no_such_file(name, "no such file or directory")
         raise UserError(f"--{flag}: {missing}; what is taken: {EXPORT_FORMS} ({command} makes one of the hub's model)")

@@ -101,8 +101,8 @@ def check_replaceable(path: str | os.PathLike, kind: str, flag: str, overwrite: 
     if foreign := foreign_names(real, kind, flag):
         raise SettingError(
             flag,
-            f"{path} holds files that are not part of an earlier {kind} ({in_short(foreign)}); give a folder that is "
-            "new or empty, or --overwrite to replace all that is in it",
+            f"{path} holds files that are not part of an earlier {kind} ({shorten_list(foreign)}); give a folder "
+            "that is new or empty, or --overwrite to replace all that is in it",
         )
     return real
 
@@ -114,10 +114,10 @@ def foreign_names(directory: Path, kind: str, flag: str) -> list[str]:
             return sorted({entry.name for entry in directory.iterdir()} - CLUTTER)
     except UserError as error:
         raise SettingError(flag, f"{error}; give another folder, or --overwrite to replace it") from error
-    return sorted(set(file_names(directory)) - {DESCRIPTION, *read_json(directory / DESCRIPTION).get("files", [])})
+    return sorted(set(list_files(directory)) - {DESCRIPTION, *read_json(directory / DESCRIPTION).get("files", [])})
 
 
-def file_names(directory: Path) -> list[str]:
+def list_files(directory: Path) -> list[str]:
     """The files in a directory and those below it, relative to it, without what file managers leave."""
     return sorted(
         path.relative_to(directory).as_posix()
@@ -126,7 +126,7 @@ def file_names(directory: Path) -> list[str]:
     )
 
 
-def in_short(names: list[str]) -> str:
+def shorten_list(names: list[str]) -> str:
     """The first five names, and how many more there are: "a, b, c, d, e and 2 more"."""
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
@@ -145,7 +145,7 @@ def result_directory(path: str | os.PathLike, kind: str, flag: str, overwrite: b
     real = check_replaceable(path, kind, flag, overwrite)
     with writer_lock(real.with_name(f".{real.name}{LOCK}"), path, flag), atomic_directory(real) as temporary:
         yield temporary
-        write_description(temporary, kind, files=file_names(temporary))
+        write_description(temporary, kind, files=list_files(temporary))
         # Seconds or hours have passed since the first look.
         check_replaceable(path, kind, flag, overwrite)
 
@@ -218,6 +218,7 @@ def check_working_directory(path: str | os.PathLike, kind: str, flag: str) -> Pa
     )
     if foreign:
         raise SettingError(
-            flag, f"{path} holds other files ({in_short(foreign)}) and no {kind}; give a folder that is new or empty"
+            flag,
+            f"{path} holds other files ({shorten_list(foreign)}) and no {kind}; give a folder that is new or empty",
         )
     return path

@@ -62,12 +62,12 @@ class Progress:
         text = f"{self.title}: {self.done}"
         if self.total:
             left = (self.total - self.done) / rate if rate > 0 else float("inf")
-            text += f"/{self.total} {self.units}, {rate:.3g}/s, {duration(left)} left"
+            text += f"/{self.total} {self.units}, {rate:.3g}/s, {format_duration(left)} left"
         else:
             text += f" {self.units}, {rate:.3g}/s"
         return text + self.figures
 
-    def note(self, text: str) -> None:
+    def log(self, text: str) -> None:
         """Prints a line without tearing the bar."""
         if self.silent:
             return
@@ -89,7 +89,7 @@ class Progress:
         self.close()
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """75.4 → "1m15s"; 7300 → "2h01m"."""
     if seconds == float("inf"):
         return "unknown"
@@ -101,7 +101,7 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
 
 
-def amount(count: int) -> str:
+def format_bytes(count: int) -> str:
     """1234567 → "1.2 MB"."""
     if count < 1000:
         return f"{count} bytes"

@@ -65,7 +65,7 @@ class Settings:
         hints = field_types(type(self))
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            object.__setattr__(self, field.name, checked(field, hints[field.name], value))
+            object.__setattr__(self, field.name, validate_field(field, hints[field.name], value))
         self.check()
 
     def check(self) -> None:
@@ -90,7 +90,7 @@ class Settings:
             if name not in fields:
                 raise SettingError(name, f"no such setting in {cls.__name__}{did_you_mean(str(name), fields)}")
         hints = field_types(cls)
-        return {name: checked(fields[name], hints[name], value) for name, value in values.items()}
+        return {name: validate_field(fields[name], hints[name], value) for name, value in values.items()}
 
     @classmethod
     def from_dict(cls: type[SettingsClass], values: Mapping[str, Any]) -> SettingsClass:
@@ -112,7 +112,7 @@ def plain_type(hint: Any) -> tuple[type, bool]:
     return typing.get_origin(hint) or hint, False
 
 
-def checked(field: dataclasses.Field[Any], hint: Any, value: Any) -> Any:
+def validate_field(field: dataclasses.Field[Any], hint: Any, value: Any) -> Any:
     """The value, converted where that loses nothing (an integer given for a float).
 
     Raises:
@@ -128,15 +128,15 @@ def checked(field: dataclasses.Field[Any], hint: Any, value: Any) -> Any:
     if kind is tuple and isinstance(value, list):
         value = tuple(value)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise SettingError(field.name, f"{shown(value)} is not of type {kind.__name__}")
+        raise SettingError(field.name, f"{short_repr(value)} is not of type {kind.__name__}")
     if isinstance(value, tuple) and not all(isinstance(item, str) for item in value):
-        raise SettingError(field.name, f"{shown(value)} is not a list of texts")
+        raise SettingError(field.name, f"{short_repr(value)} is not a list of texts")
     bounds = field.metadata
     if bounds.get("path"):
         value = local_path(field.name, str(value))
     if bounds.get("choices") and value not in bounds["choices"]:
         near = did_you_mean(value, bounds["choices"])
-        raise SettingError(field.name, f"{shown(value)} is not one of {', '.join(bounds['choices'])}{near}")
+        raise SettingError(field.name, f"{short_repr(value)} is not one of {', '.join(bounds['choices'])}{near}")
     if kind in (int, float) and (problem := out_of_bounds(value, **numeric_bounds(bounds))):
         raise SettingError(field.name, problem)
     return value
@@ -179,17 +179,17 @@ def out_of_bounds(
     if minimum is None and above is None:
         minimum = -maximum
     if minimum is not None and value < minimum:
-        return f"{shown(value)} is below the smallest allowed, {minimum}"
+        return f"{short_repr(value)} is below the smallest allowed, {minimum}"
     if above is not None and value <= above:
-        return f"{shown(value)} is too small; it must be above {above}"
+        return f"{short_repr(value)} is too small; it must be above {above}"
     if value > maximum:
-        return f"{shown(value)} is above the largest allowed, {maximum}"
+        return f"{short_repr(value)} is above the largest allowed, {maximum}"
     if below is not None and value >= below:
-        return f"{shown(value)} is too large; it must be below {below}"
+        return f"{short_repr(value)} is too large; it must be below {below}"
     return ""
 
 
-def whole_number(values: Mapping[str, Any], name: str, maximum: int = LARGEST_COUNT) -> int:
+def positive_integer(values: Mapping[str, Any], name: str, maximum: int = LARGEST_COUNT) -> int:
     """A positive whole number of a file that is reckoned with before a settings class has checked it.
 
     Raises:
@@ -200,14 +200,14 @@ def whole_number(values: Mapping[str, Any], name: str, maximum: int = LARGEST_CO
     if value is None:
         raise KeyError(name)
     if not isinstance(value, int) or isinstance(value, bool):
-        raise SettingError(name, f"{shown(value)} is no whole number")
+        raise SettingError(name, f"{short_repr(value)} is no whole number")
     if problem := out_of_bounds(value, minimum=1, maximum=maximum):
         raise SettingError(name, problem)
     return value
 
 
 @contextlib.contextmanager
-def settings_of_file(path: str | os.PathLike) -> Iterator[None]:
+def name_file_in_errors(path: str | os.PathLike) -> Iterator[None]:
     """While a file's content is turned into settings: what is wrong with it is one line that names the file.
 
     Raises:
@@ -231,7 +231,7 @@ def as_float(value: int) -> float:
         return math.copysign(math.inf, value)
 
 
-def shown(value: Any) -> str:
+def short_repr(value: Any) -> str:
     """A value in an error's line, shortened."""
     try:
         text = repr(value)

@@ -100,7 +100,7 @@ def end_filter(process: subprocess.Popen, screen: int) -> None:
         process.wait(timeout=1.0)
 
 
-def write_to(file: int) -> None:
+def redirect_output(file: int) -> None:
     """Sends everything that this process writes from now on, C++ included, to an open file instead of the screen."""
     for stream in (sys.stdout, sys.stderr):
         stream.flush()

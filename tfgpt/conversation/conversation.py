@@ -10,8 +10,8 @@ from typing import Any
 
 from tfgpt.common.atomic_files import write_text
 from tfgpt.common.errors import UserError
-from tfgpt.corpus.sources.chat_formats import messages_in, tools_in
-from tfgpt.corpus.sources.json_records import parsed, read_lines
+from tfgpt.corpus.sources.chat_formats import parse_messages, parse_tools
+from tfgpt.corpus.sources.json_records import parse_json, read_lines
 from tfgpt.corpus.sources.messages import Message
 
 
@@ -92,11 +92,11 @@ class Conversation:
             wanted = "none" if number is None else f"no line {number}"
             raise UserError(f"{path} has {words}, {wanted} with a conversation")
         where = f"{path}:{place}"
-        found = parsed(lines[place - 1][1], where)
-        messages = messages_in(found, where) if isinstance(found, dict) else None
+        found = parse_json(lines[place - 1][1], where)
+        messages = parse_messages(found, where) if isinstance(found, dict) else None
         if messages is None:
             raise UserError(f'{where}: no object with "messages"')
-        return cls(messages, (path, place - 1), tools_in(found, where).get("tools", ()))
+        return cls(messages, (path, place - 1), parse_tools(found, where).get("tools", ()))
 
 
 def readable(

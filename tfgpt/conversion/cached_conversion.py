@@ -14,13 +14,13 @@ from typing import Any
 import tfgpt
 from tfgpt.common.adapters import is_adapter, local_base
 from tfgpt.common.atomic_files import atomic_directory, read_json, sha256_of_json
-from tfgpt.common.model_paths import find_model, no_weights
-from tfgpt.common.output_directories import file_names, write_description
+from tfgpt.common.model_paths import find_model, no_weights_error
+from tfgpt.common.output_directories import list_files, write_description
 from tfgpt.conversion.adapter_source import TOKENIZER_FILES, adapter_base
 from tfgpt.conversion.hugging_face_source import FILES, download
 from tfgpt.conversion.model_writer import write_model_directory
 from tfgpt.conversion.sources import open_source
-from tfgpt.corpus.cache import cache_directory, making
+from tfgpt.corpus.cache import cache_directory, cached_entry
 from tfgpt.corpus.sources.file_hashes import FileHashes
 from tfgpt.tokenization.config import SPECIAL_TOKENS
 from tfgpt.tokenization.special_tokens import KEY
@@ -57,7 +57,7 @@ def model_directory(
     """
     found = find_model(name, flag)
     if found.kind == "export":
-        raise no_weights(found, flag)
+        raise no_weights_error(found, flag)
     if found.kind in ("model directory", "adapter") and is_ours(found.path):
         return found.path
     cache = cache_directory(cache_dir)
@@ -75,13 +75,13 @@ def model_directory(
         content["base"] = hashes_of(adapter_base(path, converted), cache)
     content |= {"format": ENTRY_FORMAT, "tfgpt": tfgpt.__version__}
     entry = cache / FOLDER / sha256_of_json(content)[:32]
-    with making(entry, [name]):
+    with cached_entry(entry, [name]):
         if not entry.exists():
             source = open_source(found, flag, converted)
             note(f"Converting {source.kind}, once, to {entry}")
             with atomic_directory(entry) as temporary:
                 write_model_directory(source, name, "as_stored", temporary)
-                write_description(temporary, "model directory", text=[name], files=file_names(temporary))
+                write_description(temporary, "model directory", text=[name], files=list_files(temporary))
     return entry
 
 

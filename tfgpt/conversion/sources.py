@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tfgpt.common.adapters import is_adapter
-from tfgpt.common.model_paths import FoundModel, no_weights
+from tfgpt.common.model_paths import FoundModel, no_weights_error
 from tfgpt.conversion.adapter_source import open_adapter
 from tfgpt.conversion.gguf_source import open_gguf
 from tfgpt.conversion.hugging_face_source import download, open_hugging_face
@@ -26,7 +26,7 @@ def open_source(found: FoundModel, flag: str, converted: Callable[[str, str], Pa
         UserError: it is nothing that we can read.
     """
     if found.kind == "export":
-        raise no_weights(found, flag)
+        raise no_weights_error(found, flag)
     if found.kind == "GGUF file":
         return open_gguf(found.path)
     if found.kind == "KerasHub preset":

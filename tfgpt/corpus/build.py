@@ -14,22 +14,22 @@ import tfgpt
 from tfgpt.common.atomic_files import atomic_directory, read_json, sha256_of_json, write_json, write_text
 from tfgpt.common.errors import RunError, SettingError, UserError
 from tfgpt.common.progress import Progress
-from tfgpt.corpus.cache import locked, mark_used, remove_leftovers
+from tfgpt.corpus.cache import entry_lock, mark_used, remove_leftovers
 from tfgpt.corpus.config import CorpusConfig
 from tfgpt.corpus.data_card import data_card
 from tfgpt.corpus.document_shards import CARD, FORMAT, MANIFEST, SIDES, DocumentShards, ShardWriter
-from tfgpt.corpus.source_summary import account
+from tfgpt.corpus.source_summary import summarize_sources
 from tfgpt.corpus.sources import Document, Source, open_sources
 from tfgpt.corpus.sources.base import content_digest
 from tfgpt.corpus.split import (
     FEWEST_DOCUMENTS,
     contiguous_cut,
     contiguous_sides,
-    few_groups,
-    group_of,
-    hashed_side,
+    describe_few_groups,
+    hash_side,
+    hash_split_problem,
     num_characters,
-    why_not_hashed,
+    split_group,
 )
 
 
@@ -71,7 +71,7 @@ def build_documents(config: CorpusConfig, flag: str = "train_text") -> DocumentS
     directory = cache / "documents" / fingerprint[:32]
     documents = whole(directory)
     if documents is None:
-        with locked(directory):
+        with entry_lock(directory):
             documents = whole(directory)
             if documents is None:
                 remove_leftovers(directory.parent)
@@ -184,12 +184,12 @@ class Build:
         def both() -> Generator[tuple[str, Document], None, None]:
             for document in self.documents():
                 if len(groups) < FEWEST_DOCUMENTS:
-                    groups.add(group_of(document))
-                yield hashed_side(document, self.fraction), document
+                    groups.add(split_group(document))
+                yield hash_side(document, self.fraction), document
 
         sides = self.written(both())
-        self.ids = few_groups(sum(side["documents"] for side in sides.values()), len(groups))
-        reason = why_not_hashed(sides, self.fraction) if self.options["split"] == "auto" else None
+        self.ids = describe_few_groups(sum(side["documents"] for side in sides.values()), len(groups))
+        reason = hash_split_problem(sides, self.fraction) if self.options["split"] == "auto" else None
         if reason is None:
             return sides, "hash"
         for writer in self.writers.values():
@@ -254,7 +254,7 @@ class Build:
     def refuse_empty(self, sides: dict[str, Any], used: str) -> None:
         """Refuses a side without a document, and says what became of what was read."""
         sources = [described_source(source, "") for source in (*self.training, *self.held_out)]
-        words = account(sources, sides, used)
+        words = summarize_sources(sources, sides, used)
         left = sides["train"]["documents"] + sides["validation"]["documents"]
         if used == "files" and not sides["train"]["documents"]:
             raise SettingError(self.flag, f"no document is left to train on: {words}; give other text than held out")
@@ -314,9 +314,9 @@ def described_source(source: Source, side: str) -> dict[str, Any]:
         **source.dropped,
         "duplicate": source.duplicates,
         "also in --validation_text": source.held_out,
-        "that cannot be read": source.odd.left_out,
+        "that cannot be read": source.odd.num_skipped,
     }
-    odd = source.odd.in_words(source.spec)
+    odd = source.odd.describe(source.spec)
     return {
         "spec": source.spec,
         "of": f"{side}_text",

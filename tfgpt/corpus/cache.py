@@ -45,7 +45,7 @@ def cache_directory(flag: str | None = None) -> Path:
 
 
 @contextlib.contextmanager
-def locked(directory: Path) -> Iterator[None]:
+def entry_lock(directory: Path) -> Iterator[None]:
     """Waits until no other process makes `directory`; the lock ends with the block or the process.
 
     Raises:
@@ -61,7 +61,7 @@ def locked(directory: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def making(directory: Path, text: Iterable[str]) -> Iterator[None]:
+def cached_entry(directory: Path, text: Iterable[str]) -> Iterator[None]:
     """One process at a time makes an entry; the others wait and find it. Afterwards it counts as used now.
 
     Args:
@@ -70,7 +70,7 @@ def making(directory: Path, text: Iterable[str]) -> Iterator[None]:
     """
     with contextlib.ExitStack() as stack:
         if not directory.exists() or os.access(directory.parent, os.W_OK):
-            stack.enter_context(locked(directory))
+            stack.enter_context(entry_lock(directory))
             remove_leftovers(directory.parent)
         yield
     mark_used(directory, text)
@@ -123,7 +123,7 @@ class CacheEntry:
     used: float
 
 
-def entries(cache: Path) -> list[CacheEntry]:
+def list_entries(cache: Path) -> list[CacheEntry]:
     """What is in the cache, the longest unused first.
 
     Raises:
@@ -154,7 +154,7 @@ def size_of(path: Path) -> int:
     return sum(file.stat().st_size for file in files)
 
 
-def remove(entry: CacheEntry) -> None:
+def remove_entry(entry: CacheEntry) -> None:
     """Removes an entry. Processes that have it open go on reading it, except on Windows, where they keep it there.
 
     Raises:

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 from tfgpt.common.atomic_files import read_json
 from tfgpt.common.errors import RunError, UserError
-from tfgpt.corpus.source_summary import account
+from tfgpt.corpus.source_summary import summarize_sources
 from tfgpt.corpus.sources.base import Document, content_texts
 
 # Part of every fingerprint: raise it when the same sources and options give other documents than before.
@@ -76,10 +76,10 @@ class DocumentShards:
         """The data card, Markdown."""
         return self.directory / CARD
 
-    def account(self, spec: str | None = None) -> str:
+    def summarize_sources(self, spec: str | None = None) -> str:
         """What was read, of one spec or of all, what was left out and why, and what is left, in a sentence."""
         sources = [source for source in self.manifest["sources"] if spec in (None, source["spec"])]
-        return account(sources, None if spec else self.manifest["sides"], self.manifest["split"]["used"])
+        return summarize_sources(sources, None if spec else self.manifest["sides"], self.manifest["split"]["used"])
 
     def num_documents(self, side: str) -> int:
         """How many documents a side has."""

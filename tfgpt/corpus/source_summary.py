@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 
-def account(sources: Sequence[Mapping[str, Any]], sides: Mapping[str, Mapping[str, Any]] | None, split: str) -> str:
+def summarize_sources(
+    sources: Sequence[Mapping[str, Any]], sides: Mapping[str, Mapping[str, Any]] | None, split: str
+) -> str:
     """What was read, what was left out and why, and what is left.
 
     Args:
@@ -19,22 +21,22 @@ def account(sources: Sequence[Mapping[str, Any]], sides: Mapping[str, Mapping[st
     for source in sources:
         dropped.update(source["dropped"])
     read = sum(source["documents"] for source in sources) + dropped.total()
-    left_out = f", {left_out_in_words(dropped)}" if dropped else ""
+    left_out = f", {describe_dropped(dropped)}" if dropped else ""
     words = {"train": "left"} if split == "none" else {"train": "to train on", "validation": "held out"}
     left = [
-        f"{number_of(sides[side]['documents'], 'document')} ({number_of(sides[side]['bytes'], 'byte')}) {what}"
+        f"{format_count(sides[side]['documents'], 'document')} ({format_count(sides[side]['bytes'], 'byte')}) {what}"
         for side, what in words.items()
         if sides
     ]
-    return f"{number_of(read, 'document')} read{left_out}{'; ' if left else ''}{', '.join(left)}"
+    return f"{format_count(read, 'document')} read{left_out}{'; ' if left else ''}{', '.join(left)}"
 
 
-def left_out_in_words(dropped: Mapping[str, int]) -> str:
+def describe_dropped(dropped: Mapping[str, int]) -> str:
     """How many documents were left out, and why."""
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(dropped.items()))
     return f"{sum(dropped.values()):,} left out ({reasons})"
 
 
-def number_of(count: int, what: str) -> str:
+def format_count(count: int, what: str) -> str:
     """ "1 document", "2,000 documents"."""
     return f"{count:,} {what}{'' if count == 1 else 's'}"

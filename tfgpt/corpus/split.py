@@ -13,27 +13,27 @@ FEWEST_DOCUMENTS = 40
 LARGEST_DEVIATION = 3.0
 
 
-def group_of(document: Document) -> str:
+def split_group(document: Document) -> str:
     """What a hash split keeps together: the document's id up to the first "#", if anything stands before it."""
     return document["id"].split("#", 1)[0] or document["id"]
 
 
-def hashed_side(document: Document, validation_fraction: float) -> str:
+def hash_side(document: Document, validation_fraction: float) -> str:
     """ "train" or "validation" by a hash of the document's group.
 
     The side depends on nothing but the group and the fraction: not on the order, the other documents or the run. A
     larger fraction holds out all that a smaller one does, and more.
     """
-    return "validation" if hashed_number(document) < validation_fraction * 2.0**64 else "train"
+    return "validation" if hash_value(document) < validation_fraction * 2.0**64 else "train"
 
 
-def hashed_number(document: Document) -> int:
+def hash_value(document: Document) -> int:
     """A number below 2^64 from a document's group; a fraction holds out those below that fraction of 2^64."""
-    digest = hashlib.sha256(b"tfgpt split\0" + group_of(document).encode("utf-8")).digest()
+    digest = hashlib.sha256(b"tfgpt split\0" + split_group(document).encode("utf-8")).digest()
     return int.from_bytes(digest[:8], "big")
 
 
-def few_groups(count: int, groups: int) -> str:
+def describe_few_groups(count: int, groups: int) -> str:
     """Words about ids that are to blame where a hash split fails; "" where they are not.
 
     Args:
@@ -76,7 +76,7 @@ def contiguous_sides(document: Document, start: int, cut: int) -> Iterator[tuple
         yield "validation", {**document, "text": text[cut - start :], "id": f"{document['id']}#validation"}
 
 
-def why_not_hashed(sides: dict[str, dict[str, Any]], validation_fraction: float) -> str | None:
+def hash_split_problem(sides: dict[str, dict[str, Any]], validation_fraction: float) -> str | None:
     """Why a hash split of these documents is no good one, or None when it is.
 
     Args:

@@ -148,13 +148,13 @@ def counted(count: int, word: str) -> str:
 
 def in_time(seconds: float) -> str:
     """How people speak of it: 0.0123 → "12 ms", 75 → "1m15s", 7300 → "2h01m", 400000 → "4.6 days"."""
-    from tfgpt.common.progress import duration
+    from tfgpt.common.progress import format_duration
 
     if seconds < 1:
         return f"{seconds * 1e3:.3g} ms"
     if seconds < 10:
         return f"{seconds:.1f} s"
     if seconds < 2 * 86400:
-        return duration(seconds)
+        return format_duration(seconds)
     days = seconds / 86400
     return f"{days:,.1f} days" if days < 1000 else f"{days / 365.25:,.0f} years"

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from tfgpt.common.errors import SettingError, UserError
-from tfgpt.corpus.sources.chat_formats import LISTS, as_openai, tools_in
-from tfgpt.corpus.sources.json_records import holds_records, read_records, read_text
-from tfgpt.corpus.sources.messages import checked_messages
+from tfgpt.corpus.sources.chat_formats import MESSAGE_FIELDS, parse_tools, to_openai_messages
+from tfgpt.corpus.sources.json_records import is_records_file, read_records, read_text
+from tfgpt.corpus.sources.messages import validate_messages
 from tfgpt.generation.config import GenerateConfig
 from tfgpt.tokenization.chat_template import encode_messages
 from tfgpt.tokenization.tokenizer import Tokenizer
@@ -35,7 +35,7 @@ def read_prompts(config: GenerateConfig) -> list[Prompt]:
     if config.prompt_file:
         path = Path(config.prompt_file).expanduser()
         try:
-            prompts += recorded_prompts(path) if holds_records(path) else [without_last_line_break(read_text(path))]
+            prompts += recorded_prompts(path) if is_records_file(path) else [without_last_line_break(read_text(path))]
         except UserError as error:
             raise SettingError("prompt_file", str(error)) from error
     elif config.prompt:
@@ -66,9 +66,12 @@ def recorded_prompt(value: Any, place: str) -> Prompt:
         UserError: it is none.
     """
     fields = value if isinstance(value, dict) else {"prompt": value}
-    name = next((name for name in (*LISTS, "prompt") if fields.get(name) is not None), "prompt")
+    name = next((name for name in (*MESSAGE_FIELDS, "prompt") if fields.get(name) is not None), "prompt")
     if isinstance(fields.get(name), list) and fields[name]:
-        messages, tools = checked_messages(as_openai(fields[name], name, place), place), tools_in(fields, place)
+        messages, tools = (
+            validate_messages(to_openai_messages(fields[name], name, place), place),
+            parse_tools(fields, place),
+        )
         return {"messages": messages, **tools} if tools else messages
     if not isinstance(fields.get(name), str):
         raise UserError(f'{place}: neither a JSON string nor an object with a "prompt" text or "messages"')

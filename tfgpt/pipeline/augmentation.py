@@ -17,7 +17,7 @@ from typing import Any
 from tfgpt.common.did_you_mean import no_such_file
 from tfgpt.common.errors import SettingError, UserError
 from tfgpt.corpus.sources import open_sources
-from tfgpt.corpus.sources.json_records import holds_records, read_lines, read_records
+from tfgpt.corpus.sources.json_records import is_records_file, read_lines, read_records
 from tfgpt.pipeline.config import AugmentationConfig
 
 # A word with the white space behind it; each character of scripts that put no space between words.
@@ -132,7 +132,7 @@ def pairs_of_dataset(spec: str, tfds_data_dir: str | None) -> Iterator[tuple[str
 
 def pairs_in(file: Path) -> Iterator[tuple[str, str]]:
     """The pairs of a file, without white space around them."""
-    if holds_records(file):
+    if is_records_file(file):
         for place, value in read_records(file):
             yield from json_pairs(value, place)
         return

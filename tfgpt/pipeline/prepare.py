@@ -29,12 +29,12 @@ from tfgpt.common.atomic_files import (
 )
 from tfgpt.common.errors import UserError
 from tfgpt.common.output_directories import result_directory
-from tfgpt.common.progress import amount, duration
+from tfgpt.common.progress import format_bytes, format_duration
 from tfgpt.corpus.build import build_documents
-from tfgpt.corpus.cache import making
+from tfgpt.corpus.cache import cached_entry
 from tfgpt.corpus.config import CorpusConfig
 from tfgpt.corpus.document_shards import DocumentShards
-from tfgpt.corpus.source_summary import left_out_in_words
+from tfgpt.corpus.source_summary import describe_dropped
 from tfgpt.corpus.sources import open_sources
 from tfgpt.corpus.sources.base import content_texts
 from tfgpt.corpus.sources.files import FileSource
@@ -156,11 +156,11 @@ def prepared_documents(corpus: CorpusConfig, cache: Path, say: Callable[[str], N
     before = set(os.listdir(folder)) if folder.is_dir() else set()
     documents = build_documents(corpus)
     counts = [
-        f"{documents.num_documents(side):,} {word} ({amount(documents.num_bytes(side))})"
+        f"{documents.num_documents(side):,} {word} ({format_bytes(documents.num_bytes(side))})"
         for side, word in (("train", "to train on"), ("validation", "held out"))
     ]
     dropped = documents.manifest["dropped"]
-    counts += [left_out_in_words(dropped)] if dropped else []
+    counts += [describe_dropped(dropped)] if dropped else []
     made = made_or_reused(documents.directory.name not in before, started)
     say(f"documents: {', '.join(counts)}; {made} {documents.directory}")
     return documents
@@ -178,7 +178,7 @@ def prepared_tokenizer(
         return made
     key = {"format": TOKENIZER_FORMAT, "documents": documents.fingerprint, "settings": config.to_dict()}
     directory = cache / "tokenizers" / sha256_of_json(key)[:32]
-    with making(directory, documents.text):
+    with cached_entry(directory, documents.text):
         found = cached_tokenizer(directory, say)
         made = found or trained_tokenizer(config, documents, directory)
     say(f"tokenizer: {made.vocabulary_size:,} ids; {made_or_reused(found is None, started)} {directory}")
@@ -237,7 +237,7 @@ def prepared_shards(
         among = frozenset(sources)
         chosen = (document for document in chosen if document["source"] in among)
     directory = cache / "tokens" / sha256_of_json(key)[:32]
-    with making(directory, documents.text):
+    with cached_entry(directory, documents.text):
         shards = cached(directory, lambda: TokenShards.open(directory, tokenizer.fingerprint), f"{side} tokens", say)
         made = shards is None
         if shards is None:
@@ -312,4 +312,4 @@ def link_or_copy(source: Path, target: Path) -> None:
 
 def made_or_reused(made: bool, started: float) -> str:
     """How a stage's line ends, before the place."""
-    return f"made in {duration(time.monotonic() - started)}," if made else "reused,"
+    return f"made in {format_duration(time.monotonic() - started)}," if made else "reused,"

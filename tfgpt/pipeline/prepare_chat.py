@@ -21,8 +21,8 @@ from tfgpt.pipeline.chat_shards import FORMAT_VERSION, ChatShards, write_convers
 from tfgpt.pipeline.config import AugmentationConfig
 from tfgpt.pipeline.prepare import (
     cached,
+    cached_entry,
     made_or_reused,
-    making,
     prepared_documents,
     prepared_tokenizer,
     spec_of_source,
@@ -132,7 +132,7 @@ def prepared_side(
         **options,
     }
     directory = cache / "conversations" / sha256_of_json(key)[:32]
-    with making(directory, documents.text):
+    with cached_entry(directory, documents.text):
         found = cached(directory, lambda: ChatShards.open(directory), f"{side} conversations", say)
         made = found or write_conversations(
             documents.documents(side),

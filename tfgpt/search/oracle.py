@@ -31,7 +31,7 @@ from keras_tuner.oracles import BayesianOptimizationOracle, GridSearchOracle, Hy
 from sklearn.exceptions import ConvergenceWarning
 
 from tfgpt.common.atomic_files import read_json, write_json
-from tfgpt.common.progress import duration
+from tfgpt.common.progress import format_duration
 from tfgpt.search.config import OBJECTIVES
 from tfgpt.search.space import Parameter, Space
 from tfgpt.search.study import Study
@@ -317,7 +317,7 @@ class CrashSafeOracle(keras_tuner.Oracle):
             what += f", stopped at {row.tokens:,} tokens: worse than the median"
         elif row.status == "completed":
             speed = f"{row.tokens_per_second:,.0f} tokens/s, " if row.tokens_per_second else ""
-            what += f", {speed}{(row.peak_memory_bytes or 0) >> 20:,} MiB, {duration(row.seconds or 0.0)}"
+            what += f", {speed}{(row.peak_memory_bytes or 0) >> 20:,} MiB, {format_duration(row.seconds or 0.0)}"
         best_words = f"best {in_words(name, best.objective)} (trial {best.trial_id})" if best else "none is good so far"
         say(f"Trial {trial.trial_id} {what}; {best_words}; {self.left()}")
 
@@ -334,7 +334,7 @@ class CrashSafeOracle(keras_tuner.Oracle):
         seconds = self.seconds() / max(ended, 1) * left
         if self.plan.search.max_search_minutes:
             seconds = min(seconds, max(60 * self.plan.search.max_search_minutes - self.seconds(), 0.0))
-        return f"at most {left} more, about {duration(seconds)}"
+        return f"at most {left} more, about {format_duration(seconds)}"
 
 
 class RandomOracle(CrashSafeOracle, RandomSearchOracle):

@@ -37,10 +37,10 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tfgpt.common.command_line import Group, Overrides, flag_names, keyword
+from tfgpt.common.command_line import Group, Overrides, flag_names, keyword_name
 from tfgpt.common.did_you_mean import cannot_read, did_you_mean
 from tfgpt.common.errors import SettingError, UserError
-from tfgpt.common.settings import Settings, checked, field_types, out_of_bounds, plain_type
+from tfgpt.common.settings import Settings, field_types, out_of_bounds, plain_type, validate_field
 
 KEYS = ("type", "min", "max", "step", "scale", "choices", "when")
 TYPES = {"float": float, "int": int, "bool": bool}
@@ -205,7 +205,7 @@ def parameter_of(path: str, fields: Mapping[str, Any], name: str, entry: Any, be
         raise UserError(f"{where}: --{name} is of type {flag_kind.__name__}, not {parameter.kind}")
     for value in parameter.examples():
         try:
-            checked(field, hint, value)
+            validate_field(field, hint, value)
         except SettingError as error:
             raise UserError(f"{where}: {error.problem}") from error
     return parameter
@@ -265,7 +265,7 @@ def fixed_value(path: str, fields: Mapping[str, Any], name: str, value: Any) -> 
     """One line of [fixed]."""
     field, hint = known_flag(path, fields, f"fixed.{name}", name)
     try:
-        return checked(field, hint, value)
+        return validate_field(field, hint, value)
     except SettingError as error:
         raise UserError(f"{path}: fixed.{name}: {error.problem}") from error
 
@@ -314,7 +314,7 @@ def with_flags(groups: Sequence[Group], settings: Mapping[str, Any], flags: Mapp
             given = {**changed[group.name], **mine}
             changed[group.name] = {name: value for name, value in given.items() if value is not None}
         else:
-            name = keyword(group)
+            name = keyword_name(group)
             changed[name] = dataclasses.replace(changed[name], **mine)
     return changed
 

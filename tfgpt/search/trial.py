@@ -27,7 +27,7 @@ from tfgpt.common.errors import DivergedError, RunError, TfgptError
 from tfgpt.common.locks import waiting_writer_lock
 from tfgpt.common.output_directories import make_working_directory
 from tfgpt.common.process_memory import forget_peak, peak_memory
-from tfgpt.common.tf_logging import write_to
+from tfgpt.common.tf_logging import redirect_output
 from tfgpt.model import presets
 from tfgpt.search.study import TRAIN, Study, TrialSpec, first_values
 from tfgpt.training.checkpoints import Checkpoints
@@ -73,7 +73,7 @@ def run_trial(plan: Study, request: TrialSpec, connection: Connection) -> bool:
         # Another process of this trial may be saving still: that of a killed search, or of a worker thought lost.
         with waiting_writer_lock(directory / ".trial.lock", directory), readable_write_errors(directory):
             with open(directory / "log.txt", "ab") as log:
-                write_to(log.fileno())
+                redirect_output(log.fileno())
             result = attempted(plan, request, Reports(connection, request))
             if result["status"] != "interrupted":
                 write_json(directory / "result.json", {"request": vars(request), **result})

@@ -15,7 +15,7 @@ from keras_tuner.oracles import RandomSearchOracle
 from keras_tuner.src import config
 
 from tfgpt.common.atomic_files import write_json
-from tfgpt.common.command_line import command_line
+from tfgpt.common.command_line import shell_command
 from tfgpt.common.errors import RunError
 from tfgpt.search.oracle import COMPLETED, FAILED, INVALID, hyperparameters, make_oracle, say
 from tfgpt.search.study import Study, TrialSpec
@@ -237,5 +237,5 @@ def summary(plan: Study, oracle: Any) -> int:
         f"{in_words(name, best.objective)}")  # fmt: skip
     say(f"  {best.values_in_words()}")
     say(f"Table: {plan.directory / 'trials.csv'}")
-    say("Train with it: " + command_line("train", f"--flagfile={plan.directory / 'best.cfg'}"))
+    say("Train with it: " + shell_command("train", f"--flagfile={plan.directory / 'best.cfg'}"))
     return 0

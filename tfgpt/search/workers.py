@@ -16,7 +16,7 @@ import threading
 from pathlib import Path
 from types import FrameType
 
-from tfgpt.common.command_line import Terminated
+from tfgpt.common.command_line import SigtermReceived
 from tfgpt.common.errors import UserError
 from tfgpt.common.locks import writer_lock
 from tfgpt.common.output_directories import LOCK
@@ -81,7 +81,7 @@ def run(plan: Study) -> int:
         for number, handler in before.items():
             signal.signal(number, handler)
     if received and not code:
-        raise Terminated if received[0] == signal.SIGTERM else KeyboardInterrupt
+        raise SigtermReceived if received[0] == signal.SIGTERM else KeyboardInterrupt
     return code
 
 

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from tfgpt.common.atomic_files import read_json
 from tfgpt.common.errors import SettingError, UserError
-from tfgpt.corpus.sources.compressed import opened
+from tfgpt.corpus.sources.compressed import open_decompressed
 from tfgpt.pipeline.chat_shards import ChatShards
 from tfgpt.pipeline.validation_data import open_held_out
 from tfgpt.tokenization.tokenizer import Tokenizer
@@ -36,7 +36,7 @@ def quality_ids(model: Path, text: str, tokenizer: Tokenizer, byte_limit: int) -
         return None
     if text:
         try:
-            with opened(Path(text).expanduser(), text) as (file, _):
+            with open_decompressed(Path(text).expanduser(), text) as (file, _):
                 content = file.read(byte_limit)
         except UserError as error:
             raise SettingError("evaluation_text", str(error)) from error

@@ -19,7 +19,7 @@ import numpy as np
 import sentencepiece
 
 from tfgpt.common.atomic_files import atomic_write, read_json, sha256_of_json, write_json, write_text
-from tfgpt.common.command_line import command_line
+from tfgpt.common.command_line import shell_command
 from tfgpt.common.errors import UserError
 from tfgpt.tokenization.special_tokens import KEY, SpecialTokens, choose_special_tokens, token_name
 from tfgpt.tokenization.tokenizer import Tokenizer
@@ -84,7 +84,7 @@ class SentencePieceTokenizer(Tokenizer):
         if not isinstance(config, dict) or KEY not in config:
             raise UserError(
                 f"{directory}: has a SentencePiece model that was not converted; "
-                f"{command_line('convert', f'--source={directory}', '--output=MODEL')}"
+                f"{shell_command('convert', f'--source={directory}', '--output=MODEL')}"
             )
         own = dict(config.pop(KEY))
         reference = directory / "tokenizer.json"

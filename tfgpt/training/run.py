@@ -20,10 +20,10 @@ import tensorflow as tf
 import tfgpt
 from tfgpt.common.adapters import is_adapter
 from tfgpt.common.atomic_files import recover_leftovers, write_json, write_text
-from tfgpt.common.command_line import command_line
+from tfgpt.common.command_line import shell_command
 from tfgpt.common.errors import UserError
 from tfgpt.common.output_directories import check_replaceable, result_directory, working_directory
-from tfgpt.common.progress import Progress, duration
+from tfgpt.common.progress import Progress, format_duration
 from tfgpt.conversion.cached_conversion import lasting_name
 from tfgpt.generation.config import SamplingConfig
 from tfgpt.generation.generator import Generator
@@ -152,7 +152,7 @@ def train_together(
         if outcome == "stopped":
             say(f"Stopped at step {loop.state.step}, saved in {checkpoints.directory}; to go on:")
             written = directory / "flags.cfg"
-            say(f"  {command_line('train', f'--flagfile={written}')}")
+            say(f"  {shell_command('train', f'--flagfile={written}')}")
         elif hosts.is_chief:
             finish(recipe, data, assembly, loop.state, checkpoints, samples)
     # Nobody leaves before the chief has written everything: it would look like the loss of a worker.
@@ -336,7 +336,7 @@ def finish(
         ),
     )
     say("")
-    say(f"Trained {state.step:,} steps in {duration(state.trained_seconds)} of updates.")
+    say(f"Trained {state.step:,} steps in {format_duration(state.trained_seconds)} of updates.")
     if before and after:
         say(f"Held out before: {in_words(before)}")
         say(f"Held out after:  {in_words({name: value for name, value in after.items() if name in before})}")

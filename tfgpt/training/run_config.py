@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from tfgpt.common.errors import SettingError
-from tfgpt.common.model_paths import FORMS
+from tfgpt.common.model_paths import MODEL_FORMS
 from tfgpt.common.settings import Settings, setting
 
 
@@ -27,7 +27,9 @@ class RunConfig(Settings):
     seed: int = setting(0, "Seed of the initial weights, the order of the data and dropout.", minimum=0)
     init_from: str | None = setting(
         None,
-        "Model whose weights and tokenizer the run starts from (fine-tuning) instead of random weights: " + FORMS + ".",
+        "Model whose weights and tokenizer the run starts from (fine-tuning) instead of random weights: "
+        + MODEL_FORMS
+        + ".",
         path=True,
     )
     resume: str = setting(

@@ -159,7 +159,7 @@ class TrainingLoop:
                 outcome = "stopped"
                 break
             if self.out_of_patience():
-                progress.note(
+                progress.log(
                     f"step {state.step}: no lower validation loss in {state.validations_since_best} validations; "
                     f"the best was {state.best_loss:.4f} at step {state.best_step}"
                 )
@@ -235,11 +235,11 @@ class TrainingLoop:
             numbers = self.validate()
             row.update(numbers)
             improved = self.compare(numbers["validation_loss"])
-            progress.note(f"step {state.step}: held-out {in_words(numbers)}{' (best)' if improved else ''}")
+            progress.log(f"step {state.step}: held-out {in_words(numbers)}{' (best)' if improved else ''}")
             by_source = [name for name in numbers if name.startswith(BY_SOURCE)]
             if by_source:
                 words = (f"{name.removeprefix(BY_SOURCE)} {numbers[name]:.4f}" for name in by_source)
-                progress.note(f"  by source: {', '.join(words)}")
+                progress.log(f"  by source: {', '.join(words)}")
             self.show_samples(progress)
             self.callbacks.on_epoch_end(state.step, {"val_loss": numbers["validation_loss"], **numbers})
         if len(row) > 1:
@@ -328,7 +328,7 @@ class TrainingLoop:
         for prompt, text in self.parts.samples().items():
             self.parts.tensorboard.text(f"sample/{prompt or 'from nothing'}", step, text)
             one_line = " ".join(text.split())
-            progress.note(f"  sample: {one_line[:160]}{'…' if len(one_line) > 160 else ''}")
+            progress.log(f"  sample: {one_line[:160]}{'…' if len(one_line) > 160 else ''}")
         if self.recipe.logging.histograms:
             decoder = self.parts.trainer.decoder
             self.parts.tensorboard.histograms({weight.path: weight.value for weight in decoder.weights}, step)
@@ -347,7 +347,7 @@ class TrainingLoop:
         run, state, trainer = self.recipe.run, self.state, self.parts.trainer
         at, rollbacks = state.step, state.rollbacks + 1
         self.parts.checkpoints.wait()
-        facts = restored(self.parts.checkpoints, trainer, self.parts.hosts, report=progress.note)
+        facts = restored(self.parts.checkpoints, trainer, self.parts.hosts, report=progress.log)
         if rollbacks > run.max_rollbacks or facts is None:
             why = "no checkpoint to go back to" if facts is None else f"{run.max_rollbacks} roll-backs did not help"
             raise DivergedError(
@@ -362,7 +362,7 @@ class TrainingLoop:
         self.saved_step = -1
         self.save()
         progress.advance(self.state.step - at)
-        progress.note(
+        progress.log(
             f"step {at}: {run.rollback_after} updates in a row were not finite; back to step {self.state.step} with "
             f"the learning rate times {run.rollback_factor**rollbacks:g} (roll-back {rollbacks} of {run.max_rollbacks})"
         )

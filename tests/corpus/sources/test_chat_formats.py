@@ -7,7 +7,7 @@ import pytest
 
 from tfgpt.common.errors import UserError
 from tfgpt.corpus.sources import base, open_sources
-from tfgpt.corpus.sources.chat_formats import messages_in, tools_in
+from tfgpt.corpus.sources.chat_formats import parse_messages, parse_tools
 
 EXCHANGE = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]
 SYSTEM = {"role": "system", "content": "Be kind."}
@@ -216,7 +216,7 @@ def test_whatever_a_record_holds_it_is_read_or_refused_in_one_line():
         }
         value |= {draw.choice(("completion", "messages", "history")): any_value(draw, 4)}
         try:
-            document = {"messages": messages_in(value, "a.jsonl:1") or [], **tools_in(value, "a.jsonl:1")}
+            document = {"messages": parse_messages(value, "a.jsonl:1") or [], **parse_tools(value, "a.jsonl:1")}
             base.content_id(document)
             base.reason_to_drop(document)
             read += 1

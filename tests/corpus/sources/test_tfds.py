@@ -205,7 +205,7 @@ def test_an_odd_example_is_left_out_and_counted_unless_strict(data_dir):
     source = opened("tfds:only_text:train#body", data_dir)
     assert [document["text"] for document in source.documents()] == ["0", "2"]
     words = "tfds:only_text:train#body: example 2: byte 3: not UTF-8 (0xe9)"
-    assert (source.odd.left_out, source.odd.read, source.odd.first) == (1, 3, [words])
+    assert (source.odd.num_skipped, source.odd.read, source.odd.first) == (1, 3, [words])
     source.strict = True
     with pytest.raises(UserError, match=re.escape(words)):
         list(source.documents())

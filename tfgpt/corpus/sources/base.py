@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tfgpt.common.errors import UserError
-from tfgpt.corpus.sources.json_records import OddRecords
+from tfgpt.corpus.sources.json_records import SkippedRecords
 
 # A document longer than this is handed on in parts, so that no step needs a whole book collection in memory.
 LARGEST_DOCUMENT_BYTES = 64 * 2**20
@@ -55,7 +55,7 @@ class Source(abc.ABC):
         """Forgets what an earlier reading counted."""
         self.position = 0
         self.dropped: collections.Counter[str] = collections.Counter()
-        self.odd = OddRecords(self.strict)
+        self.odd = SkippedRecords(self.strict)
         self.remarks: list[str] = []
 
     @abc.abstractmethod
@@ -142,14 +142,14 @@ def part_end(content: bytes) -> int:
     return limit
 
 
-def checked_text(text: Any, place: str, field: str = "text") -> str:
+def validate_text(text: Any, place: str, field: str = "text") -> str:
     """The text itself.
 
     Raises:
         UserError: not a string, or one with half a surrogate pair, which has no UTF-8.
     """
     if not isinstance(text, str):
-        raise UserError(f"{place}: {field!r} is {kind_of(text)}, not a string")
+        raise UserError(f"{place}: {field!r} is {json_type(text)}, not a string")
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -161,7 +161,7 @@ def checked_text(text: Any, place: str, field: str = "text") -> str:
     return text
 
 
-def kind_of(value: Any) -> str:
+def json_type(value: Any) -> str:
     """What JSON calls a value."""
     if value is None:
         return "null"

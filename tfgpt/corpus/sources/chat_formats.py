@@ -21,7 +21,7 @@ from typing import Any
 
 from tfgpt.common.errors import UserError
 from tfgpt.corpus.sources import base
-from tfgpt.corpus.sources.messages import Message, checked_messages, checked_tools
+from tfgpt.corpus.sources.messages import Message, validate_messages, validate_tools
 
 CALLS, ANSWERS = "function_call", "tool"
 
@@ -51,7 +51,7 @@ SPEAKERS = {
 
 SPEAKER_FIELDS = ("role", "from", "speaker")
 CONTENT_FIELDS = ("content", "value", "text", "utterance")
-LISTS = ("messages", "conversations", "conversation", "dialogue", "dialog")
+MESSAGE_FIELDS = ("messages", "conversations", "conversation", "dialogue", "dialog")
 PAIRS = (
     ("instruction", ("output", "response")),
     ("prompt", ("completion", "response", "answer")),
@@ -59,7 +59,7 @@ PAIRS = (
 )
 
 
-def messages_in(value: Mapping[str, Any], place: str) -> list[Message] | None:
+def parse_messages(value: Mapping[str, Any], place: str) -> list[Message] | None:
     """The messages of an object in one of the shapes, or None when it has none of them.
 
     Args:
@@ -69,29 +69,29 @@ def messages_in(value: Mapping[str, Any], place: str) -> list[Message] | None:
     Raises:
         UserError: the object has a shape but not what belongs there.
     """
-    for name in LISTS:
+    for name in MESSAGE_FIELDS:
         turns = value.get(name)
         if turns is not None and (name == "messages" or isinstance(turns, list)):
-            return checked_messages(as_openai(turns, name, place), place)
+            return validate_messages(to_openai_messages(turns, name, place), place)
     for question, answers in PAIRS:
         for answer in answers:
             if value.get(question) is not None and value.get(answer) is not None:
-                return checked_messages(exchange(value, question, answer, place), place)
+                return validate_messages(exchange(value, question, answer, place), place)
     return None
 
 
-def tools_in(value: Mapping[str, Any], place: str) -> dict[str, list[dict[str, Any]]]:
+def parse_tools(value: Mapping[str, Any], place: str) -> dict[str, list[dict[str, Any]]]:
     """`{"tools": […]}` of an object that defines functions, else nothing.
 
     Raises:
         UserError: they are no functions.
     """
-    tools = checked_tools(value.get("tools") or value.get("functions"), place)
+    tools = validate_tools(value.get("tools") or value.get("functions"), place)
     return {"tools": tools} if tools else {}
 
 
-def as_openai(turns: Any, name: str, place: str) -> Any:
-    """Turns under OpenAI's names; what is wrong is left for `checked_messages` to say."""
+def to_openai_messages(turns: Any, name: str, place: str) -> Any:
+    """Turns under OpenAI's names; what is wrong is left for `validate_messages` to say."""
     if not isinstance(turns, list):
         return turns
     converted: list[Any] = []
@@ -194,7 +194,7 @@ def joined(content: Any, role: Any, place: str) -> Any:
     for part in parts:
         text = part.get("text", part.get("refusal")) if isinstance(part, Mapping) else None
         if not isinstance(text, str):
-            kind = part.get("type") if isinstance(part, Mapping) else base.kind_of(part)
+            kind = part.get("type") if isinstance(part, Mapping) else base.json_type(part)
             raise UserError(f"{place}: a part of its content is {kind}, no text; only text can be learned")
         texts.append(text)
     return "".join(texts)
@@ -217,14 +217,14 @@ def exchange(value: Mapping[str, Any], question: str, answer: str, place: str) -
         messages += [{"role": "user", "content": said}, {"role": "assistant", "content": answered}]
     asked, answered = value[question], value[answer]
     if isinstance(asked, list):
-        for message in as_openai(asked, question, place):
+        for message in to_openai_messages(asked, question, place):
             masked = {**message, "weight": 0} if role_of(message) == "assistant" else message
             messages.append(masked)
     else:
         more = value.get("input") if question == "instruction" else None
         if more:
-            asked = base.checked_text(asked, place, question) + "\n\n" + base.checked_text(more, place, "input")
+            asked = base.validate_text(asked, place, question) + "\n\n" + base.validate_text(more, place, "input")
         messages.append({"role": "user", "content": asked})
     if isinstance(answered, list):
-        return [*messages, *as_openai(answered, answer, place)]
+        return [*messages, *to_openai_messages(answered, answer, place)]
     return [*messages, {"role": "assistant", "content": answered}]

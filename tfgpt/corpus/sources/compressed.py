@@ -22,7 +22,7 @@ class DamagedError(Exception):
     """The compressed bytes make no sense."""
 
 
-def inner_suffix(path: Path) -> str:
+def format_suffix(path: Path) -> str:
     """The suffix that says the format: `a.jsonl.gz` → ".jsonl"."""
     suffix = path.suffix.lower()
     return Path(path.stem).suffix.lower() if suffix in (".gz", ".zst") else suffix
@@ -77,7 +77,7 @@ def beginning(file: BinaryIO) -> bytes:
 
 
 @contextlib.contextmanager
-def opened(path: Path, name: str) -> Iterator[tuple[BinaryIO, BinaryIO]]:
+def open_decompressed(path: Path, name: str) -> Iterator[tuple[BinaryIO, BinaryIO]]:
     """Opens a file for reading its decompressed bytes.
 
     Args:

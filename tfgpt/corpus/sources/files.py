@@ -25,9 +25,15 @@ from typing import Any, BinaryIO
 from tfgpt.common.atomic_files import sha256_of_json
 from tfgpt.common.errors import UserError
 from tfgpt.corpus.sources import base, compressed
-from tfgpt.corpus.sources.chat_formats import messages_in, tools_in
+from tfgpt.corpus.sources.chat_formats import parse_messages, parse_tools
 from tfgpt.corpus.sources.file_hashes import FileHashes
-from tfgpt.corpus.sources.json_records import OddRecords, decoded, holds_records, records, skip_byte_order_mark
+from tfgpt.corpus.sources.json_records import (
+    SkippedRecords,
+    decode_utf8,
+    is_records_file,
+    records,
+    skip_byte_order_mark,
+)
 
 SEPARATOR = b"<|endoftext|>"
 PIECE_BYTES = 1 << 20
@@ -58,7 +64,7 @@ class FileSource(base.Source):
         before, marks, nothing_in, total = 0, 0, [], 0
         for index, path in enumerate(self.paths, start=1):
             self.position = before
-            kept, dropped, odd = 0, collections.Counter[str](), OddRecords(self.strict)
+            kept, dropped, odd = 0, collections.Counter[str](), SkippedRecords(self.strict)
             try:
                 for document in self.in_file(path, odd):
                     reason = base.reason_to_drop(document)
@@ -68,7 +74,7 @@ class FileSource(base.Source):
                         kept += 1
                         marks += document.get("text", "").count(SEPARATOR.decode())
                         yield document
-                odd.refuse_if_most(str(path))
+                odd.raise_if_most(str(path))
             except UserError as error:
                 if len(self.paths) == 1:
                     raise
@@ -93,33 +99,33 @@ class FileSource(base.Source):
             number = f"{len(nothing_in)} of {len(self.paths)} files {'holds' if len(nothing_in) == 1 else 'hold'}"
             self.remarks.append(f"{self.spec}: {number} nothing to learn from, the first: {nothing_in[0]}")
 
-    def nothing_left(self, dropped: Mapping[str, int], odd: OddRecords) -> str:
+    def nothing_left(self, dropped: Mapping[str, int], odd: SkippedRecords) -> str:
         """Why a file gave no document."""
-        if not dropped and not odd.left_out:
+        if not dropped and not odd.num_skipped:
             return "the file is empty"
-        if set(dropped) == {"empty"} and not odd.left_out:
+        if set(dropped) == {"empty"} and not odd.num_skipped:
             return "holds no document (only blank text)"
         reasons = [f"{count:,} {reason}" for reason, count in dropped.items()]
-        reasons += [f"{odd.left_out:,} that cannot be read"] if odd.left_out else []
+        reasons += [f"{odd.num_skipped:,} that cannot be read"] if odd.num_skipped else []
         return f"holds no document that can be used ({', '.join(reasons)})"
 
-    def in_file(self, path: Path, odd: OddRecords) -> Iterator[base.Document]:
+    def in_file(self, path: Path, odd: SkippedRecords) -> Iterator[base.Document]:
         """The documents of one file, the useless ones too; odd records are counted."""
         before, name = self.position, str(path)
-        with compressed.opened(path, name) as (stream, file):
-            read = json_file(stream, name, odd) if holds_records(path) else plain_text(stream, name)
+        with compressed.open_decompressed(path, name) as (stream, file):
+            read = json_file(stream, name, odd) if is_records_file(path) else plain_text(stream, name)
             for document in read:
                 self.position = before + file.tell()
                 yield document
 
 
-def json_file(stream: BinaryIO, name: str, odd: OddRecords) -> Iterator[base.Document]:
+def json_file(stream: BinaryIO, name: str, odd: SkippedRecords) -> Iterator[base.Document]:
     """The documents of a file of records."""
     for place, value in records(stream, name, odd):
         try:
             yield from json_documents(value, name, place)
         except UserError as error:
-            odd.leave_out(error)
+            odd.skip(error)
 
 
 def size_of(path: Path) -> int:
@@ -197,7 +203,7 @@ class TextCutter:
         self.start_document()
 
     def document(self, content: bytes) -> base.Document:
-        made: base.Document = {"text": decoded(content, self.name, self.offset, self.line), "source": self.name}
+        made: base.Document = {"text": decode_utf8(content, self.name, self.offset, self.line), "source": self.name}
         if self.identity is None:
             self.identity = base.content_id(made)
         self.offset += len(content)
@@ -234,14 +240,14 @@ def separator_lines(lines: bytes, line_start: bool) -> Iterator[tuple[int, int]]
 def json_documents(value: Any, name: str, place: str) -> Iterator[base.Document]:
     """The document (or the parts of a very long one) of a record."""
     if not isinstance(value, dict):
-        raise UserError(f"{place}: {base.kind_of(value)}, not an object with 'text' or 'messages'")
+        raise UserError(f"{place}: {base.json_type(value)}, not an object with 'text' or 'messages'")
     identity = identity_of(value.get("id"), place)
-    messages = messages_in(value, place)
+    messages = parse_messages(value, place)
     if messages is not None:
-        document: base.Document = {"messages": messages, **tools_in(value, place), "source": name}
+        document: base.Document = {"messages": messages, **parse_tools(value, place), "source": name}
         yield {**document, "id": identity if identity is not None else base.content_id(document)}
     elif "text" in value:
-        yield from base.text_documents(base.checked_text(value["text"], place), name, identity)
+        yield from base.text_documents(base.validate_text(value["text"], place), name, identity)
     else:
         fields = ", ".join(list(value)[:10]) or "none"
         raise UserError(
@@ -255,7 +261,7 @@ def identity_of(value: Any, place: str) -> str | None:
     if value is None or value != value:
         return None
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
-        raise UserError(f"{place}: 'id' is {base.kind_of(value)}, not a string or a number")
+        raise UserError(f"{place}: 'id' is {base.json_type(value)}, not a string or a number")
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    return base.checked_text(str(value), place, "id")
+    return base.validate_text(str(value), place, "id")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tfgpt.common.did_you_mean import no_such_file
 from tfgpt.common.errors import SettingError, UserError
-from tfgpt.corpus.sources.unsupported_formats import is_media, why_not_read
+from tfgpt.corpus.sources.unsupported_formats import is_media, unsupported_format
 
 MOST_NAMED = 3
 DESCRIPTIONS = ("dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json")
@@ -82,7 +82,7 @@ def find_files(
         if not found:
             words = "matches folders only; add /** to take the files in them" if matches else "matches no file"
             raise SettingError(flag, f"{spec}: {words}")
-    refused = {file: words for file in found if (words := why_not_read(file))}
+    refused = {file: words for file in found if (words := unsupported_format(file))}
     for file, words in refused.items():
         others = len(refused) - 1
         more = f"; {others} more of these files {'is' if others == 1 else 'are'} of such formats" if others else ""

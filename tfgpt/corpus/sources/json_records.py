@@ -4,7 +4,7 @@
 - A JSON list (the file's first character is `[`), whatever its lines: each of its items is a record. Such a file is
   held in memory whole.
 
-A record that makes no sense is left out, counted and named by its line, unless its reader is strict: see `OddRecords`.
+A record that makes no sense is left out, counted and named by its line, unless its reader is strict.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ MOST_NAMED = 3
 WHITE_SPACE = re.compile(r"[ \t\r\n]*")
 
 
-def holds_records(path: Path) -> bool:
+def is_records_file(path: Path) -> bool:
     """Whether a file's name says that it holds records: `.jsonl`, `.ndjson` or `.json`, compressed or not."""
-    return compressed.inner_suffix(path) in SUFFIXES
+    return compressed.format_suffix(path) in SUFFIXES
 
 
-class OddRecords:
+class SkippedRecords:
     """Records that cannot be used: left out and counted, or, when strict, refused at the first.
 
     Args:
@@ -38,16 +38,16 @@ class OddRecords:
 
     Attributes:
         read: records seen so far, the odd ones too.
-        left_out: how many of them were odd.
+        num_skipped: how many of them were odd.
         first: what is wrong with the first few, each a line that names its place.
     """
 
     def __init__(self, strict: bool = False):
         self.strict = strict
-        self.read = self.left_out = 0
+        self.read = self.num_skipped = 0
         self.first: list[str] = []
 
-    def leave_out(self, error: UserError) -> None:
+    def skip(self, error: UserError) -> None:
         """Counts a record whose reading failed.
 
         Raises:
@@ -55,38 +55,38 @@ class OddRecords:
         """
         if self.strict:
             raise error
-        self.left_out += 1
+        self.num_skipped += 1
         if len(self.first) < MOST_NAMED:
             self.first.append(str(error))
 
-    def add(self, other: OddRecords) -> None:
+    def add(self, other: SkippedRecords) -> None:
         """Counts what another one counted."""
-        self.read, self.left_out = self.read + other.read, self.left_out + other.left_out
+        self.read, self.num_skipped = self.read + other.read, self.num_skipped + other.num_skipped
         self.first = (self.first + other.first)[:MOST_NAMED]
 
-    def refuse_if_most(self, name: str) -> None:
+    def raise_if_most(self, name: str) -> None:
         """Refuses a file of which more is odd than not: it is not what it is taken for.
 
         Raises:
             UserError: more than half of the records were left out.
         """
-        if self.left_out * 2 > self.read:
+        if self.num_skipped * 2 > self.read:
             raise UserError(
-                f"{name}: {self.left_out:,} of its {self.read:,} records cannot be read; the first: {self.first[0]}"
+                f"{name}: {self.num_skipped:,} of its {self.read:,} records cannot be read; the first: {self.first[0]}"
             )
 
-    def in_words(self, name: str) -> str | None:
+    def describe(self, name: str) -> str | None:
         """A line about what was left out of `name`, or None."""
-        if not self.left_out:
+        if not self.num_skipped:
             return None
-        number = "1 record is" if self.left_out == 1 else f"{self.left_out:,} records are"
-        more = "" if self.left_out <= len(self.first) else "; …"
+        number = "1 record is" if self.num_skipped == 1 else f"{self.num_skipped:,} records are"
+        more = "" if self.num_skipped <= len(self.first) else "; …"
         return (
             f"{name}: {number} left out of {self.read:,} ({'; '.join(self.first)}{more}); --strict stops there instead"
         )
 
 
-def read_records(path: Path, odd: OddRecords | None = None, name: str | None = None) -> Iterator[tuple[str, Any]]:
+def read_records(path: Path, odd: SkippedRecords | None = None, name: str | None = None) -> Iterator[tuple[str, Any]]:
     """The records of a file.
 
     Args:
@@ -101,11 +101,11 @@ def read_records(path: Path, odd: OddRecords | None = None, name: str | None = N
         UserError: the file cannot be read, or, where nothing may be left out, one of its records.
     """
     name = name or str(path)
-    with compressed.opened(path, name) as (stream, _):
-        yield from records(stream, name, odd or OddRecords(strict=True))
+    with compressed.open_decompressed(path, name) as (stream, _):
+        yield from records(stream, name, odd or SkippedRecords(strict=True))
 
 
-def records(stream: BinaryIO, name: str, odd: OddRecords) -> Iterator[tuple[str, Any]]:
+def records(stream: BinaryIO, name: str, odd: SkippedRecords) -> Iterator[tuple[str, Any]]:
     """As `read_records`, of an open file."""
     offset, number = skip_byte_order_mark(stream), 0
     if stream.peek(1 << 10)[: 1 << 10].lstrip()[:1] == b"[":  # type: ignore[attr-defined]
@@ -120,15 +120,15 @@ def records(stream: BinaryIO, name: str, odd: OddRecords) -> Iterator[tuple[str,
         if content.strip():
             odd.read += 1
             try:
-                value = parsed(decoded(content, name, offset, number), f"{name}:{number}")
+                value = parse_json(decode_utf8(content, name, offset, number), f"{name}:{number}")
             except UserError as error:
-                odd.leave_out(error)
+                odd.skip(error)
             else:
                 yield f"{name}:{number}", value
         offset += len(content)
 
 
-def parsed(text: str, place: str) -> Any:
+def parse_json(text: str, place: str) -> Any:
     """The value of a JSON text.
 
     Raises:
@@ -160,7 +160,7 @@ def list_items(stream: BinaryIO, name: str, offset: int) -> Iterator[tuple[str, 
     content = stream.read(LARGEST_LINE_BYTES + 1)
     if len(content) > LARGEST_LINE_BYTES:
         raise UserError(f"{name}: a list of more than {LARGEST_LINE_BYTES} bytes; make it JSON Lines, an item a line")
-    text = decoded(content, name, offset, 1)
+    text = decode_utf8(content, name, offset, 1)
     item_at = json.JSONDecoder().raw_decode
 
     def behind_space(position: int) -> int:
@@ -197,10 +197,10 @@ def read_lines(path: Path, name: str | None = None) -> Iterator[tuple[int, str]]
         UserError: the file cannot be read or is not UTF-8; the line names file and line.
     """
     name = name or str(path)
-    with compressed.opened(path, name) as (stream, _):
+    with compressed.open_decompressed(path, name) as (stream, _):
         offset = skip_byte_order_mark(stream)
         for number, content in enumerate(stream, start=1):
-            yield number, decoded(content, name, offset, number).removesuffix("\n").removesuffix("\r")
+            yield number, decode_utf8(content, name, offset, number).removesuffix("\n").removesuffix("\r")
             offset += len(content)
 
 
@@ -211,9 +211,9 @@ def read_text(path: Path, name: str | None = None) -> str:
         UserError: the file cannot be read or is not UTF-8; the line names file and line.
     """
     name = name or str(path)
-    with compressed.opened(path, name) as (stream, _):
+    with compressed.open_decompressed(path, name) as (stream, _):
         offset = skip_byte_order_mark(stream)
-        return decoded(stream.read(), name, offset, 1)
+        return decode_utf8(stream.read(), name, offset, 1)
 
 
 def skip_byte_order_mark(stream: BinaryIO) -> int:
@@ -223,7 +223,7 @@ def skip_byte_order_mark(stream: BinaryIO) -> int:
     return len(stream.read(3))
 
 
-def decoded(content: bytes, name: str, offset: int, line: int) -> str:
+def decode_utf8(content: bytes, name: str, offset: int, line: int) -> str:
     """The text of some bytes of a file.
 
     Args:

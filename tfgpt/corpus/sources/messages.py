@@ -23,7 +23,7 @@ TEXTS = ("name", "tool_call_id", "reasoning_content", "thinking", "reasoning")
 Message = dict[str, Any]
 
 
-def checked_messages(messages: Any, place: str) -> list[Message]:
+def validate_messages(messages: Any, place: str) -> list[Message]:
     """The messages with what is known of them only.
 
     Args:
@@ -34,14 +34,14 @@ def checked_messages(messages: Any, place: str) -> list[Message]:
         UserError: it is no list of messages; the line says which is wrong, and how.
     """
     if not isinstance(messages, list):
-        raise UserError(f"{place}: 'messages' is {base.kind_of(messages)}, not a list")
+        raise UserError(f"{place}: 'messages' is {base.json_type(messages)}, not a list")
     return [checked_message(message, f"{place}: message {number}") for number, message in enumerate(messages, start=1)]
 
 
 def checked_message(message: Any, place: str) -> Message:
     """One of them."""
     if not isinstance(message, Mapping):
-        raise UserError(f"{place} is {base.kind_of(message)}, not an object with role and content")
+        raise UserError(f"{place} is {base.json_type(message)}, not an object with role and content")
     role = message.get("role")
     if role not in ROLES:
         words = "has no 'role'" if role is None else f"has the role {role!r}"
@@ -56,12 +56,12 @@ def checked_message(message: Any, place: str) -> Message:
     elif "content" not in message:
         raise UserError(f"{place} has no 'content'")
     else:
-        made["content"] = base.checked_text(content, place, "content")
+        made["content"] = base.validate_text(content, place, "content")
     if calls:
         made["tool_calls"] = calls
     for name in TEXTS:
         if message.get(name) is not None:
-            made[name] = base.checked_text(message[name], place, name)
+            made[name] = base.validate_text(message[name], place, name)
     if role == "assistant" and message.get("weight") is not None:
         if message["weight"] not in (0, 1):
             raise UserError(f"{place}: 'weight' is {message['weight']!r}; it is 0 (not learned) or 1")
@@ -82,7 +82,7 @@ def checked_calls(calls: Any, place: str) -> list[dict[str, Any]]:
         function = call.get("function") if isinstance(call, Mapping) else None
         if not isinstance(function, Mapping) or not isinstance(function.get("name"), str) or not function["name"]:
             raise UserError(f"{place}: 'tool_calls' holds a call of no named function")
-        base.checked_text(json.dumps(call, ensure_ascii=False), place, "tool_calls")
+        base.validate_text(json.dumps(call, ensure_ascii=False), place, "tool_calls")
         made.append({**call, "function": {**function, "arguments": as_object(function.get("arguments"))}})
     return made
 
@@ -100,7 +100,7 @@ def as_object(arguments: Any) -> Any:
     return arguments
 
 
-def checked_tools(tools: Any, place: str) -> list[dict[str, Any]]:
+def validate_tools(tools: Any, place: str) -> list[dict[str, Any]]:
     """Definitions of functions, from a list or its JSON text; bare ones as OpenAI has them; none for null.
 
     Raises:
@@ -114,8 +114,8 @@ def checked_tools(tools: Any, place: str) -> list[dict[str, Any]]:
     if not tools:
         return []
     if not isinstance(tools, list):
-        raise UserError(f"{place}: 'tools' is {base.kind_of(tools)}, not a list of functions")
-    base.checked_text(json.dumps(tools, ensure_ascii=False), place, "tools")
+        raise UserError(f"{place}: 'tools' is {base.json_type(tools)}, not a list of functions")
+    base.validate_text(json.dumps(tools, ensure_ascii=False), place, "tools")
     made = []
     for tool in tools:
         if isinstance(tool, Mapping) and "function" not in tool and "name" in tool:

@@ -34,9 +34,9 @@ from tfgpt.common.did_you_mean import did_you_mean
 from tfgpt.common.errors import SettingError, UserError
 from tfgpt.common.tf_logging import import_tensorflow
 from tfgpt.corpus.sources import base
-from tfgpt.corpus.sources.chat_formats import CONTENT_FIELDS, SPEAKER_FIELDS, as_openai, first_field
+from tfgpt.corpus.sources.chat_formats import CONTENT_FIELDS, SPEAKER_FIELDS, first_field, to_openai_messages
 from tfgpt.corpus.sources.file_hashes import FileHashes
-from tfgpt.corpus.sources.messages import checked_messages
+from tfgpt.corpus.sources.messages import validate_messages
 
 PATTERN = re.compile(r"(?P<dataset>.+?)(:(?P<version>\d+\.\d+\.\d+))?:(?P<split>[^:/\[\]]+(\[[^\]]*\].*)?)")
 VERSION = re.compile(r"\d+\.\d+\.\d+")
@@ -171,10 +171,10 @@ class TensorFlowDatasetsSource(base.Source):
                     else:
                         yield document
             except UserError as error:
-                self.odd.leave_out(error)
+                self.odd.skip(error)
         if not number:
             raise UserError(f"{self.spec}: the split has no example")
-        self.odd.refuse_if_most(self.spec)
+        self.odd.raise_if_most(self.spec)
 
     def examples(self, tfds: Any, builder: Any, names: list[str]) -> Iterator[Mapping[str, Any]]:
         """The examples in the order of the files, of each only the features `names`; keeps `position`.
@@ -247,7 +247,7 @@ class TensorFlowDatasetsSource(base.Source):
             speaker, content = first_field(value, SPEAKER_FIELDS), first_field(value, CONTENT_FIELDS)
             pairs = zip(value[speaker], value[content])
             turns = [{speaker: text_of(one, place), content: text_of(other, place)} for one, other in pairs]
-            yield self.dialogue(as_openai(turns, self.parts.feature or "messages", place), place)
+            yield self.dialogue(to_openai_messages(turns, self.parts.feature or "messages", place), place)
         elif isinstance(value, (bytes, str)):
             yield from base.text_documents(text_of(value, place), self.spec)
         else:
@@ -255,7 +255,7 @@ class TensorFlowDatasetsSource(base.Source):
 
     def dialogue(self, messages: Any, place: str) -> base.Document:
         """The document of a dialogue."""
-        document = {"messages": checked_messages(messages, place), "source": self.spec}
+        document = {"messages": validate_messages(messages, place), "source": self.spec}
         return {**document, "id": base.content_id(document)}
 
 

@@ -48,9 +48,9 @@ def is_media(path: Path) -> bool:
     return path.suffix.lower() in MEDIA
 
 
-def why_not_read(path: Path) -> str | None:
+def unsupported_format(path: Path) -> str | None:
     """What a file is and what to do with it, when its name says that it is in a format that tfgpt does not read."""
-    suffix = compressed.inner_suffix(path)
+    suffix = compressed.format_suffix(path)
     if suffix in READ_BY_PANDAS:
         made = path.name.split(".")[0] + ".jsonl"
         words = TABLE + PANDAS.format(read=READ_BY_PANDAS[suffix], name=path.name, made=made)

@@ -17,7 +17,7 @@ import numpy as np
 
 from tfgpt.common.atomic_files import refuse_pointer
 from tfgpt.common.errors import SettingError, UserError
-from tfgpt.common.settings import settings_of_file, whole_number
+from tfgpt.common.settings import name_file_in_errors, positive_integer
 from tfgpt.model.checkpoints.lazy_weights import LazyWeights, Reader, finite, variable_shapes
 from tfgpt.model.config import DecoderConfig
 from tfgpt.model.rope import inverse_frequencies
@@ -225,13 +225,13 @@ def gguf_config(file: GGUFFile) -> DecoderConfig:
         if found not in allowed:
             raise UserError(f"{file.path}: llama.{key}={found!r} is not supported")
 
-    with settings_of_file(file.path):
+    with name_file_in_errors(file.path):
         refuse("expert_count", 0)
         refuse("attention.causal", True)
         heads, width = value("attention.head_count"), value("embedding_length")
         if not isinstance(heads, int):
             raise SettingError("llama.attention.head_count", "differs from layer to layer, which is not supported")
-        whole_number({"llama.attention.head_count": heads}, "llama.attention.head_count")
+        positive_integer({"llama.attention.head_count": heads}, "llama.attention.head_count")
         head_dim = value("attention.key_length", width // heads)
         refuse("attention.value_length", head_dim)
         refuse("rope.dimension_count", head_dim)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tfgpt.common.errors import UserError
-from tfgpt.common.settings import settings_of_file, whole_number
+from tfgpt.common.settings import name_file_in_errors, positive_integer
 from tfgpt.model.config import MOST_LAYERS, DecoderConfig
 
 ARCHITECTURES = {
@@ -201,7 +201,7 @@ def from_hugging_face(json: Mapping[str, Any], path: Path = Path("config.json"))
         UserError: a model or a feature that is not supported, or a missing key; the line names `path` and it.
     """
     model_type = json.get("model_type")
-    with settings_of_file(path):
+    with name_file_in_errors(path):
         if json.get("quantization_config"):
             kind = json["quantization_config"].get("quant_method", "some kind of")
             raise UserError(f"{path}: quantization_config: {kind} quantized weights are not supported")
@@ -237,7 +237,7 @@ def from_gpt2_keys(json: Mapping[str, Any], path: Path) -> dict[str, Any]:
     only(json, path, "scale_attn_weights", True)
     only(json, path, "scale_attn_by_inverse_layer_idx", False)
     only(json, path, "add_cross_attention", False)
-    width = whole_number(json, "n_embd")
+    width = positive_integer(json, "n_embd")
     return {
         "vocabulary_size": needed(json, "vocab_size", path),
         "max_sequence_length": needed(json, "n_positions", path),
@@ -263,8 +263,8 @@ def from_llama_keys(json: Mapping[str, Any], path: Path) -> dict[str, Any]:
     nanochat = model_type == "nanochat"
     only(json, path, "hidden_act", "relu2" if nanochat else "silu")
     only(json, path, "partial_rotary_factor", 1.0, None)
-    heads = whole_number(json, "num_attention_heads")
-    width = whole_number(json, "hidden_size")
+    heads = positive_integer(json, "num_attention_heads")
+    width = positive_integer(json, "hidden_size")
     attention_bias = {"qwen2": True, "mistral": False}.get(model_type, json.get("attention_bias", False))
     if nanochat:
         only(json, path, "attention_bias", False)
@@ -323,8 +323,8 @@ def no_rope_layer_interval(json: Mapping[str, Any], path: Path) -> int | None:
     """SmolLM3's blocks without RoPE, which come at regular intervals; other orders are refused."""
     if json["model_type"] != "smollm3":
         return None
-    layers = whole_number(json, "num_hidden_layers", MOST_LAYERS)
-    interval = whole_number({"no_rope_layer_interval": 4, **json}, "no_rope_layer_interval")
+    layers = positive_integer(json, "num_hidden_layers", MOST_LAYERS)
+    interval = positive_integer({"no_rope_layer_interval": 4, **json}, "no_rope_layer_interval")
     rotated = json.get("no_rope_layers")  # The name means: 1 with RoPE, 0 without.
     if rotated is None:
         rotated = [int((layer + 1) % interval != 0) for layer in range(layers)]
@@ -344,7 +344,7 @@ def sliding_window(json: Mapping[str, Any], path: Path) -> int | None:
         only(json, path, "use_sliding_window", False)
     if not json.get("use_sliding_window"):
         return None
-    layers = whole_number(json, "num_hidden_layers", MOST_LAYERS)
+    layers = positive_integer(json, "num_hidden_layers", MOST_LAYERS)
     kinds = json.get("layer_types") or ["full_attention"] * min(json.get("max_window_layers", 28), layers)
     kinds = (list(kinds) + ["sliding_attention"] * layers)[:layers]
     if len(set(kinds)) > 1:

@@ -10,7 +10,7 @@ import numpy as np
 
 from tfgpt.common.atomic_files import read_json
 from tfgpt.common.errors import UserError
-from tfgpt.common.settings import settings_of_file
+from tfgpt.common.settings import name_file_in_errors
 from tfgpt.model.checkpoints.lazy_weights import LazyWeights, Reader, variable_shapes
 from tfgpt.model.config import DecoderConfig
 
@@ -102,7 +102,7 @@ def preset_config(class_name: str | None, options: Mapping[str, Any], tied: bool
     if class_name != "GPT2Backbone" and class_name not in CONTEXTS:
         known = ", ".join(("GPT2Backbone", *CONTEXTS))
         raise UserError(f"{path}: class_name {class_name!r} is not supported; supported are {known}")
-    with settings_of_file(path):
+    with name_file_in_errors(path):
         gpt2 = class_name == "GPT2Backbone"
         values = gpt2_fields(options) if gpt2 else llama_fields(options, str(class_name), path)
         return DecoderConfig.from_dict(values | {"tie_embeddings": True if gpt2 else tied})

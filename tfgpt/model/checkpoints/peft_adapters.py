@@ -17,7 +17,7 @@ import numpy as np
 from tfgpt.common.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from tfgpt.common.atomic_files import read_json, write_json
 from tfgpt.common.errors import UserError
-from tfgpt.common.settings import out_of_bounds, settings_of_file, shown
+from tfgpt.common.settings import name_file_in_errors, out_of_bounds, short_repr
 from tfgpt.model.checkpoints.huggingface_tensors import TensorMapping, recipes, swap_halves
 from tfgpt.model.checkpoints.lazy_weights import Reader, variable_shapes
 from tfgpt.model.checkpoints.safetensors_file import open_safetensors, write_safetensors
@@ -175,10 +175,10 @@ def checked_config(config: Any, path: Path) -> dict[str, Any]:
             f"{path}: init_lora_weights is {start!r}: it was trained on a changed base, which is not here; save it "
             "with peft's path_initial_model_for_weight_conversion"
         )
-    with settings_of_file(path):
+    with name_file_in_errors(path):
         for name, value in [("lora_alpha", config.get("lora_alpha")), *dict(config.get("alpha_pattern") or {}).items()]:
             if isinstance(value, bool) or not isinstance(value, (int, float)) or out_of_bounds(value, above=0):
-                raise UserError(f"{path}: {name}: {shown(value)} is no number above 0")
+                raise UserError(f"{path}: {name}: {short_repr(value)} is no number above 0")
     return config
 
 

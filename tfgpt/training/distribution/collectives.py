@@ -22,7 +22,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.eager import context
 
-from tfgpt.common.command_line import PATHS_FAULTS
+from tfgpt.common.command_line import PATH_ERRNOS
 from tfgpt.common.errors import TfgptError, UserError
 from tfgpt.training.distribution.cluster import Cluster
 from tfgpt.training.distribution.startup_barrier import WorkerLost, in_words
@@ -235,7 +235,7 @@ def facts_of(error: BaseException) -> tuple[int, str]:
         return INTERRUPTED, line
     if isinstance(error, TfgptError):
         return error.exit_code, line
-    if isinstance(error, OSError) and error.filename and error.errno in PATHS_FAULTS:
+    if isinstance(error, OSError) and error.filename and error.errno in PATH_ERRNOS:
         return UserError.exit_code, line
     return 1, f"{type(error).__name__}: {line} (its own output says where)"
 

@@ -16,7 +16,7 @@ from tfgpt.common.adapters import base_directory
 from tfgpt.common.atomic_files import atomic_write
 from tfgpt.common.errors import UserError
 from tfgpt.common.progress import Progress
-from tfgpt.corpus.cache import making
+from tfgpt.corpus.cache import cached_entry
 from tfgpt.model.checkpoints.huggingface import load_decoder
 from tfgpt.model.checkpoints.safetensors_file import weights_fingerprint
 from tfgpt.model.decoder import Decoder
@@ -171,7 +171,7 @@ def reference_nats(recipe: TrainConfig, pairs: Arrays, say: Callable[[str], None
     rows = {name: pairs[name] for name in ("token_ids", "targets")}
     key = fingerprint_of(rows, *model_fingerprints(directory), dtype)
     path = recipe.corpus.cache_directory / "references" / f"{key[:32]}.safetensors"
-    with making(path, ()):
+    with cached_entry(path, ()):
         if path.is_file():
             return safetensors.numpy.load_file(path)["reference_nats"]
         say(f"Reference: what {directory} thinks of {len(pairs['token_ids']):,} pairs, computed once")

@@ -14,13 +14,13 @@ import numpy as np
 
 from tfgpt.common.errors import SettingError, UserError
 from tfgpt.corpus.config import CorpusConfig
-from tfgpt.corpus.source_summary import number_of
-from tfgpt.corpus.sources.chat_formats import LISTS, as_openai, tools_in
+from tfgpt.corpus.source_summary import format_count
+from tfgpt.corpus.sources.chat_formats import MESSAGE_FIELDS, parse_tools, to_openai_messages
 from tfgpt.corpus.sources.find_files import find_files
-from tfgpt.corpus.sources.json_records import OddRecords, holds_records
+from tfgpt.corpus.sources.json_records import SkippedRecords, is_records_file
 from tfgpt.corpus.sources.json_records import read_records as file_records
-from tfgpt.corpus.sources.messages import Message, checked_messages
-from tfgpt.corpus.split import hashed_number, hashed_side
+from tfgpt.corpus.sources.messages import Message, validate_messages
+from tfgpt.corpus.split import hash_side, hash_value
 from tfgpt.generation.prompts import encode
 from tfgpt.tokenization.chat_template import encode_messages
 from tfgpt.tokenization.tokenizer import Tokenizer
@@ -69,8 +69,8 @@ def read_sides(
     ]
     sides: dict[str, list[PromptRecord]] = {"train": [], "validation": []}
     for record, document in zip(records, documents):
-        sides[hashed_side(document, corpus.validation_fraction)].append(record)
-    refuse_empty_side(corpus, sides, sorted({hashed_number(document) / 2**64 for document in documents}))
+        sides[hash_side(document, corpus.validation_fraction)].append(record)
+    refuse_empty_side(corpus, sides, sorted({hash_value(document) / 2**64 for document in documents}))
     return sides["train"], sides["validation"]
 
 
@@ -93,8 +93,8 @@ def refuse_empty_side(corpus: CorpusConfig, sides: Mapping[str, list[PromptRecor
     advice = f", or --validation_fraction={better[0]}" if better else ""
     raise SettingError(
         "validation_fraction",
-        f"{corpus.validation_fraction} leaves none of {number_of(len(records), 'record')} {what} "
-        f"({number_of(len(places), 'different prompt')}; a hash of the prompt says on which side it is); give more "
+        f"{corpus.validation_fraction} leaves none of {format_count(len(records), 'record')} {what} "
+        f"({format_count(len(places), 'different prompt')}; a hash of the prompt says on which side it is); give more "
         f"records, --validation_text{advice}",
     )
 
@@ -116,18 +116,18 @@ def read_records(
     """
     for spec in specs:
         notes: list[str] = []
-        for file in find_files(spec, flag, notes, holds_records):
-            odd = OddRecords(strict)
+        for file in find_files(spec, flag, notes, is_records_file):
+            odd = SkippedRecords(strict)
             for place, value in file_records(file, odd):
                 try:
                     record = record_of(value, place)
                     check(record)
                 except UserError as error:
-                    odd.leave_out(error)
+                    odd.skip(error)
                 else:
                     yield record
-            odd.refuse_if_most(str(file))
-            notes += [words] if (words := odd.in_words(str(file))) else []
+            odd.raise_if_most(str(file))
+            notes += [words] if (words := odd.describe(str(file))) else []
         for note in notes:
             print(note, file=sys.stderr)
 
@@ -140,8 +140,8 @@ def record_of(content: Any, where: str) -> PromptRecord:
     """
     if not isinstance(content, dict):
         raise UserError(f"{where}: should be a JSON object")
-    named = next((name for name in ("prompt", *LISTS) if content.get(name) is not None), "prompt")
-    prompt, tools = content.get(named), tools_in(content, where).get("tools", [])
+    named = next((name for name in ("prompt", *MESSAGE_FIELDS) if content.get(name) is not None), "prompt")
+    prompt, tools = content.get(named), parse_tools(content, where).get("tools", [])
     answers = [content.get(name) for name in ("chosen", "rejected")]
     lists = [answer for answer in answers if isinstance(answer, list)]
     if not isinstance(prompt, list) and len(lists) == 2 and max(map(len, lists)) > 1:
@@ -158,7 +158,7 @@ def record_of(content: Any, where: str) -> PromptRecord:
 
 def messages_of(turns: list[Any], name: str, where: str) -> list[Message]:
     """A field's turns as messages, whoever they call the speakers."""
-    return checked_messages(as_openai(turns, name, where), where)
+    return validate_messages(to_openai_messages(turns, name, where), where)
 
 
 def answer_of(record: PromptRecord, name: str) -> str | Message:
