@@ -76,7 +76,7 @@ class DocumentShards:
         """The data card, Markdown."""
         return self.directory / CARD
 
-    def summarize_sources(self, spec: str | None = None) -> str:
+    def summary(self, spec: str | None = None) -> str:
         """What was read, of one spec or of all, what was left out and why, and what is left, in a sentence."""
         sources = [source for source in self.manifest["sources"] if spec in (None, source["spec"])]
         return summarize_sources(sources, None if spec else self.manifest["sides"], self.manifest["split"]["used"])

@@ -121,7 +121,7 @@ def prepare(
         apart[side] = {}
         for spec, of_spec in names.items():
             shards = prepared_shards(documents, side, made_tokenizer, cache, store_weights, say, of_spec)
-            shards.origin = documents.account(spec)
+            shards.origin = documents.summary(spec)
             apart[side][spec] = shards
     return PreparedData(
         train, validation, made_tokenizer, documents, fingerprint, manifest, apart["train"], apart["validation"]
@@ -249,7 +249,7 @@ def prepared_shards(
                 num_documents=None if sources else documents.num_documents(side),
                 title=f"encoding {side}",
             )
-    shards.origin = documents.account()
+    shards.origin = documents.summary()
     rate = f" ({shards.num_bytes / (shards.num_tokens - 1):.2f} bytes a token)" if shards.num_tokens > 1 else ""
     of = f" of {', '.join(sources[:3])}{', …' if len(sources) > 3 else ''}" if sources else ""
     say(f"{side} tokens{of}: {shards.num_tokens:,}{rate}; {made_or_reused(made, started)} {directory}")

@@ -143,7 +143,7 @@ def prepared_side(
             num_documents=documents.num_documents(side),
             title=f"encoding {side}",
         )
-    made.origin = documents.account()
+    made.origin = documents.summary()
     counts = made.manifest
     say(
         f"{side} conversations: {counts['conversations']:,} in {len(made):,} parts, {counts['tokens']:,} tokens, "
@@ -165,7 +165,7 @@ def refuse_nothing(conversations: ChatShards, flag: str, what: str, documents: D
     became = f" of {read:,} ({in_words(counts)})" if counts else ""
     length = conversations.manifest["length"]
     advice = f"a longer --sequence_length than {length}" if counts.get("cut") else "more conversations or other ones"
-    raise SettingError(flag, f"no conversation is left {what}{became}: {documents.account()}; give {advice}")
+    raise SettingError(flag, f"no conversation is left {what}{became}: {documents.summary()}; give {advice}")
 
 
 def in_words(counts: Mapping[str, int], before: str = "") -> str:

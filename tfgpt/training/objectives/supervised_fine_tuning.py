@@ -108,7 +108,7 @@ def training_rows(recipe: TrainConfig, data: PreparedChat) -> tuple[list[Packing
             raise SettingError(
                 "mixture",
                 f"gives a weight to {name}, of which no conversation is left to learn from "
-                f"({data.documents.account(name)})",
+                f"({data.documents.summary(name)})",
             )
     packed = [packing for packing in packed if len(packing)]
     weights = mixture_weights([len(packing) for packing in packed], given, recipe.mixture.mixture_temperature)
