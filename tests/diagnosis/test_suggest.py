@@ -23,7 +23,7 @@ from tfgpt.diagnosis.suggest import (
     tuning_memory,
 )
 from tfgpt.diagnosis.suggest_config import SuggestConfig, size_of
-from tfgpt.model.lora_config import LoraConfig
+from tfgpt.model.lora import LoraConfig
 from tfgpt.model.presets import count_parameters
 
 BY_NAME = {model.base.split("/")[1]: model for model in FAMILIES}

@@ -19,8 +19,7 @@ from tfgpt.model.checkpoints.huggingface import load_decoder, save_decoder
 from tfgpt.model.checkpoints.peft_adapters import save_adapter
 from tfgpt.model.decoder import Decoder
 from tfgpt.model.dropout import dropout_seed
-from tfgpt.model.lora import enable_lora, projections
-from tfgpt.model.lora_config import LoraConfig
+from tfgpt.model.lora import LoraConfig, enable_lora, projections
 from tfgpt.model.projection import Projection
 
 peft = pytest.importorskip("peft")
@@ -204,7 +203,7 @@ def test_bfloat16_products_stay_near_float32():
 
 
 def test_layers_that_are_not_there_are_named():
-    with pytest.raises(SettingError, match="'head' is no projection; known are all, attention, mlp"):
+    with pytest.raises(SettingError, match="'head' is not a projection; known are all, attention, mlp"):
         LoraConfig(lora_rank=2, lora_target_modules="query,head")
     with pytest.raises(SettingError, match="the model has no gate"):
         enable_lora(random_decoder(GPT2 | {"num_layers": 1}), LoraConfig(lora_rank=2, lora_target_modules="gate"))

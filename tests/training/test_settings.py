@@ -17,7 +17,7 @@ import tensorflow as tf
 from tests.training.small_step import VOCABULARY, batches, make_trainer
 from tfgpt import train as command
 from tfgpt.model.checkpoints.huggingface import save_decoder
-from tfgpt.model.lora_config import LoraConfig
+from tfgpt.model.lora import LoraConfig
 from tfgpt.training.config import OptimizerConfig, ScheduleConfig, StepConfig
 from tfgpt.training.train_config import TrainConfig
 from tfgpt.training.trainer_builder import build_trainer

@@ -9,7 +9,7 @@ from tfgpt.diagnosis.check_results import FAIL, OK, WARN, CheckResult, in_bytes,
 from tfgpt.diagnosis.system_memory import Memory, free_disk
 from tfgpt.model import presets
 from tfgpt.model.config import DecoderConfig
-from tfgpt.model.lora_config import LoraConfig
+from tfgpt.model.lora import LoraConfig
 from tfgpt.training.objectives.preference_config import ANSWERS_AT_A_TIME
 from tfgpt.training.train_config import TrainConfig
 
@@ -119,7 +119,7 @@ def optimizer_bytes(optimizer: str, config: DecoderConfig, lora: LoraConfig = NO
 
 
 def projection_shapes(config: DecoderConfig) -> dict[str, tuple[int, int]]:
-    """[in, out] of the matrices of one block by their names in `lora_config.LAYERS`."""
+    """[in, out] of the matrices of one block by their names in `lora.LAYERS`."""
     width, inner = config.hidden_dim, config.intermediate_dim
     shapes = {
         "query": (width, config.query_width),

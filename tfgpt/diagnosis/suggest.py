@@ -25,7 +25,7 @@ from tfgpt.diagnosis.pretrained_models import FAMILIES, OPEN_LICENCES, Pretraine
 from tfgpt.diagnosis.suggest_config import SuggestConfig
 from tfgpt.model import presets
 from tfgpt.model.config import DecoderConfig
-from tfgpt.model.lora_config import LoraConfig
+from tfgpt.model.lora import LoraConfig
 
 BYTES_A_TOKEN = 4
 """English text under vocabularies of 32,000 to 152,000 entries, about."""

@@ -14,7 +14,7 @@ from tfgpt.conversion.cached_conversion import model_directory
 from tfgpt.corpus.config import CorpusConfig
 from tfgpt.model import presets
 from tfgpt.model.config import DecoderConfig
-from tfgpt.model.lora_config import LoraConfig
+from tfgpt.model.lora import LoraConfig
 from tfgpt.model.maximal_update import ParametrizationConfig, with_initial_weights
 from tfgpt.pipeline.config import AugmentationConfig, BatchConfig, MixtureConfig
 from tfgpt.tokenization.config import TokenizerConfig

@@ -22,7 +22,7 @@ from tfgpt.model.checkpoints.huggingface_tensors import TensorMapping, recipes, 
 from tfgpt.model.checkpoints.lazy_weights import Reader, variable_shapes
 from tfgpt.model.checkpoints.safetensors_file import open_safetensors, write_safetensors
 from tfgpt.model.config import DecoderConfig
-from tfgpt.model.lora_config import LoraConfig
+from tfgpt.model.lora import LoraConfig
 
 if TYPE_CHECKING:
     from tfgpt.model.decoder import Decoder
