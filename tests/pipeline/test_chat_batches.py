@@ -103,7 +103,7 @@ def test_damaged_conversations_in_the_cache_are_made_again(tmp_path, name):
     flip_a_byte(directory / name)
     lines = []
     again = prepared(tmp_path, files=files, say=lines.append)
-    assert any(line.startswith("train conversations: ") and "making them again" in line for line in lines)
+    assert any(line.startswith("train conversations: ") and "making it again" in line for line in lines)
     assert again.train.directory == directory and (directory / name).read_bytes() == whole
 
 

@@ -167,7 +167,7 @@ def test_a_flipped_byte_in_a_cached_shard_is_named_and_the_shard_made_again(corp
     path.write_bytes(damaged)
     lines = Lines()
     again = prepare(corpus, BPE, say=lines.append)
-    assert any(str(path) in line and "damaged" in line and "making them again" in line for line in lines)
+    assert any(str(path) in line and "damaged" in line and "making it again" in line for line in lines)
     assert files_of(again) == before and again.fingerprint == data.fingerprint
 
 
@@ -176,7 +176,7 @@ def test_a_cached_directory_without_its_manifest_is_made_again(corpus):
     (data.validation.directory / "manifest.json").unlink()
     lines = Lines()
     assert prepare(corpus, BPE, say=lines.append).fingerprint == data.fingerprint
-    assert any("validation tokens" in line and "making them again" in line for line in lines)
+    assert any("validation tokens" in line and "making it again" in line for line in lines)
 
 
 @pytest.mark.parametrize("damage", ["", '{"version": "1.0"}', "other"])
@@ -189,7 +189,7 @@ def test_a_damaged_cached_tokenizer_is_named_and_trained_again(corpus, damage):
     lines = Lines()
     again = prepare(corpus, BPE, say=lines.append)
     assert again.fingerprint == data.fingerprint
-    assert any(str(path.parent) in line and "training it again" in line for line in lines)
+    assert any(str(path.parent) in line and "making it again" in line for line in lines)
     assert Tokenizer.load(path).fingerprint == data.tokenizer.fingerprint
 
 

@@ -23,7 +23,7 @@ CASES = {
     "lora accumulated": f"{LORA} --gradient_accumulation_steps=2",
     "dpo": "--objective=dpo --batch_size=8 --train_text=DIR/pairs.jsonl --max_grad_norm=0.5",
     "grpo": "--objective=grpo --batch_size=16 --train_text=DIR/prompts.jsonl --max_completion_length=6 --group_size=8 "
-    "--kl_penalty=0.01 --updates_per_rollout=2 --reward=tests.training.test_group_rewards:letters",
+    "--kl_penalty=0.01 --updates_per_rollout=2 --reward=tests.training.objectives.test_grpo:letters",
 }
 COMMON = (
     "--init_from=DIR/base --validation_fraction=0.3 --sequence_length=32 --warmup_steps=0 --schedule=constant "

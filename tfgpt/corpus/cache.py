@@ -12,8 +12,9 @@ import dataclasses
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import platformdirs
 
@@ -21,6 +22,9 @@ from tfgpt.common.atomic_files import new_sibling, read_json
 from tfgpt.common.errors import SettingError, UserError
 from tfgpt.common.locks import waiting_writer_lock, writer_lock
 from tfgpt.common.output_directories import DESCRIPTION, write_description
+from tfgpt.common.progress import format_duration
+
+Opened = TypeVar("Opened")
 
 ENVIRONMENT_VARIABLE = "TFGPT_CACHE_DIR"
 LEFTOVER_SECONDS = 24 * 3600
@@ -42,6 +46,49 @@ def cache_directory(flag: str | None = None) -> Path:
         raise SettingError(
             "cache_dir", f"this user has no home folder; give a folder, or set {ENVIRONMENT_VARIABLE} or HOME"
         ) from error
+
+
+def cached_stage(
+    name: str,
+    entry: Path,
+    text: Iterable[str],
+    *,
+    open_entry: Callable[[], Opened],
+    make_entry: Callable[[], Opened],
+    describe: Callable[[Opened], str],
+    log: Callable[[str], None],
+) -> Opened:
+    """Opens a cache entry, or makes it when it is missing or damaged, and logs one line about it.
+
+    Other processes that need the entry wait until it is made.
+
+    Args:
+        name: the stage, which begins the log lines.
+        entry: path of the entry.
+        text: the sources that the entry is made from, shown by `tfgpt.cache`.
+        open_entry: opens the entry; raises `UserError` when it is damaged.
+        make_entry: writes the entry and opens it.
+        describe: what the log line says of the opened entry.
+        log: receives each log line.
+    """
+    started = time.monotonic()
+    opened = None
+    with cached_entry(entry, text):
+        if entry.exists():
+            try:
+                opened = open_entry()
+            except UserError as error:
+                log(f"{name}: {str(error).split(';')[0]}; making it again")
+        made = opened is None
+        if opened is None:
+            opened = make_entry()
+    log(f"{name}: {describe(opened)}; {made_or_reused(made, started)} {entry}")
+    return opened
+
+
+def made_or_reused(made: bool, started: float) -> str:
+    """How the line of a stage ends, before the path; `started` is of `time.monotonic`."""
+    return f"made in {format_duration(time.monotonic() - started)}," if made else "reused,"
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from tfgpt.common.atomic_files import (
     atomic_directory,
@@ -29,9 +29,9 @@ from tfgpt.common.atomic_files import (
 )
 from tfgpt.common.errors import UserError
 from tfgpt.common.output_directories import result_directory
-from tfgpt.common.progress import format_bytes, format_duration
+from tfgpt.common.progress import format_bytes
 from tfgpt.corpus.build import build_documents
-from tfgpt.corpus.cache import cached_entry
+from tfgpt.corpus.cache import cached_stage, made_or_reused
 from tfgpt.corpus.config import CorpusConfig
 from tfgpt.corpus.document_shards import DocumentShards
 from tfgpt.corpus.source_summary import describe_dropped
@@ -47,8 +47,6 @@ from tfgpt.tokenization.train_tokenizer import make_tokenizer
 # Part of every tokenizer's key: raise it when the same documents and options train another tokenizer than before.
 TOKENIZER_FORMAT = 1
 PREPARED = "prepared.json"
-
-Opened = TypeVar("Opened")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,7 +168,6 @@ def prepared_tokenizer(
     config: TokenizerConfig, documents: DocumentShards, cache: Path, say: Callable[[str], None]
 ) -> Tokenizer:
     """The tokenizer, with its line; only a trained one is kept in the cache."""
-    started = time.monotonic()
     if config.tokenizer != "bpe":
         made = make_tokenizer(config, ())
         origin = "the bytes" if config.tokenizer == "bytes" else f"from {config.tokenizer}"
@@ -178,26 +175,22 @@ def prepared_tokenizer(
         return made
     key = {"format": TOKENIZER_FORMAT, "documents": documents.fingerprint, "settings": config.to_dict()}
     directory = cache / "tokenizers" / sha256_of_json(key)[:32]
-    with cached_entry(directory, documents.text):
-        found = cached_tokenizer(directory, say)
-        made = found or trained_tokenizer(config, documents, directory)
-    say(f"tokenizer: {made.vocabulary_size:,} ids; {made_or_reused(found is None, started)} {directory}")
-    return made
 
+    def open_tokenizer() -> Tokenizer:
+        tokenizer, manifest = Tokenizer.load(directory), read_json(directory / "manifest.json")
+        if not isinstance(manifest, dict) or manifest.get("fingerprint") != tokenizer.fingerprint:
+            raise UserError(f"{directory}: the tokenizer changed since it was trained")
+        return tokenizer
 
-def cached_tokenizer(directory: Path, say: Callable[[str], None]) -> Tokenizer | None:
-    """The tokenizer in the cache, if it is there and whole."""
-    if not directory.exists():
-        return None
-    try:
-        tokenizer = Tokenizer.load(directory)
-        if read_json(directory / "manifest.json")["fingerprint"] == tokenizer.fingerprint:
-            return tokenizer
-        problem = f"{directory}: the tokenizer changed since it was trained"
-    except (UserError, KeyError, TypeError) as error:
-        problem = str(error)
-    say(f"tokenizer: {problem}; training it again")
-    return None
+    return cached_stage(
+        "tokenizer",
+        directory,
+        documents.text,
+        open_entry=open_tokenizer,
+        make_entry=lambda: trained_tokenizer(config, documents, directory),
+        describe=lambda tokenizer: f"{tokenizer.vocabulary_size:,} ids",
+        log=say,
+    )
 
 
 def trained_tokenizer(config: TokenizerConfig, documents: DocumentShards, directory: Path) -> Tokenizer:
@@ -220,7 +213,6 @@ def prepared_shards(
     sources: Sequence[str] = (),
 ) -> TokenShards:
     """The token shards of one side, or of some sources of it, with their line."""
-    started = time.monotonic()
     template = tokenizer.config.get("chat_template")
     key = {
         "format": FORMAT_VERSION,
@@ -237,39 +229,35 @@ def prepared_shards(
         among = frozenset(sources)
         chosen = (document for document in chosen if document["source"] in among)
     directory = cache / "tokens" / sha256_of_json(key)[:32]
-    with cached_entry(directory, documents.text):
-        shards = cached(directory, lambda: TokenShards.open(directory, tokenizer.fingerprint), f"{side} tokens", say)
-        made = shards is None
-        if shards is None:
-            shards = write_token_shards(
-                chosen,
-                tokenizer,
-                directory,
-                store_weights=store_weights,
-                num_documents=None if sources else documents.num_documents(side),
-                title=f"encoding {side}",
-            )
-    shards.origin = documents.summary()
-    rate = f" ({shards.num_bytes / (shards.num_tokens - 1):.2f} bytes a token)" if shards.num_tokens > 1 else ""
     of = f" of {', '.join(sources[:3])}{', …' if len(sources) > 3 else ''}" if sources else ""
-    say(f"{side} tokens{of}: {shards.num_tokens:,}{rate}; {made_or_reused(made, started)} {directory}")
+
+    def describe(shards: TokenShards) -> str:
+        rate = f" ({shards.num_bytes / (shards.num_tokens - 1):.2f} bytes a token)" if shards.num_tokens > 1 else ""
+        return f"{shards.num_tokens:,}{rate}"
+
+    shards = cached_stage(
+        f"{side} tokens{of}",
+        directory,
+        documents.text,
+        open_entry=lambda: TokenShards.open(directory, tokenizer.fingerprint),
+        make_entry=lambda: write_token_shards(
+            chosen,
+            tokenizer,
+            directory,
+            store_weights=store_weights,
+            num_documents=None if sources else documents.num_documents(side),
+            title=f"encoding {side}",
+        ),
+        describe=describe,
+        log=say,
+    )
+    shards.origin = documents.summary()
     reasons = [f"{count:,} conversation{'s' * (count > 1)} left out: {why}" for why, count in shards.left_out.items()]
     for reason in reasons:
         say(f"{side} tokens{of}: {reason}")
     if reasons and side == "train" and not shards.num_documents:
         raise UserError(f"--train_text: nothing is left to learn from ({', '.join(reasons)})")
     return shards
-
-
-def cached(directory: Path, open_it: Callable[[], Opened], what: str, say: Callable[[str], None]) -> Opened | None:
-    """What the cache has in a directory, if it is there and whole; says so if it is damaged."""
-    if not directory.exists():
-        return None
-    try:
-        return open_it()
-    except DamagedShards as error:
-        say(f"{what}: {str(error).split(';')[0]}; making them again")
-        return None
 
 
 def put_results(data: PreparedData, output_dir: str | os.PathLike, overwrite: bool = False) -> Path:
@@ -308,8 +296,3 @@ def link_or_copy(source: Path, target: Path) -> None:
     except OSError:
         with readable_write_errors(target):
             shutil.copyfile(source, target)
-
-
-def made_or_reused(made: bool, started: float) -> str:
-    """How a stage's line ends, before the place."""
-    return f"made in {format_duration(time.monotonic() - started)}," if made else "reused,"

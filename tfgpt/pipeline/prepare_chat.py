@@ -7,26 +7,19 @@ of a row (that is where long ones are cut) and on the chat template.
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from tfgpt.common.atomic_files import sha256_of_json
 from tfgpt.common.errors import SettingError
+from tfgpt.corpus.cache import cached_stage
 from tfgpt.corpus.config import CorpusConfig
 from tfgpt.corpus.document_shards import DocumentShards
 from tfgpt.pipeline.augmentation import Augmentation, read_paraphrases
 from tfgpt.pipeline.chat_shards import FORMAT_VERSION, ChatShards, write_conversations
 from tfgpt.pipeline.config import AugmentationConfig
-from tfgpt.pipeline.prepare import (
-    cached,
-    cached_entry,
-    made_or_reused,
-    prepared_documents,
-    prepared_tokenizer,
-    spec_of_source,
-)
+from tfgpt.pipeline.prepare import prepared_documents, prepared_tokenizer, spec_of_source
 from tfgpt.tokenization.chat_template import template_of
 from tfgpt.tokenization.config import TokenizerConfig
 from tfgpt.tokenization.tokenizer import Tokenizer
@@ -121,7 +114,6 @@ def prepared_side(
     say: Callable[[str], None],
 ) -> ChatShards:
     """The conversations of one side, with their line."""
-    started = time.monotonic()
     key = {
         "format": FORMAT_VERSION,
         "documents": documents.fingerprint,
@@ -132,9 +124,20 @@ def prepared_side(
         **options,
     }
     directory = cache / "conversations" / sha256_of_json(key)[:32]
-    with cached_entry(directory, documents.text):
-        found = cached(directory, lambda: ChatShards.open(directory), f"{side} conversations", say)
-        made = found or write_conversations(
+
+    def describe(made: ChatShards) -> str:
+        counts = made.manifest
+        return (
+            f"{counts['conversations']:,} in {len(made):,} parts, {counts['tokens']:,} tokens, "
+            f"{counts['learned']:,} of them the assistant's{in_words(counts['counts'], '; ')}"
+        )
+
+    conversations = cached_stage(
+        f"{side} conversations",
+        directory,
+        documents.text,
+        open_entry=lambda: ChatShards.open(directory),
+        make_entry=lambda: write_conversations(
             documents.documents(side),
             tokenizer,
             directory,
@@ -142,15 +145,12 @@ def prepared_side(
             sources=sources,
             num_documents=documents.num_documents(side),
             title=f"encoding {side}",
-        )
-    made.origin = documents.summary()
-    counts = made.manifest
-    say(
-        f"{side} conversations: {counts['conversations']:,} in {len(made):,} parts, {counts['tokens']:,} tokens, "
-        f"{counts['learned']:,} of them the assistant's{in_words(counts['counts'], '; ')}; "
-        f"{made_or_reused(found is None, started)} {directory}"
+        ),
+        describe=describe,
+        log=say,
     )
-    return made
+    conversations.origin = documents.summary()
+    return conversations
 
 
 def refuse_nothing(conversations: ChatShards, flag: str, what: str, documents: DocumentShards) -> None:

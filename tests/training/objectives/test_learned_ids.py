@@ -1,7 +1,7 @@
 """What every objective learns from a conversation, decoded, is what the assistant says: with every kind of tokenizer.
 
 Chat tuning, pretraining on dialogues and preferences are here; what the sampled answers of rewards teach is in
-`test_group_rewards`.
+`test_grpo`.
 """
 
 from __future__ import annotations

@@ -330,7 +330,8 @@ def run(recipe: TrainConfig) -> list[dict]:
 def test_a_run_learns_what_is_preferred_and_computes_the_reference_once(
     base: Path, tmp_path: Path, capsys, monkeypatch
 ):
-    found = run(preference_recipe(base, tmp_path, "--objective=dpo", "--lora_rank=4", "--lora_alpha=16"))
+    recipe = preference_recipe(base, tmp_path, "--objective=dpo", "--lora_rank=4", "--lora_alpha=16")
+    found = run(recipe)
     first, last = found[0], found[-1]
     # Before the first update the model is the reference: the loss is log 2, nothing is preferred.
     assert first["validation_loss"] == pytest.approx(np.log(2), abs=1e-4)
@@ -338,10 +339,15 @@ def test_a_run_learns_what_is_preferred_and_computes_the_reference_once(
     assert last["validation_loss"] < 0.5 and last["validation_accuracy"] == 1 and last["validation_kl"] > 0
     assert last["train_reward_margin"] > found[1]["train_reward_margin"]
     assert (tmp_path / "run" / "curves.png").is_file() and (tmp_path / "run" / "adapter").is_dir()
-    assert capsys.readouterr().out.count("computed once") == 2  # Training side and held-out side.
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("reference: ")]
+    assert len(lines) == 2 and all("made in" in line for line in lines)  # Training side and held-out side.
     again = preferences.PreferenceTuning()
     again.prepare(preference_recipe(base, tmp_path, "--objective=ipo"))
-    assert "computed once" not in capsys.readouterr().out
+    assert capsys.readouterr().out.count("; reused, ") == 2
+    for path in (recipe.corpus.cache_directory / "references").glob("*.safetensors"):
+        path.write_bytes(b"damaged")
+    again.prepare(preference_recipe(base, tmp_path, "--objective=ipo"))
+    assert "making it again" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("objective", ["simpo", "grpo"])

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 import tensorflow as tf
+from safetensors import SafetensorError
 
 from tfgpt.common.adapters import base_directory
 from tfgpt.common.atomic_files import atomic_write
 from tfgpt.common.errors import UserError
 from tfgpt.common.progress import Progress
-from tfgpt.corpus.cache import cached_entry
+from tfgpt.corpus.cache import cached_stage
 from tfgpt.model.checkpoints.huggingface import load_decoder
 from tfgpt.model.checkpoints.safetensors_file import weights_fingerprint
 from tfgpt.model.decoder import Decoder
@@ -171,14 +172,34 @@ def reference_nats(recipe: TrainConfig, pairs: Arrays, say: Callable[[str], None
     rows = {name: pairs[name] for name in ("token_ids", "targets")}
     key = fingerprint_of(rows, *model_fingerprints(directory), dtype)
     path = recipe.corpus.cache_directory / "references" / f"{key[:32]}.safetensors"
-    with cached_entry(path, ()):
-        if path.is_file():
-            return safetensors.numpy.load_file(path)["reference_nats"]
-        say(f"Reference: what {directory} thinks of {len(pairs['token_ids']):,} pairs, computed once")
+
+    def make() -> np.ndarray:
         found = TokenLogProbabilities(load_decoder(directory, dtype=dtype))(rows, "reference")
         with atomic_write(path) as temporary:
             safetensors.numpy.save_file({"reference_nats": found}, temporary)
-    return found
+        return found
+
+    return cached_stage(
+        "reference",
+        path,
+        (),
+        open_entry=lambda: read_reference(path),
+        make_entry=make,
+        describe=lambda found: f"log probabilities of {len(found):,} pairs by {directory}",
+        log=say,
+    )
+
+
+def read_reference(path: Path) -> np.ndarray:
+    """The log probabilities in a cache entry.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    try:
+        return safetensors.numpy.load_file(path)["reference_nats"]
+    except (SafetensorError, KeyError) as error:
+        raise UserError(f"{path}: damaged ({error})") from error
 
 
 def model_fingerprints(directory: Path) -> list[str]:
