@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Everything that must hold: style, types, import directions, tests. Makes .venv and installs tfgpt [dev] first.
-# More arguments go to pytest, in one process: scripts/test.sh tests/model -k cache
-# Without arguments the tests marked slow are left out; scripts/test.sh -m slow runs them alone.
+# --fast runs style, import directions and the tests of files that take seconds: less than three minutes.
+# Other arguments go to pytest, in one process: scripts/test.sh tests/model -k cache
+# Without arguments the tests marked slow are left out; scripts/slow_test.sh runs them.
 #
 # Without arguments, two processes share the tests (pytest-xdist; tests/conftest.py says what stays together): most tests
 # trace graphs or import TensorFlow, on one core. They do so in two parts, because a process that has compiled hundreds
@@ -14,8 +15,11 @@ make_environment dev
 export TF_CPP_MIN_LOG_LEVEL=${TF_CPP_MIN_LOG_LEVEL:-3} PATH="$venv/bin:$PATH"
 ruff check .
 ruff format --check .
-mypy
 lint-imports
+if [ "${1:-}" = --fast ]; then
+  exec python -m pytest -m "not slow and not long" -n 2 --dist loadgroup --no-loadscope-reorder "${@:2}"
+fi
+mypy
 if (($#)); then
   exec python -m pytest "$@"
 fi

@@ -148,6 +148,7 @@ def test_the_tests_are_run_by_the_readmes_command_and_so_is_ci():
     assert "bash scripts/test.sh" in (ROOT / ".ci/run").read_text()
 
 
+@pytest.mark.slow
 def test_killed_runs_end_as_if_nothing_had_happened():
     # The README's line with fewer kills: twenty take some minutes.
     done = subprocess.run(

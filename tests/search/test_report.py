@@ -54,11 +54,12 @@ def test_wide_ranges_are_drawn_by_their_logarithm_and_flags_that_do_not_count_as
     np.testing.assert_array_equal(column, [1.0, 2.0, 3.0])
 
 
+@pytest.mark.slow
 def test_the_page_shows_pictures_without_a_network(trials, tmp_path):
     playwright = pytest.importorskip("playwright.sync_api")
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if chromium is None:
-        pytest.skip("no chromium on this machine")
+        pytest.skip("chromium is not installed: apt-get install chromium")
     (tmp_path / "report.html").write_text(report_page(trials), encoding="utf-8")
     asked, problems = [], []
     with playwright.sync_playwright() as browsers:

@@ -12,7 +12,10 @@ from tests.serving.running import running
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install 'tfgpt[dev]'")
 CHROMIUM = shutil.which("chromium")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed: apt-get install chromium")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed: apt-get install chromium"),
+]
 
 PAYLOADS = (
     '<img src=x onerror="window.hurt=1">',
