@@ -36,7 +36,7 @@ from unittest import mock
 from tfgpt.common.atomic_files import atomic_write, write_json
 from tfgpt.common.errors import TfgptError, UserError
 from tfgpt.common.tf_logging import import_tensorflow
-from tfgpt.model import presets
+from tfgpt.model import cost
 from tfgpt.tokenization.config import SMALLEST_VOCABULARY
 from tfgpt.train import COMMAND
 from tfgpt.training.train_config import TrainConfig
@@ -120,7 +120,7 @@ def export(recipe: TrainConfig, replicas: int = 1) -> tuple[bytes, dict[str, Any
     with as_on_tpu(replicas):
         program = step.experimental_get_compiler_ir(batch)(stage="stablehlo_serialized")
     config = trainer.decoder.config
-    parameters = presets.count_parameters(config)
+    parameters = cost.count_parameters(config)
     facts = {
         "parameters": parameters,
         "weight_bytes": 4 * parameters,
@@ -134,7 +134,7 @@ def export(recipe: TrainConfig, replicas: int = 1) -> tuple[bytes, dict[str, Any
         "sequence_length": length,
         "tokens": rows * length,
         "replicas": replicas,
-        "model_flops": presets.training_flops_per_token(config, length) * rows * length,
+        "model_flops": cost.training_flops_per_token(config, length) * rows * length,
         "dtype": recipe.step.dtype,
         "rematerialize": config.rematerialize,
         "tensorflow": tf.__version__,

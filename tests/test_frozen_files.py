@@ -20,8 +20,7 @@ from tfgpt import train
 from tfgpt.model.checkpoints.huggingface import load_decoder
 from tfgpt.model.config import DecoderConfig
 from tfgpt.model.decoder import Decoder
-from tfgpt.model.lora import enable_lora
-from tfgpt.model.lora_config import LoraConfig
+from tfgpt.model.lora import LoraConfig, enable_lora
 
 FROZEN = Path(__file__).with_name("frozen")
 VARIABLES = json.loads((FROZEN / "variables.json").read_text(encoding="utf-8"))

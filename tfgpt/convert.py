@@ -18,9 +18,9 @@ from tfgpt.diagnosis.suggest_config import SuggestConfig
 def run(convert: ConvertConfig, suggest: SuggestConfig) -> None:
     """Converts, or suggests; no TensorFlow is needed but for KerasHub presets."""
     if convert.suggest:
-        from tfgpt.diagnosis.suggest import suggestion
+        from tfgpt.diagnosis.suggest import suggest_models
 
-        print("\n".join(suggestion(suggest)))
+        print("\n".join(suggest_models(suggest)))
         return
     from tfgpt.conversion.convert import convert as write
 

@@ -7,7 +7,16 @@ import json
 import numpy as np
 import pytest
 
-from tfgpt.diagnosis.check_results import FAIL, OK, WARN, CheckResult, Report, in_bytes, in_numbers, in_time
+from tfgpt.diagnosis.check_results import (
+    FAIL,
+    OK,
+    WARN,
+    CheckResult,
+    Report,
+    format_bytes,
+    format_count,
+    format_seconds,
+)
 
 
 def report(*statuses: str) -> tuple[Report, list[str]]:
@@ -57,8 +66,7 @@ def test_json_is_one_line_and_strict_also_with_numbers_that_json_cannot_write():
 
 
 def test_sizes_counts_and_times_are_written_as_people_speak():
-    assert [in_bytes(3 << 30), in_bytes(5 << 20)] == ["3.0 GiB", "5 MiB"]
-    assert [in_numbers(1234), in_numbers(2_500_000), in_numbers(1.6e11)] == ["1,234", "2.5M", "160.0B"]
-    assert [in_time(0.0123), in_time(7.25), in_time(75), in_time(7300), in_time(400_000)] == [
-        "12.3 ms", "7.2 s", "1m15s", "2h01m", "4.6 days"
-    ]  # fmt: skip
+    assert [format_bytes(3 << 30), format_bytes(5 << 20)] == ["3.0 GiB", "5 MiB"]
+    assert [format_count(1234), format_count(2_500_000), format_count(1.6e11)] == ["1,234", "2.5M", "160.0B"]
+    times = [format_seconds(seconds) for seconds in (0.0123, 7.25, 75, 7300, 400_000)]
+    assert times == ["12.3 ms", "7.2 s", "1m15s", "2h01m", "4.6 days"]

@@ -39,8 +39,8 @@ def test_the_pipelines_own_batch_is_in_order(batch):
     ("targets", "words"),
     [
         (lambda ids: ids, "the inputs themselves"),
-        (lambda ids: np.roll(ids, -2, axis=1), "2 places on"),
-        (lambda ids: np.roll(ids, 1, axis=1), "-1 places on"),
+        (lambda ids: np.roll(ids, -2, axis=1), "2 positions later"),
+        (lambda ids: np.roll(ids, 1, axis=1), "-1 positions later"),
         (lambda ids: ids[:, ::-1], "of the targets are the token that follows"),
     ],
 )

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.diagnosis.subjects import recipe_of, subject_of
-from tfgpt.diagnosis.memory import Machine, check_disk, check_memory, estimate
+from tfgpt.diagnosis.memory import Machine, check_disk, check_memory, estimate_memory
 from tfgpt.diagnosis.system_memory import Memory
 from tfgpt.model.checkpoints.huggingface import save_decoder
 from tfgpt.training.trainer_builder import build_trainer
@@ -30,7 +30,7 @@ BIG = [
 @pytest.mark.parametrize("optimizer", ["adamw", "lion", "muon"])
 def test_weights_and_optimizer_are_exact(text_file: Path, optimizer: str):
     subject = subject_of(text_file, f"--optimizer={optimizer}")
-    parts = estimate(subject.recipe, subject.config, LAPTOP)
+    parts = estimate_memory(subject.recipe, subject.config, LAPTOP)
     weights = sum(
         variable.value.dtype.size * int(np_size(variable)) for variable in subject.decoder.trainable_variables
     )
@@ -82,7 +82,7 @@ def test_adapters_are_trained_and_the_rest_is_frozen_to_the_byte(
 def test_a_pair_is_two_rows_and_adapters_need_less(text_file: Path, base: Path):
     def parts(*flags: str) -> dict[str, int]:
         recipe = recipe_of(text_file, f"--init_from={base}", *flags, base=TUNING)
-        return estimate(recipe, recipe.initial_config(), LAPTOP)
+        return estimate_memory(recipe, recipe.initial_config(), LAPTOP)
 
     plain, pairs, adapters = parts(), parts("--objective=dpo"), parts("--lora_rank=2")
     assert pairs["activations"] == 2 * plain["activations"]
@@ -91,7 +91,7 @@ def test_a_pair_is_two_rows_and_adapters_need_less(text_file: Path, base: Path):
 
 def test_kerass_adafactor_keeps_as_much_as_lion_and_little_more(text_file: Path):
     subject = subject_of(text_file, "--optimizer=adafactor")
-    parts = estimate(subject.recipe, subject.config, LAPTOP)
+    parts = estimate_memory(subject.recipe, subject.config, LAPTOP)
     held = sum(4 * np_size(variable) for variable in subject.assembly.trainer.optimizer.variables)
     # Rows and columns are a small share of large matrices, and a larger one of these.
     assert parts["weights"] < parts["optimizer"] < held < 1.15 * parts["weights"]
@@ -135,9 +135,9 @@ def test_flags_that_are_advised_make_it_fit(text_file: Path):
 def test_replicas_share_the_ram_but_not_the_gpus(text_file: Path):
     recipe = recipe_of(text_file, *BIG)
     config = recipe.decoder_config(4096)
-    one = estimate(recipe, config, LAPTOP)
-    two = estimate(recipe, config, Machine(LAPTOP.memory, 2, gpu=False))
-    gpus = estimate(recipe, config, Machine(LAPTOP.memory, 2, gpu=True))
+    one = estimate_memory(recipe, config, LAPTOP)
+    two = estimate_memory(recipe, config, Machine(LAPTOP.memory, 2, gpu=False))
+    gpus = estimate_memory(recipe, config, Machine(LAPTOP.memory, 2, gpu=True))
     assert two["weights"] == 2 * one["weights"] and gpus["weights"] == one["weights"]
     assert two["activations"] == one["activations"] == 2 * gpus["activations"]
 
@@ -145,7 +145,7 @@ def test_replicas_share_the_ram_but_not_the_gpus(text_file: Path):
 def test_accumulation_rematerialization_and_bfloat16_lower_the_estimate(text_file: Path):
     def total(*flags: str) -> int:
         recipe = recipe_of(text_file, *BIG, "--batch_size=16", *flags)
-        return estimate(recipe, recipe.decoder_config(4096), LAPTOP)["total"]
+        return estimate_memory(recipe, recipe.decoder_config(4096), LAPTOP)["total"]
 
     plain = total()
     for flag in ("--gradient_accumulation_steps=4", "--rematerialize", "--dtype=mixed_bfloat16"):

@@ -30,7 +30,7 @@ def test_a_run_that_does_not_fit_is_not_built(text_file: Path, monkeypatch: pyte
     monkeypatch.setattr(decoder.Decoder, "__init__", built)
     machine = Machine(Memory(1 << 20, 1 << 20, "RAM"), 1, gpu=False)
     report = examine(recipe_of(text_file), QUICK, lambda line: None, machine)
-    assert report.failed == ["memory"]
+    assert report.with_status("FAIL") == ["memory"]
     assert report.skipped == [*MODEL_CHECKS, *SPEED_CHECKS]
 
 
@@ -40,7 +40,7 @@ def test_a_model_that_breaks_is_a_failed_check_and_no_traceback(text_file: Path,
 
     monkeypatch.setattr(decoder.TransformerBlock, "call", broken)
     report = examine(recipe_of(text_file), QUICK, lambda line: None)
-    assert report.failed == ["model"] and "shapes do not match" in report.finding("model").line
+    assert report.with_status("FAIL") == ["model"] and "shapes do not match" in report.result("model").line
 
 
 def test_targets_that_the_pipeline_shifts_wrongly_fail_the_first_batch(
@@ -59,7 +59,7 @@ def test_targets_that_the_pipeline_shifts_wrongly_fail_the_first_batch(
     monkeypatch.setattr(batches.BatchReader, "read", shifted)
     machine = Machine(Memory(1 << 20, 1 << 20, "RAM"), 1, gpu=False)
     report = examine(recipe_of(text_file), QUICK, lambda line: None, machine)
-    assert "first batch" in report.failed
+    assert "first batch" in report.with_status("FAIL")
 
 
 CHAT = (
@@ -82,11 +82,11 @@ def test_conversations_are_examined(chats: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(speed, "TIMED_SECONDS", 0.3)
     recipe = recipe_of(chats / "chats.jsonl", base=CHAT.replace("FOLDER", str(chats)).split())
     report = examine(recipe, QUICK, lambda line: None)
-    assert report.failed == [], [finding.lines() for finding in report.findings]
-    assert {finding.check for finding in report.findings} == {
+    assert report.with_status("FAIL") == [], [finding.lines() for finding in report.results]
+    assert {finding.check for finding in report.results} == {
         "first batch", "disk", "memory", *MODEL_CHECKS, *SPEED_CHECKS[:-1]
     }  # fmt: skip
-    assert "targets count" in report.finding("first batch").line
+    assert "targets count" in report.result("first batch").line
     assert any("«It is " in line for line in report.preview)
 
 
@@ -102,12 +102,12 @@ def test_adapters_are_examined_and_other_objectives_as_far_as_memory(
     flags = f"--objective=chat --init_from={tmp_path} --sequence_length=96 --batch_size=4 --compile=graph --lora_rank=8"
     recipe = recipe_of(chats / "chats.jsonl", base=flags.split())
     report = examine(recipe, dataclasses.replace(QUICK, overfit_steps=0), lambda line: None)
-    assert "frozen below the adapters" in report.finding("gradients").line
-    assert "trained ones" in report.finding("memory").line
-    assert [name for name in report.failed if name not in ("loss at step 0", "memory measured")] == []
+    assert "frozen below the adapters" in report.result("gradients").line
+    assert "trained ones" in report.result("memory").line
+    assert [name for name in report.with_status("FAIL") if name not in ("loss at step 0", "memory measured")] == []
     recipe = recipe_of(chats / "chats.jsonl", base=flags.replace("=chat", "=simpo").split())
     report = examine(recipe, QUICK, lambda line: None)
-    assert [finding.check for finding in report.findings] == ["disk", "memory"]
+    assert [finding.check for finding in report.results] == ["disk", "memory"]
     assert set(report.skipped) == {*DATA_CHECKS, *MODEL_CHECKS, *SPEED_CHECKS}
 
 

@@ -20,7 +20,7 @@ from tfgpt.diagnosis.speed import (
     work_that_fits,
 )
 from tfgpt.diagnosis.system_memory import Memory
-from tfgpt.model import presets
+from tfgpt.model import cost
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def test_a_compute_optimal_run_reads_20_tokens_a_parameter(subject):
 
 
 def test_utilization_is_flops_over_the_peak(subject):
-    flops = presets.training_flops_per_token(subject.config, 32)
+    flops = cost.training_flops_per_token(subject.config, 32)
     found = check_speed(subject, SPEED, peak_flops=1280.0 * flops * 4)
     assert found.numbers["model_flops_utilization"] == pytest.approx(0.25)
 

@@ -8,7 +8,7 @@ import pytest
 
 from tests.diagnosis.subjects import recipe_of
 from tfgpt.diagnosis.run_checks import strategy_here
-from tfgpt.diagnosis.tpu_memory import GIB, check_tpu, needed_bytes
+from tfgpt.diagnosis.tpu_memory import GIB, check_tpu, estimate_tpu_memory
 
 LLAMA = ["--preset=llama3_1b", "--tokenizer=bpe", "--vocabulary_size=65536", "--sequence_length=2048"]
 LLAMA += ["--dtype=mixed_bfloat16", "--rematerialize", "--batch_size=256"]
@@ -17,7 +17,7 @@ LLAMA += ["--dtype=mixed_bfloat16", "--rematerialize", "--batch_size=256"]
 def parts_and_finding(text: Path, *flags: str):
     recipe = recipe_of(text, *LLAMA, *flags, base=())
     config = recipe.decoder_config(65536)
-    return needed_bytes(recipe, config), check_tpu(recipe, config)
+    return estimate_tpu_memory(recipe, config), check_tpu(recipe, config)
 
 
 def test_weights_and_slots_are_what_the_compiler_takes_as_arguments(text_file: Path):

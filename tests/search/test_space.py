@@ -11,7 +11,7 @@ from tests.conftest import ROOT
 from tests.search.conftest import TINY
 from tfgpt import tune
 from tfgpt.common.errors import UserError
-from tfgpt.model import presets
+from tfgpt.model.cost import count_parameters, training_flops_per_token
 from tfgpt.search.config import SearchConfig
 from tfgpt.search.study import TRAIN, Study, make_study
 
@@ -74,8 +74,8 @@ def test_architectures_fit_the_budget(flag: str, tmp_path: Path):
     for label in plan.space.shapes:
         recipe = plan.recipe(plan.space.flags({"architecture": label}), "0000")
         config = recipe.decoder_config(260)
-        flops = presets.training_flops_per_token(config, 16)
-        cost = presets.count_parameters(config) if flag == "parameters" else flops
+        flops = training_flops_per_token(config, 16)
+        cost = count_parameters(config) if flag == "parameters" else flops
         assert abs(cost / goal - 1) <= 0.1
     assert plan.space.columns() == ["num_layers", "hidden_dim", "num_query_heads", "head_dim"]
 

@@ -8,8 +8,9 @@ import pytest
 import tensorflow as tf
 
 from tfgpt.model.config import DecoderConfig
+from tfgpt.model.cost import automatic_chunk_tokens
 from tfgpt.model.decoder import Decoder
-from tfgpt.training.losses import CausalLanguageModelingLoss, FusedLinearCrossEntropy, automatic_chunk_tokens
+from tfgpt.training.losses import CausalLanguageModelingLoss, FusedLinearCrossEntropy
 
 TOKENS, WIDTH, VOCABULARY = 37, 12, 23
 

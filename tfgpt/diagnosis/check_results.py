@@ -1,4 +1,4 @@
-"""Doctor's findings: one line a check, advice below it, an exit code, the same as JSON."""
+"""Check results and the report of all of them: lines, exit code and JSON."""
 
 from __future__ import annotations
 
@@ -8,19 +8,26 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from tfgpt.common.progress import format_duration
+
 OK, WARN, FAIL = "ok", "warn", "FAIL"
 
 
 @dataclasses.dataclass(frozen=True)
 class CheckResult:
-    """What one check found.
+    """The result of one check.
 
     Attributes:
-        check: the check's name, such as "causality".
-        status: "ok", "warn" (it can work, but look) or "FAIL" (it cannot).
-        line: what was found, in one line, with numbers and units.
-        advice: what to change, each a line that names flags with values.
-        numbers: the same for programs: plain JSON values.
+        check: the name of the check, such as "causality".
+        status: "ok", "warn" (the run can work) or "FAIL" (it cannot).
+        line: the result in one line, with numbers and units.
+        advice: what to change, one line per suggestion, with flags and values.
+        numbers: the result as JSON values.
+
+    Example:
+
+    >>> CheckResult("memory", WARN, "that is tight", ("--rematerialize",)).lines()
+    ['warn  memory: that is tight', '        → --rematerialize']
     """
 
     check: str
@@ -30,109 +37,102 @@ class CheckResult:
     numbers: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def lines(self) -> list[str]:
-        """For people: the line, and an indented line for each advice."""
+        """Returns the line and an indented line for each advice."""
         return [f"{self.status:<4}  {self.check}: {self.line}", *(f"        → {advice}" for advice in self.advice)]
 
 
 class Report:
-    """Findings in the order in which they were made, each printed when it comes.
+    """Results in order; each is logged when it is added.
 
     Args:
-        say: prints a line.
+        log: prints a line.
+
+    Attributes:
+        results: the check results.
+        preview: lines that show the first batch.
+        skipped: names of the checks that were not made.
+
+    Example:
+
+    >>> report = Report(log=print)
+    >>> result = report.add(CheckResult("disk", OK, "checkpoints take 5 MiB"))
+    ok    disk: checkpoints take 5 MiB
+    >>> report.exit_code, report.summary()
+    (0, 'It can work.')
     """
 
-    def __init__(self, say: Callable[[str], None]):
-        self.say = say
-        self.findings: list[CheckResult] = []
+    def __init__(self, log: Callable[[str], None]):
+        self.log = log
+        self.results: list[CheckResult] = []
         self.preview: list[str] = []
         self.skipped: list[str] = []
 
-    def add(self, finding: CheckResult) -> CheckResult:
-        """Takes a finding and prints it."""
-        self.findings.append(finding)
-        for line in finding.lines():
-            self.say(line)
-        return finding
+    def add(self, result: CheckResult) -> CheckResult:
+        """Logs and returns a result."""
+        self.results.append(result)
+        for line in result.lines():
+            self.log(line)
+        return result
 
     def skip(self, checks: tuple[str, ...], reason: str) -> None:
-        """Says which checks were not made, and why."""
+        """Logs which checks are not made, and why."""
         self.skipped += checks
-        self.say(f"      not checked, {reason}: {', '.join(checks)}")
+        self.log(f"      not checked, {reason}: {', '.join(checks)}")
 
-    def finding(self, check: str) -> CheckResult:
-        """The finding of a check.
+    def result(self, check: str) -> CheckResult:
+        """Returns the result of a check that was made."""
+        return next(result for result in self.results if result.check == check)
 
-        Raises:
-            KeyError: it was not made.
-        """
-        for finding in self.findings:
-            if finding.check == check:
-                return finding
-        raise KeyError(check)
-
-    @property
-    def failed(self) -> list[str]:
-        """The checks that failed."""
-        return [finding.check for finding in self.findings if finding.status == FAIL]
-
-    @property
-    def warned(self) -> list[str]:
-        """The checks that gave a warning."""
-        return [finding.check for finding in self.findings if finding.status == WARN]
+    def with_status(self, status: str) -> list[str]:
+        """Returns the names of the checks with a status."""
+        return [result.check for result in self.results if result.status == status]
 
     @property
     def exit_code(self) -> int:
-        """0 when it can work, 1 when a check failed."""
-        return 1 if self.failed else 0
+        """1 if a check failed, otherwise 0."""
+        return 1 if self.with_status(FAIL) else 0
 
     def summary(self) -> str:
-        """The last line for people."""
-        if self.failed:
-            return f"It cannot work as it is: {', '.join(self.failed)}."
-        if self.warned:
-            return f"It can work; look at: {', '.join(self.warned)}."
-        return "It can work."
+        """Returns the last line."""
+        failed, warned = self.with_status(FAIL), self.with_status(WARN)
+        if failed:
+            return f"It cannot work as it is: {', '.join(failed)}."
+        return f"It can work; look at: {', '.join(warned)}." if warned else "It can work."
 
     def json(self) -> str:
-        """One line of JSON: `ok`, `summary`, `checks` (name → status, line, advice, numbers), `skipped`, `preview`."""
+        """Returns one line of JSON; NaN and infinity become null."""
         checks = {
-            finding.check: {
-                "status": finding.status,
-                "line": finding.line,
-                "advice": list(finding.advice),
-                **finding.numbers,
-            }
-            for finding in self.findings
+            result.check: {"status": result.status, "line": result.line, "advice": result.advice, **result.numbers}
+            for result in self.results
         }
         content = {
-            "ok": not self.failed,
+            "ok": not self.exit_code,
             "summary": self.summary(),
-            "failed": self.failed,
-            "warned": self.warned,
+            "failed": self.with_status(FAIL),
+            "warned": self.with_status(WARN),
             "skipped": self.skipped,
             "checks": checks,
             "preview": self.preview,
         }
-        return json.dumps(plain(content), ensure_ascii=False)
+        return json.dumps(_to_json(content), ensure_ascii=False)
 
 
-def plain(value: Any) -> Any:
-    """The value with NumPy numbers as Python's and numbers that JSON cannot write (nan, inf) as None."""
+def _to_json(value: Any) -> Any:
     if isinstance(value, dict):
-        return {str(name): plain(content) for name, content in value.items()}
+        return {str(name): _to_json(content) for name, content in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(content) for content in value]
+        return [_to_json(content) for content in value]
     if hasattr(value, "item"):
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def in_bytes(count: float) -> str:
+def format_bytes(size: float) -> str:
     """3221225472 → "3.0 GiB"; 5242880 → "5 MiB"."""
-    return f"{count / 2**30:,.1f} GiB" if count >= 2**30 else f"{count / 2**20:,.0f} MiB"
+    return f"{size / 2**30:,.1f} GiB" if size >= 2**30 else f"{size / 2**20:,.0f} MiB"
 
 
-def in_numbers(count: float) -> str:
+def format_count(count: float) -> str:
     """1234 → "1,234"; 2500000 → "2.5M"; 1.6e11 → "160.0B"."""
     for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
         if count >= size:
@@ -140,16 +140,14 @@ def in_numbers(count: float) -> str:
     return f"{count:,.0f}"
 
 
-def counted(count: int, word: str) -> str:
+def pluralize(count: int, word: str) -> str:
     """(1, "row") → "1 row"; (2500, "row") → "2,500 rows"; (2, "bias") → "2 biases"."""
     ending = "" if count == 1 else "es" if word.endswith("s") else "s"
     return f"{count:,} {word}{ending}"
 
 
-def in_time(seconds: float) -> str:
-    """How people speak of it: 0.0123 → "12 ms", 75 → "1m15s", 7300 → "2h01m", 400000 → "4.6 days"."""
-    from tfgpt.common.progress import format_duration
-
+def format_seconds(seconds: float) -> str:
+    """0.0123 → "12.3 ms"; 75 → "1m15s"; 7300 → "2h01m"; 400000 → "4.6 days"."""
     if seconds < 1:
         return f"{seconds * 1e3:.3g} ms"
     if seconds < 10:

@@ -1,4 +1,4 @@
-"""Settings of doctor's own: how much it shows and how long it tries. No TensorFlow."""
+"""Settings of `doctor`. Does not import TensorFlow."""
 
 from __future__ import annotations
 
@@ -10,18 +10,22 @@ from tfgpt.common.settings import Settings, setting
 
 @dataclasses.dataclass(frozen=True)
 class DoctorConfig(Settings):
-    """How much doctor shows and how long it tries; all other flags are train's."""
+    """What doctor shows and how long it tries; all other flags are train's.
+
+    Example:
+
+    >>> DoctorConfig(overfit_steps=10).preview_rows
+    2
+    """
 
     title: ClassVar[str] = "Doctor"
 
     overfit_steps: int = setting(
-        120,
-        "At most so many updates on one small batch, to see that it can be learned by heart; 0: do not try.",
-        minimum=0,
+        120, "Most updates on one small batch, to check that it can be overfitted; 0: do not try.", minimum=0
     )
     max_probe_seconds: float = setting(
         60.0,
-        "About the longest, in seconds, of each trial: overfitting one batch, and measuring the speed.",
+        "About the longest time, in seconds, of each trial: overfitting one batch, and measuring the speed.",
         minimum=1.0,
         maximum=1e9,
     )

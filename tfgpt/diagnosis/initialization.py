@@ -19,7 +19,7 @@ from collections.abc import Mapping
 import numpy as np
 import tensorflow as tf
 
-from tfgpt.diagnosis.check_results import FAIL, OK, WARN, CheckResult, counted
+from tfgpt.diagnosis.check_results import FAIL, OK, WARN, CheckResult, pluralize
 from tfgpt.diagnosis.probe_model import Batch, ProbeModel
 
 LOSS_TOLERANCE = 0.1
@@ -183,12 +183,12 @@ def check_gradients(subject: ProbeModel) -> CheckResult:
         return CheckResult("gradients", FAIL, f"{line}: none for {named(missing)}", advice, numbers)
     line += f", each with a finite gradient that is not zero (global norm {numbers['global_norm']:.3g}"
     if updates:
-        line += f"; some only after {counted(updates, 'update')}, as zero-initialized projections make it"
+        line += f"; some only after {pluralize(updates, 'update')}, as zero-initialized projections make it"
     line += ")"
     if frozen:
         line += f"; {len(frozen)} more are frozen below the adapters"
     if without_gradient.any():
-        line += f"; none is asked of {counted(int(without_gradient.sum()), 'key bias')}, which softmax cancels"
+        line += f"; none is asked of {pluralize(int(without_gradient.sum()), 'key bias')}, which softmax cancels"
     rows = subject.config.max_sequence_length
     length = subject.recipe.batch.sequence_length
     if subject.config.position_embedding == "learned" and rows > length and subject.recipe.run.init_from is None:

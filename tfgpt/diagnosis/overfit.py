@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
-from tfgpt.diagnosis.check_results import FAIL, OK, WARN, CheckResult, counted, in_time
+from tfgpt.diagnosis.check_results import FAIL, OK, WARN, CheckResult, format_seconds, pluralize
 from tfgpt.diagnosis.probe_model import ProbeModel
 
 FACTORS = (0.1, 0.01, 10.0)
@@ -57,8 +57,9 @@ def check_overfit(subject: ProbeModel, steps: int, seconds: float) -> CheckResul
     rows, length = subject.small["token_ids"].shape
     numbers = {**dataclasses.asdict(trial), "bar": bar, "learning_rate": rate, "rows": rows, "tokens_a_row": length}
     line = (
-        f"{counted(rows, 'row')} of {length} tokens: loss {trial.before:.3f} → {trial.after:.3f} in "
-        f"{counted(trial.steps, 'update')} ({in_time(trial.seconds)}); counting its tokens would give {bar:.3f}"
+        f"{pluralize(rows, 'row')} of {length} tokens: loss {trial.before:.3f} → {trial.after:.3f} in "
+        f"{pluralize(trial.steps, 'update')} ({format_seconds(trial.seconds)}); "
+        f"counting its tokens would give {bar:.3f}"
     )
 
     def finding(status: str, words: str = "", *advice: str) -> CheckResult:

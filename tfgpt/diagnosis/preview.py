@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from tfgpt.diagnosis.check_results import counted
+from tfgpt.diagnosis.check_results import pluralize
 from tfgpt.tokenization.tokenizer import Tokenizer
 
 CUT = "✂"
@@ -41,7 +41,7 @@ def preview(batch: Mapping[str, np.ndarray], tokenizer: Tokenizer, rows: int) ->
         documents = 1 + int((token_ids[row, 1:] == tokenizer.end_of_text_id).sum())
         learned = int((batch["weights"][row] > 0).sum())
         lines.append(
-            f"row {row}: {token_ids.shape[1]} tokens, {counted(documents, 'document')} or parts of them"
+            f"row {row}: {token_ids.shape[1]} tokens, {pluralize(documents, 'document')} or parts of them"
             + (f", {learned} targets count" if learned < token_ids.shape[1] else "")
         )
         shown = excerpt(text, marks)
@@ -66,8 +66,9 @@ def preview_learned(batch: Mapping[str, np.ndarray], tokenizer: Tokenizer, rows:
         segments = batch["segment_ids"][row]
         learned, used = int((batch["weights"][row] > 0).sum()), int((segments > 0).sum())
         lines.append(
-            f"row {row}: {len(segments)} tokens, {used} of {counted(int(segments.max()), 'conversation')} or parts of "
-            f"them, {learned} are learned, {len(segments) - used} are padding"
+            f"row {row}: {len(segments)} tokens, {used} of "
+            f"{pluralize(int(segments.max()), 'conversation')} or parts of them, "
+            f"{learned} are learned, {len(segments) - used} are padding"
         )
         for segment in range(1, int(segments.max()) + 1):
             here = segments == segment

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfgpt.model import presets
+from tfgpt.model import cost
 from tfgpt.model.config import DecoderConfig
 from tfgpt.training.config import ScheduleConfig
 from tfgpt.training.train_config import TrainConfig
@@ -165,5 +165,5 @@ def small_batch(batch: Batch, tokens: int, replicas: int) -> Batch:
 
 def affordable_tokens(config: DecoderConfig, peak_flops: float, steps: int, seconds: float) -> int:
     """Tokens of a batch of which `steps` updates take at most about `seconds`."""
-    flops = presets.training_flops_per_token(config, SMALL_LENGTH)
+    flops = cost.training_flops_per_token(config, SMALL_LENGTH)
     return max(SHORTEST, int(seconds * SMALL_UTILIZATION * peak_flops / (flops * max(steps, 1))))

@@ -171,7 +171,7 @@ def examine_model(
         report.skip(SPEED_CHECKS[1:], "because the step does not run")
         return
     report.add(check_speed(subject, speed, peak_flops))
-    report.add(check_measured_memory(speed, machine, report.finding("memory").numbers["estimate"]))
+    report.add(check_measured_memory(speed, machine, report.result("memory").numbers["estimate"]))
     report.add(check_time(subject, speed))
     if recipe.objective.objective == "pretrain" and not recipe.lora.lora_rank:
         report.add(check_optimal(subject, speed))

@@ -10,11 +10,20 @@ from typing import Any
 
 from tfgpt.common.process_memory import forget_peak, peak_memory
 from tfgpt.diagnosis import system_memory as machines
-from tfgpt.diagnosis.check_results import FAIL, OK, WARN, CheckResult, counted, in_bytes, in_numbers, in_time
+from tfgpt.diagnosis.check_results import (
+    FAIL,
+    OK,
+    WARN,
+    CheckResult,
+    format_bytes,
+    format_count,
+    format_seconds,
+    pluralize,
+)
 from tfgpt.diagnosis.data import LITTLE_REPETITION
 from tfgpt.diagnosis.memory import Machine
 from tfgpt.diagnosis.probe_model import ProbeModel, trainer_of_shape
-from tfgpt.model import presets
+from tfgpt.model import cost
 from tfgpt.training.compilation import choose_compilation
 from tfgpt.training.trainer import Trainer
 
@@ -87,10 +96,10 @@ def work_that_fits(subject: ProbeModel, token_seconds: float, seconds: float) ->
     if rows:
         trainer = trainer_of_shape(recipe, subject.strategy, assembly, (rows, length), recipe.step.compile)
         part = {name: array[:rows] for name, array in subject.batch.items()}
-        words = f"from {counted(rows, 'row')}" + (", a micro-batch" if rows == micro else "")
+        words = f"from {pluralize(rows, 'row')}" + (", a micro-batch" if rows == micro else "")
         return TimedWork(trainer, lambda step: subject.repeated(part), rows * length, words, rows == micro)
     rows, length = subject.small["token_ids"].shape
-    words = f"from {counted(rows, 'row')} of {length} tokens"
+    words = f"from {pluralize(rows, 'row')} of {length} tokens"
     return TimedWork(subject.trainer, lambda step: subject.small_batches(), rows * length, words, False)
 
 
@@ -100,7 +109,7 @@ def measure_speed(subject: ProbeModel, machine: Machine, peak_flops: float, seco
     An update that would take longer than a quarter of `seconds` is timed in part and scaled up.
     """
     recipe = subject.recipe
-    flops = presets.training_flops_per_token(subject.config, recipe.batch.sequence_length)
+    flops = cost.training_flops_per_token(subject.config, recipe.batch.sequence_length)
     work = work_that_fits(subject, flops / (USUAL_UTILIZATION * peak_flops), seconds)
     if machine.gpu:
         machines.forget_gpu_peak()
@@ -146,7 +155,7 @@ def last_loss(logs: dict[str, Any]) -> float:
 
 def check_speed(subject: ProbeModel, speed: Speed, peak_flops: float) -> CheckResult:
     """Tokens a second and model-FLOPs utilization (PaLM, arXiv:2204.02311, appendix B)."""
-    flops = presets.training_flops_per_token(subject.config, subject.recipe.batch.sequence_length)
+    flops = cost.training_flops_per_token(subject.config, subject.recipe.batch.sequence_length)
     utilization = flops * speed.tokens_per_second / (peak_flops * subject.strategy.num_replicas_in_sync)
     numbers = {
         "tokens_per_second": speed.tokens_per_second,
@@ -158,7 +167,8 @@ def check_speed(subject: ProbeModel, speed: Speed, peak_flops: float) -> CheckRe
         "flops_per_token": flops,
     }
     line = (
-        f"{speed.tokens_per_second:,.0f} tokens/s ({in_time(speed.seconds_per_update)} an update, {speed.mode}); "
+        f"{speed.tokens_per_second:,.0f} tokens/s ("
+        f"{format_seconds(speed.seconds_per_update)} an update, {speed.mode}); "
         f"model-FLOPs utilization {utilization:.0%} of {peak_flops / 1e9:,.0f} GFLOP/s measured"
     )
     if speed.words:
@@ -180,16 +190,16 @@ def check_measured_memory(speed: Speed, machine: Machine, estimated: dict[str, i
     if speed.peak_bytes is None:
         line = "a whole micro-batch takes too long here to be tried; the estimate has to do"
         return CheckResult("memory measured", OK, line, (), numbers)
-    line = f"the trial held at most {in_bytes(speed.peak_bytes)}"
+    line = f"the trial held at most {format_bytes(speed.peak_bytes)}"
     if speed.before_bytes:
-        line += f" ({in_bytes(speed.before_bytes)} of it before there was a model)"
-    line += f"; the estimate was {in_bytes(estimated['total'])}"
+        line += f" ({format_bytes(speed.before_bytes)} of it before there was a model)"
+    line += f"; the estimate was {format_bytes(estimated['total'])}"
     memory = machine.memory
     # Training also copies each checkpoint, which the trial does not.
     needed = speed.peak_bytes + estimated.get("checkpoint copy", 0)
     if memory is None or needed <= memory.available:
         return CheckResult("memory measured", OK, line, (), numbers)
-    line += f"; with a checkpoint being written that is {in_bytes(needed)} of {in_bytes(memory.available)}"
+    line += f"; with a checkpoint being written that is {format_bytes(needed)} of {format_bytes(memory.available)}"
     status = FAIL if speed.peak_bytes > memory.available else WARN
     advice = ("a smaller micro-batch: --gradient_accumulation_steps with the same --batch_size", "or --rematerialize")
     return CheckResult("memory measured", status, line, advice, numbers)
@@ -212,9 +222,9 @@ def check_time(subject: ProbeModel, speed: Speed) -> CheckResult:
         "validations": validations,
     }
     line = (
-        f"{in_time(updates + validation)} for {steps:,} updates of "
+        f"{format_seconds(updates + validation)} for {steps:,} updates of "
         f"{recipe.batch.batch_size * recipe.batch.sequence_length:,} tokens and "
-        f"{counted(validations, 'validation')} (about {in_time(validation)} of it)"
+        f"{pluralize(validations, 'validation')} (about {format_seconds(validation)} of it)"
     )
     advice = []
     if validation > updates:
@@ -231,7 +241,7 @@ def check_time(subject: ProbeModel, speed: Speed) -> CheckResult:
 def check_optimal(subject: ProbeModel, speed: Speed) -> CheckResult:
     """Tokens and time of a compute-optimal run of this size, and whether the text is enough for it."""
     recipe = subject.recipe
-    parameters = presets.count_parameters(subject.config)
+    parameters = cost.count_parameters(subject.config)
     tokens = TOKENS_PER_PARAMETER * parameters
     step_tokens = recipe.batch.batch_size * recipe.batch.sequence_length
     corpus = max(subject.data.train.num_tokens - 1, 1)
@@ -249,8 +259,8 @@ def check_optimal(subject: ProbeModel, speed: Speed) -> CheckResult:
         "parameters_for_corpus": LITTLE_REPETITION * corpus / TOKENS_PER_PARAMETER,
     }
     line = (
-        f"{in_numbers(parameters)} parameters want about {in_numbers(tokens)} tokens (20 a parameter, "
-        f"arXiv:2203.15556): {in_time(tokens / speed.tokens_per_second)} here, --max_steps={steps}; "
+        f"{format_count(parameters)} parameters want about {format_count(tokens)} tokens (20 a parameter, "
+        f"arXiv:2203.15556): {format_seconds(tokens / speed.tokens_per_second)} here, --max_steps={steps}; "
         f"this run is {configured / tokens:.{0 if configured > 0.1 * tokens else 2}%} of that; "
     )
     if epochs <= 1:
@@ -260,6 +270,6 @@ def check_optimal(subject: ProbeModel, speed: Speed) -> CheckResult:
     else:
         line += (
             f"the text would be read {epochs:,.0f} times: it is enough for about "
-            f"{in_numbers(numbers['parameters_for_corpus'])} parameters, read 4 times (arXiv:2305.16264)"
+            f"{format_count(numbers['parameters_for_corpus'])} parameters, read 4 times (arXiv:2305.16264)"
         )
     return CheckResult("compute-optimal", OK, line, (), numbers)

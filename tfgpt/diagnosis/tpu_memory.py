@@ -1,81 +1,71 @@
-"""Which TPU chips can hold a model under data parallelism: every chip keeps all weights and all optimizer state."""
+"""Memory check for TPUs under data parallelism, where every chip holds all weights and optimizer slots."""
 
 from __future__ import annotations
 
-from tfgpt.diagnosis.check_results import FAIL, OK, WARN, CheckResult, in_bytes, in_numbers
-from tfgpt.diagnosis.memory import adapted_bytes, optimizer_bytes, trained_parameters
-from tfgpt.model import presets
+from tfgpt.diagnosis.check_results import FAIL, OK, WARN, CheckResult, format_bytes, format_count
+from tfgpt.diagnosis.memory import format_parts
+from tfgpt.model import cost
 from tfgpt.model.config import DecoderConfig
 from tfgpt.training.train_config import TrainConfig
 
 GIB = 1 << 30
 USABLE = {"v5e": 15.75 * GIB, "v4": 30.75 * GIB, "v6e": 31.24 * GIB, "v5p": 95.73 * GIB}
-"""Bytes that the compiler lets a program use on one chip (libtpu 0.0.52's refusals, 2026-11-23). Of v4 the whole chip;
-where its two cores are devices of their own, each has 15.25 GiB."""
+"""Bytes that the compiler (libtpu 0.0.52) lets a program use on one chip; on v4 with both cores as one device."""
 
-PROGRAM_BYTES = 0.4 * GIB
-"""Machine code of an unrolled decoder: 0.05 to 0.4 GiB were seen."""
+PROGRAM_BYTES = int(0.4 * GIB)
+"""Machine code of an unrolled decoder, at most."""
 
 
-def needed_bytes(recipe: TrainConfig, config: DecoderConfig, optimizer: str | None = None) -> dict[str, int]:
-    """Bytes on each chip before any activation, by kind, and their "total".
+def estimate_tpu_memory(config: TrainConfig, decoder_config: DecoderConfig, optimizer: str = "") -> dict[str, int]:
+    """Estimates the bytes on each chip before any activation, by kind, and their "total".
 
-    Weights and slots are exact; the update happens in place. Gradients are whole at the clipping. With accumulation
-    the compiler also keeps the bfloat16 copies of the weights over all micro-batches. A 1.1B Llama's steps, compiled,
-    needed 0.7 GiB (v5e, one row of 2048) and 3.8 GiB (v6e, four rows) more.
+    The optimizer updates in place. With accumulation the compiler keeps bfloat16 copies of the weights for all
+    micro-batches.
 
     Args:
-        recipe: the run's settings.
-        config: the decoder's.
-        optimizer: another one than the recipe's.
+        config: the run.
+        decoder_config: the decoder's shape.
+        optimizer: an optimizer in place of the run's.
     """
-    parameters = presets.count_parameters(config)
-    weights = parameters * (8 if recipe.optimizer.ema_decay else 4)
-    if recipe.lora.lora_rank:
-        weights = adapted_bytes(recipe, config, copies=0)
-    copies = recipe.step.gradient_accumulation_steps > 1 and recipe.step.dtype == "mixed_bfloat16"
+    copies = config.step.gradient_accumulation_steps > 1 and config.step.dtype == "mixed_bfloat16"
     parts = {
-        "weights": weights,
-        "optimizer": optimizer_bytes(optimizer or recipe.optimizer.optimizer, config, recipe.lora),
-        "gradients": 4 * trained_parameters(config, recipe.lora),
-        "bfloat16 weights": 2 * parameters if copies else 0,
-        "program": int(PROGRAM_BYTES),
+        "weights": cost.weight_bytes(decoder_config, config.lora, ema=bool(config.optimizer.ema_decay)),
+        "optimizer": cost.optimizer_bytes(optimizer or config.optimizer.optimizer, decoder_config, config.lora),
+        "gradients": 4 * cost.count_trained_parameters(decoder_config, config.lora),
+        "bfloat16 weights": 2 * cost.count_parameters(decoder_config) if copies else 0,
+        "program": PROGRAM_BYTES,
     }
     return parts | {"total": sum(parts.values())}
 
 
-def check_tpu(recipe: TrainConfig, config: DecoderConfig) -> CheckResult:
-    """Which kinds of chip hold the model, with every replica keeping a whole copy of it."""
-    parts = needed_bytes(recipe, config)
-    fits = [chip for chip, usable in USABLE.items() if parts["total"] <= usable]
-    kinds = ", ".join(f"{kind} {in_bytes(count)}" for kind, count in parts.items() if kind != "total")
-    line = (
-        f"each chip holds a whole copy: {in_bytes(parts['total'])} ({kinds}), activations not counted, for "
-        f"{in_numbers(presets.count_parameters(config))} parameters; "
-    )
-    chips = ", ".join(f"{chip} {in_bytes(int(usable))}" for chip, usable in USABLE.items())
+def check_tpu(config: TrainConfig, decoder_config: DecoderConfig) -> CheckResult:
+    """Checks which TPU chips can hold the model."""
+    parts = estimate_tpu_memory(config, decoder_config)
+    fits = chips_with(parts["total"])
+    chips = ", ".join(f"{chip} {format_bytes(usable)}" for chip, usable in USABLE.items())
     numbers = {"needed": parts, "fits": fits, "usable": USABLE}
+    line = f"each chip holds a whole copy: {format_parts(parts)}, activations not pluralize, for "
+    line += f"{format_count(cost.count_parameters(decoder_config))} parameters; "
     if len(fits) == len(USABLE):
         return CheckResult("TPU", OK, f"{line}every chip has more ({chips})", numbers=numbers)
-    advice = tuple(ways_to_fit(recipe, config))
-    if fits:
-        return CheckResult("TPU", WARN, f"{line}only {', '.join(fits)} can hold it ({chips})", advice, numbers)
-    return CheckResult("TPU", FAIL, f"{line}no chip has so much ({chips})", advice, numbers)
-
-
-def ways_to_fit(recipe: TrainConfig, config: DecoderConfig) -> list[str]:
-    """What lowers the need, with what it then is."""
     advice = []
-    if recipe.step.gradient_accumulation_steps > 1:
+    if config.step.gradient_accumulation_steps > 1:
         advice.append("without --gradient_accumulation_steps no copies are kept, where the batch is small enough")
-    if not config.rematerialize:
+    if not decoder_config.rematerialize:
         advice.append("--rematerialize keeps one tensor a block instead of all")
-    if recipe.optimizer.ema_decay:
+    if config.optimizer.ema_decay:
         advice.append("--ema_decay=0 saves a copy of the weights")
     for optimizer in ("lion", "adafactor"):
-        total = needed_bytes(recipe, config, optimizer)["total"]
-        if total < needed_bytes(recipe, config)["total"]:
-            fits = [chip for chip, usable in USABLE.items() if total <= usable]
-            advice.append(f"--optimizer={optimizer} needs {in_bytes(total)}: fits {', '.join(fits) or 'none'}")
+        total = estimate_tpu_memory(config, decoder_config, optimizer)["total"]
+        if total < parts["total"]:
+            fitting = ", ".join(chips_with(total)) or "none"
+            advice.append(f"--optimizer={optimizer} needs {format_bytes(total)}: fits {fitting}")
     advice.append("a smaller --preset; tfgpt does not split a model over several chips")
-    return advice
+    if fits:
+        return CheckResult("TPU", WARN, f"{line}only {', '.join(fits)} can hold it ({chips})", tuple(advice), numbers)
+    return CheckResult("TPU", FAIL, f"{line}no chip has so much ({chips})", tuple(advice), numbers)
+
+
+def chips_with(size: float) -> list[str]:
+    """Returns the chips with at least `size` usable bytes."""
+    return [chip for chip, usable in USABLE.items() if size <= usable]

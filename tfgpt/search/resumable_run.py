@@ -10,7 +10,7 @@ from typing import Any
 from tfgpt.common.atomic_files import read_json, write_json
 from tfgpt.common.errors import DivergedError, UserError
 from tfgpt.common.output_directories import make_working_directory
-from tfgpt.model.presets import count_parameters
+from tfgpt.model.cost import count_parameters
 from tfgpt.search.study import TRAIN
 from tfgpt.training.train_config import TrainConfig
 

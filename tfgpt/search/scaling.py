@@ -20,7 +20,7 @@ from tfgpt.common.atomic_files import atomic_write, write_csv, write_json
 from tfgpt.common.errors import SettingError
 from tfgpt.common.output_directories import working_directory
 from tfgpt.common.settings import Settings, setting
-from tfgpt.model.presets import count_parameters
+from tfgpt.model.cost import count_parameters
 from tfgpt.search.resumable_run import check_same_flags, finished_run
 from tfgpt.search.scale_width import at_width
 from tfgpt.search.scaling_law import FLOPS_PER_PARAMETER_AND_TOKEN, Run, ScalingLaw, fit

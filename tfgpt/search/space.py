@@ -346,6 +346,7 @@ def architectures(path: str, entry: Mapping[str, Any], settings: Mapping[str, An
         UserError: the entry is wrong, or nothing fits.
     """
     from tfgpt.model import presets
+    from tfgpt.model.cost import count_parameters, training_flops_per_token
 
     where = f"{path}: {ARCHITECTURE}"
     known_keys(path, ARCHITECTURE, entry, ARCHITECTURE_KEYS)
@@ -381,9 +382,7 @@ def architectures(path: str, entry: Mapping[str, Any], settings: Mapping[str, An
                 except SettingError:
                     continue
                 cost = (
-                    presets.count_parameters(config)
-                    if goals[0] == "parameters"
-                    else presets.training_flops_per_token(config, length)
+                    count_parameters(config) if goals[0] == "parameters" else training_flops_per_token(config, length)
                 )
                 off = abs(cost / goal - 1)
                 if best is None or off < best[0]:

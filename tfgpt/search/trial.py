@@ -28,7 +28,7 @@ from tfgpt.common.locks import waiting_writer_lock
 from tfgpt.common.output_directories import make_working_directory
 from tfgpt.common.process_memory import forget_peak, peak_memory
 from tfgpt.common.tf_logging import redirect_output
-from tfgpt.model import presets
+from tfgpt.model import cost
 from tfgpt.search.study import TRAIN, Study, TrialSpec, first_values
 from tfgpt.training.checkpoints import Checkpoints
 from tfgpt.training.config import StrategyConfig
@@ -209,7 +209,7 @@ class Reports(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Before the first update."""
-        self.parameters = presets.count_parameters(self.model.decoder.config)
+        self.parameters = cost.count_parameters(self.model.decoder.config)
 
     def again(self, rows: list[dict[str, Any]], recipe: TrainConfig) -> None:
         """Repeats what was reported before the trial was interrupted, since the answer may have been lost."""

@@ -16,8 +16,8 @@ from typing import Any
 
 import tensorflow as tf
 
-# Float32 logits of one chunk when its size is chosen here.
-CHUNK_BYTES = 64 << 20
+from tfgpt.model.cost import automatic_chunk_tokens
+
 MODEL_INPUTS = ("token_ids", "positions", "segment_ids")
 
 
@@ -88,14 +88,6 @@ class CausalLanguageModelingLoss:
             sums["bytes_sum"] = tf.reduce_sum(lengths * weights)
             sums["text_nats_sum"] = tf.reduce_sum(tf.where(lengths > 0, nats * weights, 0.0))
         return sums
-
-
-def automatic_chunk_tokens(tokens: int | None, vocabulary_size: int) -> int:
-    """Rows of a chunk: all of them while their logits are small, else a multiple of 128 within `CHUNK_BYTES`."""
-    rows = CHUNK_BYTES // (4 * vocabulary_size)
-    if tokens is None or tokens <= rows:
-        return tokens or max(rows, 1)
-    return max(rows // 128 * 128, 128)
 
 
 class FusedLinearCrossEntropy:

@@ -27,7 +27,7 @@ from tfgpt.common.progress import Progress, format_duration
 from tfgpt.conversion.cached_conversion import lasting_name
 from tfgpt.generation.config import SamplingConfig
 from tfgpt.generation.generator import Generator
-from tfgpt.model import presets
+from tfgpt.model import cost
 from tfgpt.model.checkpoints.huggingface import save_decoder
 from tfgpt.model.checkpoints.peft_adapters import save_adapter
 from tfgpt.model.checkpoints.safetensors_file import weights_fingerprint
@@ -141,7 +141,7 @@ def train_together(
                 "compile": compilation,
                 "base_fingerprint": base_fingerprint(recipe),
             },
-            flops_per_token=presets.training_flops_per_token(trainer.decoder.config, recipe.batch.sequence_length),
+            flops_per_token=cost.training_flops_per_token(trainer.decoder.config, recipe.batch.sequence_length),
             peak_flops=measured_peak_flops(recipe.step.dtype),
             callbacks=callbacks,
         )
@@ -260,7 +260,7 @@ def describe(recipe: TrainConfig, decoder: Any, strategy: tf.distribute.Strategy
     """A line or two on what is about to be trained where."""
     tokens = recipe.batch.batch_size * recipe.batch.sequence_length
     say(
-        f"Model: {presets.count_parameters(decoder.config):,} parameters, vocabulary {decoder.config.vocabulary_size}; "
+        f"Model: {cost.count_parameters(decoder.config):,} parameters, vocabulary {decoder.config.vocabulary_size}; "
         f"{recipe.run.max_steps:,} updates of {tokens:,} tokens; run directory {recipe.run_dir}"
     )
     for caution in recipe.cautions():

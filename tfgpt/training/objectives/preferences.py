@@ -20,10 +20,11 @@ from tfgpt.common.progress import Progress
 from tfgpt.corpus.cache import cached_stage
 from tfgpt.model.checkpoints.huggingface import load_decoder
 from tfgpt.model.checkpoints.safetensors_file import weights_fingerprint
+from tfgpt.model.cost import automatic_chunk_tokens
 from tfgpt.model.decoder import Decoder
 from tfgpt.tokenization.tokenizer import Tokenizer
 from tfgpt.training.distribution.strategy import distributed
-from tfgpt.training.losses import FusedLinearCrossEntropy, automatic_chunk_tokens
+from tfgpt.training.losses import FusedLinearCrossEntropy
 from tfgpt.training.objectives.base import Objective, TrainingData, ValidationData
 from tfgpt.training.objectives.example_batches import training_examples, validation_examples, validation_examples_steps
 from tfgpt.training.objectives.preference_config import PreferenceConfig
