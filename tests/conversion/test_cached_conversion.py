@@ -22,7 +22,7 @@ from tests.conversion.tiny import TEMPLATE, VOCABULARY, save_tiny
 from tfgpt import generate
 from tfgpt.common.errors import UserError
 from tfgpt.common.model_paths import find_model
-from tfgpt.conversion.cached_conversion import lasting_name, model_directory
+from tfgpt.conversion.cached_conversion import model_directory, stored_base_name
 from tfgpt.conversion.config import ConvertConfig
 from tfgpt.conversion.convert import convert
 from tfgpt.corpus.config import CorpusConfig
@@ -70,7 +70,7 @@ def theirs_of(loaded) -> np.ndarray:
 
 
 def test_a_gguf_file_is_converted_once_and_known_by_its_content(gguf_file, foreign, notes, tmp_path):
-    first = model_directory(str(gguf_file), note=notes.append)
+    first = model_directory(str(gguf_file), log=notes.append)
     assert first.is_relative_to(tmp_path / "cache" / "models") and len(notes) == 1
     assert notes[0].startswith("Converting tiny.gguf (GGUF: F32; ") and str(first) in notes[0]
     expected = theirs_of(transformers.AutoModelForCausalLM.from_pretrained(foreign))
@@ -78,33 +78,33 @@ def test_a_gguf_file_is_converted_once_and_known_by_its_content(gguf_file, forei
     assert json.loads((first / "training.json").read_text())["source"] == str(gguf_file)
 
     moved = shutil.copy(gguf_file, tmp_path / "moved.gguf")
-    assert model_directory(str(moved), note=notes.append) == first and len(notes) == 1
+    assert model_directory(str(moved), log=notes.append) == first and len(notes) == 1
     content = bytearray(gguf_file.read_bytes())
     content[-1] ^= 1  # The last weight's sign or exponent.
     (tmp_path / "moved.gguf").write_bytes(content)
-    assert model_directory(str(moved), note=notes.append) != first and len(notes) == 2
+    assert model_directory(str(moved), log=notes.append) != first and len(notes) == 2
 
 
 def test_our_own_directories_are_taken_as_they_are(model, notes, tmp_path):  # noqa: F811
     shutil.copytree(model, tmp_path / "run" / "model")
-    assert model_directory(str(tmp_path / "run"), note=notes.append) == tmp_path / "run" / "model"
+    assert model_directory(str(tmp_path / "run"), log=notes.append) == tmp_path / "run" / "model"
     assert notes == [] and not (tmp_path / "cache").exists()
 
 
 def test_a_directory_of_another_program_is_converted_with_its_own_tokenizer(foreign, notes):
-    directory = model_directory(str(foreign), note=notes.append)
+    directory = model_directory(str(foreign), log=notes.append)
     assert directory != foreign and len(notes) == 1
     assert "tfgpt" in json.loads((directory / "tokenizer_config.json").read_text())
-    assert model_directory(str(directory), note=notes.append) == directory and len(notes) == 1
+    assert model_directory(str(directory), log=notes.append) == directory and len(notes) == 1
 
 
 def test_a_name_on_the_hub_is_downloaded_and_then_found_without_a_network(hub, notes, monkeypatch):  # noqa: F811
-    directory = model_directory("someone/tiny", note=notes.append)
+    directory = model_directory("someone/tiny", log=notes.append)
     described = json.loads((directory / "training.json").read_text())
     assert described["source_description"]["revision"] == Hub.commit and len(notes) == 1
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     Hub.asked = []
-    assert model_directory("hf:someone/tiny", note=notes.append) == directory
+    assert model_directory("hf:someone/tiny", log=notes.append) == directory
     assert Hub.asked == [] and len(notes) == 1
 
 
@@ -145,7 +145,7 @@ def test_an_adapter_is_merged_into_its_base_in_whatever_form_that_is_named(
 
 def test_an_adapter_on_the_hub_is_merged_into_the_base_it_names(hub, adapter, foreign, notes, monkeypatch):  # noqa: F811
     monkeypatch.setattr(Hub, "files", {path.name: path.read_bytes() for path in adapter.iterdir() if path.is_file()})
-    directory = model_directory("someone/tiny", note=notes.append)
+    directory = model_directory("someone/tiny", log=notes.append)
     expected = theirs_of(
         peft.PeftModel.from_pretrained(transformers.AutoModelForCausalLM.from_pretrained(foreign), adapter)
     )
@@ -175,8 +175,8 @@ def test_a_training_begins_from_any_form_and_keeps_its_name(gguf_file, notes):
     assert recipe.initial_config().vocabulary_size == VOCABULARY
     assert recipe.tokenizer_config().tokenizer == str(recipe.initial_model)
     assert recipe.flags()["init_from"] == str(gguf_file)
-    assert lasting_name(str(gguf_file)) == str(gguf_file)
-    assert lasting_name("hf:someone/tiny") == "someone/tiny"
+    assert stored_base_name(str(gguf_file)) == str(gguf_file)
+    assert stored_base_name("hf:someone/tiny") == "someone/tiny"
 
 
 def test_a_run_is_not_begun_over_the_one_it_starts_from(model, notes, tmp_path):  # noqa: F811

@@ -207,7 +207,7 @@ def test_a_model_on_the_hub_that_we_cannot_compute_is_refused_by_its_config_alon
 
 
 def test_a_name_that_the_hub_does_not_know_is_refused(hub, tmp_path):
-    assert "no/body is not here, and no model on the Hugging Face hub" in line_of("no/body", tmp_path / "out")
+    assert "no/body is not here, and not a model on the Hugging Face hub" in line_of("no/body", tmp_path / "out")
 
 
 def test_a_model_on_the_hub_whose_conditions_are_not_accepted_says_where_to_do_so(hub, tmp_path):

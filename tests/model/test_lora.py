@@ -226,7 +226,7 @@ def test_an_adapter_that_cannot_be_merged_is_refused_in_one_line(tmp_path: Path)
             {"init_lora_weights": "pissa_niter_4"},
             "init_lora_weights is 'pissa_niter_4': it was trained on a changed base",
         ),
-        ({"base_model_name_or_path": "/nowhere"}, "where there is no model; write its directory there"),
+        ({"base_model_name_or_path": "/nowhere"}, "where there is no model; write the path of the base"),
         ({"base_model_name_or_path": None}, "has no base_model_name_or_path"),
     ):
         write_json(path, config | change)

@@ -1,4 +1,4 @@
-"""Adapter directories in PEFT's layout (adapter_config.json beside adapter_model.safetensors) and the model below."""
+"""Directories of PEFT adapters (adapter_config.json and adapter_model.safetensors), and the base models they name."""
 
 from __future__ import annotations
 
@@ -13,49 +13,43 @@ WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 
 
 def is_adapter(directory: str | os.PathLike) -> bool:
-    """Whether a directory holds an adapter and no model of its own.
+    """Returns whether a directory holds an adapter and no model.
 
-    A config.json without weights is the base's, which trainers leave beside the adapter.
+    A config.json without weights belongs to the base; trainers copy it.
 
     Raises:
-        UserError: it holds both: some programs apply the adapter to the model beside it, others have merged it.
+        UserError: the directory holds both. Some programs apply such an adapter, others have merged it already.
     """
     directory = Path(directory)
     if not (directory / ADAPTER_CONFIG).is_file():
         return False
-    whole = next((name for name in WEIGHTS if (directory / name).is_file()), None)
-    if whole and (directory / "config.json").is_file():
+    weights = next((name for name in WEIGHTS if (directory / name).is_file()), None)
+    if weights and (directory / "config.json").is_file():
         if (directory / ADAPTER_WEIGHTS).is_file():
             raise UserError(
-                f"{directory}: holds a whole model ({whole}) and an adapter ({ADAPTER_WEIGHTS}); which one is meant? "
+                f"{directory}: holds a whole model ({weights}) and an adapter ({ADAPTER_WEIGHTS}); which one is meant? "
                 "Move the other elsewhere"
             )
         return False
     return True
 
 
-def named_base(directory: str | os.PathLike) -> str:
-    """What an adapter says its base is (`base_model_name_or_path`): a path or a name on the Hugging Face hub.
-
-    Raises:
-        UserError: it says nothing.
-    """
+def base_name(directory: str | os.PathLike) -> str:
+    """Returns an adapter's `base_model_name_or_path`: a path or a name on the Hugging Face hub."""
     path = Path(directory) / ADAPTER_CONFIG
     content = read_json(path)
     name = content.get("base_model_name_or_path") if isinstance(content, dict) else None
     if not isinstance(name, str) or not name:
-        raise UserError(f"{path}: has no base_model_name_or_path; write the directory of the model below there")
+        raise UserError(f"{path}: has no base_model_name_or_path; write the path of the base model there")
     return name
 
 
 def local_base(directory: str | os.PathLike) -> Path | None:
-    """The model directory below an adapter, where it is here as one: a run stands for its `model/`, and a relative path
-    begins here or in the adapter's directory.
+    """Returns the base's model directory, or None if it is not on this machine.
 
-    Raises:
-        UserError: as `named_base`.
+    Of a run, the base is `model/`. A relative path begins in the working directory or in the adapter's.
     """
-    name = named_base(directory)
+    name = base_name(directory)
     for candidate in (Path(name).expanduser(), Path(directory) / name):
         for model in (candidate, candidate / "model"):
             if (model / "config.json").is_file():
@@ -64,10 +58,10 @@ def local_base(directory: str | os.PathLike) -> Path | None:
 
 
 def base_directory(directory: str | os.PathLike) -> Path:
-    """The model directory that an adapter belongs to (`base_model_name_or_path`); any other directory is its own.
+    """Returns the directory with the config and the full weights: an adapter's base, or `directory` itself.
 
     Raises:
-        UserError: the adapter names none, or one that is not there.
+        UserError: the adapter names no base, or one that does not exist.
     """
     directory = Path(directory)
     if not is_adapter(directory):
@@ -76,7 +70,7 @@ def base_directory(directory: str | os.PathLike) -> Path:
     if base is None:
         path = directory / ADAPTER_CONFIG
         raise UserError(
-            f"{path}: base_model_name_or_path is {named_base(directory)}, where there is no model; write its directory "
-            "there"
+            f"{path}: base_model_name_or_path is {base_name(directory)}, where there is no model; write the path of "
+            "the base model there"
         )
     return base

@@ -1,11 +1,11 @@
-"""The model directory behind any name of a model: what is none yet is converted once, into the cache.
+"""Finds the model directory of any model name. Models in other formats are converted once, into the cache.
 
-An entry of the cache is named after the content that it was made from (hashes of files, a hub's revision), so that a
-file that changed or moved is never taken for another.
+Cache entries are keyed by content (hashes of files, the revision on the hub), not by path.
 """
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,43 +16,33 @@ from tfgpt.common.adapters import is_adapter, local_base
 from tfgpt.common.atomic_files import atomic_directory, read_json, sha256_of_json
 from tfgpt.common.model_paths import find_model, no_weights_error
 from tfgpt.common.output_directories import list_files, write_description
-from tfgpt.conversion.adapter_source import TOKENIZER_FILES, adapter_base
 from tfgpt.conversion.hugging_face_source import FILES, download
-from tfgpt.conversion.model_writer import write_model_directory
-from tfgpt.conversion.sources import open_source
+from tfgpt.conversion.open_source import TOKENIZER_FILES, adapter_base, open_source
 from tfgpt.corpus.cache import cache_directory, cached_entry
 from tfgpt.corpus.sources.file_hashes import FileHashes
 from tfgpt.tokenization.config import SPECIAL_TOKENS
 from tfgpt.tokenization.special_tokens import KEY
 
-FOLDER = "models"
-"""Of the cache."""
-
 ENTRY_FORMAT = 1
-"""Raised when the same source would be converted to something else."""
-
-
-def print_note(line: str) -> None:
-    """Prints one line for the person at the keyboard."""
-    print(line, file=sys.stderr, flush=True)
+"""Version of the conversion: a higher number invalidates the cached entries."""
 
 
 def model_directory(
-    name: str, flag: str = "model", cache_dir: str | None = None, note: Callable[[str], None] = print_note
+    name: str, flag: str = "model", cache_dir: str | None = None, log: Callable[[str], None] | None = None
 ) -> Path:
-    """The model directory, or the adapter's, that a flag means.
+    """Returns the model directory, or the adapter's directory, that a flag names.
 
-    Our own directories are taken as they are. GGUF files, names on the Hugging Face hub, directories of other programs
-    and adapters of such bases are converted as `python -m tfgpt.convert` does, into `CACHE/models`, once.
+    Model directories written by tfgpt are returned unchanged. GGUF files, names on the Hugging Face hub, directories of
+    other programs and adapters of such bases are converted into `CACHE/models` as by `python -m tfgpt.convert`.
 
     Args:
-        name: as `find_model`'s.
-        flag: the flag's name, for messages.
-        cache_dir: as --cache_dir.
-        note: told, in one line, that something is converted.
+        name: a model name that `find_model` takes.
+        flag: the name of the flag, for messages.
+        cache_dir: the value of --cache_dir.
+        log: receives one line when a model is converted; None: prints it to standard error.
 
     Raises:
-        UserError: there is no such model, it is an export, or cannot be converted.
+        UserError: the model does not exist, is an export, or cannot be converted.
         RunError: the disk is full.
     """
     found = find_model(name, flag)
@@ -62,8 +52,8 @@ def model_directory(
         return found.path
     cache = cache_directory(cache_dir)
 
-    def converted(base: str, flag: str) -> Path:
-        return model_directory(base, flag, cache_dir, note)
+    def convert_base(base: str, flag: str) -> Path:
+        return model_directory(base, flag, cache_dir, log)
 
     if found.kind == "hub name":
         path = download(found.path.as_posix(), flag)
@@ -72,35 +62,33 @@ def model_directory(
         path = found.path
         content = {found.kind: hashes_of(path, cache)}
     if is_adapter(path):
-        content["base"] = hashes_of(adapter_base(path, converted), cache)
+        content["base"] = hashes_of(adapter_base(path, convert_base), cache)
     content |= {"format": ENTRY_FORMAT, "tfgpt": tfgpt.__version__}
-    entry = cache / FOLDER / sha256_of_json(content)[:32]
+    entry = cache / "models" / sha256_of_json(content)[:32]
     with cached_entry(entry, [name]):
         if not entry.exists():
-            source = open_source(found, flag, converted)
-            note(f"Converting {source.kind}, once, to {entry}")
+            source = open_source(found, flag, convert_base)
+            (log or functools.partial(print, file=sys.stderr, flush=True))(
+                f"Converting {source.description}, once, to {entry}"
+            )
             with atomic_directory(entry) as temporary:
-                write_model_directory(source, name, "as_stored", temporary)
+                source.write(name, "as_stored", temporary)
                 write_description(temporary, "model directory", text=[name], files=list_files(temporary))
     return entry
 
 
-def lasting_name(name: str) -> str:
-    """What an adapter calls its base: a name on the hub, or an absolute path, never an entry of the cache."""
+def stored_base_name(name: str) -> str:
+    """Returns the name to store in an adapter for its base: a hub name or an absolute path, not a cache entry."""
     found = find_model(name)
     return found.path.as_posix() if found.kind == "hub name" else str(found.path.absolute())
 
 
 def is_ours(directory: Path) -> bool:
-    """Whether a model directory, or an adapter's, has a tokenizer of ours, so that it runs as it is."""
+    """Returns whether a model directory, or an adapter with its base, has a tokenizer written by tfgpt, or none."""
     if is_adapter(directory):
         base = local_base(directory)
-        return base is not None and is_ours(base) and has_our_tokenizer(directory)
-    return has_our_tokenizer(directory)
-
-
-def has_our_tokenizer(directory: Path) -> bool:
-    """Whether the tokenizer in a directory is written by us; so it is where there is none to convert."""
+        if base is None or not is_ours(base):
+            return False
     config = directory / "tokenizer_config.json"
     settings = read_json(config) if config.is_file() else {}
     if isinstance(settings, dict) and KEY in settings:
@@ -115,7 +103,7 @@ def has_our_tokenizer(directory: Path) -> bool:
 
 
 def hashes_of(path: Path, cache: Path) -> dict[str, str]:
-    """File → SHA-256, of a model's files; what has not changed is not read again."""
+    """Returns the SHA-256 of each file of a model; hashes of unchanged files come from the cache."""
     if path.is_file():
         files = [path]
     elif (path / "metadata.json").is_file():

@@ -1,4 +1,4 @@
-"""What `python -m tfgpt.convert` reads and writes, as settings."""
+"""Settings of `python -m tfgpt.convert`."""
 
 from __future__ import annotations
 
@@ -11,32 +11,37 @@ from tfgpt.common.settings import Settings, setting
 
 @dataclasses.dataclass(frozen=True)
 class ConvertConfig(Settings):
-    """Where from, where to."""
+    """Source and output of a conversion.
+
+    Example:
+
+    >>> ConvertConfig(source="model.gguf", output="models/llama").weights
+    'as_stored'
+    """
 
     title: ClassVar[str] = "Conversion"
 
     source: str = setting(
         "",
-        "What to convert: a Hugging Face directory (a run, a model directory of ours is one), an adapter, which is "
-        "merged, a .gguf file, a KerasHub preset's directory, or a model's name on the Hugging Face hub, such as "
+        "The model to convert: a run, a model directory, a Hugging Face directory, an adapter, which is merged, a "
+        ".gguf file, a KerasHub preset's directory, or a name on the Hugging Face hub, such as "
         "HuggingFaceTB/SmolLM2-135M-Instruct.",
         path=True,
     )
     output: str = setting(
         "",
-        "The model directory to write. One that an earlier conversion wrote is replaced by a whole new one; a folder "
-        "with other files is refused.",
+        "The model directory to write. An earlier result there is replaced; a folder with other files is refused.",
         path=True,
     )
-    overwrite: bool = setting(False, "Replace --output whatever it holds.")
+    overwrite: bool = setting(False, "Replace --output, even if it holds other files.")
     weights: str = setting(
         "as_stored",
-        "The type of the written weights; quantized ones become float32 where it is not said.",
+        "The type of the written weights; as_stored turns quantized weights into float32.",
         choices=("as_stored", "float32", "bfloat16", "float16"),
     )
 
     suggest: bool = setting(
-        False, "Convert nothing; rank the models that can be converted for a task, a text and a machine, and say why."
+        False, "Convert nothing; rank the models that can be converted by task, text and machine, with the reasons."
     )
 
     def check(self) -> None:

@@ -1,4 +1,4 @@
-"""Converts a source of any kind to a model directory of ours."""
+"""Conversion of a source model to a model directory."""
 
 from __future__ import annotations
 
@@ -9,45 +9,37 @@ from tfgpt.common.model_paths import find_model
 from tfgpt.common.output_directories import check_replaceable, result_directory
 from tfgpt.conversion.cached_conversion import model_directory
 from tfgpt.conversion.config import ConvertConfig
-from tfgpt.conversion.model_writer import write_model_directory
-from tfgpt.conversion.sources import open_source
-from tfgpt.model.checkpoints.huggingface import transformers_model_type
-from tfgpt.model.checkpoints.lazy_weights import LazyWeights
+from tfgpt.conversion.open_source import open_source
+from tfgpt.model.checkpoints.huggingface_config import transformers_model_type
 
 
-def convert(config: ConvertConfig, say: Callable[[str], None]) -> Path:
-    """Converts.
+def convert(config: ConvertConfig, log: Callable[[str], None]) -> Path:
+    """Converts a model.
 
     Args:
-        config: where from, where to.
-        say: gets lines on what happens.
+        config: the source and the output.
+        log: receives progress lines.
 
     Returns:
         The written directory.
 
     Raises:
-        UserError: the source cannot be read, or has something that we cannot compute, or --output holds other files;
-            nothing is written then.
+        UserError: the source cannot be read or is not supported, or --output holds other files. Nothing is written.
         RunError: the disk is full.
     """
     output = Path(config.output).expanduser()
     check_replaceable(output, "model directory", "output", config.overwrite)
     source = open_source(find_model(config.source, "source"), "source", model_directory)
-    say(f"Source:  {source.kind}")
-    say(f"Model:   {in_words(source.checkpoint)}")
-    with result_directory(output, "model directory", "output", config.overwrite) as temporary:
-        dtype = write_model_directory(source, config.source, config.weights, temporary)
-    size = sum(path.stat().st_size for path in output.iterdir())
-    say(f"Written: {output} ({size / 1e6:.1f} MB, {dtype.name})")
-    return output
-
-
-def in_words(checkpoint: LazyWeights) -> str:
-    """The model in a line."""
-    config = checkpoint.config
-    model_type, _ = transformers_model_type(config)
-    return (
-        f"{model_type or 'tfgpt'}, {config.num_layers} layers x {config.hidden_dim}, {config.num_query_heads} heads / "
-        f"{config.num_key_value_heads} of keys and values, vocabulary {config.vocabulary_size:,}, "
-        f"context {config.max_sequence_length:,}"
+    decoder = source.checkpoint.config
+    model_type, _ = transformers_model_type(decoder)
+    log(f"Source:  {source.description}")
+    log(
+        f"Model:   {model_type or 'tfgpt'}, {decoder.num_layers} layers x {decoder.hidden_dim}, "
+        f"{decoder.num_query_heads} heads / {decoder.num_key_value_heads} of keys and values, "
+        f"vocabulary {decoder.vocabulary_size:,}, context {decoder.max_sequence_length:,}"
     )
+    with result_directory(output, "model directory", "output", config.overwrite) as temporary:
+        dtype = source.write(config.source, config.weights, temporary)
+    size = sum(path.stat().st_size for path in output.iterdir())
+    log(f"Written: {output} ({size / 1e6:.1f} MB, {dtype.name})")
+    return output

@@ -1,4 +1,4 @@
-"""GGUF files as a source."""
+"""GGUF files: model and tokenizer as one source."""
 
 from __future__ import annotations
 
@@ -15,39 +15,30 @@ from tfgpt.tokenization.tokenizer import Tokenizer
 
 
 def open_gguf(path: Path) -> Source:
-    """A GGUF file with model and tokenizer.
+    """Opens a GGUF file.
 
     Raises:
-        UserError: it is damaged, or holds something that we cannot compute.
+        UserError: the file is damaged, or its model or tokenizer is not supported.
     """
     file = GGUFFile(path)
     checkpoint = open_gguf_model(file)
     kind = file.needed("tokenizer.ggml.model")
-    if kind not in TOKENIZERS:
+    open_tokenizer = {"gpt2": byte_level_tokenizer, "llama": sentencepiece_tokenizer}.get(kind)
+    if open_tokenizer is None:
         supported = "only 'gpt2' (byte-level BPE) and 'llama' (SentencePiece BPE)"
         raise UserError(f"{path}: tokenizer.ggml.model={kind!r} is not supported, {supported}")
     try:
-        tokenizer = TOKENIZERS[kind](file)
+        tokenizer = open_tokenizer(file)
     except (ValueError, KeyError) as error:
         raise UserError(f"{path}: {error}") from error
     general = {name: value for name, value in file.metadata.items() if name.startswith("general.")}
     types = sorted({tensor.tensor_type.name for tensor in file.tensors.values()})
-    title = general.get("general.name", path.name)
-    return Source(
-        f"{title} (GGUF: {', '.join(types)}; licence {general.get('general.license', 'not said')})",
-        checkpoint,
-        tokenizer,
-        {"format": "GGUF", "types": types, **general},
-    )
+    title, licence = general.get("general.name", path.name), general.get("general.license", "not said")
+    description = f"{title} (GGUF: {', '.join(types)}; licence {licence})"
+    return Source(description, checkpoint, tokenizer, {"format": "GGUF", "types": types, **general})
 
 
 def byte_level_tokenizer(file: GGUFFile) -> Tokenizer:
-    """The tokenizer of a file of the kind "gpt2".
-
-    Raises:
-        UserError: as `gguf_document`.
-        ValueError: there is no end-of-text token.
-    """
     path, metadata = str(file.path), file.metadata
     document = gguf_tokenizer.gguf_document(metadata, file.long_field, path)
     tokens = file.long_field("tokenizer.ggml.tokens")
@@ -64,12 +55,6 @@ def byte_level_tokenizer(file: GGUFFile) -> Tokenizer:
 
 
 def sentencepiece_tokenizer(file: GGUFFile) -> SentencePieceTokenizer:
-    """The tokenizer of a file of the kind "llama".
-
-    Raises:
-        UserError: as `gguf_sentencepiece_model`.
-        ValueError: there is no end-of-text token.
-    """
     path, metadata = str(file.path), with_default_ids(file.metadata)
     model, pieces = gguf_sentencepiece_model(metadata, file.long_field, path)
     config = gguf_tokenizer.token_names(metadata, pieces) | {
@@ -79,7 +64,3 @@ def sentencepiece_tokenizer(file: GGUFFile) -> SentencePieceTokenizer:
         "add_prefix_space": bool(metadata.get("tokenizer.ggml.add_space_prefix", True)),
     }
     return foreign_tokenizer(model, path, config, gguf_tokenizer.stop_ids(metadata))
-
-
-TOKENIZERS = {"gpt2": byte_level_tokenizer, "llama": sentencepiece_tokenizer}
-"""`tokenizer.ggml.model` → what reads it."""

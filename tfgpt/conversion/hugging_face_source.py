@@ -1,4 +1,4 @@
-"""Hugging Face directories as a source, and models on the Hugging Face hub."""
+"""Hugging Face directories, and downloads from the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from tfgpt.model.checkpoints.huggingface import load_config, load_stop_ids, open
 from tfgpt.tokenization.hugging_face_tokenizer import open_tokenizer
 
 FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.txt"]
-"""What is read of a directory, and downloaded of a repository."""
+"""The files that are read from a directory and downloaded from a repository."""
 
 CONNECT_SECONDS = 10.0
 
-KEPT = ("_name_or_path", "architectures", "model_type", "transformers_version", "torch_dtype", "dtype")
-"""What training.json keeps of config.json."""
+PROVENANCE_KEYS = ("_name_or_path", "architectures", "model_type", "transformers_version", "torch_dtype", "dtype")
+"""Keys of config.json that training.json keeps."""
 
 
 def open_hugging_face(directory: Path, provenance: dict[str, Any] | None = None) -> Source:
-    """A directory with config.json, safetensors and a tokenizer.
+    """Opens a directory with config.json, safetensors files and a tokenizer.
 
     Raises:
-        UserError: something is missing, damaged, or nothing that we can compute.
+        UserError: a file is missing or damaged, or the model is not supported.
     """
-    load_config(directory)  # What cannot be computed is refused before anything else is looked at.
+    load_config(directory)  # An unsupported model is refused before its other files are read.
     if not list(directory.glob("*.safetensors")):
         pickled = next(directory.glob("pytorch_model*.bin"), None)
         if pickled:
@@ -42,29 +42,32 @@ def open_hugging_face(directory: Path, provenance: dict[str, Any] | None = None)
     checkpoint = open_model(directory)
     json = read_json(directory / "config.json")
     tokenizer = open_tokenizer(directory, str(json.get("model_type")), stop_ids(directory, json))
-    kept = {key: json[key] for key in KEPT if json.get(key) is not None}
-    kind = f"{directory} (Hugging Face, {json['model_type']}, {checkpoint.dtype.name})"
-    return Source(kind, checkpoint, tokenizer, {"format": "Hugging Face", **kept, **(provenance or {})})
+    kept = {key: json[key] for key in PROVENANCE_KEYS if json.get(key) is not None}
+    description = f"{directory} (Hugging Face, {json['model_type']}, {checkpoint.dtype.name})"
+    return Source(description, checkpoint, tokenizer, {"format": "Hugging Face", **kept, **(provenance or {})})
 
 
 def stop_ids(directory: Path, json: Mapping[str, Any]) -> list[int]:
-    """What ends a text, as generation_config.json and config.json say."""
+    """Returns the end tokens of generation_config.json, then those of config.json."""
     ends = json.get("eos_token_id")
     return load_stop_ids(directory) + (ends if isinstance(ends, list) else [ends] if isinstance(ends, int) else [])
 
 
 def download(name: str, flag: str) -> Path:
-    """A model of the Hugging Face hub, or of its local cache: the folder whose name is the revision's.
+    """Downloads a model or an adapter from the Hugging Face hub, or finds it in the local cache.
 
-    The network address is the environment variable HF_ENDPOINT's, the cache HF_HOME's; private models need HF_TOKEN.
+    The environment variables HF_ENDPOINT, HF_HOME and HF_TOKEN name the address, the cache and the access token.
 
     Args:
-        name: the repository's; it holds a model or an adapter.
-        flag: which named it, for messages.
+        name: the name of the repository.
+        flag: the flag that named it, for messages.
+
+    Returns:
+        The folder of the snapshot; its name is the revision.
 
     Raises:
-        UserError: there is no such model, or no network. A model that cannot be computed is refused when no more than
-            its config.json is downloaded.
+        UserError: the repository does not exist or cannot be reached, or its model is not supported. Only config.json
+            is downloaded of an unsupported model.
     """
     if importlib.util.find_spec("huggingface_hub") is None:
         raise UserError("the package huggingface-hub is missing, which downloads; pip install 'tfgpt[convert]'")
@@ -75,27 +78,27 @@ def download(name: str, flag: str) -> Path:
 
 @functools.cache
 def snapshot(name: str, flag: str, endpoint: str, cache: str) -> Path:
-    """As `download`; the hub is asked once in a process."""
+    """Downloads a snapshot once per process."""
     import huggingface_hub
     from huggingface_hub import errors
 
     huggingface_hub.logging.set_verbosity_error()
-    here = not reachable(endpoint)  # Its own attempts to reach a hub take half a minute to give up.
+    offline = not reachable(endpoint)  # huggingface_hub's own attempts time out after half a minute.
     try:
         try:
-            config = huggingface_hub.hf_hub_download(name, "config.json", local_files_only=here)
+            config = huggingface_hub.hf_hub_download(name, "config.json", local_files_only=offline)
             load_config(Path(config).parent)
-        except errors.LocalEntryNotFoundError:  # One of the next kind, and no answer at all.
+        except errors.LocalEntryNotFoundError:  # A subclass of EntryNotFoundError: the hub did not answer.
             huggingface_hub.hf_hub_download(name, ADAPTER_CONFIG, local_files_only=True)
         except errors.EntryNotFoundError:
             huggingface_hub.hf_hub_download(name, ADAPTER_CONFIG)
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=FILES, local_files_only=here))
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=FILES, local_files_only=offline))
     except (errors.HfHubHTTPError, OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"--{flag}: {name} {problem_of(error, name, endpoint)}") from error
+        raise UserError(f"--{flag}: {name} {describe_error(error, name, endpoint)}") from error
 
 
 def reachable(endpoint: str) -> bool:
-    """Whether anything listens at a hub's address; behind a proxy it is taken to do so."""
+    """Returns whether a server listens at a hub's address; True if there is a proxy."""
     address = urllib.parse.urlsplit(endpoint)
     if urllib.request.getproxies():
         return True
@@ -107,16 +110,15 @@ def reachable(endpoint: str) -> bool:
     return True
 
 
-def problem_of(error: Exception, name: str, endpoint: str) -> str:
-    """What went wrong with a download, in words; the kinds of errors that are one of another kind come first."""
-    from huggingface_hub import errors
+def describe_error(error: Exception, name: str, endpoint: str) -> str:
+    from huggingface_hub import errors  # Subclasses come before their base classes.
 
     if isinstance(error, errors.LocalEntryNotFoundError):
         return "is not here, and the Hugging Face hub cannot be reached"
     if isinstance(error, errors.EntryNotFoundError):
-        return "has no config.json on the Hugging Face hub; of GGUF files, download one and give that"
+        return "has no config.json on the Hugging Face hub; download one of its GGUF files and give that"
     if isinstance(error, errors.GatedRepoError):
-        return f"is given out on conditions: accept them at {endpoint}/{name}, then set HF_TOKEN to a token of yours"
+        return f"is given out on conditions: accept them at {endpoint}/{name}, then set HF_TOKEN to your token"
     if isinstance(error, errors.RepositoryNotFoundError):
-        return "is not here, and no model on the Hugging Face hub"
+        return "is not here, and not a model on the Hugging Face hub"
     return f"is not here, and cannot be downloaded ({' '.join(str(error).split())[:200]})"

@@ -24,7 +24,7 @@ from tfgpt.common.command_line import shell_command
 from tfgpt.common.errors import UserError
 from tfgpt.common.output_directories import check_replaceable, result_directory, working_directory
 from tfgpt.common.progress import Progress, format_duration
-from tfgpt.conversion.cached_conversion import lasting_name
+from tfgpt.conversion.cached_conversion import stored_base_name
 from tfgpt.generation.config import SamplingConfig
 from tfgpt.generation.generator import Generator
 from tfgpt.model import cost
@@ -401,5 +401,5 @@ def write_model(recipe: TrainConfig, data: Any, trainer: Any, state: LoopState, 
             trainer.averaged_weights(),
         ):
             base = recipe.initial_model
-            save_adapter(trainer.decoder, recipe.lora, temporary, base, lasting_name(str(recipe.run.init_from)))
+            save_adapter(trainer.decoder, recipe.lora, temporary, base, stored_base_name(str(recipe.run.init_from)))
             tokenizer.save(temporary)
