@@ -7,10 +7,11 @@ import tensorflow as tf
 import torch
 
 from tests.model.options import GPT2, MODERN, NANOCHAT, OPTIONS, random_decoder, random_ids
+from tfgpt.model.attention_mask import causal_mask
 from tfgpt.model.config import DecoderConfig
 from tfgpt.model.decoder import Decoder
 from tfgpt.model.layers import Normalization, gelu
-from tfgpt.model.position_embeddings import causal_mask, rotate, rotation_tables
+from tfgpt.model.position_embeddings import rotate, rotation_tables
 from tfgpt.model.rope import inverse_frequencies
 
 INPUTS = np.random.default_rng(0).normal(2.0, 3.0, (3, 5, 16)).astype(np.float32)

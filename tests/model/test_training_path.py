@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from tests.model.options import GPT2, MODERN, OPTIONS, random_decoder, random_ids
-from tfgpt.model.layers import Dropout, dropout_seed
+from tfgpt.model.dropout import Dropout, dropout_seed
 
 DROPPING = MODERN | {"dropout": 0.3}
 TOKEN_IDS = tf.constant(random_ids(2, 12))

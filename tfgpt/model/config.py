@@ -1,4 +1,4 @@
-"""What a decoder is made of: one validated, JSON-able settings class. Imports no TensorFlow."""
+"""Settings of a decoder: `DecoderConfig`. No TensorFlow."""
 # ruff: noqa: RUF009 -- `setting` makes a dataclass field; ruff knows that only where it knows the annotation.
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, ClassVar
 from tfgpt.common.errors import SettingError
 from tfgpt.common.settings import Settings, setting
 
-# Fields that may be given as None and are then derived: on a made config they never are, and that is what readers (and
-# mypy) see.
+# Fields that can be given as None and are then derived. A constructed config never holds None in them, so that type
+# checkers see the types without it.
 if TYPE_CHECKING:
     DerivedInt = int
     DerivedFloat = float
@@ -28,12 +28,17 @@ MOST_LAYERS = 2**14
 class DecoderConfig(Settings):
     """The shape of a decoder-only transformer.
 
-    The fields that may be None (`num_key_value_heads`, `head_dim`, `intermediate_dim`, `use_query_key_value_bias`,
-    `embedding_initializer_range`, `head_initializer_range`, `attention_scale`) are derived from the others when the
-    config is made, so a config at hand never holds None in them.
+    `num_key_value_heads`, `head_dim`, `intermediate_dim`, `use_query_key_value_bias`, `embedding_initializer_range`,
+    `head_initializer_range` and `attention_scale` are derived from the other fields where they are None.
 
     Raises:
-        SettingError: a value or a combination that cannot work; it names the field.
+        SettingError: a value or a combination of values is not supported; the message names the field.
+
+    Example:
+
+    >>> config = DecoderConfig(hidden_dim=96, num_query_heads=6)
+    >>> config.head_dim, config.intermediate_dim
+    (16, 256)
     """
 
     title: ClassVar[str] = "Decoder"
@@ -42,7 +47,10 @@ class DecoderConfig(Settings):
     num_layers: int = setting(4, "Number of transformer blocks.", minimum=1, maximum=MOST_LAYERS)
     num_query_heads: int = setting(3, "Attention heads.", minimum=1, maximum=2**16)
     num_key_value_heads: DerivedInt = setting(
-        None, "Heads of keys and values: as many as query heads, fewer (grouped-query), or 1.", minimum=1, maximum=2**16
+        None,
+        "Heads of keys and values: as many as query heads, fewer (grouped-query), or 1.",
+        minimum=1,
+        maximum=2**16,
     )
     hidden_dim: int = setting(192, "Width of the residual stream.", minimum=1, maximum=2**20)
     intermediate_dim: DerivedInt = setting(
@@ -61,19 +69,19 @@ class DecoderConfig(Settings):
     rope_max_wavelength: float = setting(10_000.0, "RoPE's base, theta.", minimum=1.0)
     rope_scaling: str = setting(
         "none",
-        "Turn slower, for a longer context than at first: all channels (linear), or the slow ones only (llama3).",
+        "Slower rotation, for a longer context: of all channels (linear), or of the slow ones only (llama3).",
         choices=("none", "linear", "llama3"),
     )
-    rope_scaling_factor: float = setting(1.0, "How much slower.", minimum=1.0)
-    rope_original_length: int = setting(8192, "llama3 scaling: the context before, in tokens.", minimum=1)
+    rope_scaling_factor: float = setting(1.0, "How many times slower the channels rotate.", minimum=1.0)
+    rope_original_length: int = setting(8192, "llama3 scaling: the original context, in tokens.", minimum=1)
     rope_low_frequency_factor: float = setting(
-        1.0, "llama3 scaling: channels that turn fewer times than this in the old context turn slower.", minimum=0.0
+        1.0, "llama3 scaling: channels with fewer rotations than this in the original context are slowed.", minimum=0.0
     )
     rope_high_frequency_factor: float = setting(
-        4.0, "llama3 scaling: channels that turn more often stay as they are.", minimum=0.0
+        4.0, "llama3 scaling: channels with more rotations are left unchanged.", minimum=0.0
     )
     no_rope_layer_interval: int | None = setting(
-        None, "Every so many blocks, one does without RoPE (SmolLM3's NoPE); none: no block does.", minimum=1
+        None, "Every n-th block has no RoPE (SmolLM3's NoPE); none: all blocks have it.", minimum=1
     )
     normalization: str = setting("rms_norm", "Which normalization.", choices=("layer_norm", "rms_norm"))
     normalization_epsilon: float = setting(1e-6, "Added to the variance before its root.", minimum=0.0)
@@ -91,7 +99,7 @@ class DecoderConfig(Settings):
         None, "Squash output logits smoothly into (-cap, cap): cap x tanh(logits / cap).", minimum=0.0
     )
     sliding_window: int | None = setting(
-        None, "Attend to this many newest tokens only, one's own included; none: to all.", minimum=1
+        None, "Attend to this many newest tokens only, including the current one; none: to all.", minimum=1
     )
     tie_embeddings: bool = setting(True, "The output head is the transposed token embedding.")
     embedding_normalization: bool = setting(False, "Normalize the embeddings before the first block.")
@@ -120,8 +128,16 @@ class DecoderConfig(Settings):
     )
 
     def check(self) -> None:
-        """Derives what is None and refuses combinations that cannot work."""
-        self._derive()
+        if self.head_dim is None and self.hidden_dim % self.num_query_heads:
+            problem = f"{self.num_query_heads} does not divide --hidden_dim={self.hidden_dim}; or give --head_dim"
+            raise SettingError("num_query_heads", problem)
+        self._fill("num_key_value_heads", self.num_query_heads)
+        self._fill("head_dim", self.hidden_dim // self.num_query_heads)
+        self._fill("attention_scale", self.head_dim**-0.5)
+        self._fill("intermediate_dim", default_intermediate_dim(self.mlp, self.hidden_dim))
+        self._fill("use_query_key_value_bias", self.use_bias)
+        self._fill("embedding_initializer_range", 0.02 if self.initializer_range is None else self.initializer_range)
+        self._fill("head_initializer_range", self.embedding_initializer_range)
         if self.num_query_heads % self.num_key_value_heads:
             raise SettingError(
                 "num_key_value_heads",
@@ -139,31 +155,18 @@ class DecoderConfig(Settings):
             if self.query_key_norm and self.query_initializer_factor != 1.0:
                 raise SettingError("query_initializer_factor", "needs --normalization_scale=true with query_key_norm")
 
-    def _derive(self) -> None:
-        """Fills the fields that are None; the dataclass is frozen for everybody else."""
-        if self.head_dim is None and self.hidden_dim % self.num_query_heads:
-            problem = f"{self.num_query_heads} does not divide --hidden_dim={self.hidden_dim}; or give --head_dim"
-            raise SettingError("num_query_heads", problem)
-        self._fill("num_key_value_heads", self.num_query_heads)
-        self._fill("head_dim", self.hidden_dim // self.num_query_heads)
-        self._fill("attention_scale", self.head_dim**-0.5)
-        self._fill("intermediate_dim", default_intermediate_dim(self.mlp, self.hidden_dim))
-        self._fill("use_query_key_value_bias", self.use_bias)
-        self._fill("embedding_initializer_range", 0.02 if self.initializer_range is None else self.initializer_range)
-        self._fill("head_initializer_range", self.embedding_initializer_range)
-
     def _fill(self, name: str, value: object) -> None:
         if getattr(self, name) is None:
             object.__setattr__(self, name, value)
 
     def rotates(self, block: int) -> bool:
-        """Whether a block (from 0) turns its queries and keys."""
+        """Returns whether block number `block` (from 0) applies RoPE."""
         interval = self.no_rope_layer_interval
         return self.position_embedding == "rope" and (interval is None or (block + 1) % interval != 0)
 
     @property
     def query_width(self) -> int:
-        """Outputs of the query projection: all heads side by side."""
+        """Outputs of the query projection, all heads together."""
         return self.num_query_heads * self.head_dim
 
     @property
@@ -173,10 +176,15 @@ class DecoderConfig(Settings):
 
     @property
     def normalization_bias(self) -> bool:
-        """Whether normalizations have a learned bias: layer norms with a scale, where biases are on."""
+        """Whether normalizations have a learned bias."""
         return self.normalization == "layer_norm" and self.use_bias and self.normalization_scale
+
+    @property
+    def output_initializer_factor(self) -> float:
+        """Factor on the initial kernels of the last projections of attention and MLP (GPT-2, section 2.3)."""
+        return 0.0 if self.zero_initialized_outputs else (2 * self.num_layers) ** -0.5
 
 
 def default_intermediate_dim(mlp: str, hidden_dim: int) -> int:
-    """4 x hidden_dim; for swiglu, which has three matrices, 8/3 of it rounded up to a multiple of 64 (Shazeer 2020)."""
+    """Returns 4 x hidden_dim; for swiglu 8/3 x hidden_dim, rounded up to a multiple of 64 (Shazeer 2020)."""
     return -(-8 * hidden_dim // (3 * 64)) * 64 if mlp == "swiglu" else 4 * hidden_dim

@@ -1,4 +1,4 @@
-"""Dropout without random state: a mask is a pure function of a seed handed in and the layer's own number."""
+"""Stateless dropout: masks are a function of a given seed and the layer's number."""
 
 from __future__ import annotations
 
@@ -10,45 +10,54 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-_handed = threading.local()  # Replicas of a MirroredStrategy are traced in threads of their own.
+from tfgpt.model.decoder_layer import DecoderLayer
+
+_current = threading.local()  # MirroredStrategy traces its replicas in threads.
 
 
 @contextlib.contextmanager
 def dropout_seed(seed: tf.Tensor | None) -> Iterator[None]:
-    """Hands `seed` to every dropout layer called inside the block, in this thread.
+    """Sets the seed of all dropout layers that are called inside the block, in this thread.
 
     Args:
-        seed: [2] int32, or None for none. Fold the step, micro-batch and replica numbers into it, so that masks differ.
+        seed: [2] int32, or None. Fold the numbers of step, micro-batch and replica into it, so that masks differ.
     """
     outer = current_dropout_seed()
-    _handed.seed = seed
+    _current.seed = seed
     try:
         yield
     finally:
-        _handed.seed = outer
+        _current.seed = outer
 
 
 def current_dropout_seed() -> tf.Tensor | None:
-    """The seed handed in by the innermost `dropout_seed`, or None."""
-    return getattr(_handed, "seed", None)
+    """Returns the seed of the innermost `dropout_seed`, or None."""
+    return getattr(_current, "seed", None)
 
 
 @keras.saving.register_keras_serializable(package="tfgpt")
-class Dropout(keras.layers.Layer):
-    """Zeroes a fraction of the input's elements in training and scales the rest up, so that the mean stays.
+class Dropout(DecoderLayer):
+    """Zeroes a fraction of the inputs in training and scales up the rest, so that the mean stays.
 
     Args:
         rate: the fraction, in [0, 1).
-        number: the layer's own number: two layers of one model with equal numbers would drop alike.
+        number: differs between the layers of a model. Layers with equal numbers have equal masks.
+
+    Example:
+
+    >>> with dropout_seed(tf.constant([1, 2])):
+    ...     kept = Dropout(0.5, number=0)(tf.ones([1000]), training=True)
+    >>> sorted(set(kept.numpy().tolist()))
+    [0.0, 2.0]
     """
 
     def __init__(self, rate: float, number: int, **options: Any):
-        super().__init__(autocast=False, **options)
+        super().__init__(**options)
         self.rate, self.number = rate, number
         self.built = True
 
     def call(self, inputs: tf.Tensor, training: bool | None = None) -> tf.Tensor:
-        """[...] any float type → the same.
+        """Returns a tensor of the inputs' shape and float type.
 
         Raises:
             RuntimeError: training with a rate above 0 outside `dropout_seed`.
@@ -59,14 +68,11 @@ class Dropout(keras.layers.Layer):
         if seed is None:
             raise RuntimeError("training with dropout needs a seed: call the model inside `with dropout_seed(seed):`")
         folded = tf.random.experimental.stateless_fold_in(seed, self.number, alg="philox")
-        # Whole numbers: their bits are the same in graph mode and under XLA, which make different fractions of them;
-        # and a fraction in bfloat16 would come in steps of 1/128.
+        # Integers, because graph mode and XLA turn equal bits into different fractions, and bfloat16 fractions have
+        # steps of 1/128.
         bits = tf.random.stateless_uniform(
             tf.shape(inputs), folded, minval=None, maxval=None, dtype=tf.uint32, alg="philox"
         )
         kept = bits >= tf.constant(round(self.rate * 2**32), tf.uint32)
         factor = tf.constant(1.0 / (1.0 - self.rate), inputs.dtype)
         return inputs * tf.where(kept, factor, tf.zeros((), inputs.dtype))
-
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "rate": self.rate, "number": self.number}

@@ -1,8 +1,4 @@
-"""The decoder's small layers: normalization, embeddings, MLP. They cast explicitly, never by Keras's scope.
-
-Keras's autocast is off everywhere: a layer casts its own weights to its compute dtype, so that it computes the same
-when it is called again in the backward pass (rematerialization), where Keras's scopes are gone.
-"""
+"""The decoder's small layers: normalization, embeddings, output head, feed-forward network."""
 
 from __future__ import annotations
 
@@ -12,38 +8,27 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfgpt.model.dropout import Dropout, current_dropout_seed, dropout_seed
-from tfgpt.model.projection import DecoderLayer, Projection, initializer, leading_shape, project
-
-__all__ = [
-    "MLP",
-    "DecoderLayer",
-    "Dropout",
-    "Embedding",
-    "Normalization",
-    "OutputHead",
-    "Projection",
-    "SoftCap",
-    "current_dropout_seed",
-    "dropout_seed",
-    "initializer",
-    "leading_shape",
-    "project",
-]
+from tfgpt.model.decoder_layer import ConfiguredLayer, DecoderLayer
+from tfgpt.model.projection import Projection, initializer, leading_shape
 
 
 @keras.saving.register_keras_serializable(package="tfgpt")
 class Normalization(DecoderLayer):
     """RMS norm (Zhang and Sennrich 2019) or layer norm (Ba et al. 2016) over the last axis.
 
-    The mean of squares is taken in float32 and its root applied in the compute dtype.
+    Means are taken in float32; their roots are applied in the compute dtype.
 
     Args:
         kind: "rms_norm" or "layer_norm".
         epsilon: added to the variance.
-        use_scale: a learned factor for each channel, initially one.
-        use_bias: a learned addend for each channel, initially zero.
-        initial_scale: what the factors start at.
+        use_scale: learns a factor for each channel.
+        use_bias: learns an addend for each channel, initially zero.
+        initial_scale: initial value of the factors.
+
+    Example:
+
+    >>> Normalization("layer_norm")(tf.constant([[1.0, 3.0]])).numpy().round(2).tolist()
+    [[-1.0, 1.0]]
     """
 
     def __init__(
@@ -61,7 +46,6 @@ class Normalization(DecoderLayer):
         self.scale = self.bias = None
 
     def build(self, input_shape: tuple[Any, ...]) -> None:
-        """Makes `scale` and `bias`, each [width]."""
         if self.use_scale:
             ones = keras.initializers.Constant(self.initial_scale)
             self.scale = self.add_weight(shape=(input_shape[-1],), initializer=ones, name="scale")
@@ -69,30 +53,20 @@ class Normalization(DecoderLayer):
             self.bias = self.add_weight(shape=(input_shape[-1],), initializer="zeros", name="bias")
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
-        """[..., width] → the same, in the compute dtype."""
-        output = standardized(inputs, self.epsilon, centered=self.kind == "layer_norm")
+        """Returns [..., width] in the compute dtype for inputs of that shape."""
+        output = normalize(inputs, self.epsilon, centered=self.kind == "layer_norm")
         if self.scale is not None:
             output *= self.compute(self.scale)
         if self.bias is not None:
             output += self.compute(self.bias)
         return output
 
-    def get_config(self) -> dict[str, Any]:
-        return {
-            **super().get_config(),
-            "kind": self.kind,
-            "epsilon": self.epsilon,
-            "use_scale": self.use_scale,
-            "use_bias": self.use_bias,
-            "initial_scale": self.initial_scale,
-        }
 
+def normalize(inputs: tf.Tensor, epsilon: float, centered: bool) -> tf.Tensor:
+    """Returns inputs / sqrt(mean of squares + epsilon) over the last axis; `centered` subtracts the mean first.
 
-def standardized(inputs: tf.Tensor, epsilon: float, centered: bool) -> tf.Tensor:
-    """inputs / sqrt(mean of squares + epsilon) over the last axis; `centered` subtracts the mean first.
-
-    Its gradient is written out: it keeps only the output and the root for the backward pass. With `gelu`'s, it makes a
-    training step of GPT-2's kind 4 to 10% faster in graph mode (4 x 128 and 2 x 384, 2 cores); none in XLA.
+    The custom gradient keeps only the output and the root for the backward pass, which makes training steps faster in
+    graph mode (docs/measurements.md).
 
     Args:
         inputs: [..., width]. Means are taken in float32, the rest in the inputs' dtype.
@@ -102,7 +76,7 @@ def standardized(inputs: tf.Tensor, epsilon: float, centered: bool) -> tf.Tensor
         return tf.reduce_mean(tf.cast(values, tf.float32), -1, keepdims=True)
 
     @tf.custom_gradient
-    def standardize(inputs: tf.Tensor) -> tuple[tf.Tensor, Any]:
+    def normalized(inputs: tf.Tensor) -> tuple[tf.Tensor, Any]:
         if centered:
             inputs -= tf.cast(mean(inputs), inputs.dtype)
         variance = tf.reduce_mean(tf.square(tf.cast(inputs, tf.float32)), -1, keepdims=True)
@@ -117,17 +91,24 @@ def standardized(inputs: tf.Tensor, epsilon: float, centered: bool) -> tf.Tensor
 
         return output, gradient
 
-    return standardize(inputs)
+    return normalized(inputs)
 
 
 @keras.saving.register_keras_serializable(package="tfgpt")
 class Embedding(DecoderLayer):
-    """A table of vectors [rows, width], looked up by integers; also the output head, as its own transpose.
+    """A table of vectors [rows, width] that is looked up by integers. Its transpose is the tied output head.
 
     Args:
-        rows: how many vectors.
-        width: their width.
+        rows: number of vectors.
+        width: width of a vector.
         initializer_range: standard deviation of the initial vectors.
+
+    Example:
+
+    >>> layer = Embedding(10, 4)
+    >>> vectors = layer(tf.constant([[1, 2, 3]]))
+    >>> vectors.shape, layer(vectors, reverse=True).shape
+    (TensorShape([1, 3, 4]), TensorShape([1, 3, 10]))
     """
 
     def __init__(self, rows: int, width: int, initializer_range: float = 0.02, **options: Any):
@@ -135,34 +116,30 @@ class Embedding(DecoderLayer):
         self.rows, self.width, self.initializer_range = rows, width, initializer_range
 
     def build(self, input_shape: Any = None) -> None:
-        """Makes `embeddings` [rows, width]."""
         self.embeddings = self.add_weight(
             shape=(self.rows, self.width), initializer=initializer(self.initializer_range), name="embeddings"
         )
 
     def call(self, inputs: tf.Tensor, reverse: bool = False) -> tf.Tensor:
-        """[...] int32 → [..., width] in the compute dtype; reverse: [..., width] → [..., rows] float32."""
+        """Returns [..., width] in the compute dtype for integers [...]; with `reverse`, logits for [..., width]."""
         if reverse:
             return head_logits(inputs, self.compute(self.embeddings))
-        # Looked up before the cast: the table is larger than what is read of it.
+        # Gather before the cast, which would copy the whole table.
         return tf.cast(tf.gather(tf.convert_to_tensor(self.embeddings.value), inputs), self.compute_dtype)
-
-    def get_config(self) -> dict[str, Any]:
-        return {
-            **super().get_config(),
-            "rows": self.rows,
-            "width": self.width,
-            "initializer_range": self.initializer_range,
-        }
 
 
 @keras.saving.register_keras_serializable(package="tfgpt")
 class OutputHead(DecoderLayer):
-    """An untied output head; the kernel is stored as [rows, in], a row a token, as the embedding is.
+    """An untied output head. The kernel is stored as [rows, in], like the embedding.
 
     Args:
-        rows: how many logits.
+        rows: number of logits.
         initializer_range: standard deviation of the initial kernel.
+
+    Example:
+
+    >>> OutputHead(10)(tf.ones([1, 3, 4])).shape
+    TensorShape([1, 3, 10])
     """
 
     def __init__(self, rows: int, initializer_range: float = 0.02, **options: Any):
@@ -170,24 +147,20 @@ class OutputHead(DecoderLayer):
         self.rows, self.initializer_range = rows, initializer_range
 
     def build(self, input_shape: tuple[Any, ...]) -> None:
-        """Makes `kernel` [rows, in]."""
         self.kernel = self.add_weight(
             shape=(self.rows, input_shape[-1]), initializer=initializer(self.initializer_range), name="kernel"
         )
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
-        """[..., in] → [..., rows] float32."""
+        """Returns logits [..., rows] float32 for inputs [..., in]."""
         return head_logits(inputs, self.compute(self.kernel))
-
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "rows": self.rows, "initializer_range": self.initializer_range}
 
 
 def head_logits(hidden: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
-    """hidden [..., width] · rows [rows, width]ᵀ → [..., rows] float32; the product is taken in the dtype given.
+    """Returns hidden [..., width] · rows [rows, width]ᵀ as float32; the product is taken in the dtype of the inputs.
 
-    `hidden` [batch, width] is taken for one token a row of few rows: then the product the other way round is quicker
-    (49,152 rows of 576, one core: bfloat16 5.5 instead of 7.7 ms; float32 with eight rows 21 instead of 29).
+    `hidden` [batch, width] is one token of each row, in decoding; then the transposed product is faster
+    (docs/measurements.md).
     """
     if hidden.shape.rank == 2:
         return tf.cast(tf.transpose(tf.matmul(rows, hidden, transpose_b=True)), tf.float32)
@@ -195,14 +168,15 @@ def head_logits(hidden: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
     return tf.reshape(tf.cast(logits, tf.float32), [*leading_shape(hidden), rows.shape[0]])
 
 
-def soft_cap(logits: tf.Tensor, cap: float | None) -> tf.Tensor:
-    """cap x tanh(logits / cap) (Gemma 2, arXiv 2408.00118, section 2); unchanged without a cap."""
-    return logits if cap is None else cap * tf.tanh(logits / cap)
-
-
 @keras.saving.register_keras_serializable(package="tfgpt")
 class SoftCap(DecoderLayer):
-    """`layers.soft_cap` as a layer."""
+    """Squashes logits into (-cap, cap): see `soft_cap`.
+
+    Example:
+
+    >>> SoftCap(5.0)(tf.constant([0.0, 1000.0])).numpy().tolist()
+    [0.0, 5.0]
+    """
 
     def __init__(self, cap: float, **options: Any):
         super().__init__(**options)
@@ -210,72 +184,56 @@ class SoftCap(DecoderLayer):
         self.built = True
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
-        """[...] float32 → the same."""
         return soft_cap(inputs, self.cap)
 
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "cap": self.cap}
+
+def soft_cap(logits: tf.Tensor, cap: float | None) -> tf.Tensor:
+    """Returns cap x tanh(logits / cap) (Gemma 2, arXiv 2408.00118, section 2), or the logits if `cap` is None."""
+    return logits if cap is None else cap * tf.tanh(logits / cap)
 
 
 @keras.saving.register_keras_serializable(package="tfgpt")
-class MLP(DecoderLayer):
-    """The block's second half: widen, bend, narrow.
+class MLP(ConfiguredLayer):
+    """Feed-forward network: up-projection, activation, down-projection.
 
-    Args:
-        kind: "gelu" (tanh form, GPT-2's), "swiglu" (silu(gate) x up, Shazeer 2020) or "squared_relu" (So et al. 2021).
-        intermediate_dim: width inside.
-        use_bias: biases in all projections.
-        initializer_range: as `Projection`'s.
-        output_factor: multiplies it for the last projection.
+    The activation is `config.mlp`: "gelu" (tanh form, GPT-2), "swiglu" (silu(gate) x up, Shazeer 2020) or
+    "squared_relu" (So et al. 2021).
+
+    Example:
+
+    >>> MLP({"mlp": "gelu", "hidden_dim": 12})(tf.ones([1, 2, 12])).shape
+    TensorShape([1, 2, 12])
     """
 
-    def __init__(
-        self,
-        kind: str,
-        intermediate_dim: int,
-        use_bias: bool = False,
-        initializer_range: float | None = 0.02,
-        output_factor: float = 1.0,
-        **options: Any,
-    ):
-        super().__init__(**options)
-        self.kind, self.intermediate_dim, self.use_bias = kind, intermediate_dim, use_bias
-        self.initializer_range, self.output_factor = initializer_range, output_factor
-
     def build(self, input_shape: tuple[Any, ...]) -> None:
-        """Makes the sublayers `gate` (swiglu only), `up` and `down`."""
-        options = {"use_bias": self.use_bias, "initializer_range": self.initializer_range, "dtype": self.dtype_policy}
-        if self.kind == "swiglu":
-            self.gate = Projection(self.intermediate_dim, name="gate", **options)
-            self.gate.build(input_shape)
-        self.up = Projection(self.intermediate_dim, name="up", **options)
-        self.up.build(input_shape)
-        self.down = Projection(input_shape[-1], initializer_factor=self.output_factor, name="down", **options)
-        self.down.build((*input_shape[:-1], self.intermediate_dim))
+        config, inside = self.config, self.config.intermediate_dim
+
+        def projection(units: int, name: str, width: int, factor: float = 1.0) -> Projection:
+            layer = Projection(
+                units, config.use_bias, config.initializer_range, factor, name=name, dtype=self.dtype_policy
+            )
+            layer.build((*input_shape[:-1], width))
+            return layer
+
+        width = input_shape[-1]
+        if config.mlp == "swiglu":
+            self.gate = projection(inside, "gate", width)
+        self.up = projection(inside, "up", width)
+        self.down = projection(width, "down", inside, config.output_initializer_factor)
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
-        """[..., width] → the same."""
+        """Returns a tensor of the inputs' shape [..., width]."""
         up = self.up(inputs)
-        if self.kind == "swiglu":
+        if self.config.mlp == "swiglu":
             return self.down(tf.nn.silu(self.gate(inputs)) * up)
-        return self.down(gelu(up) if self.kind == "gelu" else tf.square(tf.nn.relu(up)))
-
-    def get_config(self) -> dict[str, Any]:
-        return {
-            **super().get_config(),
-            "kind": self.kind,
-            "intermediate_dim": self.intermediate_dim,
-            "use_bias": self.use_bias,
-            "initializer_range": self.initializer_range,
-            "output_factor": self.output_factor,
-        }
+        return self.down(gelu(up) if self.config.mlp == "gelu" else tf.square(tf.nn.relu(up)))
 
 
 @tf.custom_gradient
 def gelu(inputs: tf.Tensor) -> tuple[tf.Tensor, Any]:
-    """The tanh-approximate GELU (Hendrycks and Gimpel 2016), GPT-2's: x/2 (1 + tanh(√(2/π) (x + 0.044715 x³))).
+    """Returns the tanh-approximate GELU (Hendrycks and Gimpel 2016): x/2 (1 + tanh(√(2/π) (x + 0.044715 x³))).
 
-    Written as x · sigmoid(2√(2/π) (x + 0.044715 x³)), which is the same; its own gradient keeps two tensors.
+    It is computed as x · sigmoid(2√(2/π) (x + 0.044715 x³)), which is equal. The custom gradient keeps two tensors.
     """
     linear = 2.0 * (2.0 / math.pi) ** 0.5
     cubic = 0.044715 * linear

@@ -98,7 +98,12 @@ def enable_lora(decoder: Decoder, config: LoraConfig) -> None:
 def projections(decoder: Decoder) -> Iterator[tuple[str, str, Projection]]:
     """Yields each projection of the blocks: its name in `LAYERS`, its path ("block_0/attention/query"), the layer."""
     for block in decoder.blocks:
-        layers = [block.attention.query, block.attention.key, block.attention.value, block.attention.output_projection]
+        layers: list[Projection | None] = [
+            block.attention.query,
+            block.attention.key,
+            block.attention.value,
+            block.attention.output_projection,
+        ]
         layers += [getattr(block.mlp, "gate", None), block.mlp.up, block.mlp.down]
         for name, layer in zip(LAYERS, layers):
             if layer is not None:

@@ -1,4 +1,4 @@
-"""RoPE's frequencies, with the scalings that stretch a context. No TensorFlow."""
+"""RoPE frequencies, with the scalings for longer contexts. No TensorFlow."""
 
 from __future__ import annotations
 
@@ -14,15 +14,13 @@ def inverse_frequencies(
     low_frequency_factor: float = 1.0,
     high_frequency_factor: float = 4.0,
 ) -> np.ndarray:
-    """How far each pair of channels turns from one position to the next: [head_dim / 2] float32, in radians.
+    """Returns the rotation per position of each pair of channels: [head_dim / 2] float32, in radians.
 
     Args:
-        head_dim: width of a head.
-        max_wavelength: theta.
-        scaling: "none"; "linear", where all turn `scaling_factor` times slower (Chen et al. 2023); or "llama3", where
-            those do that turn less than `low_frequency_factor` times in `original_length` tokens, those that turn more
-            than `high_frequency_factor` times stay, and it passes over between (Llama 3.1's `apply_scaling`).
-        scaling_factor, original_length, low_frequency_factor, high_frequency_factor: of the scaling.
+        max_wavelength: the base, theta.
+        scaling: "none", "linear" or "llama3". "linear" slows all channels by `scaling_factor` (Chen et al. 2023).
+            "llama3" slows channels with fewer than `low_frequency_factor` rotations in `original_length` tokens, leaves
+            those with more than `high_frequency_factor`, and interpolates between (Llama 3.1's `apply_scaling`).
     """
     inverse = max_wavelength ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
     if scaling == "linear":

@@ -1,4 +1,4 @@
-"""Softmax attention of grouped heads: one plain form, and one with its own gradient for training."""
+"""Softmax attention of grouped heads: plain, over a cache in parts, and with a custom gradient for training."""
 
 from __future__ import annotations
 
@@ -11,37 +11,38 @@ CachePart = tuple[tf.Tensor, tf.Tensor, bool]
 
 
 def attend(query: tf.Tensor, key: tf.Tensor, value: tf.Tensor, mask: Any, drop: Any = None) -> tf.Tensor:
-    """Softmax attention; the queries of one group stand side by side, so keys and values are never repeated.
+    """Computes softmax attention. Keys and values are not repeated: the queries of a group are rows of one matrix.
 
     Args:
         query: [batch, length, query heads, head_dim], already scaled.
         key: [batch, slots, key-value heads, head_dim]; query head h reads key-value head h // group.
         value: as key.
         mask: float32, broadcast to [batch, 1, 1, length, slots].
-        drop: called on the attention weights.
+        drop: a function of the attention weights, for dropout.
 
     Returns:
         [batch, length, query heads x head_dim].
     """
     groups = key.shape[2]
     key, value = swap_heads(key), swap_heads(value)  # (batch, groups, slots, head_dim)
-    weights = attention_weights(group_heads(query, groups), key, mask, query)
+    scores = tf.matmul(group_heads(query, groups), key, transpose_b=True)
+    weights = masked_softmax(scores, mask, query, key.dtype)
     if drop is not None:
         weights = drop(weights)
     return ungroup_heads(tf.matmul(weights, value), query)
 
 
-def attend_in_parts(query: tf.Tensor, parts: list[CachePart], mask: tf.Tensor) -> tf.Tensor:
-    """`attend` to keys and values that lie in several tensors, one after another, heads first.
+def attend_with_cache(query: tf.Tensor, parts: list[CachePart], mask: tf.Tensor) -> tf.Tensor:
+    """Computes `attend` to keys and values that are split along the slots into several tensors.
 
     Args:
-        query: as `attend`'s.
-        parts: each part's keys and values [batch, key-value heads, its slots, head_dim], and whether its keys are laid
-            out [batch, key-value heads, head_dim, its slots] instead.
-        mask: as `attend`'s, over the slots of all parts.
+        query: [batch, length, query heads, head_dim], already scaled.
+        parts: for each part, keys and values [batch, key-value heads, its slots, head_dim], and whether its keys are
+            stored as [batch, key-value heads, head_dim, its slots] instead.
+        mask: float32, broadcast to [batch, 1, 1, length, all slots].
 
     Returns:
-        As `attend`'s.
+        [batch, length, query heads x head_dim].
     """
     _, first_values, _ = parts[0]
     grouped = group_heads(query, first_values.shape[1])
@@ -56,15 +57,14 @@ def attend_in_parts(query: tf.Tensor, parts: list[CachePart], mask: tf.Tensor) -
 def attend_causally(
     query: tf.Tensor, key: tf.Tensor, value: tf.Tensor, mask: tf.Tensor, window: int | None
 ) -> tf.Tensor:
-    """`attend` of a sequence to itself, faster in training: same numbers, with a gradient of its own.
+    """Computes `attend` of a sequence to itself, faster in training (docs/measurements.md).
 
-    The queries are taken in `query_chunks` pieces, and keys that no query of a piece may see are left out of it. The
-    gradient uses that the row sums of weights x their gradients are those of outputs x theirs (Dao et al. 2022,
-    FlashAttention, section 3.1), which saves two passes over the weights. Measured on 2 cores (float32, graph and
-    XLA): 5 to 30% less time at 256 tokens, 40% at 1024.
+    The queries are split into the pieces of `query_chunks`, without the keys that no query of a piece sees. The custom
+    gradient saves two passes over the weights: row sums of weights x their gradients equal those of outputs x theirs
+    (Dao et al. 2022, FlashAttention, section 3.1).
 
     Args:
-        query, key, value, mask: as `attend`'s, with as many slots as queries.
+        query, key, value, mask: the arguments of `attend`, with as many slots as queries.
         window: the sliding window, or None.
     """
     pieces = query_chunks(query.shape[1], window)
@@ -77,9 +77,9 @@ def attend_causally(
         weights, outputs = [], []
         for piece, (start, first, last) in zip(queries, pieces):
             visible = mask if last is None else mask[..., first:last, start:last]
-            seen = attention_weights(group_heads(piece, groups), part(keys, start, last), visible, piece)
-            weights.append(seen)
-            outputs.append(ungroup_heads(tf.matmul(seen, part(values, start, last)), piece))
+            scores = tf.matmul(group_heads(piece, groups), part(keys, start, last), transpose_b=True)
+            weights.append(masked_softmax(scores, visible, piece, keys.dtype))
+            outputs.append(ungroup_heads(tf.matmul(weights[-1], part(values, start, last)), piece))
         output = tf.concat(outputs, 1)
 
         def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
@@ -88,15 +88,15 @@ def attend_causally(
             sums = tf.cast(tf.reduce_sum(products, -1, keepdims=True), query.dtype)  # (batch, length, heads, 1)
             upstreams, sums = tf.split(upstream, len(pieces), 1), tf.split(sums, len(pieces), 1)
             to_queries, to_keys, to_values = [], [], []
-            for place, (start, _, last) in enumerate(pieces):
-                piece, above, seen = queries[place], group_heads(upstreams[place], groups), weights[place]
+            for index, (start, _, last) in enumerate(pieces):
+                piece, above, seen = queries[index], group_heads(upstreams[index], groups), weights[index]
                 to_weights = tf.matmul(above, part(values, start, last), transpose_b=True)
-                to_scores = seen * (to_weights - group_heads(sums[place], groups))
+                to_scores = seen * (to_weights - group_heads(sums[index], groups))
                 to_queries.append(ungroup_heads(tf.matmul(to_scores, part(keys, start, last)), piece))
                 to_keys.append(tf.matmul(to_scores, group_heads(piece, groups), transpose_a=True))
                 to_values.append(tf.matmul(seen, above, transpose_a=True))
             to_query = tf.reshape(tf.concat(to_queries, 1), sizes(query))
-            return to_query, swap_heads(summed_pieces(to_keys, pieces)), swap_heads(summed_pieces(to_values, pieces))
+            return to_query, swap_heads(sum_pieces(to_keys, pieces)), swap_heads(sum_pieces(to_values, pieces))
 
         return output, gradient
 
@@ -104,31 +104,29 @@ def attend_causally(
 
 
 def query_chunks(length: int | None, window: int | None) -> list[Piece]:
-    """Pieces of a causal attention: (first key, first query, end of both); one piece where the length is unknown."""
+    """Returns the pieces of a causal attention: (first key, first query, end of both). One piece if unknown."""
     count = max((n for n in (4, 2, 1) if length is not None and length % n == 0 and length // n >= 64), default=1)
     if length is None or count == 1:
         return [(None, None, None)]
     size = length // count
-    first = [max(0, place * size - window + 1) // size * size if window else 0 for place in range(count)]
-    return [(first[place], place * size, (place + 1) * size) for place in range(count)]
+    first = [max(0, index * size - window + 1) // size * size if window else 0 for index in range(count)]
+    return [(first[index], index * size, (index + 1) * size) for index in range(count)]
 
 
-def summed_pieces(gradients: list[tf.Tensor], pieces: list[Piece]) -> tf.Tensor:
-    """The sum of gradients by keys, each [batch, groups, its keys, head_dim], at their places in the whole."""
+def sum_pieces(gradients: list[tf.Tensor], pieces: list[Piece]) -> tf.Tensor:
+    """Adds up gradients [batch, groups, keys of a piece, head_dim] to those of all keys."""
     end = pieces[-1][2]
-    total = at_place(gradients[-1], pieces[-1][0] or 0, 0)
+    total = pad_keys(gradients[-1], pieces[-1][0] or 0, 0)
     for gradient, (start, _, last) in zip(gradients[:-1], pieces[:-1]):
-        total += at_place(gradient, start, end - last)
+        total += pad_keys(gradient, start, end - last)
     return total
 
 
-def at_place(gradient: tf.Tensor, before: int, after: int) -> tf.Tensor:
-    """[batch, groups, keys, head_dim] with zeros before and after the keys."""
+def pad_keys(gradient: tf.Tensor, before: int, after: int) -> tf.Tensor:
     return tf.pad(gradient, [[0, 0], [0, 0], [before, after], [0, 0]]) if before or after else gradient
 
 
 def part(heads: tf.Tensor, start: int | None, last: int | None) -> tf.Tensor:
-    """Positions `start` to `last` of [batch, heads, length, head_dim]."""
     return heads if last is None else heads[:, :, start:last]
 
 
@@ -138,7 +136,7 @@ def swap_heads(heads: tf.Tensor) -> tf.Tensor:
 
 
 def sizes(heads: tf.Tensor) -> list[Any]:
-    """The shape of [batch, length, heads, head_dim]: integers where known."""
+    """Returns the four sizes of a tensor: integers where known."""
     return [tf.shape(heads)[axis] if size is None else size for axis, size in enumerate(heads.shape.as_list())]
 
 
@@ -152,11 +150,10 @@ def group_heads(heads: tf.Tensor, groups: int) -> tf.Tensor:
 
 
 def ungroup_heads(grouped: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
-    """The reverse of `group_heads`, with the heads side by side: [batch, length, heads x head_dim].
+    """[batch, groups, heads per group x length, head_dim] → [batch, length, heads x head_dim].
 
     Args:
-        grouped: [batch, groups, heads per group x length, head_dim].
-        like: the query, [batch, length, heads, head_dim], for its sizes.
+        like: the query [batch, length, heads, head_dim], for its sizes.
     """
     batch, length, count, size = sizes(like)
     groups = grouped.shape[1]
@@ -166,23 +163,14 @@ def ungroup_heads(grouped: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
     return tf.reshape(grouped, [batch, length, count * size])
 
 
-def attention_weights(grouped: tf.Tensor, key: tf.Tensor, mask: Any, like: tf.Tensor) -> tf.Tensor:
-    """Softmax of the masked scores, taken in float32, in the compute dtype.
+def masked_softmax(scores: tf.Tensor, mask: Any, like: tf.Tensor, dtype: Any) -> tf.Tensor:
+    """Returns the softmax, taken in float32, of masked scores [batch, groups, heads per group x length, slots].
 
     Args:
-        grouped: [batch, groups, heads per group x length, head_dim].
-        key: [batch, groups, slots, head_dim].
-        mask: as `attend`'s.
-        like: as `ungroup_heads`'s.
-
-    Returns:
-        [batch, groups, heads per group x length, slots].
+        mask: float32, broadcast to [batch, 1, 1, length, slots].
+        like: the query [batch, length, heads, head_dim], for its sizes.
+        dtype: of the result.
     """
-    return masked_softmax(tf.matmul(grouped, key, transpose_b=True), mask, like, key.dtype)
-
-
-def masked_softmax(scores: tf.Tensor, mask: Any, like: tf.Tensor, dtype: Any) -> tf.Tensor:
-    """Softmax, taken in float32, of scores [batch, groups, heads per group x length, slots]; `mask` as `attend`'s."""
     batch, length, count, _ = sizes(like)
     groups, slots = scores.shape[1], scores.shape[3] or tf.shape(scores)[3]
     scores = tf.reshape(tf.cast(scores, tf.float32), [batch, groups, count // groups, length, slots]) + mask
