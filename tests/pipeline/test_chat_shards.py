@@ -66,3 +66,17 @@ def test_what_all_parts_say_is_read_without_opening_the_file_for_each(tmp_path):
     assert [dialogue["messages"] for dialogue in made.dialogues()] == [one["messages"] for one in documents]
     recording = False
     assert not [name for name in opened if "parts.jsonl" in name]
+
+
+def test_an_exchange_that_is_too_long_is_shortened_and_the_next_one_begins_a_part(tmp_path):
+    turns = [{"role": role, "content": content} for role, content in (
+        ("user", "Hi"), ("assistant", "a" * 200), ("user", "And?"), ("assistant", "Yes."),
+    )]  # fmt: skip
+    tokenizer = byte_tokenizer()
+    made = write_conversations([{"messages": turns, "source": "a"}], tokenizer, tmp_path / "made", **OPTIONS)
+    learned = []
+    for number in range(len(made.lengths)):
+        ids, weights = made.part(number)
+        assert len(ids) <= OPTIONS["length"] + 1
+        learned.append(tokenizer.decode(ids[weights > 0], skip_special_tokens=False))
+    assert len(learned) == 2 and set(learned[0]) == {"a"} and learned[1] == f"Yes.{tokenizer.end_of_turn}"

@@ -66,3 +66,10 @@ def test_tensorboard_shows_each_step_once_after_a_kill(tmp_path):
     events.Reload()
     shown = [(event.step, float(tf.make_ndarray(event.tensor_proto))) for event in events.Tensors("loss/train")]
     assert shown == [(1, 1.0), (2, 1.0), (3, 1.0), (4, 4.0), (5, 4.0), (6, 4.0), (7, 4.0), (8, 4.0)]
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_loss_of_zero_is_drawn_without_a_warning(tmp_path):
+    rows = [{"step": step, "train_loss": 0.0, "gradient_norm": 0.0} for step in (1, 2)]
+    draw_curves(rows, tmp_path / "curves.png", "zero")
+    assert (tmp_path / "curves.png").stat().st_size > 1000

@@ -75,6 +75,8 @@ def test_kubernetes_names_every_pod_of_the_indexed_job():
     found = from_kubernetes({"JOB_COMPLETION_INDEX": "1"}, 8888, 3, "chat-1.chat-workers.team.svc.cluster.local")
     names = [f"chat-{index}.chat-workers.team.svc.cluster.local:8888" for index in range(3)]
     assert found == Cluster(tuple(names), 1)
+    alone = from_kubernetes({"JOB_COMPLETION_INDEX": "0"}, 8888, 1, "chat-0.workers")
+    assert alone == Cluster(("chat-0.workers:8888",), 0)
 
 
 def test_kubernetes_needs_the_number_of_workers_and_an_indexed_name(environment):
