@@ -8,6 +8,8 @@ does not compile. In a copy of the working tree it runs the tests of the changed
 `tests/ROOM/test_MODULE.py`, or else the test files that import the module, or else those that import what imports it;
 never those marked slow. A mutant is killed when a test fails, or when the tests take longer than a minute and three
 times their seconds without the bug. It is untested when the tests fail without the bug, or take longer than --limit.
+Where these tests pass, the other tests of the room run for at most --room_seconds, those that import the module first;
+the mutant is killed by the room when one of them fails, and passes without the bug.
 
 `scripts/judged_mutants.jsonl` lists the mutants that a person found to be equivalent, which do not run. Each line is a
 JSON object with `file`, `before`, `after` (the changed line without its indentation) and `why`.
@@ -117,6 +119,17 @@ def tests_of(module: Path) -> tuple[str, ...]:
     return tuple(path.as_posix() for path in found)
 
 
+@functools.cache
+def room_tests_of(module: Path) -> tuple[str, ...]:
+    """Returns the room's other test files, nearest first: by how many imports are between them and the module."""
+    files, code = sorted(Path("tests", module.parts[1]).rglob("test_*.py")), sorted(Path("tfgpt").rglob("*.py"))
+    found, reached, before = list[Path](), {module}, set[Path]()
+    while reached != before:
+        found += [path for path in importers(files, reached) if path not in found]
+        reached, before = reached | set(importers(code, reached)), reached
+    return tuple(path.as_posix() for path in found if path.as_posix() not in tests_of(module))
+
+
 def run_tests(tests: tuple[str, ...], seconds: float) -> str:
     """Returns "" when the tests pass, else what ended them: the first test that failed, or the time limit."""
     command = [sys.executable, *"-m pytest -x -q --tb=no -rfE -p no:cacheprovider -m".split(), "not slow", *tests]
@@ -147,11 +160,11 @@ def drawn(files: list[Path], seed: int) -> Iterator[tuple[Path, Mutation, str]]:
             yield path, mutation, code
 
 
-def sample(files: list[Path], seed: int, count: int, limit: float) -> dict[str, Any]:
+def sample(files: list[Path], seed: int, count: int, limit: float, room_seconds: float) -> dict[str, Any]:
     """Runs and prints mutants of the files in the current folder, which is a copy of the project."""
     lines = JUDGED.read_text(encoding="utf-8").splitlines() if JUDGED.is_file() else []
     equivalent = {(entry["file"], entry["before"], entry["after"]) for entry in map(json.loads, lines)}
-    ends = {"killed": 0, "survived": 0, "equivalent": 0, "untested": 0}
+    ends = {"killed": 0, "killed by the room": 0, "survived": 0, "equivalent": 0, "untested": 0}
 
     @functools.cache
     def without_bug(tests: tuple[str, ...]) -> tuple[str, float]:
@@ -169,15 +182,20 @@ def sample(files: list[Path], seed: int, count: int, limit: float) -> dict[str, 
             try:
                 path.write_text(code, encoding="utf-8", newline="\n")
                 by = run_tests(tests, found[1])
+                end = "killed" if by else "survived"
+                if not by and room_seconds and room_tests_of(path):
+                    by = run_tests(room_tests_of(path), room_seconds)
             finally:
                 path.write_text(source, encoding="utf-8", newline="\n")
-            end = "killed" if by else "survived"
+            if end == "survived" and "::" in by and not run_tests((by.split("@")[0],), limit):
+                end = "killed by the room"
         ends[end] += 1
-        print(f"{f'{path}:{line}':<48} {operator:<40} {end:<10} {by}".rstrip(), flush=True)
+        print(f"{f'{path}:{line}':<48} {operator:<40} {end:<10} {by if end != 'survived' else ''}".rstrip(), flush=True)
         if end == "survived":
             print(f"    - {before}\n    + {after}", flush=True)
-    ran = ends["killed"] + ends["survived"]
-    return {"seed": seed, **ends, "share_killed": round(ends["killed"] / ran, 3) if ran else None}
+    killed = ends["killed"] + ends["killed by the room"]
+    ran = killed + ends["survived"]
+    return {"seed": seed, **ends, "share_killed": round(killed / ran, 3) if ran else None}
 
 
 def main() -> None:
@@ -187,12 +205,13 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=60, help="how many mutants")
     parser.add_argument("--rooms", default=",".join(ROOMS), help="packages of tfgpt, with commas between")
     parser.add_argument("--limit", type=float, default=900, help="the most seconds that a module's tests may take")
+    parser.add_argument("--room_seconds", type=float, default=0, help="for the room's other tests; 0: they do not run")
     given = parser.parse_args()
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder, contextlib.chdir(folder):
         shutil.copytree(ROOT, ".", ignore=shutil.ignore_patterns(".git", ".venv", "__pycache__"), dirs_exist_ok=True)
         files = [path for room in given.rooms.split(",") for path in Path("tfgpt", room).rglob("*.py")]
-        print(json.dumps(sample(sorted(files), given.seed, given.count, given.limit)))
+        print(json.dumps(sample(sorted(files), given.seed, given.count, given.limit, given.room_seconds)))
 
 
 if __name__ == "__main__":

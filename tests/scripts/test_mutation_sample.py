@@ -39,7 +39,7 @@ def project(tmp_path, monkeypatch):
     def sample(claim: str) -> dict:
         test = f"from tfgpt.common.sums import larger\n\ndef test_larger():\n    assert {claim}\n"
         Path("tests/common/test_sums.py").write_text(test)
-        counts = mutation_sample.sample([MODULE], 1, 9, 60)
+        counts = mutation_sample.sample([MODULE], 1, 9, 60, 60)
         assert MODULE.read_text() == SOURCE
         return counts
 
@@ -59,7 +59,9 @@ def test_no_docstring_comment_or_annotation_is_changed():
 
 def test_bugs_that_a_test_notices_are_killed_by_it(project, capsys):
     counts = project("[larger(number) for number in (0, 1, 2)] == [False, False, True]")
-    assert counts == {"seed": 1, "killed": 2, "survived": 0, "equivalent": 0, "untested": 0, "share_killed": 1.0}
+    assert counts == {"seed": 1, "killed": 2, "killed by the room": 0, "survived": 0} | {
+        "equivalent": 0, "untested": 0, "share_killed": 1.0
+    }  # fmt: skip
     lines = capsys.readouterr().out.splitlines()
     for place, _, end, test in map(str.split, lines):
         assert (place, end, test) == (f"{MODULE}:8", "killed", "tests/common/test_sums.py::test_larger")
@@ -78,3 +80,11 @@ def test_a_bug_that_no_test_notices_survives_unless_it_is_judged_to_change_nothi
 def test_where_the_tests_fail_without_a_bug_nothing_is_said(project):
     counts = project("larger(0)")
     assert (counts["untested"], counts["share_killed"]) == (2, None)
+
+
+def test_what_its_own_tests_miss_the_rooms_other_tests_may_notice(project, capsys):
+    test = "from tfgpt.common.sums import larger\n\ndef test_all():\n    assert [*map(larger, range(3))] == [0, 0, 1]\n"
+    Path("tests/common/test_all.py").write_text(test)
+    counts = project("larger(3) in (True, False)")
+    assert (counts["killed"], counts["killed by the room"], counts["share_killed"]) == (0, 2, 1.0)
+    assert "killed by the room tests/common/test_all.py::test_all" in capsys.readouterr().out
