@@ -119,7 +119,6 @@ def tests_of(module: Path) -> tuple[str, ...]:
     return tuple(path.as_posix() for path in found)
 
 
-@functools.cache
 def room_tests_of(module: Path) -> tuple[str, ...]:
     """Returns the room's other test files, nearest first: by how many imports are between them and the module."""
     files, code = sorted(Path("tests", module.parts[1]).rglob("test_*.py")), sorted(Path("tfgpt").rglob("*.py"))
