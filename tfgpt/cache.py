@@ -10,10 +10,11 @@ from __future__ import annotations
 import sys
 import time
 
+from tfgpt.common.atomic_files import recover_leftovers
 from tfgpt.common.command_line import Command
 from tfgpt.common.errors import SettingError
 from tfgpt.common.progress import format_bytes
-from tfgpt.corpus.cache import CacheEntry, cache_directory, list_entries, remove_entry, remove_leftovers
+from tfgpt.corpus.cache import LEFTOVER_SECONDS, CacheEntry, cache_directory, list_entries, remove_entry
 from tfgpt.corpus.config import CacheConfig
 
 HASH_DIGITS = 12
@@ -32,7 +33,7 @@ def run(cache: CacheConfig) -> None:
     if cache.unused_days is not None:
         oldest = time.time() - cache.unused_days * 86400
         doomed += [entry for entry in found if entry.used <= oldest and entry not in doomed]
-        freed += sum(remove_leftovers(stage) for stage in {entry.path.parent for entry in found})
+        freed += sum(recover_leftovers(stage, LEFTOVER_SECONDS) for stage in {entry.path.parent for entry in found})
     for entry in doomed:
         remove_entry(entry)
         freed += entry.size

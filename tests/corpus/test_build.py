@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tfgpt.common.errors import RunError, UserError
-from tfgpt.corpus.build import Build, build_documents
+from tfgpt.corpus.build import DocumentBuilder, build_documents
 from tfgpt.corpus.cache import LEFTOVER_SECONDS
 from tfgpt.corpus.config import CorpusConfig
 from tfgpt.corpus.document_shards import DocumentShards
@@ -101,14 +101,14 @@ def test_auto_says_when_it_cannot_split_by_hash(tmp_path, corpus, capfd):
 def test_a_file_that_grows_while_it_is_read_is_not_kept_under_the_hash_it_had(tmp_path, corpus, monkeypatch, growing):
     # axolotl-ai-cloud/axolotl#1136: a download still running. Later the shorter file gave the longer one's documents.
     path = numbered(tmp_path / "a.jsonl", 100)
-    before, run = path.read_bytes(), Build.run
+    before, run = path.read_bytes(), DocumentBuilder.run
 
     def grows_first(self, fingerprint: str) -> None:
         numbered(path, 150)
         run(self, fingerprint)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Build, "run", grows_first)
+        patched.setattr(DocumentBuilder, "run", grows_first)
         with pytest.raises(RunError, match="a.jsonl: changed while it was read"):
             build_documents(corpus(path, split=growing))
     path.write_bytes(before)
@@ -124,7 +124,7 @@ def test_ids_that_begin_with_the_number_sign_are_not_all_one_group(tmp_path, cor
 def test_ids_that_are_all_alike_are_blamed_where_the_hash_cannot_split(tmp_path, corpus, capfd):
     # ageron/handson-ml#340: ids that are none.
     path = write_json_lines(tmp_path / "a.jsonl", [{"id": 0, "text": f"number {n}"} for n in range(100)])
-    words = "(the 100 documents have one id up to the first #, and what shares an id stays together)"
+    words = "(the 100 documents have one id up to the first #, and documents with one id stay together)"
     build_documents(corpus(path))
     assert f"split: by hash the validation side would be empty {words}; the last" in capfd.readouterr().err
     with pytest.raises(UserError) as caught:
@@ -136,7 +136,7 @@ def test_separators_inside_lines_are_said_to_be_letters(tmp_path, corpus, capfd)
     # nshepperd/gpt-2#33, minimaxir/gpt-2-simple#33.
     (tmp_path / "a.txt").write_text("one<|endoftext|>two<|endoftext|>three\n<|endoftext|>\nfour\n" * 30)
     build_documents(corpus(tmp_path / "a.txt"))
-    assert "<|endoftext|> stands 60 times inside a line, where it is learned as letters" in capfd.readouterr().err
+    assert "<|endoftext|> occurs 60 times inside a line, where it is learned as letters" in capfd.readouterr().err
     (tmp_path / "b.txt").write_text("one\n<|endoftext|>\ntwo\n" * 30)
     build_documents(corpus(tmp_path / "b.txt"))
     assert "letters" not in capfd.readouterr().err
@@ -263,7 +263,7 @@ def test_a_damaged_shard_is_refused_by_name(tmp_path, corpus):
     content = bytearray(shard.read_bytes())
     content[content.index(b"number")] = ord("N")
     shard.write_bytes(content)
-    with pytest.raises(RunError, match=r"train-00000\.jsonl: damaged \(not what its manifest says\); delete"):
+    with pytest.raises(RunError, match=r"train-00000\.jsonl: damaged \(differs from its manifest\); delete"):
         list(build_documents(corpus(tmp_path / "a.jsonl")).documents("train"))
 
 
@@ -288,7 +288,7 @@ from tfgpt.common.command_line import Command
 from tfgpt.corpus.config import CorpusConfig
 
 def build(corpus):
-    from tfgpt.corpus.build import Build, build_documents
+    from tfgpt.corpus.build import build_documents
     if limit:
         import resource
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
@@ -328,13 +328,13 @@ def test_a_killed_build_leaves_nothing_that_counts(tmp_path, corpus):
 def test_leftovers_of_killed_builds_go_after_a_day(tmp_path, corpus):
     folder = tmp_path / "cache" / "documents"
     for name, age in (("old", LEFTOVER_SECONDS + 60), ("young", 60)):
-        leftover = folder / f".{name}.x.tmp"
+        leftover = folder / f".{name}.00000000.tmp"
         leftover.mkdir(parents=True)
         (leftover / "train-00000.jsonl").write_text("")
         for path in (leftover / "train-00000.jsonl", leftover):
             os.utime(path, (time.time() - age,) * 2)
     build_documents(corpus(numbered(tmp_path / "a.jsonl")))
-    assert [path.name for path in folder.glob(".*.tmp")] == [".young.x.tmp"]
+    assert [path.name for path in folder.glob(".*.tmp")] == [".young.00000000.tmp"]
 
 
 def test_builders_at_the_same_time_give_one_result(tmp_path, corpus):

@@ -131,7 +131,7 @@ def test_what_a_folder_holds_and_is_not_read_is_said_each_time(tmp_path, build, 
 
 def test_documents_that_all_have_one_id_are_named_as_the_trouble(tmp_path, build):
     path = write_lines(tmp_path / "a.jsonl", *({"text": f"text {number}", "id": 7} for number in range(60)))
-    words = "(the 60 documents have one id up to the first #, and what shares an id stays together)"
+    words = "(the 60 documents have one id up to the first #, and documents with one id stay together)"
     assert words in refusal(build, path, split="hash")
 
 

@@ -13,6 +13,7 @@ import os
 import re
 import secrets
 import shutil
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -101,23 +102,40 @@ def replace_directory(new: Path, path: Path) -> None:
     shutil.rmtree(doomed, ignore_errors=True)
 
 
-def recover_leftovers(folder: Path) -> None:
-    """Tidies up after processes that were killed while they wrote to this folder, which nobody does now.
+def recover_leftovers(folder: Path, min_age: float = 0.0) -> int:
+    """Cleans up after processes that were killed while they wrote to this folder.
 
-    What `atomic_directory` had set aside is put back where nothing has taken its place; what was not finished
-    is deleted.
+    What `atomic_directory` had set aside is put back where its replacement is missing; unfinished files and directories
+    are deleted.
+
+    Args:
+        folder: a folder that no other process writes to, or only for less than `min_age`.
+        min_age: seconds since the last change of what is recovered.
+
+    Returns:
+        The deleted bytes.
     """
+    newest, freed = time.time() - min_age, 0
     leftovers = [entry for entry in folder.iterdir() if re.fullmatch(r"\..+\.[a-z0-9_]{8}\.(tmp|old)", entry.name)]
     with readable_write_errors(folder):
         for entry in leftovers:
-            if entry.suffix == ".old":
-                put_back(folder / entry.name[1:].rsplit(".", 2)[0])
-            if not entry.exists():
-                continue
-            if entry.is_dir():
-                shutil.rmtree(entry, ignore_errors=True)
-            else:
-                entry.unlink()
+            with contextlib.suppress(FileNotFoundError):  # Another process recovers it.
+                if max(path.stat().st_mtime for path in (entry, *entry.rglob("*"))) > newest:
+                    continue
+                if entry.suffix == ".old":
+                    put_back(folder / entry.name[1:].rsplit(".", 2)[0])
+                freed += disk_size(entry)
+                if entry.is_dir():
+                    shutil.rmtree(entry, ignore_errors=True)
+                else:
+                    entry.unlink()
+    return freed
+
+
+def disk_size(path: Path) -> int:
+    """Returns the bytes of a file, or of all files below a directory."""
+    files = (file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files)
 
 
 def put_back(path: Path) -> None:

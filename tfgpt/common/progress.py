@@ -110,3 +110,8 @@ def format_bytes(count: int) -> str:
         value /= 1000
         units.pop(0)
     return f"{value:.1f} {units[0]}"
+
+
+def format_count(count: int, noun: str) -> str:
+    """Formats a number of things: (2000, "document") → "2,000 documents"."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"

@@ -1,8 +1,7 @@
-"""The cache: where it lies, one builder at a time for each entry, what is in it, and how it is emptied.
+"""The cache: its folder, its entries, their locks and their removal.
 
-An entry lies in CACHE/STAGE/HASH, the hash being that of what it is made from, so that an entry is right or absent.
-Two processes that need the same entry at the same time want the same bytes: the second waits for the first and then
-reads, instead of ending as a second writer of a run does. A cache that cannot be written is read.
+An entry is CACHE/STAGE/HASH. The hash is that of everything that the entry is made from, so that an entry is never
+outdated. A process that needs an entry that another one makes waits for it. A read-only cache can be read.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from typing import TypeVar
 
 import platformdirs
 
-from tfgpt.common.atomic_files import new_sibling, read_json
+from tfgpt.common.atomic_files import disk_size, new_sibling, read_json, recover_leftovers
 from tfgpt.common.errors import SettingError, UserError
 from tfgpt.common.locks import waiting_writer_lock, writer_lock
 from tfgpt.common.output_directories import DESCRIPTION, write_description
@@ -30,14 +29,43 @@ ENVIRONMENT_VARIABLE = "TFGPT_CACHE_DIR"
 LEFTOVER_SECONDS = 24 * 3600
 
 
-def cache_directory(flag: str | None = None) -> Path:
-    """The cache folder: --cache_dir, else $TFGPT_CACHE_DIR, else the system's place for caches. Not made by this.
+@dataclasses.dataclass(frozen=True)
+class CacheEntry:
+    """A file or directory in the cache.
 
-    The system's place is $XDG_CACHE_HOME/tfgpt or ~/.cache/tfgpt on Linux, ~/Library/Caches/tfgpt on macOS and
+    Attributes:
+        path: the file or directory.
+        name: STAGE/HASH, as the list shows it.
+        text: the sources that it is made from; empty where they are not known.
+        size: bytes on disk.
+        used: time of the last use, in seconds since the epoch.
+
+    Example:
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     entry = Path(folder, "tokens", "1a2b3c")
+    ...     with cached_entry(entry, ["my/*.txt"]):
+    ...         entry.mkdir()
+    ...     [(entry.name, entry.text) for entry in list_entries(Path(folder))]
+    [('tokens/1a2b3c', ('my/*.txt',))]
+    """
+
+    path: Path
+    name: str
+    text: tuple[str, ...]
+    size: int
+    used: float
+
+
+def cache_directory(flag: str | None = None) -> Path:
+    """Returns the cache folder: --cache_dir, else $TFGPT_CACHE_DIR, else the system's. Does not make it.
+
+    The system's is $XDG_CACHE_HOME/tfgpt or ~/.cache/tfgpt on Linux, ~/Library/Caches/tfgpt on macOS and
     %LOCALAPPDATA%\\tfgpt\\Cache on Windows.
 
     Raises:
-        SettingError: the user has no home folder (a container with an unknown user id), and nothing else is given.
+        SettingError: no folder is given, and the user has no home folder (a container with an unknown user id).
     """
     given = flag or os.environ.get(ENVIRONMENT_VARIABLE)
     try:
@@ -87,13 +115,19 @@ def cached_stage(
 
 
 def made_or_reused(made: bool, started: float) -> str:
-    """How the line of a stage ends, before the path; `started` is of `time.monotonic`."""
+    """Returns the end of a stage's log line; `started` is the time by `time.monotonic`."""
     return f"made in {format_duration(time.monotonic() - started)}," if made else "reused,"
 
 
 @contextlib.contextmanager
-def entry_lock(directory: Path) -> Iterator[None]:
-    """Waits until no other process makes `directory`; the lock ends with the block or the process.
+def cached_entry(entry: Path, text: Iterable[str]) -> Iterator[None]:
+    """Locks an entry while the block opens or makes it; afterwards notes its use.
+
+    Where the cache cannot be written, an existing entry is opened without a lock.
+
+    Args:
+        entry: path of the entry.
+        text: the sources that the entry is made from, shown by `tfgpt.cache`.
 
     Raises:
         SettingError: the cache folder cannot be written.
@@ -101,30 +135,12 @@ def entry_lock(directory: Path) -> Iterator[None]:
     """
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(waiting_writer_lock(lock_file(directory), directory))
+            stack.enter_context(waiting_writer_lock(lock_file(entry), entry))
+            recover_leftovers(entry.parent, LEFTOVER_SECONDS)
         except UserError as error:
-            raise SettingError("cache_dir", str(error)) from error
+            if not entry.exists():
+                raise SettingError("cache_dir", str(error)) from error
         yield
-
-
-@contextlib.contextmanager
-def cached_entry(directory: Path, text: Iterable[str]) -> Iterator[None]:
-    """One process at a time makes an entry; the others wait and find it. Afterwards it counts as used now.
-
-    Args:
-        directory: the entry.
-        text: which text it is made from, for people who look at the cache.
-    """
-    with contextlib.ExitStack() as stack:
-        if not directory.exists() or os.access(directory.parent, os.W_OK):
-            stack.enter_context(entry_lock(directory))
-            remove_leftovers(directory.parent)
-        yield
-    mark_used(directory, text)
-
-
-def mark_used(entry: Path, text: Iterable[str] = ()) -> None:
-    """Notes that an entry was used now; in a cache that cannot be written, nothing happens."""
     with contextlib.suppress(OSError, UserError):
         if entry.is_dir() and not (entry / DESCRIPTION).exists():
             write_description(entry, "cache entry", text=list(text))
@@ -132,80 +148,36 @@ def mark_used(entry: Path, text: Iterable[str] = ()) -> None:
 
 
 def lock_file(entry: Path) -> Path:
-    """The file whose lock is the right to make an entry."""
+    """Returns the lock file of an entry."""
     return entry.with_name(f".{entry.name}.lock")
 
 
-def remove_leftovers(folder: Path) -> int:
-    """Removes what a killed build left behind under a temporary name, when nothing in it changed for a day.
-
-    Returns:
-        The bytes that it took.
-    """
-    oldest, freed = time.time() - LEFTOVER_SECONDS, 0
-    for temporary in (*folder.glob(".*.tmp"), *folder.glob(".*.old")):
-        with contextlib.suppress(OSError):
-            if max(path.stat().st_mtime for path in (temporary, *temporary.rglob("*"))) < oldest:
-                freed += size_of(temporary)
-                shutil.rmtree(temporary, ignore_errors=True) if temporary.is_dir() else temporary.unlink()
-    return freed
-
-
-@dataclasses.dataclass(frozen=True)
-class CacheEntry:
-    """What lies in one place of the cache.
-
-    Attributes:
-        path: a directory or a file.
-        name: STAGE/HASH, as it is shown and removed.
-        text: which text it is made from; empty where it does not say.
-        size: bytes on disk.
-        used: when it was used last, in seconds since the epoch.
-    """
-
-    path: Path
-    name: str
-    text: tuple[str, ...]
-    size: int
-    used: float
-
-
 def list_entries(cache: Path) -> list[CacheEntry]:
-    """What is in the cache, the longest unused first.
+    """Returns the entries of the cache, the longest unused first.
 
     Raises:
-        UserError: it is not a folder that can be read.
+        UserError: it is not a folder, or cannot be read.
     """
     found = []
     try:
         stages = [folder for folder in cache.iterdir() if folder.is_dir()] if cache.exists() else []
         for path in (path for stage in stages for path in stage.iterdir() if not path.name.startswith(".")):
-            with contextlib.suppress(FileNotFoundError):  # removed by another process meanwhile
+            text: tuple[str, ...] = ()
+            with contextlib.suppress(UserError, AttributeError, TypeError):
+                text = tuple(map(str, read_json(path / DESCRIPTION).get("text", ())))
+            with contextlib.suppress(FileNotFoundError):  # Another process removed it.
                 name = f"{path.parent.name}/{path.name}"
-                found.append(CacheEntry(path, name, text_of(path), size_of(path), path.stat().st_mtime))
+                found.append(CacheEntry(path, name, text, disk_size(path), path.stat().st_mtime))
     except OSError as error:
         raise UserError(f"{cache}: cannot be read ({error.strerror}); give the cache's folder") from error
     return sorted(found, key=lambda entry: entry.used)
 
 
-def text_of(entry: Path) -> tuple[str, ...]:
-    """Which text an entry is made from, as far as it says."""
-    with contextlib.suppress(UserError, AttributeError, TypeError):
-        return tuple(map(str, read_json(entry / DESCRIPTION).get("text", ())))
-    return ()
-
-
-def size_of(path: Path) -> int:
-    """Bytes of a file, or of all files below a directory."""
-    files = (file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-    return sum(file.stat().st_size for file in files)
-
-
 def remove_entry(entry: CacheEntry) -> None:
-    """Removes an entry. Processes that have it open go on reading it, except on Windows, where they keep it there.
+    """Removes an entry. Processes that have it open continue to read it, except on Windows, where it stays.
 
     Raises:
-        DirectoryInUse: a process makes it just now.
+        DirectoryInUse: a process makes it now.
         UserError: it cannot be removed.
     """
     with writer_lock(lock_file(entry.path), entry.path):

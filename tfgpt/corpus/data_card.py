@@ -1,4 +1,4 @@
-"""The data card: what the documents are made from, in Markdown for people."""
+"""The data card of a corpus: its sources, sizes and examples, in Markdown."""
 
 from __future__ import annotations
 
@@ -11,12 +11,20 @@ EXAMPLE_CHARACTERS = 300
 
 
 def data_card(manifest: dict[str, Any], examples: Sequence[Document]) -> str:
-    """The text of `card.md`.
+    """Returns the text of `card.md`.
 
     Args:
-        manifest: the manifest of a document set.
-        examples: a few training documents, shown cut short.
+        manifest: the manifest of the documents.
+        examples: a few training documents; their beginnings are shown.
     """
+    fraction = manifest["options"]["validation_fraction"]
+    split = {
+        "hash": f"By a hash of each document (or of its group); share asked for: {fraction}.",
+        "contiguous": f"The last {fraction} of the text, in order, is the validation side.",
+        "files": "The validation side is all of --validation_text.",
+        "none": "Nothing is held out.",
+    }[manifest["split"]["used"]]
+    note = manifest["split"]["note"]
     lines = ["# Data card", "", "## Sources", "", "| source | used for | what | documents | licence |"]
     lines.append("| --- | --- | --- | ---: | --- |")
     for source in manifest["sources"]:
@@ -25,34 +33,14 @@ def data_card(manifest: dict[str, Any], examples: Sequence[Document]) -> str:
     lines += ["", "## Sizes", "", "| side | documents | characters | bytes |", "| --- | ---: | ---: | ---: |"]
     for name, side in manifest["sides"].items():
         lines.append(f"| {name} | {side['documents']:,} | {side['characters']:,} | {side['bytes']:,} |")
-    lines += ["", "## Split", "", split_words(manifest), "", "## Left out", ""]
+    lines += ["", "## Split", "", f"{split} ({note})" if note else split, "", "## Left out", ""]
     lines += [f"- {reason}: {count:,}" for reason, count in manifest["dropped"].items()] or ["Nothing."]
     if not manifest["options"]["deduplicate"]:
         lines.append("Duplicates were not looked for.")
     lines += ["", "## Examples (cut short)", ""]
     for document in examples:
-        lines += ["~~~~text", shortened(document), "~~~~", ""]
+        messages = document.get("messages", ())
+        dialogue = "\n".join(f"{message['role']}: {message_text(message)}" for message in messages)
+        text = document.get("text", dialogue).strip().replace("~~~~", "~~~ ")
+        lines += ["~~~~text", text if len(text) <= EXAMPLE_CHARACTERS else text[:EXAMPLE_CHARACTERS] + "…", "~~~~", ""]
     return "\n".join(lines)
-
-
-def split_words(manifest: dict[str, Any]) -> str:
-    """How the sides were made, in a sentence."""
-    fraction = manifest["options"]["validation_fraction"]
-    words = {
-        "hash": f"By a hash of each document (or what belongs together); share asked for: {fraction}.",
-        "contiguous": f"The last {fraction} of the text, in order, is the validation side.",
-        "files": "The validation side is --validation_text, whole.",
-        "none": "Nothing is held out.",
-    }
-    note = manifest["split"]["note"]
-    return words[manifest["split"]["used"]] + (f" ({note})" if note else "")
-
-
-def shortened(document: Document) -> str:
-    """The start of a document; a dialogue as `role: content` lines."""
-    if "text" in document:
-        text = document["text"]
-    else:
-        text = "\n".join(f"{message['role']}: {message_text(message)}" for message in document["messages"])
-    text = text.strip().replace("~~~~", "~~~ ")
-    return text if len(text) <= EXAMPLE_CHARACTERS else text[:EXAMPLE_CHARACTERS] + "…"

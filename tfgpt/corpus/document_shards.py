@@ -1,28 +1,29 @@
-"""A directory of documents: JSON Lines shards for each side, a manifest that describes them, a data card."""
+"""A directory of documents: JSON Lines shards of both sides, a manifest and a data card."""
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from tfgpt.common.atomic_files import read_json
 from tfgpt.common.errors import RunError, UserError
-from tfgpt.corpus.source_summary import summarize_sources
+from tfgpt.common.progress import format_count
 from tfgpt.corpus.sources.base import Document, content_texts
 
-# Part of every fingerprint: raise it when the same sources and options give other documents than before.
+# Part of every fingerprint. Increase it when the same sources and options give other documents than before.
 FORMAT = 3
 SIDES = ("train", "validation")
 SHARD_BYTES = 256 * 2**20
 MANIFEST = "manifest.json"
 CARD = "card.md"
 
-as_json = json.JSONEncoder(ensure_ascii=False).encode
+encode_json = json.JSONEncoder(ensure_ascii=False).encode
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +33,19 @@ class DocumentShards:
     Attributes:
         directory: holds `train-00000.jsonl`…, `validation-00000.jsonl`…, `manifest.json` and `card.md`.
         manifest: counts, bytes and SHA-256 of every shard, and how they were made.
+
+    Example:
+
+    >>> import tempfile
+    >>> from tfgpt.corpus.build import build_documents
+    >>> from tfgpt.corpus.config import CorpusConfig
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder, "a.txt")
+    ...     _ = path.write_text("One day.")
+    ...     config = CorpusConfig(train_text=(str(path),), validation_fraction=0.0, cache_dir=folder)
+    ...     documents = build_documents(config)
+    ...     [document["text"] for document in documents.documents("train")]
+    ['One day.']
     """
 
     directory: Path
@@ -42,7 +56,7 @@ class DocumentShards:
         """Opens a directory that `build_documents` made.
 
         Raises:
-            UserError: no manifest, or a shard is missing or has another size than the manifest says; names it.
+            UserError: there is no manifest, or a shard is missing or has another size than the manifest says.
         """
         directory = Path(directory)
         manifest = read_json(directory / MANIFEST)
@@ -77,32 +91,31 @@ class DocumentShards:
         return self.directory / CARD
 
     def summary(self, spec: str | None = None) -> str:
-        """What was read, of one spec or of all, what was left out and why, and what is left, in a sentence."""
+        """Returns the numbers of documents of one spec or all: read, left out and why, and left."""
         sources = [source for source in self.manifest["sources"] if spec in (None, source["spec"])]
         return summarize_sources(sources, None if spec else self.manifest["sides"], self.manifest["split"]["used"])
 
     def num_documents(self, side: str) -> int:
-        """How many documents a side has."""
+        """Returns the number of documents of a side."""
         return self.manifest["sides"][side]["documents"]
 
     def num_bytes(self, side: str) -> int:
-        """How many UTF-8 bytes of text a side has."""
+        """Returns the number of UTF-8 bytes of text of a side."""
         return self.manifest["sides"][side]["bytes"]
 
     def documents(self, side: str) -> Iterator[Document]:
-        """Reads the documents of a side, "train" or "validation", in order.
+        """Yields the documents of a side, "train" or "validation", in order.
 
         Raises:
-            RunError: a shard is damaged; the line names it. Its last documents may have been given out before that
-                is known.
+            RunError: a shard is damaged. The hash is known after the shard's last document was yielded.
         """
         for shard in self.manifest["sides"][side]["shards"]:
             yield from read_shard(self.directory / shard["name"], shard["sha256"])
 
 
 def read_shard(path: Path, sha256: str) -> Iterator[Document]:
-    """The documents of a shard, whose hash is checked on the way."""
-    damaged = RunError(f"{path}: damaged (not what its manifest says); delete {path.parent} and run again")
+    """Yields the documents of a shard and checks its hash."""
+    damaged = RunError(f"{path}: damaged (differs from its manifest); delete {path.parent} and run again")
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         for line in file:
@@ -116,42 +129,65 @@ def read_shard(path: Path, sha256: str) -> Iterator[Document]:
         raise damaged
 
 
+def summarize_sources(
+    sources: Sequence[Mapping[str, Any]], sides: Mapping[str, Mapping[str, Any]] | None, split: str
+) -> str:
+    """Returns the numbers of documents read, left out and why, and left.
+
+    Args:
+        sources: the number of "documents" kept and "dropped" by reason of each source.
+        sides: "documents" and "bytes" of "train" and "validation"; None omits what is left.
+        split: the split; "none" has one side.
+    """
+    dropped: collections.Counter[str] = collections.Counter()
+    for source in sources:
+        dropped.update(source["dropped"])
+    read = sum(source["documents"] for source in sources) + dropped.total()
+    left_out = f", {describe_dropped(dropped)}" if dropped else ""
+    uses = {"train": "left"} if split == "none" else {"train": "to train on", "validation": "held out"}
+    left = ", ".join(
+        f"{format_count(sides[side]['documents'], 'document')} ({format_count(sides[side]['bytes'], 'byte')}) {use}"
+        for side, use in uses.items()
+        if sides
+    )
+    return f"{format_count(read, 'document')} read{left_out}{'; ' if left else ''}{left}"
+
+
+def describe_dropped(dropped: Mapping[str, int]) -> str:
+    """Returns the number of documents left out, by reason."""
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(dropped.items()))
+    return f"{sum(dropped.values()):,} left out ({reasons})"
+
+
 class ShardWriter:
     """Writes the documents of one side as shards of at most about 256 MiB.
 
     Args:
-        directory: where to write; the caller renames it when all is done.
+        directory: the directory to write to; the caller renames it when all is done.
         side: "train" or "validation".
     """
 
     def __init__(self, directory: Path, side: str):
         self.directory, self.side = directory, side
         self.shards: list[dict[str, Any]] = []
-        self.num_documents = self.num_characters = self.num_bytes = 0
+        self.num_characters = self.num_bytes = 0
         self.file: BinaryIO | None = None
 
     def write(self, document: Document) -> None:
         """Appends a document."""
-        line = as_json(document).encode("utf-8") + b"\n"
+        line = encode_json(document).encode("utf-8") + b"\n"
         if self.file is None or self.shards[-1]["file_bytes"] + len(line) > SHARD_BYTES:
-            self.start_shard()
-        assert self.file is not None
+            self.end_shard()
+            name = f"{self.side}-{len(self.shards):05d}.jsonl"
+            self.file, self.digest = open(self.directory / name, "wb"), hashlib.sha256()  # noqa: SIM115
+            self.shards.append({"name": name, "documents": 0, "file_bytes": 0, "sha256": ""})
         self.file.write(line)
         self.digest.update(line)
-        shard = self.shards[-1]
-        shard["documents"] += 1
-        shard["file_bytes"] += len(line)
-        self.num_documents += 1
+        self.shards[-1]["documents"] += 1
+        self.shards[-1]["file_bytes"] += len(line)
         for text in content_texts(document):
             self.num_characters += len(text)
             self.num_bytes += len(text.encode("utf-8"))
-
-    def start_shard(self) -> None:
-        self.end_shard()
-        name = f"{self.side}-{len(self.shards):05d}.jsonl"
-        self.file = open(self.directory / name, "wb")  # noqa: SIM115
-        self.digest = hashlib.sha256()
-        self.shards.append({"name": name, "documents": 0, "file_bytes": 0, "sha256": ""})
 
     def end_shard(self) -> None:
         if self.file is not None:
@@ -163,14 +199,8 @@ class ShardWriter:
         """Ends the last shard; returns the side's part of the manifest."""
         self.end_shard()
         return {
-            "documents": self.num_documents,
+            "documents": sum(shard["documents"] for shard in self.shards),
             "characters": self.num_characters,
             "bytes": self.num_bytes,
             "shards": self.shards,
         }
-
-    def discard(self) -> None:
-        """Removes what was written."""
-        self.end_shard()
-        for shard in self.shards:
-            (self.directory / shard["name"]).unlink()

@@ -33,8 +33,7 @@ from tfgpt.common.progress import format_bytes
 from tfgpt.corpus.build import build_documents
 from tfgpt.corpus.cache import cached_stage, made_or_reused
 from tfgpt.corpus.config import CorpusConfig
-from tfgpt.corpus.document_shards import DocumentShards
-from tfgpt.corpus.source_summary import describe_dropped
+from tfgpt.corpus.document_shards import DocumentShards, describe_dropped
 from tfgpt.corpus.sources import open_sources
 from tfgpt.corpus.sources.base import content_texts
 from tfgpt.corpus.sources.files import FileSource

@@ -152,8 +152,8 @@ def test_a_call_that_names_no_function_is_what_the_assistant_says(tmp_path):
 def test_documents_that_differ_in_calls_or_tools_alone_are_not_the_same():
     documents = [{"messages": CALLS, "tools": [WEATHER]}, {"messages": CALLS}, {"messages": [*CALLS[:1], *CALLS[2:]]}]
     documents.append({"messages": [{**message, "weight": 0} for message in CALLS]})
-    assert len({base.content_id(document) for document in documents}) == len(documents)
-    assert base.content_id({"messages": EXCHANGE}) == "831978692ae0af73c3ce1509865561ea"  # as ever
+    assert len({base.content_digest(document) for document in documents}) == len(documents)
+    assert base.content_digest({"messages": EXCHANGE}).hex() == "831978692ae0af73c3ce1509865561ea"  # as ever
     assert '"city": "Bern"' in "".join(base.content_texts(documents[0]))
 
 
@@ -163,15 +163,15 @@ def test_documents_that_differ_in_calls_or_tools_alone_are_not_the_same():
         ({"conversations": [{"from": "robot", "value": "x"}]}, "a.jsonl:2: turn 1 of 'conversations' is from 'robot'"),
         ({"conversations": [{"from": "gpt", "value": 3}]}, "a.jsonl:2: message 1: 'content' is a number"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "a.jsonl:2: message 1: .*image_url"),
-        ({"instruction": "x", "output": "y", "history": "z"}, "a.jsonl:2: 'history' is no list of pairs"),
+        ({"instruction": "x", "output": "y", "history": "z"}, "a.jsonl:2: 'history' is not a list of pairs"),
         ({"messages": [{"role": "assistant", "content": None}]}, "a.jsonl:2: message 1: 'content' is null"),
         ({"messages": [{"role": "assistant", "content": "x", "weight": 0.5}]}, "a.jsonl:2: message 1: 'weight' is 0.5"),
         (
             {"messages": [{"role": "assistant", "tool_calls": [{}]}]},
-            "a.jsonl:2: message 1: 'tool_calls' holds a call of",
+            "a.jsonl:2: message 1: 'tool_calls' holds a call without",
         ),
-        ({"messages": EXCHANGE, "tools": "weather"}, "a.jsonl:2: 'tools' is no JSON"),
-        ({"messages": EXCHANGE, "tools": [{}]}, "a.jsonl:2: 'tools' holds something that is no named function"),
+        ({"messages": EXCHANGE, "tools": "weather"}, "a.jsonl:2: 'tools' is neither JSON nor a list"),
+        ({"messages": EXCHANGE, "tools": [{}]}, "a.jsonl:2: 'tools' holds something other than a named function"),
         (
             {"conversations": [{"from": ["gpt"], "value": "x"}]},
             r"a.jsonl:2: turn 1 of 'conversations' is from \['gpt'\]",
@@ -217,7 +217,7 @@ def test_whatever_a_record_holds_it_is_read_or_refused_in_one_line():
         value |= {draw.choice(("completion", "messages", "history")): any_value(draw, 4)}
         try:
             document = {"messages": parse_messages(value, "a.jsonl:1") or [], **parse_tools(value, "a.jsonl:1")}
-            base.content_id(document)
+            base.content_digest(document)
             base.reason_to_drop(document)
             read += 1
         except UserError as error:

@@ -69,7 +69,7 @@ def test_pieces_of_any_size_give_the_same_documents(tmp_path, monkeypatch):
         expected = [part for part in re.split(r"(?m)^<\|endoftext\|>[ \t]*(?:\n|\Z)", content) if part.strip()]
         path = tmp_path / f"{number}.txt"
         path.write_text(content, newline="")
-        monkeypatch.setattr(files, "PIECE_BYTES", generator.randrange(20, 60))
+        monkeypatch.setattr(files, "BLOCK_BYTES", generator.randrange(20, 60))
         assert texts(path) == expected
 
 
@@ -170,7 +170,7 @@ def test_a_very_long_text_comes_in_parts_that_make_it_whole_again(tmp_path, monk
 
 def test_a_long_line_is_never_cut_inside_a_character(tmp_path, monkeypatch):
     monkeypatch.setattr(base, "LARGEST_DOCUMENT_BYTES", 1000)
-    monkeypatch.setattr(files, "PIECE_BYTES", 64)
+    monkeypatch.setattr(files, "BLOCK_BYTES", 64)
     content = "漢🙂" * 1000
     (tmp_path / "a.txt").write_text(content)
     assert "".join(texts(tmp_path / "a.txt")) == content
@@ -205,16 +205,20 @@ BAD_FILES = {
     "not UTF-8 after a separator": ("a.txt", b"a\n<|endoftext|>\nb\n\xff", "a.txt: line 4, byte 18: not UTF-8 (0xff)"),
     "ends inside a character": ("a.txt", "né".encode()[:-1], "a.txt: line 1, byte 1: not UTF-8 (0xc3)"),
     "UTF-16": ("a.txt", "one".encode("utf-16"), "looks like UTF-16; convert it with iconv -f UTF-16 -t UTF-8"),
-    "binary": ("a.bin", b"\x89PNG\r\n\x1a\n\0\0\0", "a.bin: line 1, byte 0: not UTF-8 (0x89); it looks like no text"),
+    "binary": (
+        "a.bin",
+        b"\x89PNG\r\n\x1a\n\0\0\0",
+        "a.bin: line 1, byte 0: not UTF-8 (0x89); it looks like a binary",
+    ),
     "empty": ("a.txt", b"", "a.txt: the file is empty; leave it out"),
     "blank": ("a.txt", b" \n\n", "a.txt: holds no document (only blank text); leave it out"),
     "empty .gz": ("a.txt.gz", gzip.compress(b""), "a.txt.gz: the file is empty"),
     "no bytes .gz": ("a.txt.gz", b"", "a.txt.gz: the file is empty"),
     "truncated .gz": ("a.txt.gz", GOOD[: len(GOOD) // 2], "a.txt.gz: the file ends too early (truncated .gz)"),
-    "no .gz": ("a.txt.gz", b"plain text", "a.txt.gz: damaged, or no .gz file"),
-    "damaged .gz": ("a.txt.gz", GOOD[:30] + b"\0\0\0\0" + GOOD[34:], "a.txt.gz: damaged, or no .gz file"),
+    "no .gz": ("a.txt.gz", b"plain text", "a.txt.gz: damaged, or not a .gz file"),
+    "damaged .gz": ("a.txt.gz", GOOD[:30] + b"\0\0\0\0" + GOOD[34:], "a.txt.gz: damaged, or not a .gz file"),
     "truncated .zst": ("a.zst", GOOD_ZSTANDARD[:-9], "a.zst: the file ends too early (truncated .zst)"),
-    "no .zst": ("a.zst", b"plain text", "a.zst: damaged, or no .zst file"),
+    "no .zst": ("a.zst", b"plain text", "a.zst: damaged, or not a .zst file"),
     "not JSON": ("a.jsonl", b'{"text": "a"}\n{"text": \n', "a.jsonl:2: not JSON (Expecting value at column"),
     "JSON cut short": ("a.jsonl", b'{"text": "a"}\n{"text": "b', "a.jsonl:2: not JSON (Unterminated string"),
     "no object": ("a.jsonl", b'"text"\n', "a.jsonl:1: a string, not an object with 'text' or 'messages'"),

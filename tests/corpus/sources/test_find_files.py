@@ -60,7 +60,7 @@ def test_what_of_a_folder_is_not_read_is_said(tmp_path):
     assert found(tmp_path, tmp_path) == (
         ["a.txt"],
         [
-            f"{tmp_path}: left out: 3 hidden (.DS_Store, .git, sub/.x); 1 no file (pipe); 2 picture, sound or film "
+            f"{tmp_path}: left out: 3 hidden (.DS_Store, .git, sub/.x); 1 not a file (pipe); 2 picture, sound or film "
             "(p.png, q.JPG)"
         ],
     )
@@ -147,10 +147,10 @@ def test_a_list_of_records_is_read_as_records(tmp_path, name, content):
     [
         ('[\n{"text": "a"},\n{"text": 7},\n{"text": "b"}]', ":3: 'text' is a number, not a string"),
         ('[\n{"text": "a"},\n{"text": }]', ":3: not JSON (Expecting value at column 10)"),
-        ('[\n{"text": "a"}\n{"text": "b"}]', ":3: not JSON (the list goes on with neither a comma nor its closing"),
-        ('[\n{"text": "a"}\n', ":3: not JSON (the list goes on with neither a comma nor its closing bracket)"),
-        ('[{"text": "a"}]\n[{"text": "b"}]', ":2: not JSON (there is more behind the list's closing bracket)"),
-        ('{\n "text": "a"\n}', ":1: not JSON (an object that goes on in other lines; put each record on"),
+        ('[\n{"text": "a"}\n{"text": "b"}]', ":3: not JSON (an item is followed by neither a comma nor the closing"),
+        ('[\n{"text": "a"}\n', ":3: not JSON (an item is followed by neither a comma nor the closing bracket)"),
+        ('[{"text": "a"}]\n[{"text": "b"}]', ":2: not JSON (there is more after the list's closing bracket)"),
+        ('{\n "text": "a"\n}', ":1: not JSON (an object that spans several lines; put each record on"),
         ("[]", ": the file is empty"),
     ],
 )

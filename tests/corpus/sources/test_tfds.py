@@ -184,7 +184,7 @@ LISTED = (
         ("letters/plain", "no split named; write tfds:NAME/CONFIG:SPLIT#FEATURE"),
         ("letters/plain:valid#text", "no split 'valid'; there are train, test"),
         ("letters/plain:train#txt", f"no feature 'txt'; there are {LISTED}"),
-        ("letters/plain:train#label", f"the feature 'label' is ClassLabel, no text; there are {LISTED}"),
+        ("letters/plain:train#label", f"the feature 'label' is ClassLabel, not text; there are {LISTED}"),
         ("letters/plain:train[:1x]#text", "cannot be read from"),
         ("letters/plain:train[90:]#text", "cannot be read from"),
         ("leters:train#text", "unknown dataset: not prepared in"),
@@ -205,7 +205,7 @@ def test_an_odd_example_is_left_out_and_counted_unless_strict(data_dir):
     source = opened("tfds:only_text:train#body", data_dir)
     assert [document["text"] for document in source.documents()] == ["0", "2"]
     words = "tfds:only_text:train#body: example 2: byte 3: not UTF-8 (0xe9)"
-    assert (source.odd.num_skipped, source.odd.read, source.odd.first) == (1, 3, [words])
+    assert (source.skipped.num_skipped, source.skipped.read, source.skipped.first) == (1, 3, [words])
     source.strict = True
     with pytest.raises(UserError, match=re.escape(words)):
         list(source.documents())
@@ -230,9 +230,9 @@ def test_a_damaged_record_is_named(data_dir, tmp_path, damage):
         texts(f"tfds:{folder}:train#text", data_dir)
 
 
-def test_a_known_dataset_without_a_network_has_its_line_at_once(tmp_path, monkeypatch):
+def test_a_known_dataset_without_a_network_has_its_line_at_once(monkeypatch):
     """The addresses end in `.invalid`, which never has an address (RFC 2606)."""
     for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(UserError, match=r"no network here \(data\.invalid has no address\); prepare it on a machine"):
-        tfds.refuse_without_network("tfds:x:train", ["https://data.invalid/x.tar.gz"], tmp_path)
+        tfds.check_network("tfds:x:train: not prepared in /data", ["https://data.invalid/x.tar.gz"])

@@ -1,4 +1,4 @@
-"""Readers of the places a document can come from."""
+"""Sources of documents: files, sample corpora and TensorFlow Datasets."""
 
 from __future__ import annotations
 
@@ -23,32 +23,28 @@ def open_sources(
     tfds_data_dir: str | None = None,
     strict: bool = False,
 ) -> list[Source]:
-    """Finds what each spec stands for; reads no document yet.
+    """Returns the source of each spec; reads no document yet.
 
     Args:
         specs: paths, folders, globs, `tfds:…` or `sample:…`.
-        flag: the flag to name when a spec stands for nothing.
-        cache_dir: where hashes of unchanged files are remembered; None remembers nothing.
+        flag: the flag's name, for error messages.
+        cache_dir: the folder that keeps hashes of files; None keeps none.
         tfds_data_dir: the folder of prepared TensorFlow Datasets, as `CorpusConfig.tfds_data_dir`.
-        strict: refuse a record that cannot be read, as `Source.strict`.
+        strict: refuse a record that cannot be read.
 
     Raises:
-        UserError: a spec stands for nothing; the line names flag and spec.
+        UserError: a spec stands for nothing.
     """
     hashes = FileHashes(cache_dir / "file_hashes" if cache_dir else None)
-    sources = [open_source(spec, flag, hashes, tfds_data_dir) for spec in specs]
-    for source in sources:
-        source.strict = strict
+    sources: list[Source] = []
+    for spec in specs:
+        if spec.startswith("sample:"):
+            sources.append(SampleSource(spec, flag, hashes))
+        elif spec.startswith("tfds:"):
+            sources.append(TensorFlowDatasetsSource(spec, flag, hashes, tfds_data_dir))
+        else:
+            notes: list[str] = []
+            sources.append(FileSource(spec, find_files(spec, flag, notes), hashes))
+            sources[-1].notes = notes
+        sources[-1].strict = strict
     return sources
-
-
-def open_source(spec: str, flag: str, hashes: FileHashes, tfds_data_dir: str | None) -> Source:
-    """The source of one spec."""
-    if spec.startswith("sample:"):
-        return SampleSource(spec, flag, hashes)
-    if spec.startswith("tfds:"):
-        return TensorFlowDatasetsSource(spec, flag, hashes, tfds_data_dir)
-    notes: list[str] = []
-    source = FileSource(spec, find_files(spec, flag, notes), hashes)
-    source.notes = notes
-    return source

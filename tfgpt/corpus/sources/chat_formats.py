@@ -1,15 +1,15 @@
-"""The shapes in which dialogues are published, turned into messages.
+"""Parsers of the common dialogue formats.
 
-- OpenAI: `{"messages": [{"role": "user", "content": "…"}, …], "tools": […]}`; content may be a list of parts
-  (`{"type": "text", "text": …}`); what OpenAI calls developer is the system; a `function_call` is a call, a message of
-  the role `function` what it answers, and `functions` are tools, as they were before those.
+- OpenAI: `{"messages": [{"role": "user", "content": "…"}, …], "tools": […]}`. Content may be a list of parts
+  (`{"type": "text", "text": …}`); the role developer is system; the older `function_call`, messages of the role
+  `function` and `functions` are accepted.
 - ShareGPT: `{"conversations": [{"from": "human", "value": "…"}, {"from": "gpt", "value": "…"}, …]}`. A turn from
-  `function_call` holds the JSON of a call or of several, one from `observation` what they answer; a call that names no
-  function is what the assistant says. `tools` may be JSON text.
-- Alpaca: `{"instruction": "…", "input": "…", "output": "…"}`, one exchange, the input below the instruction; `system`
-  and `history` (pairs of earlier exchanges), where there are any.
+  `function_call` holds the JSON of one or more calls, a turn from `observation` the answer; a call without a function's
+  name is a message of the assistant. `tools` may be JSON text.
+- Alpaca: `{"instruction": "…", "input": "…", "output": "…"}`, one exchange with the input below the instruction;
+  optionally `system` and `history` (pairs of earlier exchanges).
 - `{"prompt": "…", "completion": "…"}` (or `response`), `{"question": "…", "answer": "…"}`: one exchange. Either may be
-  a list of messages, as trl has it; then, as there, the prompt's are not learned from.
+  a list of messages, as in trl; the assistant's messages in the prompt are then not learned, as in trl.
 """
 
 from __future__ import annotations
@@ -21,34 +21,18 @@ from typing import Any
 
 from tfgpt.common.errors import UserError
 from tfgpt.corpus.sources import base
-from tfgpt.corpus.sources.messages import Message, validate_messages, validate_tools
+from tfgpt.corpus.sources.messages import Message, json_or_none, validate_messages, validate_tools
 
-CALLS, ANSWERS = "function_call", "tool"
+CALL, ANSWER = "function_call", "tool"
 
+# The role of each speaker, in all formats.
 SPEAKERS = {
-    "developer": "system",
-    "system": "system",
-    "human": "user",
-    "user": "user",
-    "prompter": "user",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "bing": "assistant",
-    "bard": "assistant",
-    "bot": "assistant",
-    "model": "assistant",
-    "assistant": "assistant",
-    "function_call": CALLS,
-    "tool_call": CALLS,
-    "observation": ANSWERS,
-    "function_response": ANSWERS,
-    "tool_response": ANSWERS,
-    "ipython": ANSWERS,
-    "function": ANSWERS,
-    "tool": ANSWERS,
+    **dict.fromkeys(("developer", "system"), "system"),
+    **dict.fromkeys(("human", "user", "prompter"), "user"),
+    **dict.fromkeys(("gpt", "chatgpt", "bing", "bard", "bot", "model", "assistant"), "assistant"),
+    **dict.fromkeys(("function_call", "tool_call"), CALL),
+    **dict.fromkeys(("observation", "function_response", "tool_response", "ipython", "function", "tool"), ANSWER),
 }
-"""Who speaks, by the names that the shapes have for them, whatever the field is called."""
-
 SPEAKER_FIELDS = ("role", "from", "speaker")
 CONTENT_FIELDS = ("content", "value", "text", "utterance")
 MESSAGE_FIELDS = ("messages", "conversations", "conversation", "dialogue", "dialog")
@@ -60,14 +44,14 @@ PAIRS = (
 
 
 def parse_messages(value: Mapping[str, Any], place: str) -> list[Message] | None:
-    """The messages of an object in one of the shapes, or None when it has none of them.
+    """Returns the messages of an object in one of the formats, or None when it is in none of them.
 
     Args:
         value: a JSON object.
-        place: names it in error lines, as FILE:LINE.
+        place: FILE:LINE, for error messages.
 
     Raises:
-        UserError: the object has a shape but not what belongs there.
+        UserError: the object has the fields of a format, but wrong values.
     """
     for name in MESSAGE_FIELDS:
         turns = value.get(name)
@@ -81,112 +65,105 @@ def parse_messages(value: Mapping[str, Any], place: str) -> list[Message] | None
 
 
 def parse_tools(value: Mapping[str, Any], place: str) -> dict[str, list[dict[str, Any]]]:
-    """`{"tools": […]}` of an object that defines functions, else nothing.
+    """Returns `{"tools": […]}` of an object that defines functions, else `{}`.
 
     Raises:
-        UserError: they are no functions.
+        UserError: `tools` or `functions` is not a list of functions.
     """
     tools = validate_tools(value.get("tools") or value.get("functions"), place)
     return {"tools": tools} if tools else {}
 
 
-def to_openai_messages(turns: Any, name: str, place: str) -> Any:
-    """Turns under OpenAI's names; what is wrong is left for `validate_messages` to say."""
+def to_openai_messages(turns: Any, name: str, place: str) -> list[dict[str, Any]]:
+    """Returns the turns of the field `name` with OpenAI's field names and roles, for `validate_messages`."""
     if not isinstance(turns, list):
-        return turns
-    converted: list[Any] = []
+        raise UserError(f"{place}: {name!r} is {base.json_type(turns)}, not a list")
+    messages: list[dict[str, Any]] = []
     for number, turn in enumerate(turns, start=1):
         if not isinstance(turn, Mapping):
-            converted.append(turn)
-            continue
-        speaker_field = first_field(turn, SPEAKER_FIELDS)
-        content_field = first_field(turn, CONTENT_FIELDS)
+            kind = base.json_type(turn)
+            raise UserError(f"{place}: message {number} is {kind}, not an object with role and content")
+        speaker_field, content_field = first_field(turn, SPEAKER_FIELDS), first_field(turn, CONTENT_FIELDS)
         speaker = turn.get(speaker_field)
-        if not (isinstance(speaker, str) and speaker in SPEAKERS) and speaker_field != "role":
+        role = SPEAKERS.get(speaker, speaker) if isinstance(speaker, str) else speaker
+        if speaker_field != "role" and not (isinstance(speaker, str) and speaker in SPEAKERS):
             raise UserError(f"{place}: turn {number} of {name!r} is from {speaker!r}; known are {', '.join(SPEAKERS)}")
-        fields = {field: turn[field] for field in turn if field not in (speaker_field, *CONTENT_FIELDS)}
-        message = {**fields, "role": SPEAKERS.get(speaker, speaker) if isinstance(speaker, str) else speaker}
+        message = {field: turn[field] for field in turn if field not in (speaker_field, *CONTENT_FIELDS)}
+        message["role"] = role
         if content_field in turn:
-            message["content"] = joined(turn[content_field], message["role"], f"{place}: message {number}")
+            message["content"] = join_parts(turn[content_field], message["role"], f"{place}: message {number}")
         if message.get("content") is None and isinstance(turn.get("refusal"), str):
             message["content"] = turn["refusal"]
-        with_calls(message, converted)
-    return converted
+        append_message(messages, message)
+    return messages
 
 
-def with_calls(message: dict[str, Any], before: list[Any]) -> None:
-    """Appends a message, calls in it as OpenAI's `tool_calls`.
+def first_field(turn: Mapping[str, Any], names: tuple[str, ...]) -> str:
+    """Returns the first of the names that a turn has, else the first name."""
+    return next((name for name in names if name in turn), names[0])
 
-    Calls that no id ties to their answers are given ids of nine letters, as some templates want them. A turn that is
-    a call belongs to what the assistant says just before it.
+
+def append_message(messages: list[dict[str, Any]], message: dict[str, Any]) -> None:
+    """Appends a message with calls as OpenAI's `tool_calls`.
+
+    Calls without an id get ids of nine letters, as some templates require. A turn that is a call joins the assistant's
+    message before it.
     """
-    if message["role"] == CALLS:
-        calls = calls_in(message.get("content"))
+    if message["role"] == CALL:
+        calls = parse_calls(message.get("content"))
         if not calls:
-            before.append({**message, "role": "assistant"})
+            messages.append({**message, "role": "assistant"})
             return
-        message = {**message, "role": "assistant", "content": None}
-        if before and isinstance(before[-1], dict) and before[-1].get("role") == "assistant":
-            message = before.pop()
+        if messages and messages[-1]["role"] == "assistant":
+            message = messages.pop()
             calls = [*calls_of(message), *calls]
+        else:
+            message = {**message, "role": "assistant", "content": None}
         message["tool_calls"] = calls
     elif message["role"] == "assistant" and isinstance(message.get("function_call"), Mapping):
         message["tool_calls"] = [{"type": "function", "function": dict(message["function_call"])}]
-    elif message["role"] == ANSWERS and message.get("tool_call_id") is None:
-        message["tool_call_id"] = call_answered(before)
+    elif message["role"] == ANSWER and message.get("tool_call_id") is None:
+        message["tool_call_id"] = answered_call_id(messages)
     if isinstance(message.get("tool_calls"), list):
-        known = sum(len(calls_of(other)) for other in before)
+        known = sum(len(calls_of(other)) for other in messages)
         message["tool_calls"] = [
             {**call, "id": f"call{known + number:05}"} if isinstance(call, Mapping) and not call.get("id") else call
             for number, call in enumerate(message["tool_calls"], start=1)
         ]
-    before.append(message)
+    messages.append(message)
 
 
-def call_answered(before: list[Any]) -> Any:
-    """The id of the call that a tool answers behind these messages: the first without an answer, or None."""
-    answers = sum(1 for _ in itertools.takewhile(lambda message: role_of(message) == ANSWERS, reversed(before)))
-    calls = calls_of(before[-1 - answers]) if answers < len(before) else []
+def answered_call_id(messages: list[dict[str, Any]]) -> Any:
+    """Returns the id of the first call without an answer at the end of the messages, or None."""
+    answers = sum(1 for _ in itertools.takewhile(lambda message: message["role"] == ANSWER, reversed(messages)))
+    calls = calls_of(messages[-1 - answers]) if answers < len(messages) else []
     call = calls[answers] if answers < len(calls) else None
     return call.get("id") if isinstance(call, Mapping) else None
 
 
-def calls_of(message: Any) -> list[Any]:
-    """The calls in a message, if it is one and has a list of them."""
-    calls = message.get("tool_calls") if isinstance(message, dict) else None
+def calls_of(message: Mapping[str, Any]) -> list[Any]:
+    calls = message.get("tool_calls")
     return calls if isinstance(calls, list) else []
 
 
-def role_of(message: Any) -> Any:
-    """The role of a message, if it is one."""
-    return message.get("role") if isinstance(message, dict) else None
-
-
-def calls_in(content: Any) -> list[dict[str, Any]]:
-    """The calls in a turn that is JSON of one or several; none where it is something else."""
-    try:
-        value = json.loads(content) if isinstance(content, str) else content
-    except (ValueError, RecursionError):
-        return []
+def parse_calls(content: Any) -> list[dict[str, Any]]:
+    """Returns the calls in a turn that is the JSON of one or more; none where it is something else."""
+    value = json_or_none(content) if isinstance(content, str) else content
     calls = value if isinstance(value, list) else [value]
     if not all(isinstance(call, dict) and isinstance(call.get("name"), str) for call in calls):
         return []
     return [{"type": "function", "function": call} for call in calls]
 
 
-def first_field(turn: Mapping[str, Any], names: tuple[str, ...]) -> str:
-    """The first of the names that a turn has, else the usual one."""
-    return next((name for name in names if name in turn), names[0])
-
-
-def joined(content: Any, role: Any, place: str) -> Any:
-    """A content in parts as one text; what a tool answers may be any JSON.
+def join_parts(content: Any, role: Any, place: str) -> Any:
+    """Returns a content in parts as one text; the answer of a tool may be any JSON.
 
     Raises:
-        UserError: a part is no text.
+        UserError: a part is not a text.
     """
     parts = content if isinstance(content, list) else []
-    if role == ANSWERS and (isinstance(content, Mapping) or not all(map(is_part, parts))):
+    are_parts = all(isinstance(part, Mapping) and isinstance(part.get("type"), str) for part in parts)
+    if role == ANSWER and (isinstance(content, Mapping) or not are_parts):
         return json.dumps(content, ensure_ascii=False)
     if not isinstance(content, list):
         return content
@@ -195,36 +172,30 @@ def joined(content: Any, role: Any, place: str) -> Any:
         text = part.get("text", part.get("refusal")) if isinstance(part, Mapping) else None
         if not isinstance(text, str):
             kind = part.get("type") if isinstance(part, Mapping) else base.json_type(part)
-            raise UserError(f"{place}: a part of its content is {kind}, no text; only text can be learned")
+            raise UserError(f"{place}: a part of its content is {kind}, not text; only text can be learned")
         texts.append(text)
     return "".join(texts)
 
 
-def is_part(part: Any) -> bool:
-    """Whether a JSON value is a part of a content."""
-    return isinstance(part, Mapping) and isinstance(part.get("type"), str)
-
-
-def exchange(value: Mapping[str, Any], question: str, answer: str, place: str) -> list[Any]:
-    """One exchange, or a conversation and how it goes on, as messages."""
-    messages: list[Any] = []
+def exchange(value: Mapping[str, Any], question: str, answer: str, place: str) -> list[dict[str, Any]]:
+    """Returns the messages of an exchange, or of a conversation and its continuation."""
+    messages: list[dict[str, Any]] = []
     if value.get("system"):
         messages.append({"role": "system", "content": value["system"]})
     history = value.get("history") or []
     if not isinstance(history, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in history):
-        raise UserError(f"{place}: 'history' is no list of pairs")
-    for said, answered in history:
-        messages += [{"role": "user", "content": said}, {"role": "assistant", "content": answered}]
-    asked, answered = value[question], value[answer]
-    if isinstance(asked, list):
-        for message in to_openai_messages(asked, question, place):
-            masked = {**message, "weight": 0} if role_of(message) == "assistant" else message
-            messages.append(masked)
+        raise UserError(f"{place}: 'history' is not a list of pairs")
+    for request, reply in history:
+        messages += [{"role": "user", "content": request}, {"role": "assistant", "content": reply}]
+    request, reply = value[question], value[answer]
+    if isinstance(request, list):
+        for message in to_openai_messages(request, question, place):
+            messages.append({**message, "weight": 0} if message["role"] == "assistant" else message)
     else:
         more = value.get("input") if question == "instruction" else None
         if more:
-            asked = base.validate_text(asked, place, question) + "\n\n" + base.validate_text(more, place, "input")
-        messages.append({"role": "user", "content": asked})
-    if isinstance(answered, list):
-        return [*messages, *to_openai_messages(answered, answer, place)]
-    return [*messages, {"role": "assistant", "content": answered}]
+            request = base.validate_text(request, place, question) + "\n\n" + base.validate_text(more, place, "input")
+        messages.append({"role": "user", "content": request})
+    if isinstance(reply, list):
+        return [*messages, *to_openai_messages(reply, answer, place)]
+    return [*messages, {"role": "assistant", "content": reply}]

@@ -1,15 +1,12 @@
-"""Documents in files: plain text, Markdown and JSON Lines, each also compressed; single files, folders and globs.
+"""Documents in files: plain text, Markdown and JSON records, plain or compressed.
 
-- Plain text and Markdown (`.txt`, `.md` and every suffix not listed here): a file is one document, unless it has
-  lines that are exactly `<|endoftext|>` (the TinyStories convention): those lines are taken out and the file is cut
-  there. Everything else is kept byte for byte, line ends too; only a UTF-8 byte-order mark at the very start, which
-  is no text, is left out.
-- Records (`.jsonl`, `.ndjson`, `.json`; see `records`): an object a line, or a list of objects, with `text` or a
-  dialogue in one of the usual shapes (see `dialogue_shapes`), and an `id` if it has one; other fields are not used. A
-  record that cannot be read is left out and counted, or refused where the source is strict; a file in which most are
-  of that kind is refused.
-- Blank documents are left out and counted. A file in which nothing is left is refused.
-- Formats that hold text and are none (`formats`: tables, web pages, PDF, …) are refused by name.
+- Plain text and Markdown (`.txt`, `.md` and every suffix not listed here): a file is one document. Lines that are
+  exactly `<|endoftext|>` separate documents (the TinyStories convention). Everything else is kept byte for byte, except
+  a UTF-8 byte-order mark at the start.
+- Records (`.jsonl`, `.ndjson`, `.json`; see `json_records`): objects with `text` or a dialogue (see `chat_formats`),
+  and optionally an `id`; other fields are not used. A record that cannot be read is counted, or refused where the
+  source is strict. A file in which most records cannot be read is refused.
+- Blank documents are left out and counted. A file without a document is an error where it is the only one.
 - A document of more than 64 MiB is cut, at empty lines where there are any, into parts that belong together.
 """
 
@@ -24,8 +21,9 @@ from typing import Any, BinaryIO
 
 from tfgpt.common.atomic_files import sha256_of_json
 from tfgpt.common.errors import UserError
-from tfgpt.corpus.sources import base, compressed
+from tfgpt.corpus.sources import base
 from tfgpt.corpus.sources.chat_formats import parse_messages, parse_tools
+from tfgpt.corpus.sources.compressed import open_decompressed
 from tfgpt.corpus.sources.file_hashes import FileHashes
 from tfgpt.corpus.sources.json_records import (
     SkippedRecords,
@@ -36,24 +34,31 @@ from tfgpt.corpus.sources.json_records import (
 )
 
 SEPARATOR = b"<|endoftext|>"
-PIECE_BYTES = 1 << 20
+BLOCK_BYTES = 1 << 20
 
 
 class FileSource(base.Source):
     """The documents of a list of files, in order.
 
     Args:
-        spec: what the user wrote.
+        spec: the path, folder or glob as the user wrote it.
         paths: the files.
-        hashes: computes (and remembers) the files' hashes.
-    """
+        hashes: computes the hashes of the files.
 
-    description = "files"
+    Example:
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder, "a.txt")
+    ...     _ = path.write_text("One day.\\n<|endoftext|>\\nThe end.\\n")
+    ...     [document["text"] for document in FileSource(str(path), [path], FileHashes()).documents()]
+    ['One day.\\n', 'The end.\\n']
+    """
 
     def __init__(self, spec: str, paths: Sequence[Path], hashes: FileHashes):
         super().__init__(spec)
         self.paths, self.hashes = list(paths), hashes
-        self.size = sum(size_of(path) for path in self.paths)
+        self.size = sum(file_size(path) for path in self.paths)
         self.description = f"{len(self.paths)} file{'s' if len(self.paths) > 1 else ''}"
 
     def fingerprint(self) -> str:
@@ -61,191 +66,87 @@ class FileSource(base.Source):
 
     def documents(self) -> Iterator[base.Document]:
         self.start_reading()
-        before, marks, nothing_in, total = 0, 0, [], 0
+        start, count, separators, empty_files = 0, 0, 0, []
         for index, path in enumerate(self.paths, start=1):
-            self.position = before
-            kept, dropped, odd = 0, collections.Counter[str](), SkippedRecords(self.strict)
+            self.position, before = start, count
+            dropped, skipped = collections.Counter[str](), SkippedRecords(self.strict)
             try:
-                for document in self.in_file(path, odd):
-                    reason = base.reason_to_drop(document)
-                    if reason:
+                for document in self.file_documents(path, skipped):
+                    if reason := base.reason_to_drop(document):
                         dropped[reason] += 1
-                    else:
-                        kept += 1
-                        marks += document.get("text", "").count(SEPARATOR.decode())
-                        yield document
-                odd.raise_if_most(str(path))
+                        continue
+                    count += 1
+                    separators += document.get("text", "").count(SEPARATOR.decode())
+                    yield document
+                skipped.raise_if_most(str(path))
             except UserError as error:
                 if len(self.paths) == 1:
                     raise
-                place = f"file {index} of {len(self.paths)}; documents read before it: {total:,}"
+                place = f"file {index} of {len(self.paths)}; documents read before it: {before:,}"
                 raise UserError(f"{error} ({place})") from None
-            total += kept
             self.dropped.update(dropped)
-            self.odd.add(odd)
-            if not kept:
-                nothing_in.append(f"{path}: {self.nothing_left(dropped, odd)}")
-                if len(nothing_in) == len(self.paths):
-                    others = f"; nor does another of the {len(self.paths)} files hold one" if nothing_in[1:] else ""
-                    raise UserError(f"{nothing_in[0]}{others}; leave it out")
-            before += size_of(path)
-        self.position = before
-        if marks:
+            self.skipped.add(skipped)
+            if count == before:
+                empty_files.append(f"{path}: {describe_empty(dropped, skipped)}")
+            start += file_size(path)
+        self.position = start
+        if self.paths and not count:
+            others = f"; the other {len(self.paths) - 1} files hold none either" if empty_files[1:] else ""
+            raise UserError(f"{empty_files[0]}{others}; leave it out")
+        if separators:
             self.remarks.append(
-                f"{self.spec}: {SEPARATOR.decode()} stands {marks:,} times inside a line, where it is learned as "
-                "letters; on a line of its own it separates documents"
+                f"{self.spec}: {SEPARATOR.decode()} occurs {separators:,} times inside a line, where it is learned as "
+                "letters; on a line by itself it separates documents"
             )
-        if nothing_in:
-            number = f"{len(nothing_in)} of {len(self.paths)} files {'holds' if len(nothing_in) == 1 else 'hold'}"
-            self.remarks.append(f"{self.spec}: {number} nothing to learn from, the first: {nothing_in[0]}")
+        if empty_files:
+            number = f"{len(empty_files)} of {len(self.paths)} files {'holds' if len(empty_files) == 1 else 'hold'}"
+            self.remarks.append(f"{self.spec}: {number} nothing to learn from, the first: {empty_files[0]}")
 
-    def nothing_left(self, dropped: Mapping[str, int], odd: SkippedRecords) -> str:
-        """Why a file gave no document."""
-        if not dropped and not odd.num_skipped:
-            return "the file is empty"
-        if set(dropped) == {"empty"} and not odd.num_skipped:
-            return "holds no document (only blank text)"
-        reasons = [f"{count:,} {reason}" for reason, count in dropped.items()]
-        reasons += [f"{odd.num_skipped:,} that cannot be read"] if odd.num_skipped else []
-        return f"holds no document that can be used ({', '.join(reasons)})"
-
-    def in_file(self, path: Path, odd: SkippedRecords) -> Iterator[base.Document]:
-        """The documents of one file, the useless ones too; odd records are counted."""
-        before, name = self.position, str(path)
-        with compressed.open_decompressed(path, name) as (stream, file):
-            read = json_file(stream, name, odd) if is_records_file(path) else plain_text(stream, name)
+    def file_documents(self, path: Path, skipped: SkippedRecords) -> Iterator[base.Document]:
+        """Yields the documents of one file, empty ones too."""
+        start, name = self.position, str(path)
+        with open_decompressed(path, name) as (stream, file):
+            read = record_documents(stream, name, skipped) if is_records_file(path) else plain_text(stream, name)
             for document in read:
-                self.position = before + file.tell()
+                self.position = start + file.tell()
                 yield document
 
 
-def json_file(stream: BinaryIO, name: str, odd: SkippedRecords) -> Iterator[base.Document]:
-    """The documents of a file of records."""
-    for place, value in records(stream, name, odd):
-        try:
-            yield from json_documents(value, name, place)
-        except UserError as error:
-            odd.skip(error)
+def describe_empty(dropped: Mapping[str, int], skipped: SkippedRecords) -> str:
+    """Returns why a file has no document."""
+    reasons = [f"{count:,} {reason}" for reason, count in dropped.items()]
+    reasons += [f"{skipped.num_skipped:,} that cannot be read"] if skipped.num_skipped else []
+    if not reasons:
+        return "the file is empty"
+    if set(dropped) == {"empty"} and not skipped.num_skipped:
+        return "holds no document (only blank text)"
+    return f"holds no document that can be used ({', '.join(reasons)})"
 
 
-def size_of(path: Path) -> int:
+def file_size(path: Path) -> int:
     try:
         return path.stat().st_size
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
 
 
-def plain_text(stream: BinaryIO, name: str) -> Iterator[base.Document]:
-    """The documents of a plain text: cut at separator lines, very long ones in parts."""
-    text = TextCutter(name, skip_byte_order_mark(stream))
-    refuse_utf16(stream.peek(1 << 12)[: 1 << 12], name)  # type: ignore[attr-defined]
-    for lines, line_start in whole_lines(stream):
-        position = 0
-        for start, end in separator_lines(lines, line_start):
-            yield from text.add(lines[position:start])
-            yield from text.end_document(end - start)
-            position = end
-        yield from text.add(lines[position:])
-    yield from text.end_document(0)
+def record_documents(stream: BinaryIO, name: str, skipped: SkippedRecords) -> Iterator[base.Document]:
+    """Yields the documents of a file of records."""
+    for place, value in records(stream, name, skipped):
+        try:
+            yield from parse_record(value, name, place)
+        except UserError as error:
+            skipped.skip(error)
 
 
-def refuse_utf16(start: bytes, name: str) -> None:
-    """Refuses UTF-16 without a byte-order mark, which for Latin letters is valid UTF-8 with a zero at each of them.
-
-    Raises:
-        UserError: a quarter or more of the first bytes is 0.
-    """
-    with contextlib.suppress(UnicodeDecodeError):
-        codecs.getincrementaldecoder("utf-8")().decode(start)
-        if start.count(b"\0") * 4 < max(1, len(start)):
-            return
-        order = "LE" if start[1::2].count(b"\0") >= start[::2].count(b"\0") else "BE"
-        raise UserError(f"{name}: looks like UTF-16 (zero bytes); convert it with iconv -f UTF-16{order} -t UTF-8")
-
-
-class TextCutter:
-    """Gathers bytes and makes documents of them.
-
-    Args:
-        name: how the file is called in documents and error lines.
-        offset: the byte of the file that comes first.
-    """
-
-    def __init__(self, name: str, offset: int):
-        self.name, self.offset, self.line = name, offset, 1
-        self.start_document()
-
-    def start_document(self) -> None:
-        self.pieces: list[bytes] = []
-        self.length = self.part = 0
-        self.identity: str | None = None
-
-    def add(self, content: bytes) -> Iterator[base.Document]:
-        """Takes more of the current document; gives out a part of it when it is very long."""
-        if content:
-            self.pieces.append(content)
-            self.length += len(content)
-        while self.length > base.LARGEST_DOCUMENT_BYTES:
-            content = b"".join(self.pieces)
-            cut = base.part_end(content)
-            made = self.document(content[:cut])
-            yield {**made, "id": base.part_id(str(self.identity), self.part)}
-            self.pieces, self.length, self.part = [content[cut:]], len(content) - cut, self.part + 1
-
-    def end_document(self, separator_bytes: int) -> Iterator[base.Document]:
-        """Gives out the current document, if it has anything in it, and passes over the separator line after it."""
-        if self.pieces:
-            made = self.document(b"".join(self.pieces))
-            identity = str(self.identity)
-            yield {**made, "id": base.part_id(identity, self.part) if self.part else identity}
-        self.offset += separator_bytes
-        self.line += 1
-        self.start_document()
-
-    def document(self, content: bytes) -> base.Document:
-        made: base.Document = {"text": decode_utf8(content, self.name, self.offset, self.line), "source": self.name}
-        if self.identity is None:
-            self.identity = base.content_id(made)
-        self.offset += len(content)
-        self.line += content.count(b"\n")
-        return made
-
-
-def whole_lines(stream: BinaryIO) -> Iterator[tuple[bytes, bool]]:
-    """The stream in pieces that end where a line ends, and whether they begin where one begins.
-
-    Only a line longer than a piece is cut.
-    """
-    rest, line_start = b"", True
-    while block := stream.read(PIECE_BYTES):
-        block = rest + block
-        end = block.rfind(b"\n") + 1 or len(block)
-        yield block[:end], line_start
-        rest, line_start = block[end:], block.endswith(b"\n", 0, end)
-    if rest:
-        yield rest, line_start
-
-
-def separator_lines(lines: bytes, line_start: bool) -> Iterator[tuple[int, int]]:
-    """Where separator lines begin and end, the line end included."""
-    start = lines.find(SEPARATOR)
-    while start >= 0:
-        end = lines.find(b"\n", start) + 1 or len(lines)
-        begins_line = lines[start - 1 : start] == b"\n" if start else line_start
-        if begins_line and not lines[start + len(SEPARATOR) : end].strip():
-            yield start, end
-        start = lines.find(SEPARATOR, end)
-
-
-def json_documents(value: Any, name: str, place: str) -> Iterator[base.Document]:
-    """The document (or the parts of a very long one) of a record."""
+def parse_record(value: Any, name: str, place: str) -> Iterator[base.Document]:
+    """Yields the document of a record, in parts when it is very long."""
     if not isinstance(value, dict):
         raise UserError(f"{place}: {base.json_type(value)}, not an object with 'text' or 'messages'")
-    identity = identity_of(value.get("id"), place)
+    identity = parse_id(value.get("id"), place)
     messages = parse_messages(value, place)
     if messages is not None:
-        document: base.Document = {"messages": messages, **parse_tools(value, place), "source": name}
-        yield {**document, "id": identity if identity is not None else base.content_id(document)}
+        yield base.with_id({"messages": messages, **parse_tools(value, place), "source": name}, identity)
     elif "text" in value:
         yield from base.text_documents(base.validate_text(value["text"], place), name, identity)
     else:
@@ -256,8 +157,8 @@ def json_documents(value: Any, name: str, place: str) -> Iterator[base.Document]
         )
 
 
-def identity_of(value: Any, place: str) -> str | None:
-    """A record's id as text; a number is one too, as tables write it (7.0 is 7, and "not a number" is no id)."""
+def parse_id(value: Any, place: str) -> str | None:
+    """Returns a record's id as text. Numbers count, as tables write them: 7.0 is 7, NaN is absent."""
     if value is None or value != value:
         return None
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
@@ -265,3 +166,100 @@ def identity_of(value: Any, place: str) -> str | None:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     return base.validate_text(str(value), place, "id")
+
+
+def plain_text(stream: BinaryIO, name: str) -> Iterator[base.Document]:
+    """Yields the documents of a plain text: cut at separator lines, very long ones in parts."""
+    cutter = TextCutter(name, skip_byte_order_mark(stream))
+    refuse_utf16(stream.peek(1 << 12)[: 1 << 12], name)  # type: ignore[attr-defined]
+    for lines, line_start in read_blocks(stream):
+        position = 0
+        for start, end in separator_lines(lines, line_start):
+            yield from cutter.add(lines[position:start])
+            yield from cutter.end_document(end - start)
+            position = end
+        yield from cutter.add(lines[position:])
+    yield from cutter.end_document(0)
+
+
+def refuse_utf16(start: bytes, name: str) -> None:
+    """Refuses UTF-16 without a byte-order mark: valid UTF-8 in which at least a quarter of the bytes is 0."""
+    with contextlib.suppress(UnicodeDecodeError):
+        codecs.getincrementaldecoder("utf-8")().decode(start)
+        if start.count(b"\0") * 4 < max(1, len(start)):
+            return
+        order = "LE" if start[1::2].count(b"\0") >= start[::2].count(b"\0") else "BE"
+        raise UserError(f"{name}: looks like UTF-16 (zero bytes); convert it with iconv -f UTF-16{order} -t UTF-8")
+
+
+class TextCutter:
+    """Collects the bytes of a document and yields it, in parts when it is very long.
+
+    Args:
+        name: the name of the file in documents and error messages.
+        offset: the position of the first byte in the file.
+    """
+
+    def __init__(self, name: str, offset: int):
+        self.name, self.offset, self.line = name, offset, 1
+        self.start_document()
+
+    def start_document(self) -> None:
+        self.blocks: list[bytes] = []
+        self.length = self.part = 0
+        self.identity: str | None = None
+
+    def add(self, content: bytes) -> Iterator[base.Document]:
+        """Adds bytes to the current document; yields a part of it when it is very long."""
+        if content:
+            self.blocks.append(content)
+            self.length += len(content)
+        while self.length > base.LARGEST_DOCUMENT_BYTES:
+            content = b"".join(self.blocks)
+            end = base.part_end(content)
+            document = self.document(content[:end])
+            yield {**document, "id": base.part_id(document["id"], self.part)}
+            self.blocks, self.length, self.part = [content[end:]], len(content) - end, self.part + 1
+
+    def end_document(self, separator_bytes: int) -> Iterator[base.Document]:
+        """Yields the current document, if it is not empty, and starts the next one after the separator line."""
+        if self.blocks:
+            document = self.document(b"".join(self.blocks))
+            yield {**document, "id": base.part_id(document["id"], self.part)} if self.part else document
+        self.offset += separator_bytes
+        self.line += 1
+        self.start_document()
+
+    def document(self, content: bytes) -> base.Document:
+        text = decode_utf8(content, self.name, self.offset, self.line)
+        document = base.with_id({"text": text, "source": self.name}, self.identity)
+        self.identity = document["id"]
+        self.offset += len(content)
+        self.line += content.count(b"\n")
+        return document
+
+
+def read_blocks(stream: BinaryIO) -> Iterator[tuple[bytes, bool]]:
+    """Yields the stream in blocks that end with a line, and whether each begins with a line.
+
+    Only a line longer than a block is cut.
+    """
+    rest, line_start = b"", True
+    while block := stream.read(BLOCK_BYTES):
+        block = rest + block
+        end = block.rfind(b"\n") + 1 or len(block)
+        yield block[:end], line_start
+        rest, line_start = block[end:], block.endswith(b"\n", 0, end)
+    if rest:
+        yield rest, line_start
+
+
+def separator_lines(lines: bytes, line_start: bool) -> Iterator[tuple[int, int]]:
+    """Yields the start and end of each separator line, the line end included."""
+    start = lines.find(SEPARATOR)
+    while start >= 0:
+        end = lines.find(b"\n", start) + 1 or len(lines)
+        begins_line = lines[start - 1 : start] == b"\n" if start else line_start
+        if begins_line and not lines[start + len(SEPARATOR) : end].strip():
+            yield start, end
+        start = lines.find(SEPARATOR, end)

@@ -1,114 +1,104 @@
-"""The files that a path, a folder or a glob stands for, and what of a folder is left out."""
+"""Finds the files of a path, a folder or a glob."""
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import glob
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from tfgpt.common.did_you_mean import no_such_file
 from tfgpt.common.errors import SettingError, UserError
 from tfgpt.corpus.sources.unsupported_formats import is_media, unsupported_format
 
-MOST_NAMED = 3
+MAX_NAMES_SHOWN = 3
 DESCRIPTIONS = ("dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json")
-
-
-class LeftOut:
-    """What of a folder is not read, by reason."""
-
-    def __init__(self) -> None:
-        self.names: dict[str, list[str]] = {}
-
-    def add(self, reason: str, path: Path, folder: Path) -> None:
-        """Counts a file or folder below a folder."""
-        self.names.setdefault(reason, []).append(str(path.relative_to(folder)))
-
-    def in_words(self, spec: str) -> str | None:
-        """A line about it, or None."""
-        groups = (f"{len(names):,} {reason} ({some(names)})" for reason, names in sorted(self.names.items()))
-        return f"{spec}: left out: {'; '.join(groups)}" if self.names else None
-
-
-def some(names: Iterable[str]) -> str:
-    """The first few names."""
-    ordered = sorted(names)
-    return ", ".join(ordered[:MOST_NAMED]) + (", …" if len(ordered) > MOST_NAMED else "")
 
 
 def find_files(
     spec: str, flag: str, notes: list[str] | None = None, wanted: Callable[[Path], bool] | None = None
 ) -> list[Path]:
-    """The files that a path, a folder or a glob stands for, sorted by name.
+    """Returns the files of a path, a folder or a glob, sorted by name.
 
-    A name that exists is that file or folder, whatever characters are in it; only what is left of a path may be a glob.
-    Of a folder every file is taken, in folders within it too, links to folders followed, except what has a name that
-    starts with a dot, pictures, sounds and films, a data set's card, and what a link leads back to. A glob is read as
-    Python's `glob` does, `**` included; folders that it matches are passed over.
+    A name that exists is that file or folder, even with the characters of a glob in it. A folder stands for all files
+    in it and in the folders below, links to folders included, except hidden files, pictures, sounds, films,
+    descriptions of a dataset, and links to a folder that is read already. A glob works as Python's `glob`, `**`
+    included; it takes files only.
 
     Args:
-        spec: what the user wrote.
-        flag: the flag to name in error lines.
-        notes: gets a line about what of a folder is left out.
-        wanted: which of a folder's files are meant; None: all.
+        spec: the path, folder or glob as the user wrote it.
+        flag: the flag's name, for error messages.
+        notes: receives a line about the files of a folder that are left out.
+        wanted: selects files of a folder; None selects all.
 
     Raises:
-        UserError: nothing is there, or a file is in a format that is not read; the line says what to do with it.
+        UserError: nothing is there, or a file has an unsupported format.
     """
     path = Path(spec).expanduser()
     try:
-        there = path.exists()
+        exists = path.exists()
     except OSError as error:
         raise SettingError(flag, f"{spec}: cannot be looked up ({error.strerror})") from error
     if path.is_dir():
-        left_out = LeftOut()
+        left_out: dict[str, list[str]] = collections.defaultdict(list)
         found = sorted(files_under(path, left_out, wanted or (lambda file: True)))
-        words = left_out.in_words(spec)
+        note = f"{spec}: left out: {describe_left_out(left_out)}" if left_out else ""
         if not found:
-            raise SettingError(flag, f"{words} and nothing is left" if words else f"{spec}: no file in this folder")
-        if notes is not None and words:
-            notes.append(words)
+            raise SettingError(flag, f"{note} and nothing is left" if note else f"{spec}: no file in this folder")
+        if notes is not None and note:
+            notes.append(note)
     elif path.is_file():
         found = [path]
-    elif there:
+    elif exists:
         raise SettingError(flag, f"{spec}: neither a file nor a folder")
     elif not glob.has_magic(spec):
         raise SettingError(flag, no_such_file(spec, "no such file or folder"))
     else:
-        matches = sorted(Path(match) for match in glob.glob(pattern_of(path), recursive=True))
-        found = each_once(match for match in matches if match.is_file())
-        if not found:
-            words = "matches folders only; add /** to take the files in them" if matches else "matches no file"
-            raise SettingError(flag, f"{spec}: {words}")
-    refused = {file: words for file in found if (words := unsupported_format(file))}
-    for file, words in refused.items():
+        found = match_glob(path, spec, flag)
+    refused = {file: problem for file in found if (problem := unsupported_format(file))}
+    for file, problem in refused.items():
         others = len(refused) - 1
         more = f"; {others} more of these files {'is' if others == 1 else 'are'} of such formats" if others else ""
-        raise SettingError(flag, f"{file}: {words}{more}")
+        raise SettingError(flag, f"{file}: {problem}{more}")
     return found
 
 
-def pattern_of(path: Path) -> str:
-    """A glob in which the part of the path that exists stands for itself, with whatever brackets are in it."""
-    there = next(parent for parent in path.parents if parent.exists())
-    rest = path.relative_to(there)
-    return str(Path(glob.escape(str(there)), rest))
-
-
-def each_once(files: Iterable[Path]) -> list[Path]:
-    """The files without those that are the same one under a longer name, as links to folders above make them."""
+def match_glob(path: Path, spec: str, flag: str) -> list[Path]:
+    """Returns the files of a glob. A file that links reach by several names is returned once, by its shortest name."""
+    # The part of the path that exists stands for itself, with the brackets in it.
+    existing = next(parent for parent in path.parents if parent.exists())
+    matches = sorted(
+        Path(existing, match) for match in glob.glob(str(path.relative_to(existing)), root_dir=existing, recursive=True)
+    )
     shortest: dict[str, Path] = {}
-    for file in files:
-        known = shortest.setdefault(os.path.realpath(file), file)
-        if len(file.parts) < len(known.parts):
-            shortest[os.path.realpath(file)] = file
+    for file in sorted((match for match in matches if match.is_file()), key=lambda file: len(file.parts)):
+        shortest.setdefault(os.path.realpath(file), file)
+    if not shortest:
+        problem = "matches folders only; add /** to take the files in them" if matches else "matches no file"
+        raise SettingError(flag, f"{spec}: {problem}")
     return sorted(shortest.values())
 
 
-def files_under(folder: Path, left_out: LeftOut, wanted: Callable[[Path], bool]) -> Iterator[Path]:
-    """The files below a folder. Each real folder is visited once, where it has a name of its own here, under that."""
+def describe_left_out(left_out: Mapping[str, Iterable[str]]) -> str:
+    groups = []
+    for reason, names in sorted(left_out.items()):
+        ordered = sorted(names)
+        more = ", …" if len(ordered) > MAX_NAMES_SHOWN else ""
+        groups.append(f"{len(ordered):,} {reason} ({', '.join(ordered[:MAX_NAMES_SHOWN])}{more})")
+    return "; ".join(groups)
+
+
+def files_under(folder: Path, left_out: dict[str, list[str]], wanted: Callable[[Path], bool]) -> Iterator[Path]:
+    """Yields the files below a folder; collects the others by reason.
+
+    Each real folder is read once: under its own name where it is below `folder`, else under the link's name.
+    """
+
+    def leave_out(reason: str, path: Path) -> None:
+        left_out[reason].append(str(path.relative_to(folder)))
+
     root = Path(os.path.realpath(folder))
     visited: set[str] = set()
     waiting = [folder]
@@ -116,51 +106,48 @@ def files_under(folder: Path, left_out: LeftOut, wanted: Callable[[Path], bool])
         links: list[Path] = []
         for start in waiting:
             if start != folder and root.is_relative_to(os.path.realpath(start)):
-                left_out.add("link to a folder above", start, folder)
+                leave_out("link to a folder above", start)
                 continue
-            for parent, folders, names in os.walk(start, onerror=refuse):
-                place, real = Path(parent), os.path.realpath(parent)
+            for parent, folders, names in os.walk(start, onerror=raise_unreadable):
+                real = os.path.realpath(parent)
                 if real in visited:
-                    left_out.add("link to a folder read already", place, folder)
+                    leave_out("link to a folder read already", Path(parent))
                     folders.clear()
                     continue
                 visited.add(real)
-                for path in (place / name for name in sorted(folders)):
+                for path in (Path(parent, name) for name in sorted(folders)):
                     if path.name.startswith("."):
-                        left_out.add("hidden", path, folder)
+                        leave_out("hidden", path)
                     elif path.is_symlink():
                         links.append(path)
                 folders[:] = [name for name in folders if not name.startswith(".")]
-                for path in (place / name for name in names):
-                    reason = why_left_out(path, wanted)
-                    if reason:
-                        left_out.add(reason, path, folder)
+                for path in (Path(parent, name) for name in names):
+                    if reason := reason_to_leave_out(path, wanted):
+                        leave_out(reason, path)
                     else:
                         yield path
         waiting = links
 
 
-def why_left_out(path: Path, wanted: Callable[[Path], bool]) -> str | None:
-    """Why a file of a folder is not read, or None."""
+def reason_to_leave_out(path: Path, wanted: Callable[[Path], bool]) -> str | None:
     if path.name.startswith("."):
         return "hidden"
     if not path.is_file():
-        return "link to nothing" if path.is_symlink() else "no file"
+        return "link to nothing" if path.is_symlink() else "not a file"
     if is_media(path):
         return "picture, sound or film"
-    if describes_data(path):
+    if describes_dataset(path):
         return "description of the data"
     return None if wanted(path) else "of another kind"
 
 
-def describes_data(path: Path) -> bool:
-    """Whether a file says what is in the others, as Hugging Face's data sets have them: no text to learn."""
+def describes_dataset(path: Path) -> bool:
+    """Returns whether a file describes a Hugging Face dataset: its card or its metadata."""
     if path.name == "README.md":
         with contextlib.suppress(OSError), open(path, "rb") as file:
             return file.read(4) in (b"---\n", b"---\r")
     return path.name in DESCRIPTIONS
 
 
-def refuse(error: OSError) -> None:
-    """A folder that cannot be listed."""
+def raise_unreadable(error: OSError) -> None:
     raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from error

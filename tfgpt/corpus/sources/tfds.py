@@ -1,22 +1,21 @@
-"""`tfds:…`: text in TensorFlow Datasets, prepared on this machine or prepared on the way.
+"""`tfds:…`: text in TensorFlow Datasets, prepared on this machine or downloaded and prepared.
 
     tfds:NAME:SPLIT#FEATURE             tfds:lm1b:train#text
     tfds:NAME/CONFIG:SPLIT#FEATURE      tfds:wikipedia/20230601.en:train#text
     tfds:NAME:VERSION:SPLIT#FEATURE     tfds:lm1b:1.1.0:train[:10%]#text
     tfds:DIRECTORY:SPLIT#FEATURE        tfds:/data/my_dataset/1.0.0:train#dialogue/turns
 
-A dataset that is prepared in the data folder is found there without TensorFlow Datasets' own code for it, and is read
-without a network. SPLIT may be anything that TensorFlow Datasets reads (`train[:10%]`, `train+test`). FEATURE may be
-a text, a sequence of texts (joined by line ends), or a sequence of `role` and `content` (a dialogue; `from` and
-`value`, or `speaker` and `utterance`, are the same); `a/b` is a feature in a feature. Several texts separated by commas
-are one exchange, the last one the answer: `#instruction,input,output`. Without #FEATURE it is `text` or `messages`, or
-the only text there is.
+A dataset prepared in the data folder is read without its code and without a network. SPLIT is any split that TensorFlow
+Datasets reads (`train[:10%]`, `train+test`). FEATURE is a text, a sequence of texts (joined by line ends), or a
+sequence of `role` and `content` (a dialogue; also `from` and `value`, or `speaker` and `utterance`); `a/b` is a nested
+feature. Several texts separated by commas are one exchange, the last one the answer: `#instruction,input,output`.
+Without #FEATURE it is `text` or `messages`, or the only text.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
+import functools
 import itertools
 import json
 import logging
@@ -25,7 +24,7 @@ import re
 import socket
 import urllib.parse
 import urllib.request
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,51 +41,7 @@ PATTERN = re.compile(r"(?P<dataset>.+?)(:(?P<version>\d+\.\d+\.\d+))?:(?P<split>
 VERSION = re.compile(r"\d+\.\d+\.\d+")
 INFORMATION = "dataset_info.json"
 GRAMMAR = "write tfds:NAME/CONFIG:SPLIT#FEATURE or tfds:DIRECTORY:SPLIT#FEATURE"
-
-
-@dataclasses.dataclass(frozen=True)
-class Parts:
-    """What a spec is made of; `version` and `feature` are empty when not named."""
-
-    dataset: str
-    version: str
-    split: str
-    feature: str
-
-
-def parsed(spec: str, flag: str) -> Parts:
-    """The parts of a spec.
-
-    Raises:
-        SettingError: no dataset or no split in it.
-    """
-    rest, _, feature = spec.removeprefix("tfds:").partition("#")
-    match = PATTERN.fullmatch(rest)
-    if not match:
-        raise SettingError(flag, f"{spec}: no split named; {GRAMMAR}")
-    return Parts(match["dataset"], match["version"] or "", match["split"], feature)
-
-
-def tfrecords(path: str, start: int, end: int) -> Iterator[bytes]:
-    """The records `start` to `end` of a TFRecord file; its checksums are checked."""
-    import tensorflow as tf
-
-    with fewer_log_lines():  # "deprecated": in favour of tf.data, which starts the runtime
-        records = tf.compat.v1.io.tf_record_iterator(path)
-    yield from itertools.islice(records, start, end)
-
-
-def array_records(path: str, start: int, end: int) -> Iterator[bytes]:
-    """The records `start` to `end` of an ArrayRecord file."""
-    from array_record.python.array_record_module import ArrayRecordReader
-
-    reader = ArrayRecordReader(path)
-    for first in range(start, end, RECORDS_AT_ONCE):
-        yield from reader.read(first, min(first + RECORDS_AT_ONCE, end))
-
-
 RECORDS_AT_ONCE = 256
-RECORD_READERS = {"tfrecord": tfrecords, "array_record": array_records}
 
 
 class TensorFlowDatasetsSource(base.Source):
@@ -94,53 +49,39 @@ class TensorFlowDatasetsSource(base.Source):
 
     Args:
         spec: as in the module's docstring.
-        flag: the flag to name in error lines.
-        hashes: computes (and remembers) the files' hashes.
+        flag: the flag's name, for error messages.
+        hashes: computes the hashes of the files.
         data_dir: the folder of prepared datasets; None: $TFDS_DATA_DIR or ~/tensorflow_datasets.
 
     Raises:
-        UserError: no such dataset or split, or it is not prepared and cannot be.
+        UserError: there is no such dataset or split, or it cannot be prepared.
     """
 
     def __init__(self, spec: str, flag: str, hashes: FileHashes, data_dir: str | None = None):
         super().__init__(spec)
-        self.parts, self.flag, self.hashes = parsed(spec, flag), flag, hashes
-        root = Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
-        self.directory = builder_directory(spec, self.parts, flag, root)
-        information = self.information()
-        self.check_split(information)
-        self.files = self.split_files()
+        self.flag, self.hashes = flag, hashes
+        rest, _, self.feature = spec.removeprefix("tfds:").partition("#")
+        match = PATTERN.fullmatch(rest)
+        if not match:
+            raise self.error(f"no split named; {GRAMMAR}")
+        self.dataset, self.version, self.split = match["dataset"], match["version"] or "", match["split"]
+        self.root = Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+        self.directory = self.find_directory()
+        information = read_information(self.directory)
+        splits = [split.get("name", "") for split in information.get("splits", [])]
+        names = [re.split(r"\[", name.strip())[0] for name in self.split.split("+")]
+        for name in names:
+            if name not in splits and name != "all":
+                raise self.error(f"no split {name!r}; there are {', '.join(splits) or 'none'}")
+        self.files = split_files(self.directory, names)
         self.size = sum(path.stat().st_size for path in self.files)
-        version = information.get("version", "")
-        self.description = f"TensorFlow Datasets {information.get('name', self.parts.dataset)} {version}".strip()
+        name, version = information.get("name", self.dataset), information.get("version", "")
+        self.description = f"TensorFlow Datasets {name} {version}".strip()
         licence = (information.get("redistributionInfo") or {}).get("license")
         self.licence = " ".join(str(licence).split()) if licence else "not recorded in the dataset's information"
 
-    def information(self) -> dict[str, Any]:
-        """The dataset's `dataset_info.json`."""
-        path = self.directory / INFORMATION
-        try:
-            information = json.loads(path.read_bytes())
-        except (OSError, ValueError) as error:
-            raise UserError(f"{path}: damaged ({error}); prepare the dataset again") from None
-        return information if isinstance(information, dict) else {}
-
-    def split_names(self) -> list[str]:
-        """The splits that SPLIT names, without slices."""
-        return [re.split(r"\[", name.strip())[0] for name in self.parts.split.split("+")]
-
-    def check_split(self, information: dict[str, Any]) -> None:
-        there = [split.get("name", "") for split in information.get("splits", [])]
-        for name in self.split_names():
-            if name not in there and name != "all":
-                raise SettingError(self.flag, f"{self.spec}: no split {name!r}; there are {', '.join(there) or 'none'}")
-
-    def split_files(self) -> list[Path]:
-        """The files that decide the documents: the splits' records, or all files where names do not tell."""
-        files = sorted(path for path in self.directory.iterdir() if path.is_file())
-        described = [path for path in files if path.suffix in (".json", ".txt")]
-        records = [path for path in files if any(f"-{name}." in path.name for name in self.split_names())]
-        return sorted({*described, *records}) if records else files
+    def error(self, problem: str) -> SettingError:
+        return SettingError(self.flag, f"{self.spec}: {problem}")
 
     def fingerprint(self) -> str:
         names = [path.name for path in self.files]
@@ -149,218 +90,212 @@ class TensorFlowDatasetsSource(base.Source):
     def documents(self) -> Iterator[base.Document]:
         self.start_reading()
         import_tensorflow()
-        tfds = imported(self.spec)
+        tfds = import_tensorflow_datasets(self.spec)
         try:
             builder = tfds.builder_from_directory(self.directory)
-        except Exception as error:  # whatever TFDS raises for a directory it cannot make sense of
-            raise UserError(
-                f"{self.directory}: cannot be opened as a TensorFlow Dataset ({one_line(error)})"
-            ) from error
-        wanted = self.parts.feature.split(",")
-        paths = [self.feature_path(builder.info.features, name, len(wanted) > 1) for name in wanted]
-        number = 0
-        for number, example in enumerate(self.examples(tfds, builder, [path[0] for path in paths]), start=1):
-            self.odd.read += 1
+        except Exception as error:  # TFDS raises errors of many classes.
+            raise UserError(f"{self.directory}: cannot be opened by TensorFlow Datasets ({one_line(error)})") from error
+        features = self.feature.split(",")
+        paths = [self.feature_path(builder.info.features, name, len(features) > 1) for name in features]
+        for example in self.examples(tfds, builder, [path[0] for path in paths]):
+            self.skipped.read += 1
             try:
-                for document in self.example_documents(
-                    [value_at(example, path) for path in paths], f"{self.spec}: example {number}"
-                ):
-                    reason = base.reason_to_drop(document)
-                    if reason:
+                values = [functools.reduce(lambda value, name: value[name], path, example) for path in paths]
+                for document in self.example_documents(values, f"{self.spec}: example {self.skipped.read}"):
+                    if reason := base.reason_to_drop(document):
                         self.dropped[reason] += 1
                     else:
                         yield document
             except UserError as error:
-                self.odd.skip(error)
-        if not number:
+                self.skipped.skip(error)
+        if not self.skipped.read:
             raise UserError(f"{self.spec}: the split has no example")
-        self.odd.raise_if_most(self.spec)
+        self.skipped.raise_if_most(self.spec)
 
-    def examples(self, tfds: Any, builder: Any, names: list[str]) -> Iterator[Mapping[str, Any]]:
-        """The examples in the order of the files, of each only the features `names`; keeps `position`.
+    def examples(self, tfds: Any, builder: Any, names: Sequence[str]) -> Iterator[Mapping[str, Any]]:
+        """Yields the features `names` of the examples in the order of the files; updates `position`.
 
-        Records are parsed as NumPy arrays. `builder.as_dataset` would do too, but it starts TensorFlow's runtime,
-        after which a training run in the same process can no longer choose its logical devices.
+        TFRecord and ArrayRecord files are parsed as NumPy arrays: `builder.as_dataset` starts TensorFlow's runtime,
+        after which a training run in the same process cannot choose its logical devices.
         """
         file = str(self.directory)
         try:
-            with fewer_log_lines():
-                only = tfds.decode.PartialDecoding(dict.fromkeys(names, True))
-                if builder.info.file_format.value not in RECORD_READERS:
-                    yield from builder.as_dataset(
-                        split=self.parts.split, shuffle_files=False, decoders=only
-                    ).as_numpy_iterator()
+            with errors_logged_only():
+                decoding = tfds.decode.PartialDecoding(dict.fromkeys(names, True))
+                read = RECORD_READERS.get(builder.info.file_format.value)
+                if read is None:
+                    dataset = builder.as_dataset(split=self.split, shuffle_files=False, decoders=decoding)
+                    yield from dataset.as_numpy_iterator()
                     return
-                features = only.extract_features(builder.info.features)
-                read = RECORD_READERS[builder.info.file_format.value]
-                instructions = builder.info.splits[self.parts.split].file_instructions
-            count = sum(instruction.take for instruction in instructions)
-            number = 0
+                features = decoding.extract_features(builder.info.features)
+                instructions = builder.info.splits[self.split].file_instructions
+            total, count = sum(instruction.take for instruction in instructions), 0
             for instruction in instructions:
-                file = str(instruction.filename)
-                before = number
+                file, end = str(instruction.filename), count + instruction.take
                 for record in read(file, instruction.skip, instruction.skip + instruction.take):
-                    number += 1
-                    self.position = (self.size or 0) * number // count
+                    count += 1
+                    self.position = (self.size or 0) * count // total
                     yield features.deserialize_example_np(record)
-                if number - before < instruction.take:
-                    raise ValueError(f"it ends after {number - before} of {instruction.take} examples")
-        except Exception as error:  # a wrong slice, a damaged record: TFDS and TensorFlow have a class for each
+                if count < end:
+                    raise ValueError(f"the file ends {end - count} examples too early")
+        except Exception as error:  # A wrong slice, a damaged record: TFDS and TensorFlow have a class for each.
             raise UserError(f"{self.spec}: cannot be read from {file} ({one_line(error)})") from error
 
-    def feature_path(self, features: Any, feature: str, plain: bool) -> list[str]:
-        """A feature as the names on the way to it; with `plain` it must be one text.
+    def feature_path(self, features: Any, feature: str, text_only: bool) -> list[str]:
+        """Returns the path of a feature, by default of the usual or only one.
 
         Raises:
-            SettingError: it is not there, or none is named and it is not clear which one is meant.
+            SettingError: there is no such feature, or it is not text, or the default is not clear.
         """
-        there = dict(sorted(flat_features(features).items()))
-        texts = [name for name, kind in there.items() if kind in ("text", "messages")]
-        listed = ", ".join(name if kind in ("text", "messages") else f"{name} ({kind})" for name, kind in there.items())
-        wanted = feature.strip().strip("/")
-        if not wanted:
+        kinds = dict(sorted(feature_kinds(features).items()))
+        texts = [name for name, kind in kinds.items() if kind in ("text", "messages")]
+        listed = ", ".join(name if name in texts else f"{name} ({kind})" for name, kind in kinds.items())
+        name = feature.strip().strip("/")
+        if not name:
             usual = [name for name in ("text", "messages") if name in texts]
             if not usual and len(texts) != 1:
-                raise SettingError(self.flag, f"{self.spec}: name the feature with #FEATURE; there are {listed}")
-            wanted = (usual or texts)[0]
-        if wanted not in there:
-            raise SettingError(self.flag, f"{self.spec}: no feature {wanted!r}; there are {listed}")
-        if wanted not in texts or (plain and there[wanted] != "text"):
-            raise SettingError(
-                self.flag, f"{self.spec}: the feature {wanted!r} is {there[wanted]}, no text; there are {listed}"
-            )
-        return wanted.split("/")
+                raise self.error(f"name the feature with #FEATURE; there are {listed}")
+            name = (usual or texts)[0]
+        if name not in kinds:
+            raise self.error(f"no feature {name!r}; there are {listed}")
+        if name not in texts or (text_only and kinds[name] != "text"):
+            raise self.error(f"the feature {name!r} is {kinds[name]}, not text; there are {listed}")
+        return name.split("/")
 
-    def example_documents(self, values: list[Any], place: str) -> Iterator[base.Document]:
-        """The document (or the parts of a very long one) in the features' values."""
-        value = values[0]
+    def example_documents(self, values: Sequence[Any], place: str) -> Iterator[base.Document]:
+        """Yields the document of the features' values, in parts when it is very long."""
+        value, messages = values[0], None
         if len(values) > 1:
-            *asked, answer = (text_of(text, place) for text in values)
-            yield self.dialogue(
-                [
-                    {"role": "user", "content": "\n\n".join(text for text in asked if text)},
-                    {"role": "assistant", "content": answer},
-                ],
-                place,
-            )
+            *request, reply = (decode_text(text, place) for text in values)
+            request_text = "\n\n".join(text for text in request if text)
+            messages = [{"role": "user", "content": request_text}, {"role": "assistant", "content": reply}]
         elif isinstance(value, Mapping):
             speaker, content = first_field(value, SPEAKER_FIELDS), first_field(value, CONTENT_FIELDS)
-            pairs = zip(value[speaker], value[content])
-            turns = [{speaker: text_of(one, place), content: text_of(other, place)} for one, other in pairs]
-            yield self.dialogue(to_openai_messages(turns, self.parts.feature or "messages", place), place)
-        elif isinstance(value, (bytes, str)):
-            yield from base.text_documents(text_of(value, place), self.spec)
+            turns = [
+                {speaker: decode_text(name, place), content: decode_text(text, place)}
+                for name, text in zip(value[speaker], value[content])
+            ]
+            messages = to_openai_messages(turns, self.feature or "messages", place)
+        if messages is not None:
+            yield base.with_id({"messages": validate_messages(messages, place), "source": self.spec})
         else:
-            yield from base.text_documents("\n".join(text_of(line, place) for line in value), self.spec)
+            lines = [value] if isinstance(value, (bytes, str)) else value
+            yield from base.text_documents("\n".join(decode_text(line, place) for line in lines), self.spec)
 
-    def dialogue(self, messages: Any, place: str) -> base.Document:
-        """The document of a dialogue."""
-        document = {"messages": validate_messages(messages, place), "source": self.spec}
-        return {**document, "id": base.content_id(document)}
+    def find_directory(self) -> Path:
+        """Returns the folder with `dataset_info.json`; prepares the dataset where it is missing."""
+        given = Path(self.dataset).expanduser()
+        if (given / INFORMATION).is_file():
+            return given
+        if given.is_absolute() or self.dataset.startswith(("./", "../", "~")):
+            problem = f"it has no {INFORMATION}" if given.is_dir() else "no such folder"
+            nested = sorted(given.glob(f"**/{INFORMATION}")) if given.is_dir() else []
+            hint = f"; did you mean {nested[0].parent}?" if nested else ""
+            raise self.error(f"no prepared dataset in {given}: {problem}{hint}")
+        folder = self.root / self.dataset
+        if found := self.newest_version(folder):
+            return found
+        configs = {} if "/" in self.dataset else subfolders(folder)
+        prepared = {name: found for name, config in configs.items() if (found := self.newest_version(config))}
+        if len(prepared) > 1:
+            default = default_config(folder)
+            if default not in prepared:
+                raise self.error(f"which of its configurations? There are {', '.join(prepared)}; {GRAMMAR}")
+            return prepared[default]
+        return next(iter(prepared.values()), None) or self.prepare()
+
+    def newest_version(self, folder: Path) -> Path | None:
+        """Returns the folder of the prepared version, by default the newest one."""
+        versions = [
+            path
+            for name, path in subfolders(folder).items()
+            if VERSION.fullmatch(name) and self.version in ("", name) and (path / INFORMATION).is_file()
+        ]
+        return max(versions, key=lambda path: tuple(map(int, path.name.split("."))), default=None)
+
+    def prepare(self) -> Path:
+        """Downloads and prepares a dataset that TFDS has code for."""
+        tfds = import_tensorflow_datasets(self.spec)
+        missing = f"not prepared in {self.root}"
+        try:
+            builder = tfds.builder(":".join(filter(None, (self.dataset, self.version))), data_dir=self.root)
+        except tfds.core.registered.DatasetNotFoundError:
+            known = tfds.list_builders(with_community_datasets=False)
+            hint = did_you_mean(self.dataset.split("/")[0], known)
+            raise self.error(f"unknown dataset: {missing}, and TensorFlow Datasets has no such name{hint}") from None
+        except Exception as error:  # An unknown configuration or version, or a package that its code needs.
+            raise self.error(f"{missing}, and cannot be ({one_line(error)})") from error
+        check_network(f"{self.spec}: {missing}", builder.url_infos)
+        import_tensorflow()
+        try:
+            builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
+        except Exception as error:  # No network, a moved address, a full disk, a manual download.
+            problem = f"could not be downloaded and prepared ({one_line(error)})"
+            raise UserError(f"{self.spec}: {missing}, and {problem}") from error
+        return Path(builder.data_dir)
 
 
-def imported(spec: str) -> Any:
-    """The module `tensorflow_datasets`.
+def read_tfrecords(path: str, start: int, end: int) -> Iterator[bytes]:
+    """Yields the records `start` to `end` of a TFRecord file; checks their checksums."""
+    import tensorflow as tf
 
-    Raises:
-        UserError: it cannot be imported.
-    """
+    with errors_logged_only():  # "deprecated": in favour of tf.data, which starts the runtime
+        records = tf.compat.v1.io.tf_record_iterator(path)
+    yield from itertools.islice(records, start, end)
+
+
+def read_array_records(path: str, start: int, end: int) -> Iterator[bytes]:
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    reader = ArrayRecordReader(path)
+    for first in range(start, end, RECORDS_AT_ONCE):
+        yield from reader.read(first, min(first + RECORDS_AT_ONCE, end))
+
+
+RECORD_READERS = {"tfrecord": read_tfrecords, "array_record": read_array_records}
+
+
+def import_tensorflow_datasets(spec: str) -> Any:
     try:
         import tensorflow_datasets
     except ImportError as error:
-        raise UserError(
-            f"{spec}: needs tensorflow-datasets ({one_line(error)}); pip install tensorflow-datasets"
-        ) from None
+        problem = f"needs tensorflow-datasets ({one_line(error)}); pip install tensorflow-datasets"
+        raise UserError(f"{spec}: {problem}") from None
     return tensorflow_datasets
 
 
-def builder_directory(spec: str, parts: Parts, flag: str, root: Path) -> Path:
-    """The folder with `dataset_info.json`.
-
-    Raises:
-        UserError: there is none and none can be made.
-    """
-    given = Path(parts.dataset).expanduser()
-    if (given / INFORMATION).is_file():
-        return given
-    if given.is_absolute() or parts.dataset.startswith(("./", "../", "~")):
-        words = f"it has no {INFORMATION}" if given.is_dir() else "no such folder"
-        nested = sorted(given.glob(f"**/{INFORMATION}")) if given.is_dir() else []
-        hint = f"; did you mean {nested[0].parent}?" if nested else ""
-        raise SettingError(flag, f"{spec}: no prepared dataset in {given}: {words}{hint}")
-    found = prepared(spec, parts, flag, root)
-    return found or prepare(spec, parts, flag, root)
+def read_information(directory: Path) -> dict[str, Any]:
+    path = directory / INFORMATION
+    try:
+        information = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: damaged ({error}); prepare the dataset again") from None
+    return information if isinstance(information, dict) else {}
 
 
-def prepared(spec: str, parts: Parts, flag: str, root: Path) -> Path | None:
-    """The folder of a dataset below the data folder: `NAME/CONFIG/VERSION`, the newest version."""
-    base_folder = root / parts.dataset
-    found = newest_version(base_folder, parts.version)
-    if found or "/" in parts.dataset or not base_folder.is_dir():
-        return found
-    configs = {
-        folder.name: version
-        for folder in sorted(base_folder.iterdir())
-        if folder.is_dir() and (version := newest_version(folder, parts.version))
-    }
-    if len(configs) > 1:
-        default = default_config(base_folder)
-        if default not in configs:
-            raise SettingError(flag, f"{spec}: which of its configurations? There are {', '.join(configs)}; {GRAMMAR}")
-        return configs[default]
-    return next(iter(configs.values()), None)
+def split_files(directory: Path, splits: Iterable[str]) -> list[Path]:
+    """Returns the files that decide the documents of some splits: all files where their names do not tell."""
+    files = sorted(path for path in directory.iterdir() if path.is_file())
+    records = [path for path in files if any(f"-{name}." in path.name for name in splits)]
+    return [path for path in files if path in records or path.suffix in (".json", ".txt")] if records else files
+
+
+def subfolders(folder: Path) -> dict[str, Path]:
+    return {path.name: path for path in sorted(folder.iterdir()) if path.is_dir()} if folder.is_dir() else {}
 
 
 def default_config(folder: Path) -> str:
-    """The name that TFDS notes as a dataset's default configuration, or nothing."""
+    """Returns the name of a dataset's default configuration, as TFDS keeps it, or ""."""
     try:
         return json.loads((folder / ".config" / "metadata.json").read_bytes())["default_config_name"]
     except (OSError, ValueError, KeyError, TypeError):
         return ""
 
 
-def newest_version(folder: Path, version: str) -> Path | None:
-    """The folder of a version (the newest when none is named) that is prepared."""
-    if not folder.is_dir():
-        return None
-    versions = [
-        path
-        for path in folder.iterdir()
-        if VERSION.fullmatch(path.name) and version in ("", path.name) and (path / INFORMATION).is_file()
-    ]
-    return max(versions, key=lambda path: tuple(map(int, path.name.split("."))), default=None)
+def check_network(missing: str, addresses: Iterable[str]) -> None:
+    """Raises `UserError` where no host of the downloads has an address and no proxy is set.
 
-
-def prepare(spec: str, parts: Parts, flag: str, root: Path) -> Path:
-    """Downloads and prepares a dataset that TFDS has code for."""
-    tfds = imported(spec)
-    name = parts.dataset + (f":{parts.version}" if parts.version else "")
-    try:
-        builder = tfds.builder(name, data_dir=root)
-    except tfds.core.registered.DatasetNotFoundError:
-        known = tfds.list_builders(with_community_datasets=False)
-        hint = did_you_mean(parts.dataset.split("/")[0], known)
-        raise SettingError(
-            flag, f"{spec}: unknown dataset: not prepared in {root}, and TensorFlow Datasets has no such name{hint}"
-        ) from None
-    except Exception as error:  # an unknown configuration or version, or a package that its code needs
-        raise SettingError(flag, f"{spec}: not prepared in {root}, and cannot be ({one_line(error)})") from error
-    refuse_without_network(spec, builder.url_infos, root)
-    import_tensorflow()
-    try:
-        builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
-    except Exception as error:  # no network, a moved address, a full disk, a manual download: each its own class
-        raise UserError(
-            f"{spec}: not prepared in {root}, and could not be downloaded and prepared ({one_line(error)})"
-        ) from error
-    return Path(builder.data_dir)
-
-
-def refuse_without_network(spec: str, addresses: Iterable[str], root: Path) -> None:
-    """TFDS tries an address that cannot be reached ten times, over minutes; asking for the host's name tells at once.
-
-    Raises:
-        UserError: no host of the downloads has an address, and no proxy is set that could know better.
+    TFDS would try each address ten times, which takes minutes.
     """
     hosts = sorted({host for address in addresses if (host := urllib.parse.urlsplit(address).hostname)})
     if not hosts or urllib.request.getproxies():
@@ -370,58 +305,43 @@ def refuse_without_network(spec: str, addresses: Iterable[str], root: Path) -> N
             socket.getaddrinfo(host, None)
             return
     raise UserError(
-        f"{spec}: not prepared in {root}, and cannot be downloaded: no network here ({hosts[0]} has no address); "
+        f"{missing}, and cannot be downloaded: no network here ({hosts[0]} has no address); "
         "prepare it on a machine with a network and copy its folder"
     )
 
 
 @contextlib.contextmanager
-def fewer_log_lines() -> Iterator[None]:
-    """TFDS and TensorFlow warn of deprecated names, among them their own."""
-    loggers = [logging.getLogger(name) for name in ("absl", "tensorflow")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
+def errors_logged_only() -> Iterator[None]:
+    """Hides warnings of TFDS and TensorFlow about deprecated names."""
+    levels = {logger: logger.level for logger in map(logging.getLogger, ("absl", "tensorflow"))}
+    for logger in levels:
         logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        for logger, level in zip(loggers, levels):
+        for logger, level in levels.items():
             logger.setLevel(level)
 
 
-def flat_features(features: Any, prefix: str = "") -> dict[str, str]:
-    """Every feature's path and kind: "text", "messages" or what else it is; see the module's docstring."""
+def feature_kinds(features: Any, prefix: str = "") -> dict[str, str]:
+    """Returns the path and kind of each feature: "text", "messages" or the name of its class."""
     import tensorflow_datasets as tfds
 
-    flat: dict[str, str] = {}
     inner = features.feature if isinstance(features, tfds.features.Sequence) else features
     if isinstance(inner, tfds.features.FeaturesDict):
+        kinds: dict[str, str] = {}
         names = set(inner.keys())
         if inner is not features and prefix and names & set(SPEAKER_FIELDS) and names & set(CONTENT_FIELDS):
-            flat[prefix] = "messages"
+            kinds[prefix] = "messages"
         for name, feature in inner.items():
-            flat.update(flat_features(feature, f"{prefix}/{name}" if prefix else name))
-        return flat
-    kind = getattr(features, "np_dtype", None)
-    shape = getattr(features, "shape", None)
-    is_text = isinstance(inner, tfds.features.Text) or (kind is not None and str(kind) == "object")
-    flat[prefix] = "text" if is_text and shape is not None and len(shape) <= 1 else type(features).__name__
-    return flat
+            kinds.update(feature_kinds(feature, f"{prefix}/{name}" if prefix else name))
+        return kinds
+    dtype, shape = getattr(features, "np_dtype", None), getattr(features, "shape", None)
+    is_text = isinstance(inner, tfds.features.Text) or str(dtype) == "object"
+    return {prefix: "text" if is_text and shape is not None and len(shape) <= 1 else type(features).__name__}
 
 
-def value_at(example: Any, path: list[str]) -> Any:
-    """The value of a feature in a feature."""
-    for name in path:
-        example = example[name]
-    return example
-
-
-def text_of(value: bytes | str, place: str) -> str:
-    """The text.
-
-    Raises:
-        UserError: not UTF-8.
-    """
+def decode_text(value: bytes | str, place: str) -> str:
     if isinstance(value, str):
         return value
     try:
@@ -431,6 +351,6 @@ def text_of(value: bytes | str, place: str) -> str:
 
 
 def one_line(error: BaseException, longest: int = 300) -> str:
-    """An error of somebody else's code on one line of ours."""
-    words = " ".join(str(error).split()) or type(error).__name__
-    return words if len(words) <= longest else words[:longest] + "…"
+    """Returns the message of an error of another library on one line."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= longest else text[:longest] + "…"

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from tfgpt.common.errors import SettingError, UserError
+from tfgpt.common.progress import format_count
 from tfgpt.corpus.config import CorpusConfig
-from tfgpt.corpus.source_summary import format_count
 from tfgpt.corpus.sources.chat_formats import MESSAGE_FIELDS, parse_tools, to_openai_messages
 from tfgpt.corpus.sources.find_files import find_files
 from tfgpt.corpus.sources.json_records import SkippedRecords, is_records_file
