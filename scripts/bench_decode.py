@@ -1,13 +1,13 @@
-"""Tokens a second of decoding, beside `transformers` generate on PyTorch eager and llama.cpp, with the same weights.
+"""Decoding speed compared with `transformers` on PyTorch eager and with llama.cpp, with the same weights.
 
     python scripts/bench_decode.py --model=models/smollm2 --json
     python scripts/bench_decode.py [--rows=float32-1x70,…] [--rounds=3] [--tokens=32] [--peers=llama.cpp]
 
-A model directory of ours in Llama's shape (`python -m tfgpt.convert` makes one), or else a GPT-2 of 124 million
-parameters with random weights, writes `--tokens` tokens greedily behind each prompt; the time of the whole call
-counts, the pass over the prompt included. Ours is `Generator.generate`, theirs `model.generate` (eager) and the
-server inside the `xllamacpp` wheel (its cache in float16; 8 rows as 8 requests at once). Each runs in a process of
-its own. The processes of a row stay alive and take turns, so that other work on the machine hits all alike: a ratio
+A model directory in Llama's shape (`python -m tfgpt.convert` makes one), or else a GPT-2 of 124 million parameters
+with random weights, generates `--tokens` tokens greedily after each prompt. The time is that of the whole call,
+including the pass over the prompt. Ours is `Generator.generate`, theirs `model.generate` (eager) and the
+server inside the `xllamacpp` wheel (its cache in float16; 8 rows as 8 requests at once). Each runs in a separate
+process. The processes of a row stay alive and take turns, so that other work on the machine hits all alike: a ratio
 is the median over the turns. On a busy machine threads that wait for each other by spinning (PyTorch's, llama.cpp's)
 lose far more than ours: compare with --threads=1, and by CPU time, there. CPU seconds are those of the whole process.
 
@@ -56,7 +56,9 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=12, help="layers of the model (default: 12)")
     parser.add_argument("--width", type=int, default=768, help="its width (default: 768)")
     parser.add_argument("--threads", type=int, default=0, help="threads of each process; 0: its default (default: 0)")
-    parser.add_argument("--peers", default=",".join(PEERS), help=f"beside whom (default: {','.join(PEERS)})")
+    parser.add_argument(
+        "--peers", default=",".join(PEERS), help=f"programs to compare with (default: {','.join(PEERS)})"
+    )
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--directory", help=argparse.SUPPRESS)
     parser.add_argument("--dtype", help=argparse.SUPPRESS)
@@ -109,7 +111,7 @@ def print_row(row: str, figure: dict[str, Any], peers: list[str]) -> None:
 
 
 class Contestant:
-    """One process that writes when told to."""
+    """A process that generates tokens on request."""
 
     def __init__(self, worker: str, directory: Path, dtype: str, threads: int):
         self.worker = worker
@@ -136,7 +138,7 @@ class Contestant:
         raise SystemExit(f"{self.worker} ended with exit code {self.process.wait()}")
 
     def end(self) -> None:
-        """Lets the process go."""
+        """Ends the process."""
         assert self.process.stdin
         self.process.stdin.close()
         self.process.wait()
@@ -181,7 +183,7 @@ def save_model(directory: Path, layers: int, width: int) -> None:
 
 
 def work(worker: str, directory: Path, dtype: str) -> None:
-    """Writes whenever a line of standard input says so."""
+    """Generates tokens for each request on standard input."""
     write = {"ours": ours, "transformers": theirs, "llama.cpp": llama}[worker](directory, dtype)
     for line in sys.stdin:
         batch, prompt, tokens = json.loads(line)

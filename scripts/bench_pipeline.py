@@ -1,4 +1,4 @@
-"""How many tokens a CPU-second the training pipeline delivers, beside two pipelines that people write by hand.
+"""Tokens per CPU-second of the training pipeline, compared with two pipelines that people write by hand.
 
     python scripts/bench_pipeline.py [--json] [--rounds=5] [--tokens=8000000]
 
@@ -93,7 +93,7 @@ def contestants(shards: TokenShards, batch_size: int, sequence_length: int) -> d
 
 
 def plain_tf_data(shards: TokenShards, batch_size: int, sequence_length: int) -> tf.data.Dataset:
-    """What the tutorials do: windows as one tensor, a shuffle buffer, batch, split into inputs and targets."""
+    """The tutorials' pipeline: windows as one tensor, a shuffle buffer, batch, split into inputs and targets."""
     tokens = shards.tokens.run(0, shards.num_tokens)
     count = (len(tokens) - 1) // sequence_length
     windows = np.lib.stride_tricks.sliding_window_view(tokens, sequence_length + 1)[::sequence_length][:count]

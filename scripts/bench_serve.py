@@ -34,7 +34,7 @@ KEY = flags.DEFINE_string("api_key", "none", "The API key.")
 
 @dataclasses.dataclass
 class Level:
-    """What one level of load saw; times in seconds."""
+    """The measurements of one level of load, in seconds."""
 
     first: list[float] = dataclasses.field(default_factory=list)
     whole: list[float] = dataclasses.field(default_factory=list)
@@ -78,7 +78,7 @@ async def load(clients: int, model: str) -> tuple[Level, float]:
     level, started = Level(), time.perf_counter()
 
     async def one(number: int) -> None:
-        # A client of its own has connections of its own.
+        # A separate client has separate connections.
         async with openai.AsyncOpenAI(
             base_url=f"{URL.value.rstrip('/')}/v1", api_key=KEY.value, max_retries=0, timeout=300
         ) as client:

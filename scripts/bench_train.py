@@ -1,14 +1,14 @@
-"""Tokens a second and peak memory of the training step, beside `transformers`' GPT2LMHeadModel on PyTorch eager.
+"""Speed and peak memory of the training step compared with `transformers`' GPT2LMHeadModel on PyTorch eager.
 
     python scripts/bench_train.py [--json] [--rows=small-float32,…] [--rounds=7] [--seconds=3]
 
 Same shape, precision, batch and optimizer (AdamW, global-norm clipping, no dropout): ours is `Trainer.train_steps` with
 `--compile=auto`; theirs is forward, backward, `clip_grad_norm_`, `torch.optim.AdamW(fused=True)`, under
-`torch.autocast` for bfloat16. Each runs in a process of its own with its default threads. Both processes of a row stay
+`torch.autocast` for bfloat16. Each runs in a separate process with its default threads. Both processes of a row stay
 alive and take turns of a few seconds, so that other work on the machine hits both alike: a ratio is the median over
 the turns' pairs. Memory is the peak resident size of the process, compiling included.
 
-The peers live in a virtual environment of their own, .venv-peers in the checkout, made at the first run;
+PyTorch and transformers are installed in a separate virtual environment, .venv-peers, at the first run;
 --peers_python=PATH uses another Python that has torch and transformers.
 """
 
@@ -104,7 +104,7 @@ def peers_python() -> str:
 
 
 class Contestant:
-    """One process that trains when told to."""
+    """A process that trains on request."""
 
     def __init__(self, python: str, name: str, row: str, compile_mode: str):
         self.name = name

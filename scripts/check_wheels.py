@@ -55,7 +55,7 @@ def build_sources(folder: str) -> None:
 
 
 def resolved(platform: str, python: str, wanted: list[str], wheels: str) -> list[str]:
-    """What pip would install there, as "name version"; exits where it finds no wheels."""
+    """Returns "name version" of what pip would install on a platform; exits when there are no wheels."""
     markers = next(values for name, values in MARKERS.items() if platform.startswith(name))
     markers = {**markers, "python_version": python, "python_full_version": f"{python}.0"}
     with tempfile.TemporaryDirectory() as folder:
@@ -79,7 +79,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--platforms", default="win_amd64,macosx_12_0_arm64", help="pip's platform tags")
     parser.add_argument("--python", default="3.11,3.12,3.13", help="versions of Python (default 3.11,3.12,3.13)")
-    parser.add_argument("--extras", default="", help="extras of setup.cfg besides, such as serve,convert,search")
+    parser.add_argument("--extras", default="", help="further extras of setup.cfg, such as serve,convert,search")
     options = parser.parse_args()
     wanted = requirements([name for name in options.extras.split(",") if name])
     shown = ("tensorflow", "tensorflow-text", "keras", "keras-hub", "keras-tuner", "sentencepiece", "numpy", "filelock")

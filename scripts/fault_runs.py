@@ -3,7 +3,7 @@
     python scripts/fault_runs.py --fault=kill --workers=4
 
 kill: SIGKILL to one worker's training process; with --restarts=1 all start again by themselves. terminate: SIGTERM to
-one worker, as a preemption notice comes; all save and stop, and the same command goes on.
+one worker, as a preemption notice comes; all save and stop, and the same command continues.
 Prints what every worker says, when, and the largest difference of any variable from a run on one device.
 """
 
@@ -42,7 +42,7 @@ FAULTS = {"kill": signal.SIGKILL, "terminate": signal.SIGTERM}
 
 
 class Cluster:
-    """The worker processes, each line of theirs printed with the time and its number."""
+    """The worker processes, which print each line with the time and the worker's number."""
 
     def __init__(self, arguments: list[str], started: float):
         held: list[socket.socket] = []

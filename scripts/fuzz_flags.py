@@ -166,7 +166,7 @@ def main() -> int:
         )
         base = small_inputs(work)
         sys.meta_path.insert(0, NoTensorFlow())
-        workers.launch = checks_done  # type: ignore[assignment] # A search imports TensorFlow in processes of its own.
+        workers.launch = checks_done  # type: ignore[assignment] # A search imports TensorFlow in child processes.
         for name, arguments in base.items():
             assert outcome(commands[name], arguments)[0] == "accepted", (name, outcome(commands[name], arguments))
         for _ in range(options.count):

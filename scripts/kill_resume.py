@@ -41,7 +41,7 @@ def command(text: Path, run_dir: Path, cache: Path, steps: int) -> list[str]:
 
 
 def lines(run_dir: Path) -> int:
-    """How many lines of metrics the run has written."""
+    """Returns the number of lines of metrics that the run has written."""
     path = run_dir / "metrics.jsonl"
     return path.read_bytes().count(b"\n") if path.is_file() else 0
 

@@ -1,4 +1,4 @@
-"""How many of a model's replies end by themselves, on held-out conversations of the sample dialogues.
+"""Counts the replies of a model that end by themselves, on held-out conversations of the sample dialogues.
 
     python scripts/measure_replies.py --model=runs/chat/model [--replies=200] [--tokens=64] [--train_text=…]
 

@@ -147,7 +147,7 @@ def all_reduce_seconds(chip: Chip, chips: int, size: int) -> float:
 
 
 def table(projection: dict[str, Any]) -> str:
-    """What a person reads."""
+    """Returns the projection as text."""
     lines = [
         f"== TPU {projection['chip']}: {projection['parameters'] / 1e6:,.0f} M parameters, rows of "
         f"{projection['sequence_length']}; {projection['flops_per_token'] / 1e9:.2f} GFLOP a token, all-reduce "

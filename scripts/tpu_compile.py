@@ -2,7 +2,7 @@
 
     scripts/tpu_compile.sh --flagfile=configs/tpu_gpt2_124m_v5e.cfg --chips=v5e,v6e --largest --json=results.json
 
-Runs in an environment of its own (jax and libtpu, no TensorFlow; `tpu_compile.sh` makes it). `tpu_export_step.py`
+Runs in a separate environment (jax and libtpu, no TensorFlow; `tpu_compile.sh` makes it). `tpu_export_step.py`
 writes the step as StableHLO with the Python of tfgpt; libtpu, Google's own TPU compiler, compiles it ahead of time for
 the chip's topology and says what it would need: COMPILED FOR TPU, NOT RUN ON ONE. There is no time in these results.
 
@@ -72,9 +72,10 @@ def main() -> int:
         print(card(result), flush=True)
         results.append(result)
         if options.json:
-            beside = options.json.with_name(f"{options.json.name}.part")
-            beside.write_text(json.dumps(results, indent=1) + "\n")
-            beside.replace(options.json)
+            lines = ",\n".join(map(json.dumps, results))
+            part = options.json.with_name(f"{options.json.name}.part")
+            part.write_text(f"[\n{lines}\n]\n")
+            part.replace(options.json)
     print(json.dumps(results))
     return 0 if all(result["fits"] for result in results) else 1
 
@@ -135,7 +136,7 @@ class Step:
 
 
 def compile_for(program: bytes, chip: str, replicas: int) -> dict[str, Any]:
-    """What libtpu says of a program.
+    """Compiles a program with libtpu.
 
     Returns:
         "fits", "compile_seconds"; if it fits "argument_bytes", "temporary_bytes", "output_bytes" (those that take over
@@ -208,7 +209,7 @@ def refused_sizes(message: str) -> tuple[int | None, int | None]:
 
 
 def jax_environment() -> None:
-    """Tells jax and libtpu that there is no TPU and nobody to ask for one."""
+    """Tells jax and libtpu that there is no TPU and no metadata server."""
     for name, value in {
         "TPU_SKIP_MDS_QUERY": "1",
         "TPU_ACCELERATOR_TYPE": "v5litepod-4",
@@ -303,14 +304,14 @@ def guess(known: dict[int, dict[str, Any]], low: int, high: int) -> int:
 
 
 def memory_limit(known: dict[int, dict[str, Any]]) -> float:
-    """What the compiler has named as the limit, or the chip's memory."""
+    """Returns the limit that the compiler named, or the chip's memory."""
     named = [result["limit_bytes"] for result in known.values() if result.get("limit_bytes")]
     chips = [CHIPS[result["chip"]]["memory_gib"] * GIB * 0.98 for result in known.values()]
     return max(named or chips)
 
 
 def card(result: dict[str, Any]) -> str:
-    """What a person reads about a result."""
+    """Returns a result as text."""
     chip = CHIPS[result["chip"]]
     lines = [
         f"== TPU {result['chip']} ({chip['memory_gib']} GiB a chip), libtpu {result['libtpu']}: compiled, not run ==",
@@ -361,7 +362,7 @@ def words(result: dict[str, Any]) -> str:
 
 
 def say(line: str) -> None:
-    """A line for the person watching."""
+    """Prints a line to standard error."""
     print(line, file=sys.stderr, flush=True)
 
 

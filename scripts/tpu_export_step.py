@@ -14,7 +14,7 @@ runtime. It differs from what TPUStrategy would hand to the compiler in three po
 - the variables are pages of zeros that are never touched, so that a model larger than this machine's memory can be
   exported: only their shapes reach the program.
 
-Beside the program, STEP.json says how many bytes of parameters, slots and averages there are.
+STEP.json, written with the program, holds the bytes of parameters, slots and averages.
 
 The vocabulary is --vocabulary_size (with --tokenizer=bytes 260): no text is read and no tokenizer trained.
 """
