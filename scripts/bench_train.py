@@ -230,7 +230,7 @@ def our_step(shape: Shape, dtype: str, compile_mode: str) -> tuple[Callable[[int
     )
     batch = {"token_ids": ids[:, :-1], "targets": ids[:, 1:], "weights": np.ones(ids[:, 1:].shape, np.float32)}
     dataset = tf.data.Dataset.from_tensors(batch).repeat()
-    mode = choose_compilation(trainer, lambda _: iter(dataset), compile_mode, report=lambda line: None)
+    mode = choose_compilation(trainer, lambda _: iter(dataset), compile_mode, log=lambda line: None)
     iterator = iter(dataset)
     return lambda steps: trainer.train_steps(iterator, steps)["loss"], mode
 

@@ -178,7 +178,7 @@ def as_on_tpu(replicas: int) -> Iterator[None]:
     """Inside the block the step is traced as under TPUStrategy: in one piece, summed over `replicas`."""
     import tensorflow as tf
 
-    from tfgpt.training import trainer as step_module
+    from tfgpt.training.distribution import replicas as module
 
     def summed(gradients: list[Any], sums: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
         values = [all_reduced(value, place) for place, value in enumerate([*gradients, *sums.values()])]
@@ -195,12 +195,12 @@ def as_on_tpu(replicas: int) -> Iterator[None]:
             final_op="Id",
         )
 
-    patched = functools.partial(mock.patch.object, step_module)
+    patched = functools.partial(mock.patch.object, module)
     with patched("on_tpu", lambda: True), patched("replicated", lambda: replicas > 1):
         if replicas == 1:
             yield
         else:
-            with patched("summed_over_replicas", summed):
+            with patched("all_reduce_sum", summed):
                 yield
 
 

@@ -10,8 +10,9 @@ from tfgpt.diagnosis.probe_model import ProbeModel, at_constant_rate
 from tfgpt.diagnosis.run_checks import training_batch
 from tfgpt.pipeline.prepare import prepare
 from tfgpt.training.distribution.strategy import resolve
+from tfgpt.training.objectives.base import get_objective
 from tfgpt.training.train_config import TrainConfig
-from tfgpt.training.trainer_builder import assemble
+from tfgpt.training.trainer_builder import build_trainer_and_data
 
 SMALL = (
     "--tokenizer=bytes --preset=tiny --num_layers=1 --num_query_heads=2 --num_key_value_heads=1 --hidden_dim=32 "
@@ -33,7 +34,13 @@ def subject_of(text: Path, *more: str, base: Sequence[str] = SMALL) -> ProbeMode
     recipe = recipe_of(text, *more, base=base)
     strategy = resolve(recipe.strategy)
     data = prepare(recipe.corpus, recipe.tokenizer_config(), say=lambda line: None)
-    assembly = assemble(at_constant_rate(recipe), data, strategy)
+    trainer, run_data = build_trainer_and_data(at_constant_rate(recipe), data, strategy)
     return ProbeModel.build(
-        recipe, data, strategy, assembly, training_batch(recipe, data, recipe.objective.kind()), small_tokens=128
+        recipe,
+        data,
+        strategy,
+        trainer,
+        run_data,
+        training_batch(recipe, data, get_objective(recipe.objective.objective)),
+        small_tokens=128,
     )

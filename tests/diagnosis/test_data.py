@@ -11,6 +11,7 @@ from tests.diagnosis.subjects import recipe_of
 from tfgpt.diagnosis.data import check_batch, check_corpus, check_tokens, count_tokens
 from tfgpt.diagnosis.run_checks import training_batch
 from tfgpt.pipeline.prepare import prepare
+from tfgpt.training.objectives.base import get_objective
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,7 @@ def batch(text_file: Path) -> dict[str, np.ndarray]:
     """The first batch of a run with document masking."""
     recipe = recipe_of(text_file, "--document_masking")
     data = prepare(recipe.corpus, recipe.tokenizer, say=lambda line: None)
-    return training_batch(recipe, data, recipe.objective.kind())
+    return training_batch(recipe, data, get_objective(recipe.objective.objective))
 
 
 def test_the_pipelines_own_batch_is_in_order(batch):

@@ -34,7 +34,7 @@ def test_weights_and_optimizer_are_exact(text_file: Path, optimizer: str):
     weights = sum(
         variable.value.dtype.size * int(np_size(variable)) for variable in subject.decoder.trainable_variables
     )
-    slots = [v for v in subject.assembly.trainer.optimizer.variables if len(v.shape)]
+    slots = [v for v in subject.run_trainer.optimizer.variables if len(v.shape)]
     assert parts["weights"] == weights == parts["gradients"]
     assert parts["optimizer"] == sum(4 * np_size(variable) for variable in slots)
 
@@ -92,7 +92,7 @@ def test_a_pair_is_two_rows_and_adapters_need_less(text_file: Path, base: Path):
 def test_kerass_adafactor_keeps_as_much_as_lion_and_little_more(text_file: Path):
     subject = subject_of(text_file, "--optimizer=adafactor")
     parts = estimate_memory(subject.recipe, subject.config, LAPTOP)
-    held = sum(4 * np_size(variable) for variable in subject.assembly.trainer.optimizer.variables)
+    held = sum(4 * np_size(variable) for variable in subject.run_trainer.optimizer.variables)
     # Rows and columns are a small share of large matrices, and a larger one of these.
     assert parts["weights"] < parts["optimizer"] < held < 1.15 * parts["weights"]
 

@@ -18,6 +18,7 @@ from tfgpt.diagnosis.run_checks import DATA_CHECKS, MODEL_CHECKS, SPEED_CHECKS, 
 from tfgpt.diagnosis.system_memory import Memory
 from tfgpt.model import decoder
 from tfgpt.model.checkpoints.huggingface import save_decoder
+from tfgpt.training.objectives.base import get_objective
 from tfgpt.training.trainer_builder import build_trainer
 
 QUICK = DoctorConfig(max_probe_seconds=20.0)
@@ -95,7 +96,7 @@ def test_adapters_are_examined_and_other_objectives_as_far_as_memory(
 ):
     monkeypatch.setattr(speed, "TIMED_SECONDS", 0.3)
     plain = recipe_of(chats / "chats.jsonl", base=CHAT.replace("FOLDER", str(chats)).split())
-    data = plain.objective.kind().prepare(plain, lambda line: None)
+    data = get_objective(plain.objective.objective).prepare(plain, lambda line: None)
     trainer = build_trainer(plain, data.tokenizer.vocabulary_size)
     save_decoder(trainer.decoder, tmp_path, end_of_text_id=data.tokenizer.end_of_text_id)
     data.tokenizer.save(tmp_path)

@@ -81,7 +81,7 @@ def test_the_speed_is_measured_on_the_runs_own_step(subject):
     speed = measure_speed(subject, this_machine(subject.strategy), 1e11, 5.0, 0)
     assert speed.mode == "graph" and speed.updates >= 3
     assert speed.tokens_per_second == pytest.approx(128 / speed.seconds_per_update)
-    assert int(subject.assembly.trainer.optimizer.iterations.numpy()) > speed.updates - 1
+    assert int(subject.run_trainer.optimizer.iterations.numpy()) > speed.updates - 1
     assert speed.peak_bytes > 100 << 20
 
 

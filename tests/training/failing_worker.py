@@ -1,4 +1,4 @@
-"""A program, one of two workers: the chief fails twice, first while the other waits for it in `chief_does`, then alone.
+"""A program, one of two workers: the chief fails twice, in `run_on_chief` and then alone.
 
 Prints on each worker what ended it, with the exit code, both times.
 """
@@ -18,10 +18,10 @@ strategy = resolve(StrategyConfig(strategy="multiworker", cluster_timeout=120.0)
 for together in (True, False):
     hosts = HostGroup(strategy)
     try:
-        with hosts.watched(lambda: "start again"):
+        with hosts.readable_worker_errors(lambda: "start again"):
             hosts.gather([0.0])
             if together:
-                hosts.chief_does(fail)
+                hosts.run_on_chief(fail)
             elif hosts.is_chief:
                 fail()
             hosts.gather([0.0])

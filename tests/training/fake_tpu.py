@@ -84,8 +84,8 @@ def make_trainer(flags: list[str], fault: str | None = None) -> Trainer:
     """The trainer that `tfgpt.train` would assemble from the flags; `fault` puts a host operation into its loss."""
     trainer = build_trainer(TrainConfig(**COMMAND.parse(["--train_text=none", *flags])), vocabulary_size=300)
     if fault is not None:
-        objective, spoil = trainer.objective, FAULTS[fault]
-        trainer.objective = lambda decoder, batch, **options: objective(decoder, spoil(batch), **options)
+        objective, spoil = trainer.loss_function, FAULTS[fault]
+        trainer.loss_function = lambda decoder, batch, **options: objective(decoder, spoil(batch), **options)
     return trainer
 
 
@@ -166,7 +166,7 @@ def main(out: str, cases: str) -> None:
     for name, case in json.loads(cases).items():
         with strategy.scope():
             trainer = make_trainer(case["flags"], case.get("fault"))
-            loop = trainer.test_loop if case.get("evaluation") else trainer.train_loop
+            loop = trainer.evaluator.evaluation_loop if case.get("evaluation") else trainer.train_loop
             found[name] = traced(trainer, loop)
         found[name]["weights"] = len(trainer.decoder.trainable_variables)
         found[name]["variables"] = len(trainer.state_variables())

@@ -43,8 +43,8 @@ def main(folder: Path, step: int, best_step: int) -> None:
     def check(number: int) -> None:
         store, lines = Checkpoints(work, kept=1), []
         newest = store.newest(lines.append)
-        best = store.whole(newest.facts["best_step"], lines.append, "")
-        note = newest.facts["note"]
+        best = store.open_if_complete(newest.metadata["best_step"], lines.append, "")
+        note = newest.metadata["note"]
         expected = {"before": (20, 10), "after": (step, best_step)}[note]
         assert (newest.step, best.step) == expected, number
         assert all(np.all(one.arrays()["kernel"] == one.step) for one in (newest, best)), number

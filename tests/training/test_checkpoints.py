@@ -38,7 +38,7 @@ def saved(folder, *steps: int, kept: int = 9) -> Checkpoints:
 def test_what_is_saved_is_what_comes_back_bit_for_bit(tmp_path):
     checkpoint = saved(tmp_path, 10, 20).newest()
     assert checkpoint.step == 20
-    assert checkpoint.facts["note"] == "at 20"
+    assert checkpoint.metadata["note"] == "at 20"
     fresh = variables(0.0)
     assign(checkpoint.arrays(), fresh, checkpoint.path)
     for name, variable in variables(20.0).items():
@@ -69,7 +69,7 @@ def test_only_the_newest_stay_and_the_best_besides(tmp_path):
         store.save(step, variables(float(step)), {}, best_step=min(step, 2))
     store.wait()
     assert store.steps() == [2, 4, 5]
-    best = store.whole(store.newest().facts["best_step"], print, "")
+    best = store.open_if_complete(store.newest().metadata["best_step"], print, "")
     np.testing.assert_array_equal(best.arrays()["scale"], np.float32(2))
 
 
@@ -81,7 +81,7 @@ def test_the_best_of_every_checkpoint_that_stays_stays(tmp_path):
     store.wait()
     (store.path_of(4) / module.STATE).write_bytes(b"")
     newest = store.newest(lambda line: None)
-    assert (newest.step, store.whole(newest.facts["best_step"], print, "").step) == (3, 1)
+    assert (newest.step, store.open_if_complete(newest.metadata["best_step"], print, "").step) == (3, 1)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
@@ -98,7 +98,7 @@ def test_a_save_killed_at_any_call_leaves_newest_and_best_whole_and_in_agreement
 @pytest.mark.parametrize("damage", ["flip", "cut", "no state", "no facts", "broken facts"])
 def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_it_taken(tmp_path, damage):
     store = saved(tmp_path, 10, 20)
-    state, facts = store.path_of(20) / module.STATE, store.path_of(20) / module.FACTS
+    state, facts = store.path_of(20) / module.STATE, store.path_of(20) / module.METADATA
     if damage == "flip":
         content = bytearray(state.read_bytes())
         content[-1] ^= 1
@@ -120,11 +120,11 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_it_taken(tmp_pa
 def test_a_damaged_best_is_named_once_and_set_aside_and_what_was_set_aside_stays(tmp_path):
     store, lines = saved(tmp_path, 10, 20), []
     for name in ("step-00000010.damaged", "step-00000010.damaged1"):
-        (store.path_of(10) / module.FACTS).write_text("[]")
-        assert store.whole(10, lines.append, "model/ is the last instead") is None
+        (store.path_of(10) / module.METADATA).write_text("[]")
+        assert store.open_if_complete(10, lines.append, "model/ is the last instead") is None
         assert "damaged, state.json does not hold" in lines[-1]
         assert lines[-1].endswith(f"; set aside as {name}, model/ is the last instead")
-        assert store.whole(10, lines.append, "model/ is the last instead") is None
+        assert store.open_if_complete(10, lines.append, "model/ is the last instead") is None
         assert lines[-1] == f"{store.path_of(10)}: is gone; model/ is the last instead"
         store.save(10, variables(), {})
         store.wait()
@@ -136,7 +136,7 @@ def test_a_damaged_best_is_named_once_and_set_aside_and_what_was_set_aside_stays
 
 def test_a_checkpoint_of_another_format_is_refused_by_name_and_left_where_it_is(tmp_path):
     store = saved(tmp_path, 10, 20)
-    facts = store.path_of(20) / module.FACTS
+    facts = store.path_of(20) / module.METADATA
     facts.write_text(json.dumps({**json.loads(facts.read_text()), "format": 99}))
     with pytest.raises(UserError, match=r"step-00000020: is of format 99, this version of tfgpt reads format 2; "):
         store.newest()
@@ -186,6 +186,6 @@ def test_a_full_disk_names_the_last_whole_checkpoint(tmp_path, monkeypatch):
 
     monkeypatch.setattr(module, "save_arrays", full)
     store.save(20, variables(), {})
-    with pytest.raises(RunError, match=r"the disk is full.*the last whole checkpoint is .*step-00000010"):
+    with pytest.raises(RunError, match=r"the disk is full.*the last complete checkpoint is .*step-00000010"):
         store.wait()
     assert store.steps() == [10]

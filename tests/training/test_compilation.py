@@ -21,14 +21,14 @@ def test_auto_measures_both_keeps_one_and_puts_everything_back(monkeypatch):
     trainer.train_steps(feed(0), 2)
     before = state(trainer)
     lines: list[str] = []
-    mode = choose_compilation(trainer, feed, "auto", report=lines.append)
-    assert mode == trainer.mode
+    mode = choose_compilation(trainer, feed, "auto", log=lines.append)
+    assert mode == trainer.functions.mode
     assert mode in ("graph", "xla")
     assert len(lines) == 1
     assert "graph" in lines[0] and "xla" in lines[0] and lines[0].endswith(f"using {mode}")
     for name, value in state(trainer).items():
         np.testing.assert_array_equal(value, before[name], err_msg=name)
-    assert {key[1] for key in trainer.loops} == {mode}
+    assert {key[1] for key in trainer.functions.functions} == {mode}
 
 
 @pytest.mark.parametrize(("asked", "recorded", "used"), [("auto", "xla", "xla"), ("graph", "xla", "graph")])
@@ -39,13 +39,13 @@ def test_a_recorded_or_given_mode_is_used_without_measuring(asked, recorded, use
         raise AssertionError("measured")
 
     assert choose_compilation(trainer, no_batches, asked, recorded) == used
-    assert trainer.mode == used
+    assert trainer.functions.mode == used
 
 
 def test_a_step_that_xla_cannot_compile_runs_in_graph_mode(monkeypatch):
     monkeypatch.setattr(compilation, "SECONDS", 0.05)
     trainer = make_trainer()
-    objective = trainer.objective
+    objective = trainer.loss_function
 
     def with_an_operation_for_the_host(decoder, batch, **options):
         # A Python function in the graph: TensorFlow's kernels can call it, XLA cannot compile it.
@@ -54,7 +54,7 @@ def test_a_step_that_xla_cannot_compile_runs_in_graph_mode(monkeypatch):
         return objective(decoder, {**batch, "weights": weights}, **options)
 
     with_an_operation_for_the_host.means = objective.means
-    trainer.objective = with_an_operation_for_the_host
+    trainer.loss_function = with_an_operation_for_the_host
     lines: list[str] = []
-    assert choose_compilation(trainer, feed, "auto", report=lines.append) == "graph"
+    assert choose_compilation(trainer, feed, "auto", log=lines.append) == "graph"
     assert "xla does not compile" in lines[0]

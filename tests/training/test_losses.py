@@ -134,9 +134,9 @@ def test_sums_over_a_batch_and_bits_per_byte_by_hand():
     nats = -np.take_along_axis(log_probabilities, batch["targets"].numpy()[..., None], -1)[..., 0]
     sums = CausalLanguageModelingLoss()(decoder, batch, training=False, token_byte_lengths=lengths)
     assert float(sums["weight_sum"]) == 5.5
-    assert float(sums["nats_sum"]) == pytest.approx(nats[0].sum() + nats[1, 0] + 0.5 * nats[1, 1], rel=1e-5)
+    assert float(sums["nll_sum"]) == pytest.approx(nats[0].sum() + nats[1, 0] + 0.5 * nats[1, 1], rel=1e-5)
     # Targets that are text: 2, 3, 4 of the first row; 3 and half of 2 of the second.
     assert float(sums["bytes_sum"]) == 2 + 3 + 4 + 3 + 0.5 * 2
-    assert float(sums["text_nats_sum"]) == pytest.approx(nats[0, :3].sum() + nats[1, 0] + 0.5 * nats[1, 1], rel=1e-5)
+    assert float(sums["text_nll_sum"]) == pytest.approx(nats[0, :3].sum() + nats[1, 0] + 0.5 * nats[1, 1], rel=1e-5)
     training = CausalLanguageModelingLoss()(decoder, batch, training=True)
-    assert float(training["nats_sum"]) == pytest.approx(float(sums["nats_sum"]), rel=1e-6)
+    assert float(training["nll_sum"]) == pytest.approx(float(sums["nll_sum"]), rel=1e-6)

@@ -15,7 +15,7 @@ from tfgpt.tokenization.tokenizer import Tokenizer
 from tfgpt.tokenization.tokenizer_json import new_document
 from tfgpt.training.config import ScheduleConfig
 from tfgpt.training.metrics_writers import JsonlMetricsWriter, TensorBoardWriter, draw_curves, read_metrics
-from tfgpt.training.run import is_foreign
+from tfgpt.training.run import has_other_tokenizer
 from tfgpt.training.run_config import RunConfig
 from tfgpt.training.train_config import TrainConfig
 
@@ -50,7 +50,7 @@ def test_another_tokenizer_than_the_models_is_noticed(tmp_path):
     # pytorch/torchtitan#2074: of no more ids than the model has rows, so nothing fails.
     own, other = Tokenizer(new_document([(b"a", b"b")])), Tokenizer(new_document([(b"b", b"a")]))
     own.save(tmp_path)
-    assert is_foreign(other, tmp_path) and not is_foreign(own, tmp_path)
+    assert has_other_tokenizer(other, tmp_path) and not has_other_tokenizer(own, tmp_path)
 
 
 def test_tensorboard_shows_each_step_once_after_a_kill(tmp_path):

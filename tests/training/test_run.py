@@ -21,9 +21,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tests.conftest import ROOT
 from tfgpt import train as command
 from tfgpt.common.errors import RunError, UserError
+from tfgpt.training.objectives.base import get_objective
 from tfgpt.training.run import Samples, train
 from tfgpt.training.train_config import TrainConfig
-from tfgpt.training.trainer_builder import assemble
+from tfgpt.training.trainer_builder import build_trainer_and_data
 
 SMALL = (
     "--tokenizer=bytes --preset=tiny --num_layers=1 --num_query_heads=2 --num_key_value_heads=1 --hidden_dim=16 "
@@ -210,7 +211,7 @@ def test_a_run_that_fails_before_its_first_update_leaves_no_file_open(text_file,
     def broken(dtype: str) -> float:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("tfgpt.training.run.measured_peak_flops", broken)
+    monkeypatch.setattr("tfgpt.training.training_loop.measured_peak_flops", broken)
     with pytest.raises(ZeroDivisionError) as failure:
         run(text_file, tmp_path / "run")
     opened = [os.path.realpath(link) for link in Path("/proc/self/fd").iterdir()]
@@ -269,12 +270,12 @@ def test_samples_continue_the_prompts_by_the_averages_at_their_temperature(text_
     for temperature in (0, 9):
         flags = ("--sample_prompt=The fox", "--sample_tokens=6", f"--sample_temperature={temperature}")
         wanted = recipe(text_file, tmp_path / "m", *flags, "--ema_decay=0.9")
-        objective = wanted.objective.kind()
+        objective = get_objective(wanted.objective.objective)
         data = objective.prepare(wanted)
-        assembly = assemble(wanted, data, tf.distribute.get_strategy(), objective)
-        samples = Samples(wanted, assembly, data, objective)
+        trainer, _ = build_trainer_and_data(wanted, data, tf.distribute.get_strategy(), objective)
+        samples = Samples(wanted, trainer, data.tokenizer, objective)
         first = samples(0)["The fox"]
-        for weight in assembly.trainer.decoder.trainable_variables:
+        for weight in trainer.decoder.trainable_variables:
             weight.assign(tf.zeros(weight.shape))
         second = samples(1)["The fox"]
         assert first.startswith("The fox") and len(first) > len("The fox")

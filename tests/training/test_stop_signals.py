@@ -14,9 +14,9 @@ from tests.conftest import ROOT
 
 PROGRAM = """
 import os, signal, sys, time
-from tfgpt.training import stopping
-stopping.SAME_WISH = float(sys.argv[1])
-with stopping.StopSignals() as signals:
+from tfgpt.training import stop_signals
+stop_signals.DUPLICATE_SECONDS = float(sys.argv[1])
+with stop_signals.StopSignals() as signals:
     for name in sys.argv[2:]:
         os.kill(os.getpid(), getattr(signal, name))
         time.sleep(0.2)

@@ -84,7 +84,7 @@ def test_grouping_updates_into_calls_changes_nothing_and_traces_once():
     by_ones = trained(one, batches(6), (1,) * 6)
     grouped = trained(other, batches(6), (1, 3, 2))
     assert_states_equal(by_ones, grouped)
-    assert other.loops["train", "graph"].experimental_get_tracing_count() == 1
+    assert other.functions.functions["train_loop", "graph"].experimental_get_tracing_count() == 1
 
 
 def test_an_update_that_is_not_finite_changes_nothing_but_the_counters():
@@ -131,10 +131,10 @@ def test_averages_follow_the_weights_as_written_and_stand_in_for_them():
         np.testing.assert_allclose(average.numpy(), expected, atol=1e-6)
     raw, averaged = variable.numpy().copy(), average.numpy().copy()
     data = dataset(batches(2))
-    outside = trainer.evaluate_dataset(data)
+    outside = trainer.evaluator.evaluate(data)
     with trainer.averaged_weights():
         np.testing.assert_array_equal(variable.numpy(), averaged)
-        assert trainer.evaluate_dataset(data)["loss"] != outside["loss"]
+        assert trainer.evaluator.evaluate(data)["loss"] != outside["loss"]
     np.testing.assert_array_equal(variable.numpy(), raw)
     np.testing.assert_array_equal(average.numpy(), averaged)
 
@@ -221,7 +221,7 @@ def test_evaluation_is_exact_over_the_dataset():
         text_nats += (losses * batch["weights"])[lengths > 0].sum()
         text_bytes += (lengths * batch["weights"]).sum()
     for data in (dataset(rows), dataset(rows).filter(lambda _: True)):  # known and unknown length
-        logs = trainer.evaluate_dataset(data)
+        logs = trainer.evaluator.evaluate(data)
         assert logs["loss"] == pytest.approx(nats / tokens, rel=1e-5)
         assert logs["accuracy"] == pytest.approx(correct / tokens)
         assert logs["tokens"] == tokens
@@ -261,10 +261,10 @@ def test_packed_documents_train_through_the_step():
     for row in rows:
         row["segment_ids"] = np.repeat(np.arange(2, dtype=np.int32), LENGTH // 2)[None].repeat(ROWS, 0)
         row["positions"] = np.tile(np.arange(LENGTH // 2, dtype=np.int32), 2)[None].repeat(ROWS, 0)
-    before = trainer.evaluate_dataset(dataset(rows))["loss"]
+    before = trainer.evaluator.evaluate(dataset(rows))["loss"]
     assert before == pytest.approx(np.log(VOCABULARY), rel=0.05)
     trainer.train_steps(iter(dataset(rows).repeat()), 30)
-    assert trainer.evaluate_dataset(dataset(rows))["loss"] < before
+    assert trainer.evaluator.evaluate(dataset(rows))["loss"] < before
 
 
 def test_parts_that_do_not_fit_the_batch_are_refused_by_name():

@@ -79,7 +79,7 @@ def train_cases(shards_directory: Path, logical_cpus: int) -> dict[str, np.ndarr
         results[f"{case}/losses"] = np.array(losses)
         results[f"{case}/read"] = np.array(sum(read))
         results[f"{case}/seeds"] = dropout_seeds(strategy, trainer)
-        held_out = trainer.evaluate_dataset(
+        held_out = trainer.evaluator.evaluate(
             distributed(strategy, validation), batches.validation_steps(shards, LENGTH, ROWS)
         )
         results[f"{case}/validation"] = np.array(list(held_out.values()))

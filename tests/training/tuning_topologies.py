@@ -59,7 +59,7 @@ def run_case(directory: Path, topology: str, case: str, strategy) -> Path:
     from tfgpt.training.checkpoints import Checkpoints
     from tfgpt.training.distribution.collectives import HostGroup
     from tfgpt.training.objectives import grpo
-    from tfgpt.training.run import train_together
+    from tfgpt.training.run import run_training
     from tfgpt.training.train_config import TrainConfig
 
     run_dir = directory / topology / case
@@ -75,7 +75,7 @@ def run_case(directory: Path, topology: str, case: str, strategy) -> Path:
     grpo.RolloutBuffer.answers = noted
     checkpoints = Checkpoints(recipe.run_dir / "checkpoints", recipe.run.checkpoints_kept)
     try:
-        train_together(
+        run_training(
             recipe, command.COMMAND.flag_file(recipe.settings()), (), strategy, HostGroup(strategy), checkpoints
         )
     finally:

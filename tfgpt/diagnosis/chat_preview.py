@@ -18,7 +18,7 @@ def show(recipe: TrainConfig, rows: int, dimmed: bool) -> list[str]:
     """
     objective = SupervisedFineTuning()
     data = objective.prepare(recipe)
-    lines = ["", f"Packed: {objective.in_words(recipe, data)}", ""]
+    lines = ["", f"Packed: {objective.describe_data(recipe, data)}", ""]
     if rows:
         packed, mixture = objective.training_rows(recipe, data)
         chat_rows = ChatRows(

@@ -42,8 +42,8 @@ def check_initial_loss(subject: ProbeModel) -> CheckResult:
     batch = {name: array[:rows, :length] for name, array in subject.batch.items()}
     if not batch["weights"].sum():
         batch = subject.small
-    sums = subject.run(lambda inputs: subject.trainer.objective(subject.decoder, inputs, training=False), batch)
-    loss = float(sums["nats_sum"]) / float(sums["weight_sum"])
+    sums = subject.run(lambda inputs: subject.trainer.loss_function(subject.decoder, inputs, training=False), batch)
+    loss = float(sums["nll_sum"]) / float(sums["weight_sum"])
     logits = Logits.of(subject, batch)
     numbers = {
         "loss": loss,

@@ -121,7 +121,7 @@ def attempt(subject: ProbeModel, measure: Callable[[], float], bar: float, steps
         logs = trainer.train_steps(iterator, count)
         spent += time.perf_counter() - started if done else 0.0
         done += count
-        loss = float(np.mean(logs["nats_per_token"]))
+        loss = float(np.mean(logs["nll_per_token"]))
         if loss < 0.5 * bar or not math.isfinite(loss):
             break
         out_of_time = spent > seconds and done < steps

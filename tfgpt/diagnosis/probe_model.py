@@ -12,9 +12,9 @@ import tensorflow as tf
 from tfgpt.model import cost
 from tfgpt.model.config import DecoderConfig
 from tfgpt.training.config import ScheduleConfig
+from tfgpt.training.objectives.base import TrainingData
 from tfgpt.training.train_config import TrainConfig
 from tfgpt.training.trainer import Trainer
-from tfgpt.training.trainer_builder import RunParts
 
 Batch = dict[str, np.ndarray]
 
@@ -33,7 +33,8 @@ class ProbeModel:
         recipe: the run's settings.
         data: what the objective prepared.
         strategy: where the variables live.
-        assembly: the run's trainer and batches; its weights are as initialized until a trial changes them.
+        run_trainer: the run's trainer; its weights are as initialized until a trial changes them.
+        run_data: the run's batches.
         batch: the first training batch.
         small: a few of its rows, perhaps shortened.
         forward_tokens: how many tokens a forward pass may have to take only a few seconds.
@@ -43,7 +44,8 @@ class ProbeModel:
     recipe: TrainConfig
     data: Any
     strategy: tf.distribute.Strategy
-    assembly: RunParts
+    run_trainer: Trainer
+    run_data: TrainingData
     batch: Batch
     small: Batch
     trainer: Trainer
@@ -55,15 +57,16 @@ class ProbeModel:
         recipe: TrainConfig,
         data: Any,
         strategy: tf.distribute.Strategy,
-        assembly: RunParts,
+        run_trainer: Trainer,
+        run_data: TrainingData,
         batch: Batch,
         small_tokens: int,
         forward_tokens: int = 1 << 20,
     ) -> ProbeModel:
-        """Adds the small batch, of about `small_tokens` tokens, and its trainer to an assembly."""
+        """Adds the small batch, of about `small_tokens` tokens, and its trainer to the run's."""
         small = small_batch(batch, small_tokens, strategy.num_replicas_in_sync)
-        trainer = trainer_of_shape(recipe, strategy, assembly, small["token_ids"].shape, "graph")
-        return cls(recipe, data, strategy, assembly, batch, small, trainer, forward_tokens)
+        trainer = trainer_of_shape(recipe, strategy, run_trainer, small["token_ids"].shape, "graph")
+        return cls(recipe, data, strategy, run_trainer, run_data, batch, small, trainer, forward_tokens)
 
     @property
     def decoder(self) -> Any:
@@ -116,29 +119,29 @@ class ProbeModel:
 
     def small_loss(self) -> Callable[[], float]:
         """A function that measures the plain cross-entropy of the small batch, nats per token, dropout off."""
-        traced = self.traced(lambda batch: self.trainer.objective(self.decoder, batch, training=False))
+        traced = self.traced(lambda batch: self.trainer.loss_function(self.decoder, batch, training=False))
 
         def measure() -> float:
             sums = traced(self.small)
-            return float(sums["nats_sum"]) / float(sums["weight_sum"])
+            return float(sums["nll_sum"]) / float(sums["weight_sum"])
 
         return measure
 
 
 def trainer_of_shape(
-    recipe: TrainConfig, strategy: tf.distribute.Strategy, assembly: RunParts, shape: tuple[int, int], mode: str
+    recipe: TrainConfig, strategy: tf.distribute.Strategy, run_trainer: Trainer, shape: tuple[int, int], mode: str
 ) -> Trainer:
-    """A step over an assembly's decoder and optimizer for batches of another shape, without accumulation."""
+    """A step over a trainer's decoder and optimizer for batches of another shape, without accumulation."""
     with strategy.scope():
         trainer = Trainer(
-            assembly.trainer.decoder,
-            assembly.trainer.objective,
+            run_trainer.decoder,
+            run_trainer.loss_function,
             dataclasses.replace(recipe.step, gradient_accumulation_steps=1, compile=mode),
             dataclasses.replace(recipe.optimizer, ema_decay=0.0),
             seed=recipe.run.seed,
             batch_shape=shape,
         )
-        trainer.compile(assembly.trainer.optimizer)
+        trainer.compile(run_trainer.optimizer)
     return trainer
 
 

@@ -35,10 +35,10 @@ from tfgpt.diagnosis.speed import (
 from tfgpt.diagnosis.tpu_memory import check_tpu
 from tfgpt.model.config import DecoderConfig
 from tfgpt.training.distribution.strategy import resolve
-from tfgpt.training.objectives.base import Objective
+from tfgpt.training.objectives.base import Objective, get_objective
 from tfgpt.training.peak_flops import measured_peak_flops
 from tfgpt.training.train_config import TrainConfig
-from tfgpt.training.trainer_builder import assemble
+from tfgpt.training.trainer_builder import build_trainer_and_data
 
 DATA_CHECKS = ("first batch", "tokens", "corpus")
 MODEL_CHECKS = ("loss at step 0", "causality", "gradients", "overfit one batch")
@@ -78,7 +78,7 @@ def examine(
         why = f"because doctor knows batches of --objective=pretrain and chat only, not of {objective}"
         report.skip((*DATA_CHECKS, *MODEL_CHECKS, *SPEED_CHECKS), why)
         return report
-    kind = recipe.objective.kind()
+    kind = get_objective(recipe.objective.objective)
     data = kind.prepare(recipe, say)
     config = recipe.decoder_config(data.tokenizer.vocabulary_size)
     batch = training_batch(recipe, data, kind)
@@ -144,9 +144,9 @@ def examine_model(
     def build() -> ProbeModel:
         config = recipe.decoder_config(data.tokenizer.vocabulary_size)
         tokens = affordable_tokens(config, peak_flops, doctor.overfit_steps, doctor.max_probe_seconds)
-        assembly = assemble(at_constant_rate(recipe), data, strategy, kind)
+        trainer, run_data = build_trainer_and_data(at_constant_rate(recipe), data, strategy, kind)
         forward_tokens = affordable_tokens(config, peak_flops, 1, doctor.max_probe_seconds)
-        return ProbeModel.build(recipe, data, strategy, assembly, batch, tokens, forward_tokens)
+        return ProbeModel.build(recipe, data, strategy, trainer, run_data, batch, tokens, forward_tokens)
 
     subject = attempted(report, "model", build)
     if subject is None:
@@ -216,5 +216,4 @@ def this_machine(strategy: tf.distribute.Strategy) -> Machine:
 
 def training_batch(recipe: TrainConfig, data: Any, kind: Objective) -> Batch:
     """The run's first batch, whole."""
-    feeds = kind.feeds(recipe, data, tf.distribute.get_strategy())
-    return first_batch(feeds.batches(0))
+    return first_batch(kind.build_data(recipe, data, tf.distribute.get_strategy()).batches(0))

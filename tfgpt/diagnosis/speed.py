@@ -84,17 +84,17 @@ class TimedWork:
 
 def work_that_fits(subject: ProbeModel, token_seconds: float, seconds: float) -> TimedWork:
     """The run's batch, some rows of a micro-batch, or the small batch: four updates should fit into the time."""
-    recipe, assembly = subject.recipe, subject.assembly
+    recipe = subject.recipe
     length = recipe.batch.sequence_length
     tokens = recipe.batch.batch_size * length
     if 4 * tokens * token_seconds <= seconds:
-        return TimedWork(assembly.trainer, assembly.batches, tokens, "", True)
+        return TimedWork(subject.run_trainer, subject.run_data.batches, tokens, "", True)
     replicas = subject.strategy.num_replicas_in_sync
     affordable = int(seconds / (4 * token_seconds * length))
     micro = recipe.batch.batch_size // recipe.step.gradient_accumulation_steps
     rows = min(affordable, micro) // replicas * replicas
     if rows:
-        trainer = trainer_of_shape(recipe, subject.strategy, assembly, (rows, length), recipe.step.compile)
+        trainer = trainer_of_shape(recipe, subject.strategy, subject.run_trainer, (rows, length), recipe.step.compile)
         part = {name: array[:rows] for name, array in subject.batch.items()}
         words = f"from {pluralize(rows, 'row')}" + (", a micro-batch" if rows == micro else "")
         return TimedWork(trainer, lambda step: subject.repeated(part), rows * length, words, rows == micro)
@@ -119,7 +119,7 @@ def measure_speed(subject: ProbeModel, machine: Machine, peak_flops: float, seco
     mode = recipe.step.compile
     if work.trainer is subject.trainer:
         mode = "graph"
-    mode = choose_compilation(work.trainer, work.batches, mode, report=words.append)
+    mode = choose_compilation(work.trainer, work.batches, mode, log=words.append)
     iterator = work.batches(0)
     logs = work.trainer.train_steps(iterator, 1)
     spent, updates, count = 0.0, 0, 1
@@ -213,7 +213,7 @@ def check_time(subject: ProbeModel, speed: Speed) -> CheckResult:
     period = recipe.logging.validate_every or max(1, steps // 10)
     validations = 1 + -(-steps // period)
     # A forward pass is a third of an update's work.
-    tokens = subject.assembly.validation_steps * recipe.batch.batch_size * recipe.batch.sequence_length
+    tokens = subject.run_data.validation.steps * recipe.batch.batch_size * recipe.batch.sequence_length
     validation = validations * tokens / (3 * speed.tokens_per_second)
     numbers = {
         "seconds": updates + validation,

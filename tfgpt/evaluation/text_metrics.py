@@ -1,6 +1,6 @@
 """Exact loss, bits per byte and accuracy of a model on whole texts, on any devices.
 
-The figures are those of a run's own validations (`Trainer.test_steps`): the text is cut into rows of T tokens, in order
+The figures are those of a run's own validations (`Evaluator`): the text is cut into rows of T tokens, in order
 and without overlap, and every token is counted once, predicted from what stands before it in its row. So the first
 tokens of a row have little to go on, and a longer row gives a lower loss: compare figures of equal T. Conversations
 (--objective=chat) stand in rows whole, each without sight of the others, and what the assistant says counts.
@@ -25,12 +25,12 @@ from tfgpt.evaluation.config import EvaluateConfig
 from tfgpt.evaluation.texts import EvaluationText, Reader, provenance
 from tfgpt.model.checkpoints.huggingface import load_config, load_decoder
 from tfgpt.tokenization.tokenizer import Tokenizer
-from tfgpt.training.config import OptimizerConfig, StepConfig, StrategyConfig
+from tfgpt.training.config import StrategyConfig
 from tfgpt.training.distribution.collectives import HostGroup
-from tfgpt.training.distribution.startup_barrier import in_words
+from tfgpt.training.distribution.startup_barrier import format_workers
 from tfgpt.training.distribution.strategy import check_batch, distributed, resolve
+from tfgpt.training.evaluator import EVALUATION_SUMS, Evaluator, evaluation_logs
 from tfgpt.training.losses import CausalLanguageModelingLoss
-from tfgpt.training.trainer import EVALUATION_SUMS, Trainer, evaluation_logs
 
 ROWS_OF_A_DEVICE = 8
 # The context of a model that was not trained here is cut to this: attention over longer rows needs gigabytes.
@@ -96,16 +96,16 @@ def evaluate(config: EvaluateConfig, devices: StrategyConfig, model: Path) -> No
     """
     strategy = resolve(devices)
     hosts = HostGroup(strategy)
-    with hosts.watched(lambda: "start the same command on every worker again"):
+    with hosts.readable_worker_errors(lambda: "start the same command on every worker again"):
         length, figures = evaluate_together(config, model, strategy, hosts)
         # Nobody leaves before all have their figures: it would look like the loss of a worker.
         hosts.gather([0.0])
     if config.json:
         content = {"model": config.model, "sequence_length": length, "texts": [row.to_dict() for row in figures]}
-        hosts.say(json.dumps(content, ensure_ascii=False))
+        hosts.log(json.dumps(content, ensure_ascii=False))
     else:
-        hosts.say("\n".join(table(figures)))
-        hosts.say(f"rows of {length} tokens, {config.dtype}, devices: {strategy.num_replicas_in_sync}")
+        hosts.log("\n".join(table(figures)))
+        hosts.log(f"rows of {length} tokens, {config.dtype}, devices: {strategy.num_replicas_in_sync}")
 
 
 def evaluate_together(
@@ -118,21 +118,18 @@ def evaluate_together(
     check_batch(rows, 1, strategy)
     # The chief makes what is missing; the others find it, or make it where they cannot see it.
     reader = Reader(config, model, tokenizer, length)
-    texts = hosts.chief_does(reader.texts) or reader.texts()
+    texts = hosts.run_on_chief(reader.texts) or reader.texts()
     check_same_text(texts, hosts)
     with strategy.scope():
-        trainer = Trainer(
+        evaluator = Evaluator(
             load_decoder(model, packed=reader.packed, dtype=config.dtype),
             CausalLanguageModelingLoss(),
-            StepConfig(compile="graph", dtype=config.dtype),
-            OptimizerConfig(),
-            seed=0,
             token_byte_lengths=tokenizer.byte_lengths(),
             batch_shape=(rows, length),
         )
     figures, total = [], np.zeros(len(EVALUATION_SUMS))
     for text in texts:
-        sums = summed(trainer, text, strategy, rows, silent=not hosts.is_chief)
+        sums = summed(evaluator, text, strategy, rows, silent=not hosts.is_chief)
         figures.append(TextMetrics.from_sums(text.name, sums))
         total += sums
     return length, [*figures, TextMetrics.from_sums("all", total)] if len(figures) > 1 else figures
@@ -159,13 +156,13 @@ def check_same_text(texts: Sequence[EvaluationText], hosts: HostGroup) -> None:
         UserError: naming the workers that see other text than the chief.
     """
     mine = [text.fingerprint for text in texts]
-    differing = np.flatnonzero(hosts.gather([mine != hosts.share(mine)])[:, 0])
+    differing = np.flatnonzero(hosts.gather([mine != hosts.broadcast(mine)])[:, 0])
     if len(differing):
-        raise UserError(f"--text: {in_words(hosts.cluster, differing.tolist())} has other text than the chief")
+        raise UserError(f"--text: {format_workers(hosts.cluster, differing.tolist())} has other text than the chief")
 
 
 def summed(
-    trainer: Trainer, text: EvaluationText, strategy: tf.distribute.Strategy, rows: int, silent: bool
+    evaluator: Evaluator, text: EvaluationText, strategy: tf.distribute.Strategy, rows: int, silent: bool
 ) -> np.ndarray:
     """The sums of `EVALUATION_SUMS` over a text, float64 [6]."""
     batches = text.steps(rows)
@@ -174,7 +171,7 @@ def summed(
     with Progress(batches, "batch", f"evaluate {text.name}", silent=silent) as progress:
         for start in range(0, batches, together):
             count = min(together, batches - start)
-            sums += trainer.test_steps(feed, count)
+            sums += evaluator.sums(feed, count)
             progress.advance(count)
     return sums
 

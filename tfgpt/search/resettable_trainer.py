@@ -12,7 +12,7 @@ import tensorflow as tf
 from tfgpt.pipeline.prepare import PreparedData
 from tfgpt.training.compilation import choose_compilation
 from tfgpt.training.train_config import TrainConfig
-from tfgpt.training.trainer_builder import RunParts, assemble
+from tfgpt.training.trainer_builder import build_trainer_and_data
 
 
 class ResettableTrainer:
@@ -26,9 +26,8 @@ class ResettableTrainer:
     def __init__(self, recipe: TrainConfig, data: PreparedData):
         one = dataclasses.replace(recipe.optimizer, learning_rate=1.0, adam_learning_rate=self.ratio(recipe))
         self.recipe = dataclasses.replace(recipe, optimizer=one)
-        self.assembly: RunParts = assemble(self.recipe, data, tf.distribute.get_strategy())
-        self.trainer = self.assembly.trainer
-        choose_compilation(self.trainer, self.assembly.batches, recipe.step.compile, report=lambda line: None)
+        self.trainer, self.data = build_trainer_and_data(self.recipe, data, tf.distribute.get_strategy())
+        choose_compilation(self.trainer, self.data.batches, recipe.step.compile, log=lambda line: None)
         self.state = {name: variable.numpy() for name, variable in self.trainer.state_variables().items()}
 
     @staticmethod
@@ -42,13 +41,14 @@ class ResettableTrainer:
         for name, variable in self.trainer.state_variables().items():
             variable.assign(self.state[name])
         self.trainer.learning_rate_scale.assign(learning_rate)
-        return self.assembly.batches(0)
+        return self.data.batches(0)
 
     def validation_loss(self) -> float:
         """Nats per token over the whole held-out set."""
-        numbers = self.trainer.evaluate_dataset(self.assembly.validation, self.assembly.validation_steps)
+        validation = self.data.validation
+        numbers = self.trainer.evaluator.evaluate(validation.dataset, validation.steps)
         return float(numbers["loss"])
 
     def first_batch(self) -> dict[str, np.ndarray]:
         """The first batch of training."""
-        return {name: value.numpy() for name, value in next(self.assembly.batches(0)).items()}
+        return {name: value.numpy() for name, value in next(self.data.batches(0)).items()}

@@ -33,6 +33,7 @@ from tfgpt.search.study import TRAIN, Study, TrialSpec, first_values
 from tfgpt.training.checkpoints import Checkpoints
 from tfgpt.training.config import StrategyConfig
 from tfgpt.training.metrics_writers import read_metrics
+from tfgpt.training.objectives.base import get_objective
 from tfgpt.training.run import train
 from tfgpt.training.train_config import TrainConfig
 
@@ -49,7 +50,7 @@ def prepare_data(plan: Study) -> tuple:
     """
     try:
         recipe = plan.recipe(plan.space.flags(first_values(plan.space)), "0000")
-        recipe.objective.kind().prepare(recipe)
+        get_objective(recipe.objective.objective).prepare(recipe)
     except TfgptError as error:
         return "refused", error.exit_code, str(error)
     return ("prepared",)

@@ -1,16 +1,16 @@
-"""Checkpoints of a run: everything a restart needs, written whole or not at all, by a thread beside the training.
+"""Checkpoints of a run, written atomically by a background thread.
 
 A checkpoint is a directory `step-00001000` of two files: `state.safetensors`, every variable of the training step by
-name (weights, optimizer slots, averages, counters), and `state.json`, its SHA-256 and what is no variable (data
-fingerprint, settings, best validation loss). The directory is written under another name and renamed when both files
-are on the disk, so a directory of that name is whole unless the disk itself fails; the SHA-256 finds that out. There
-is no random state to save: batches and dropout masks are functions of the seed and the step.
+name (weights, optimizer slots, averages, counters), and `state.json`, its SHA-256 and the values that are not variables
+(data fingerprint, settings, best validation loss). The directory is renamed to that name when both files are on the
+disk, so it is complete unless the disk fails, which the SHA-256 detects. There is no random state to save: batches and
+dropout masks are functions of the seed and the step.
 
-The best checkpoint is the one whose step the newest one names as `best_step`: it stays in its place when older ones are
-removed. One rename makes both known, so they cannot contradict each other, whenever the process is killed.
+The best checkpoint is the one that the newest one names as `best_step`; it is not removed. One rename changes both
+together, so that they agree whenever the process is killed.
 
-We write safetensors rather than TensorFlow's own checkpoint format because it is one file, hashed as it stands, without
-an object graph: a checkpoint of one device opens on four replicas or on another host.
+The format is safetensors and not TensorFlow's own because that is one file, hashed as it is, without an object graph: a
+checkpoint of one device opens on four replicas or on another host.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from tfgpt.common.errors import RunError, UserError
 from tfgpt.model.checkpoints.safetensors_file import write_safetensors
 
 FORMAT = 2
-STATE, FACTS = "state.safetensors", "state.json"
+STATE, METADATA = "state.safetensors", "state.json"
 
 
 class DamagedCheckpoint(UserError):
@@ -52,20 +52,20 @@ class DamagedCheckpoint(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """A whole checkpoint on disk.
+    """A complete checkpoint on disk.
 
     Attributes:
         path: its directory.
         step: the optimizer updates done.
-        facts: what is no variable: JSON values under the names that `Checkpoints.save` was given.
+        metadata: JSON values under the names that `Checkpoints.save` was given.
     """
 
     path: Path
     step: int
-    facts: dict[str, Any]
+    metadata: dict[str, Any]
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Every variable's value by name."""
+        """Returns the value of every variable by name."""
         return safetensors.numpy.load_file(self.path / STATE)
 
 
@@ -73,8 +73,19 @@ class Checkpoints:
     """The checkpoints of one run directory.
 
     Args:
-        directory: where they are, RUN_DIR/checkpoints.
-        kept: how many of the newest stay; older ones go after a new one is whole.
+        directory: RUN_DIR/checkpoints.
+        kept: number of newest checkpoints that are kept.
+
+    Example:
+
+    >>> import tempfile, types
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> checkpoints = Checkpoints(folder.name, kept=2)
+    >>> checkpoints.save(10, {"scale": types.SimpleNamespace(numpy=lambda: np.float32(3.0))}, {})
+    >>> checkpoints.close()
+    >>> checkpoints.newest().arrays()["scale"].item()
+    3.0
+    >>> folder.cleanup()
     """
 
     def __init__(self, directory: str | os.PathLike, kept: int):
@@ -83,27 +94,27 @@ class Checkpoints:
         self.pending: concurrent.futures.Future | None = None
 
     def save(
-        self, step: int, variables: Mapping[str, Any], facts: Mapping[str, Any], best_step: int | None = None
+        self, step: int, variables: Mapping[str, Any], metadata: Mapping[str, Any], best_step: int | None = None
     ) -> None:
-        """Copies the variables now and writes them in the background; waits only for the write before this one.
+        """Copies the variables now and writes them in the background, after the previous write.
 
         Args:
             step: the optimizer updates done.
             variables: name → variable; `.numpy()` gives the value.
-            facts: JSON values to keep beside them.
-            best_step: the step of the lowest validation loss so far: its checkpoint stays, whatever comes later.
+            metadata: JSON values to store with them.
+            best_step: the step of the lowest validation loss so far, whose checkpoint is kept.
 
         Raises:
-            RunError: the write before this one failed (disk full); the line names the last whole checkpoint.
+            RunError: the previous write failed (disk full); the message names the last complete checkpoint.
         """
         self.wait()
-        # numpy() copies, so the training step may go on.
+        # numpy() copies, so that training can continue.
         arrays = {name: np.asarray(variable.numpy()) for name, variable in variables.items()}
-        facts = {**facts, "format": FORMAT, "step": step, "best_step": best_step}
-        self.pending = self.writer.submit(self.write, step, arrays, facts)
+        metadata = {**metadata, "format": FORMAT, "step": step, "best_step": best_step}
+        self.pending = self.writer.submit(self.write, step, arrays, metadata)
 
     def wait(self) -> None:
-        """Returns when the write in the background is on the disk; raises what it raised."""
+        """Waits until the background write is on the disk; raises its error."""
         pending, self.pending = self.pending, None
         if pending is not None:
             pending.result()
@@ -115,125 +126,122 @@ class Checkpoints:
         finally:
             self.writer.shutdown()
 
-    def write(self, step: int, arrays: dict[str, np.ndarray], facts: dict[str, Any]) -> None:
-        """Writes one checkpoint and then removes the surplus ones."""
+    def write(self, step: int, arrays: dict[str, np.ndarray], metadata: dict[str, Any]) -> None:
+        """Writes one checkpoint, then removes old ones."""
         path = self.path_of(step)
         try:
-            with atomic_directory(path) as temporary:
-                with readable_write_errors(path):
-                    save_arrays(arrays, temporary / STATE)
-                    size = (temporary / STATE).stat().st_size
-                    facts = {**facts, "sha256": sha256_of_file(temporary / STATE), "bytes": size}
-                    write_json(temporary / FACTS, facts)
+            with atomic_directory(path) as temporary, readable_write_errors(path):
+                save_arrays(arrays, temporary / STATE)
+                size = (temporary / STATE).stat().st_size
+                metadata = {**metadata, "sha256": sha256_of_file(temporary / STATE), "bytes": size}
+                write_json(temporary / METADATA, metadata)
         except (RunError, UserError) as error:
             steps = [known for known in self.steps() if known != step]
-            last = f"the last whole checkpoint is {self.path_of(steps[-1])}" if steps else "there is none before it"
+            last = f"the last complete checkpoint is {self.path_of(steps[-1])}" if steps else "there is none before it"
             raise RunError(f"{error}; this checkpoint was not written, {last}") from error
-        self.remove_surplus()
+        self.remove_old()
 
-    def remove_surplus(self) -> None:
-        """Removes all but the newest checkpoints and what each of them names as the best."""
+    def remove_old(self) -> None:
+        """Removes all but the newest checkpoints and the ones that they name as the best."""
         steps = self.steps()
         kept = set(steps[-self.kept :])
         for step in steps[-self.kept :]:
             try:
-                kept.add(read_facts(self.path_of(step))["best_step"])
+                kept.add(read_metadata(self.path_of(step))["best_step"])
             except UserError:
-                return  # What a damaged one would keep is not known.
-        for step in steps:
-            if step not in kept:
-                shutil.rmtree(self.path_of(step), ignore_errors=True)
+                return  # The best of a damaged one is not known.
+        for step in set(steps) - kept:
+            shutil.rmtree(self.path_of(step), ignore_errors=True)
 
     def path_of(self, step: int) -> Path:
-        """The directory of one step's checkpoint."""
+        """Returns the directory of one step's checkpoint."""
         return self.directory / f"step-{step:08d}"
 
     def steps(self) -> list[int]:
-        """The steps of the checkpoints there are, oldest first."""
+        """Returns the steps of the checkpoints, oldest first."""
         if not self.directory.is_dir():
             return []
         names = (re.fullmatch(r"step-(\d+)", entry.name) for entry in self.directory.iterdir())
         return sorted(int(name[1]) for name in names if name)
 
-    def newest(self, report=print) -> Checkpoint | None:
-        """The newest whole checkpoint; a damaged newer one is named by `report` and set aside, never deleted.
+    def newest(self, log: Callable[[str], None] = print) -> Checkpoint | None:
+        """Returns the newest complete checkpoint; logs and sets aside damaged newer ones, never deletes them.
 
         Raises:
-            UserError: it is of another format, or may not be read.
+            UserError: it has another format, or is not readable.
         """
         if self.directory.is_dir():
             recover_leftovers(self.directory)
         for step in reversed(self.steps()):
-            checkpoint = self.whole(step, report, "trying the one before it")
+            checkpoint = self.open_if_complete(step, log, "trying the one before it")
             if checkpoint is not None:
                 return checkpoint
         return None
 
-    def whole(self, step: int, report: Callable[[str], None], remedy: str) -> Checkpoint | None:
-        """The checkpoint of a step, or None: it is gone or damaged, and set aside; `report` is told, with the remedy.
+    def open_if_complete(self, step: int, log: Callable[[str], None], remedy: str) -> Checkpoint | None:
+        """Returns the checkpoint of a step, or None if it is missing or damaged; a damaged one is set aside.
+
+        Args:
+            step: the step.
+            log: receives a line about a missing or damaged checkpoint.
+            remedy: what happens instead, the end of that line.
 
         Raises:
-            UserError: as `newest`.
+            UserError: it has another format, or is not readable.
         """
         path = self.path_of(step)
         if not path.exists():
-            report(f"{path}: is gone; {remedy}")
+            log(f"{path}: is gone; {remedy}")
             return None
         try:
-            return opened(path)
+            return open_checkpoint(path)
         except DamagedCheckpoint as error:
             names = (f"{path.name}.damaged{number or ''}" for number in itertools.count())
             aside = next(free for name in names if not (free := path.with_name(name)).exists())
             with readable_write_errors(aside):
                 os.rename(path, aside)
-            report(f"{error}; set aside as {aside.name}, {remedy}")
+            log(f"{error}; set aside as {aside.name}, {remedy}")
             return None
 
 
-def read_facts(path: Path) -> dict[str, Any]:
-    """A checkpoint's JSON values.
-
-    Raises:
-        DamagedCheckpoint: they are missing or unreadable.
-        UserError: they are of another format, or may not be read.
-    """
-    with clear_read_errors(path):
-        text = (path / FACTS).read_text(encoding="utf-8")
-    try:
-        facts = json.loads(text)
-    except ValueError as error:
-        raise DamagedCheckpoint(f"{path}: damaged, {FACTS} cannot be read as JSON ({error})") from error
-    names = {"format", "step", "best_step", "bytes", "sha256"}
-    if not isinstance(facts, dict) or "format" not in facts or (facts["format"] == FORMAT and not names <= set(facts)):
-        raise DamagedCheckpoint(f"{path}: damaged, {FACTS} does not hold {', '.join(sorted(names))}")
-    if facts["format"] != FORMAT:
-        raise UserError(
-            f"{path}: is of format {facts['format']}, this version of tfgpt reads format {FORMAT}; choose another "
-            "--run_dir, or go on with the version that wrote it"
-        )
-    return facts
-
-
-def opened(path: Path) -> Checkpoint:
+def open_checkpoint(path: Path) -> Checkpoint:
     """Checks a checkpoint's hash and returns it.
 
     Raises:
-        DamagedCheckpoint: it is torn or damaged; the line names it and says why.
-        UserError: it is of another format, or may not be read.
+        DamagedCheckpoint: it is damaged; the message says why.
+        UserError: it has another format, or is not readable.
     """
-    facts, state = read_facts(path), path / STATE
-    with clear_read_errors(path):
+    metadata, state = read_metadata(path), path / STATE
+    with readable_read_errors(path):
         size = state.stat().st_size
-        if size != facts["bytes"]:
-            raise DamagedCheckpoint(f"{path}: damaged, {STATE} has {size} bytes instead of {facts['bytes']}")
-        if sha256_of_file(state) != facts["sha256"]:
-            raise DamagedCheckpoint(f"{path}: damaged, the SHA-256 of {STATE} differs from the one in {FACTS}")
-    return Checkpoint(path, facts["step"], facts)
+        if size != metadata["bytes"]:
+            raise DamagedCheckpoint(f"{path}: damaged, {STATE} has {size} bytes instead of {metadata['bytes']}")
+        if sha256_of_file(state) != metadata["sha256"]:
+            raise DamagedCheckpoint(f"{path}: damaged, the SHA-256 of {STATE} differs from the one in {METADATA}")
+    return Checkpoint(path, metadata["step"], metadata)
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    with readable_read_errors(path):
+        text = (path / METADATA).read_text(encoding="utf-8")
+    try:
+        metadata = json.loads(text)
+    except ValueError as error:
+        raise DamagedCheckpoint(f"{path}: damaged, {METADATA} is not valid JSON ({error})") from error
+    names = {"format", "step", "best_step", "bytes", "sha256"}
+    if isinstance(metadata, dict) and metadata.get("format", FORMAT) != FORMAT:
+        raise UserError(
+            f"{path}: is of format {metadata['format']}, this version of tfgpt reads format {FORMAT}; choose another "
+            "--run_dir, or continue with the version that wrote it"
+        )
+    if not isinstance(metadata, dict) or not names <= set(metadata):
+        raise DamagedCheckpoint(f"{path}: damaged, {METADATA} does not hold {', '.join(sorted(names))}")
+    return metadata
 
 
 @contextlib.contextmanager
-def clear_read_errors(path: Path) -> Iterator[None]:
-    """Tells a file that is gone or that the disk cannot read (damage) from one that may not be read at the moment."""
+def readable_read_errors(path: Path) -> Iterator[None]:
+    """Tells a file that is missing or that the disk cannot read (damage) from one without read permission."""
     try:
         yield
     except OSError as error:
@@ -244,20 +252,17 @@ def clear_read_errors(path: Path) -> Iterator[None]:
 
 
 def save_arrays(arrays: Mapping[str, np.ndarray], path: Path) -> None:
-    """Writes arrays as one safetensors file, on the disk when this returns.
-
-    Not by the safetensors library, which hides the number of the operating system's error in a text.
-    """
+    """Writes and syncs a safetensors file. The library's own writer hides the errno of an error in a text."""
     write_safetensors(
         path, [(name, array.shape, array.dtype, functools.partial(np.asarray, array)) for name, array in arrays.items()]
     )
 
 
 def assign(arrays: Mapping[str, np.ndarray], variables: Mapping[str, Any], path: Path) -> None:
-    """Sets every variable to the checkpoint's value.
+    """Assigns a checkpoint's arrays to the variables.
 
     Raises:
-        UserError: see `check_fits`. Nothing is set then.
+        UserError: they do not fit; nothing is assigned then.
     """
     check_fits(arrays, variables, path)
     for name, variable in variables.items():
@@ -265,13 +270,8 @@ def assign(arrays: Mapping[str, np.ndarray], variables: Mapping[str, Any], path:
 
 
 def check_fits(arrays: Mapping[str, np.ndarray], variables: Mapping[str, Any], path: Path) -> None:
-    """Whether the arrays are those of the variables.
-
-    Raises:
-        UserError: names or shapes differ; the line names the checkpoint and the first variable.
-    """
-    missing = sorted(set(variables) - set(arrays))
-    surplus = sorted(set(arrays) - set(variables))
+    """Raises UserError if names or shapes of arrays and variables differ; the message names the first variable."""
+    missing, surplus = sorted(set(variables) - set(arrays)), sorted(set(arrays) - set(variables))
     if missing or surplus:
         names = f"lacks {missing[0]}" if missing else f"has {surplus[0]}, which this model lacks"
         raise UserError(f"{path}: belongs to another model or optimizer: it {names}; choose another --run_dir")

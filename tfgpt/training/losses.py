@@ -55,9 +55,9 @@ class CausalLanguageModelingLoss:
             token_byte_lengths: [V] int32, the bytes of each token's text, 0 for special tokens; for `bytes_sum`.
 
         Returns:
-            float32 scalars: `loss_sum`, the objective; `nats_sum`, the cross-entropy without smoothing and z-loss;
+            float32 scalars: `loss_sum`, the objective; `nll_sum`, the cross-entropy without smoothing and z-loss;
             `weight_sum`. Without `training` also `correct_sum`, the weight of the tokens that were the model's first
-            guess; with `token_byte_lengths` also `bytes_sum` and `text_nats_sum`, the bytes and nats of the targets
+            guess; with `token_byte_lengths` also `bytes_sum` and `text_nll_sum`, the bytes and nll of the targets
             that are text (byte length above 0): what bits per byte is made of, counted as nanochat's
             `loss_eval.evaluate_bpb` does.
         """
@@ -74,19 +74,19 @@ class CausalLanguageModelingLoss:
         )
         weight_sum = tf.reduce_sum(weights)
         if training:
-            loss_sum, nats_sum = head.differentiable(hidden, decoder.output_weights(), targets, weights)
-            return {"loss_sum": loss_sum, "nats_sum": nats_sum, "weight_sum": weight_sum}
-        losses, nats, correct = head.by_token(hidden, decoder.output_weights(), targets)
+            loss_sum, nll_sum = head.differentiable(hidden, decoder.output_weights(), targets, weights)
+            return {"loss_sum": loss_sum, "nll_sum": nll_sum, "weight_sum": weight_sum}
+        losses, nll, correct = head.by_token(hidden, decoder.output_weights(), targets)
         sums = {
             "loss_sum": tf.reduce_sum(losses * weights),
-            "nats_sum": tf.reduce_sum(nats * weights),
+            "nll_sum": tf.reduce_sum(nll * weights),
             "weight_sum": weight_sum,
             "correct_sum": tf.reduce_sum(correct * weights),
         }
         if token_byte_lengths is not None:
             lengths = tf.cast(tf.gather(token_byte_lengths, targets), tf.float32)
             sums["bytes_sum"] = tf.reduce_sum(lengths * weights)
-            sums["text_nats_sum"] = tf.reduce_sum(tf.where(lengths > 0, nats * weights, 0.0))
+            sums["text_nll_sum"] = tf.reduce_sum(tf.where(lengths > 0, nll * weights, 0.0))
         return sums
 
 
@@ -133,7 +133,7 @@ class FusedLinearCrossEntropy:
 
         @tf.custom_gradient
         def sums(hidden: tf.Tensor, head: tf.Tensor):
-            loss_sum, nats_sum, hidden_gradient, head_gradient = self.sums_and_gradients(hidden, head, targets, weights)
+            loss_sum, nll_sum, hidden_gradient, head_gradient = self.sums_and_gradients(hidden, head, targets, weights)
 
             def gradient(upstream: tf.Tensor, _: tf.Tensor):
                 return (
@@ -143,7 +143,7 @@ class FusedLinearCrossEntropy:
                     else tf.cast(head_gradient * tf.cast(upstream, head_gradient.dtype), head.dtype),
                 )
 
-            return (loss_sum, nats_sum), gradient
+            return (loss_sum, nll_sum), gradient
 
         return sums(hidden, head)
 
@@ -157,14 +157,14 @@ class FusedLinearCrossEntropy:
         """
 
         @tf.custom_gradient
-        def nats(hidden: tf.Tensor, head: tf.Tensor):
+        def nll(hidden: tf.Tensor, head: tf.Tensor):
             def gradient(upstream: tf.Tensor):
                 _, _, hidden_gradient, head_gradient = self.sums_and_gradients(hidden, head, targets, upstream)
                 return hidden_gradient, None if head_gradient is None else tf.cast(head_gradient, head.dtype)
 
             return self.by_token(hidden, head, targets)[1], gradient
 
-        return nats(hidden, head)
+        return nll(hidden, head)
 
     def sums_and_gradients(self, hidden, head, targets, weights):
         """The two sums, d loss_sum / d hidden [N, D] and d loss_sum / d head [V, D] (None when the head is frozen)."""
@@ -174,14 +174,14 @@ class FusedLinearCrossEntropy:
             return self.chunk_sums_and_gradients(hidden, matrix, targets, weights)
         count, (hidden_chunks, target_chunks, weight_chunks) = chunks
 
-        def body(index, loss_sum, nats_sum, hidden_gradients, head_gradient):
-            loss, nats, chunk_gradient, addend = self.chunk_sums_and_gradients(
+        def body(index, loss_sum, nll_sum, hidden_gradients, head_gradient):
+            loss, nll, chunk_gradient, addend = self.chunk_sums_and_gradients(
                 hidden_chunks[index], matrix, target_chunks[index], weight_chunks[index]
             )
             hidden_gradients = hidden_gradients.write(index, chunk_gradient)
             if addend is not None:
                 head_gradient += addend
-            return index + 1, loss_sum + loss, nats_sum + nats, hidden_gradients, head_gradient
+            return index + 1, loss_sum + loss, nll_sum + nll, hidden_gradients, head_gradient
 
         start = (
             tf.zeros((), tf.int32),
@@ -190,23 +190,23 @@ class FusedLinearCrossEntropy:
             tf.TensorArray(hidden.dtype, count, element_shape=[self.chunk_tokens, hidden.shape[1]]),
             tf.zeros([] if self.frozen_head else head.shape, tf.float32),
         )
-        _, loss_sum, nats_sum, hidden_gradients, head_gradient = tf.while_loop(
+        _, loss_sum, nll_sum, hidden_gradients, head_gradient = tf.while_loop(
             lambda index, *_: index < count, body, start, parallel_iterations=1, maximum_iterations=count
         )
         hidden_gradient = tf.reshape(hidden_gradients.stack(), [-1, hidden.shape[1]])[: tf.shape(hidden)[0]]
         head_gradient = None if self.frozen_head else head_gradient
-        return loss_sum, nats_sum, tf.ensure_shape(hidden_gradient, hidden.shape), head_gradient
+        return loss_sum, nll_sum, tf.ensure_shape(hidden_gradient, hidden.shape), head_gradient
 
     def chunk_sums_and_gradients(self, hidden, matrix, targets, weights):
         """`sums_and_gradients` of rows whose logits fit."""
         logits, slope = self.logits(hidden, matrix)
         # TensorFlow's kernel gives softmax - onehot beside the loss, in one pass.
-        nats, gradient = tf.raw_ops.SparseSoftmaxCrossEntropyWithLogits(features=logits, labels=targets)
-        losses = nats
+        nll, gradient = tf.raw_ops.SparseSoftmaxCrossEntropyWithLogits(features=logits, labels=targets)
+        losses = nll
         if self.label_smoothing or self.z_loss:
             chosen = tf.gather(logits, targets, batch_dims=1)
-            log_normalizer = nats + chosen
-            losses = self.objective(nats, chosen, log_normalizer, logits)
+            log_normalizer = nll + chosen
+            losses = self.objective(nll, chosen, log_normalizer, logits)
             factor = 2.0 * self.z_loss * log_normalizer
             onehot = tf.one_hot(targets, logits.shape[-1], dtype=tf.float32)
             gradient = (
@@ -220,7 +220,7 @@ class FusedLinearCrossEntropy:
         gradient = tf.cast(gradient, hidden.dtype)  # (rows, V)
         return (
             tf.reduce_sum(losses * weights),
-            tf.reduce_sum(nats * weights),
+            tf.reduce_sum(nll * weights),
             tf.matmul(gradient, matrix),
             None if self.frozen_head else tf.cast(tf.matmul(gradient, hidden, transpose_a=True), tf.float32),
         )
@@ -243,13 +243,13 @@ class FusedLinearCrossEntropy:
     def chunk_by_token(self, hidden, matrix, targets):
         """`by_token` of rows whose logits fit."""
         logits, _ = self.logits(hidden, matrix)
-        nats = tf.nn.sparse_softmax_cross_entropy_with_logits(targets, logits)
-        losses = nats
+        nll = tf.nn.sparse_softmax_cross_entropy_with_logits(targets, logits)
+        losses = nll
         if self.label_smoothing or self.z_loss:
             chosen = tf.gather(logits, targets, batch_dims=1)
-            losses = self.objective(nats, chosen, nats + chosen, logits)
+            losses = self.objective(nll, chosen, nll + chosen, logits)
         correct = tf.cast(tf.equal(tf.argmax(logits, -1, output_type=targets.dtype), targets), tf.float32)
-        return losses, nats, correct
+        return losses, nll, correct
 
     def logits(self, hidden, matrix):
         """Logits [rows, V] float32, and the soft cap's derivative or None."""
@@ -259,10 +259,10 @@ class FusedLinearCrossEntropy:
         squashed = tf.tanh(logits / self.soft_cap)
         return self.soft_cap * squashed, 1.0 - tf.square(squashed)
 
-    def objective(self, nats, chosen, log_normalizer, logits):
+    def objective(self, nll, chosen, log_normalizer, logits):
         """The loss of each row, [rows]."""
         smoothing = self.label_smoothing * (chosen - tf.reduce_mean(logits, -1)) if self.label_smoothing else 0.0
-        return nats + smoothing + self.z_loss * tf.square(log_normalizer)
+        return nll + smoothing + self.z_loss * tf.square(log_normalizer)
 
     def chunked(self, hidden, *columns):
         """(number of chunks, tensors cut to [chunks, chunk_tokens, …]), or None when one chunk holds all rows.

@@ -1,4 +1,4 @@
-"""A whole training run: prepare what is missing, assemble, resume, train, write the model, say what came of it."""
+"""A whole training run: prepare the data, build the trainer, resume, train, write the model."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import os
 import shlex
 import sys
 from collections.abc import Iterator
-from importlib import metadata
+from importlib import metadata as package_metadata
 from pathlib import Path
 from typing import Any
 
@@ -34,51 +34,55 @@ from tfgpt.model.checkpoints.safetensors_file import weights_fingerprint
 from tfgpt.tokenization.tokenizer import Tokenizer
 from tfgpt.training.checkpoints import Checkpoint, Checkpoints, assign
 from tfgpt.training.compilation import choose_compilation
-from tfgpt.training.distribution import startup_barrier
 from tfgpt.training.distribution.collectives import HostGroup
+from tfgpt.training.distribution.startup_barrier import format_workers
 from tfgpt.training.distribution.strategy import check_batch, is_tpu_strategy, resolve
 from tfgpt.training.metrics_writers import JsonlMetricsWriter, TensorBoardWriter, draw_curves, read_metrics
-from tfgpt.training.objectives.base import Objective
-from tfgpt.training.peak_flops import measured_peak_flops
+from tfgpt.training.objectives.base import Objective, get_objective
 from tfgpt.training.stop_signals import StopSignals
 from tfgpt.training.train_config import TrainConfig
-from tfgpt.training.trainer_builder import RunParts, assemble
-from tfgpt.training.training_loop import LoopParts, LoopState, TrainingLoop, in_words, restored
+from tfgpt.training.trainer import Trainer
+from tfgpt.training.trainer_builder import build_trainer_and_data
+from tfgpt.training.training_loop import LoopState, TrainingLoop, format_metrics, restore
 
 
 def train(recipe: TrainConfig, flag_file: str, callbacks: tuple[keras.callbacks.Callback, ...] = ()) -> int:
-    """Trains as the recipe says and leaves the run directory behind.
+    """Runs the training that the settings describe, in the run directory.
 
     Args:
         recipe: the settings.
         flag_file: the text of flags.cfg, which repeats the run.
-        callbacks: Keras callbacks, driven by the loop; an epoch is the time between two validations.
+        callbacks: Keras callbacks; an epoch is the time between two validations.
 
     Returns:
-        The exit code: 0 when done, --preempted_exit_code when stopped by a signal, resumably.
+        The exit code: 0 at the end, --preempted_exit_code when a signal stopped the run, which can be resumed.
 
     Raises:
         UserError: settings, data or the run directory are at fault.
         RunError: the run failed.
     """
-    check_base(recipe)
+    if recipe.lora.lora_rank and is_adapter(recipe.initial_model):
+        raise UserError(
+            f"--init_from: {recipe.run.init_from} is an adapter itself; give the model that is already merged, the "
+            "run's model/"
+        )
     strategy = resolve(recipe.strategy)
     check_batch(recipe.batch.batch_size, recipe.step.gradient_accumulation_steps, strategy)
     hosts = HostGroup(strategy)
     checkpoints = Checkpoints(recipe.run_dir / "checkpoints", recipe.run.checkpoints_kept)
     try:
         with (
-            contextlib.ExitStack() as held,
-            hosts.watched(lambda: after_a_loss(recipe, checkpoints)),
+            contextlib.ExitStack() as locks,
+            hosts.readable_worker_errors(lambda: restart_advice(checkpoints)),
         ):
-            hosts.chief_does(lambda: held.enter_context(claimed_directory(recipe, checkpoints)))
-            outcome = train_together(recipe, flag_file, callbacks, strategy, hosts, checkpoints)
+            hosts.run_on_chief(lambda: locks.enter_context(locked_run_directory(recipe, checkpoints)))
+            outcome = run_training(recipe, flag_file, callbacks, strategy, hosts, checkpoints)
     finally:
         checkpoints.close()
     return recipe.run.preempted_exit_code if outcome == "stopped" else 0
 
 
-def train_together(
+def run_training(
     recipe: TrainConfig,
     flag_file: str,
     callbacks: tuple[keras.callbacks.Callback, ...],
@@ -86,116 +90,112 @@ def train_together(
     hosts: HostGroup,
     checkpoints: Checkpoints,
 ) -> str:
-    """What every host does: the chief writes, reads checkpoints and speaks, all of them train; how it ended."""
-    directory, say = recipe.run_dir, hosts.say
-    objective = recipe.objective.kind()
-    data = prepared(recipe, objective, hosts)
-    assembly = assemble(recipe, data, strategy, objective)
-    trainer = assembly.trainer
-    facts = restored(
-        checkpoints, trainer, hosts, check=lambda checkpoint: check_same_run(recipe, data, checkpoint), report=say
-    )
-    state = LoopState() if facts is None else LoopState(**facts["state"])
-    if hosts.is_chief:
-        say(f"Data: {objective.in_words(recipe, data)}")
-        if recipe.run.init_from is not None and is_foreign(data.tokenizer, recipe.initial_model):
-            say(f"Tokenizer: {recipe.tokenizer.tokenizer} is not that of {recipe.run.init_from}: what the model has")
-            say("           learned of its own tokens is given to others; without --tokenizer it keeps its own")
-        describe(recipe, trainer.decoder, strategy)
-        write_text(directory / "flags.cfg", flag_file)
-    if facts is not None:
-        say(f"Resuming from {checkpoints.path_of(state.step)} (step {state.step})")
-        if state.step >= recipe.run.max_steps:
-            say(f"The run is finished: {state.step} of {recipe.run.max_steps} steps; raise --max_steps to go on")
+    """Runs training on every host. The chief writes files and logs. Returns the outcome of `TrainingLoop.run`."""
+    directory = recipe.run_dir
 
-    compilation = choose_compilation(
-        trainer, assembly.batches, recipe.step.compile, facts["compile"] if facts else None, report=say, hosts=hosts
-    )
-    watched = recipe.logging.tensorboard and hosts.is_chief
-    with (
-        contextlib.closing(
-            JsonlMetricsWriter(directory / "metrics.jsonl" if hosts.is_chief else None, state.step)
-        ) as metrics,
-        contextlib.closing(
-            TensorBoardWriter(directory / "tensorboard" if watched else None, state.step)
-        ) as tensorboard,
-    ):
+    # Prepare data and build the trainer.
+    objective = get_objective(recipe.objective.objective)
+    prepared = prepare_on_chief(recipe, objective, hosts)
+    trainer, data = build_trainer_and_data(recipe, prepared, strategy, objective)
+
+    # Resume.
+    base_fingerprint = weights_fingerprint(recipe.initial_model) if recipe.lora.lora_rank else None
+
+    def check(checkpoint: Checkpoint) -> None:
+        check_same_run(recipe, prepared.fingerprint, base_fingerprint, checkpoint)
+
+    metadata = restore(checkpoints, trainer, hosts, check, hosts.log)
+    state = LoopState() if metadata is None else LoopState(**metadata["state"])
+    if hosts.is_chief:
+        log(f"Data: {objective.describe_data(recipe, prepared)}")
+        describe_run(recipe, prepared.tokenizer, trainer, strategy)
+        write_text(directory / "flags.cfg", flag_file)
+        if metadata is not None:
+            log(f"Resuming from {checkpoints.path_of(state.step)} (step {state.step})")
+            if state.step >= recipe.run.max_steps:
+                log(
+                    f"The run is finished: {state.step} of {recipe.run.max_steps} steps; "
+                    "raise --max_steps to continue it"
+                )
+    recorded_mode = metadata["compile"] if metadata else None
+    mode = choose_compilation(trainer, data.batches, recipe.step.compile, recorded_mode, hosts.log, hosts)
+
+    # Train.
+    with contextlib.ExitStack() as writers:
+        metrics_file = directory / "metrics.jsonl" if hosts.is_chief else None
+        event_files = directory / "tensorboard" if hosts.is_chief and recipe.logging.tensorboard else None
+        metrics = writers.enter_context(contextlib.closing(JsonlMetricsWriter(metrics_file, state.step)))
+        tensorboard = writers.enter_context(contextlib.closing(TensorBoardWriter(event_files, state.step)))
         tensorboard.hyperparameters(recipe.flags())
-        samples = Samples(recipe, assembly, data, objective)
-        parts = LoopParts(
-            trainer=trainer,
+        samples = Samples(recipe, trainer, prepared.tokenizer, objective)
+        loop = TrainingLoop(
+            recipe,
+            trainer,
+            data,
+            state,
             hosts=hosts,
-            batches=assembly.batches,
-            validation=assembly.validation,
-            validation_steps=assembly.validation_steps,
-            by_source=assembly.by_source,
-            updates_per_rollout=assembly.updates_per_rollout,
-            measure=assembly.measure,
             checkpoints=checkpoints,
             metrics=metrics,
             tensorboard=tensorboard,
             samples=samples,
-            facts={
+            metadata={
                 "flags": recipe.flags(),
-                "data_fingerprint": data.fingerprint,
-                "compile": compilation,
-                "base_fingerprint": base_fingerprint(recipe),
+                "data_fingerprint": prepared.fingerprint,
+                "compile": mode,
+                "base_fingerprint": base_fingerprint,
             },
-            flops_per_token=cost.training_flops_per_token(trainer.decoder.config, recipe.batch.sequence_length),
-            peak_flops=measured_peak_flops(recipe.step.dtype),
             callbacks=callbacks,
         )
-        loop = TrainingLoop(recipe, parts, state)
         progress = Progress(recipe.run.max_steps, "step", "train", initial=state.step, silent=not hosts.is_chief)
         with StopSignals() as signals, progress:
             outcome = loop.run(signals, progress)
-        if outcome == "stopped":
-            say(f"Stopped at step {loop.state.step}, saved in {checkpoints.directory}; to go on:")
-            written = directory / "flags.cfg"
-            say(f"  {shell_command('train', f'--flagfile={written}')}")
-        elif hosts.is_chief:
-            finish(recipe, data, assembly, loop.state, checkpoints, samples)
-    # Nobody leaves before the chief has written everything: it would look like the loss of a worker.
+
+    # Write the model.
+    if outcome == "stopped":
+        hosts.log(f"Stopped at step {loop.state.step}, saved in {checkpoints.directory}; to continue:")
+        flags = directory / "flags.cfg"
+        hosts.log(f"  {shell_command('train', f'--flagfile={flags}')}")
+    elif hosts.is_chief:
+        finish(recipe, prepared, trainer, loop.state, checkpoints, samples)
+    # Wait for the chief to finish writing; an early exit would be reported as a lost worker.
     hosts.gather([0.0])
     return outcome
 
 
-def prepared(recipe: TrainConfig, objective: Objective, hosts: HostGroup) -> Any:
-    """What the objective reads; the chief makes what is missing, the others find it, or make it themselves.
+def log(text: str) -> None:
+    print(text, flush=True)
+
+
+def prepare_on_chief(recipe: TrainConfig, objective: Objective, hosts: HostGroup) -> Any:
+    """Prepares the data on the chief; the other hosts find them in a shared cache, or prepare them too.
 
     Raises:
         UserError: the data are at fault, or are not the same on every host.
     """
 
-    def make() -> Any:
+    def prepare() -> Any:
         return objective.prepare(recipe)
 
-    data = hosts.chief_does(make) or make()
-    theirs = hosts.share(data.fingerprint)
-    differing = np.flatnonzero(hosts.gather([data.fingerprint != theirs])[:, 0])
+    prepared = hosts.run_on_chief(prepare) or prepare()
+    expected = hosts.broadcast(prepared.fingerprint)
+    differing = np.flatnonzero(hosts.gather([prepared.fingerprint != expected])[:, 0])
     if len(differing):
         raise UserError(
-            f"--train_text: {startup_barrier.in_words(hosts.cluster, differing.tolist())} has other text or another "
+            f"--train_text: {format_workers(hosts.cluster, differing.tolist())} has other text or another "
             "tokenizer than the chief; give all of them the same files"
         )
-    return data
+    return prepared
 
 
-def after_a_loss(recipe: TrainConfig, checkpoints: Checkpoints) -> str:
-    """What to do when a worker is lost."""
+def restart_advice(checkpoints: Checkpoints) -> str:
     steps = checkpoints.steps()
-    where = f"go on from step {steps[-1]}" if steps else "begin again"
-    return f"start the same command on every worker to {where} (--restarts=3 does so by itself)"
-
-
-def say(text: str) -> None:
-    """A line for the person watching."""
-    print(text, flush=True)
+    where = f"continue from step {steps[-1]}" if steps else "begin again"
+    return f"start the same command on every worker to {where} (--restarts=3 does so automatically)"
 
 
 @contextlib.contextmanager
-def claimed_directory(recipe: TrainConfig, checkpoints: Checkpoints) -> Iterator[None]:
-    """Makes the run directory and locks it, before hours of preparing show that it cannot be written.
+def locked_run_directory(recipe: TrainConfig, checkpoints: Checkpoints) -> Iterator[None]:
+    """Makes and locks the run directory, before hours of preparing show that it cannot be written.
 
     Raises:
         UserError: it cannot be written, another process writes it, it holds other files, or it holds a run that
@@ -207,107 +207,90 @@ def claimed_directory(recipe: TrainConfig, checkpoints: Checkpoints) -> Iterator
         check_replaceable(directory / "adapter", "adapter", "run_dir")
         if recipe.run.resume == "never" and checkpoints.steps():
             raise UserError(
-                f"--run_dir: {directory} holds a run at step {checkpoints.steps()[-1]}; go on with --resume=auto, "
-                "choose another --run_dir or delete the directory"
+                f"--run_dir: {directory} holds a run at step {checkpoints.steps()[-1]}; continue it with "
+                "--resume=auto, choose another --run_dir or delete the directory"
             )
         yield
 
 
-def check_same_run(recipe: TrainConfig, data: Any, checkpoint: Checkpoint) -> None:
-    """Compares flags and data with those the checkpoint was written under; says what changed.
+def check_same_run(
+    recipe: TrainConfig, data_fingerprint: str, base_fingerprint: str | None, checkpoint: Checkpoint
+) -> None:
+    """Compares flags and data with those of the checkpoint; logs what changed.
 
     Raises:
-        UserError: the data or a flag changed that makes it another run.
+        UserError: the change makes it another run.
     """
-    for change in recipe.changes(checkpoint.facts["flags"]):
-        say(f"Changed since the checkpoint: {change}")
-    if checkpoint.facts["data_fingerprint"] != data.fingerprint:
+    for change in recipe.changes(checkpoint.metadata["flags"]):
+        log(f"Changed since the checkpoint: {change}")
+    if checkpoint.metadata["data_fingerprint"] != data_fingerprint:
         raise UserError(
             f"--train_text: the data or the tokenizer changed since {checkpoint.path} was written; "
             "choose another --run_dir (--init_from takes over the model), or put the data back as it was"
         )
-    if checkpoint.facts.get("base_fingerprint") != base_fingerprint(recipe):
+    if checkpoint.metadata.get("base_fingerprint") != base_fingerprint:
         raise UserError(
             f"--init_from: {checkpoint.path} holds adapters of other weights than {recipe.run.init_from} has now; "
             "put the model back as it was, or choose another --run_dir"
         )
 
 
-def is_foreign(tokenizer: Tokenizer, base: Path) -> bool:
-    """Whether a run that goes on from the model `base` has another tokenizer than it."""
-    return tokenizer.fingerprint != Tokenizer.load(base).fingerprint
+def has_other_tokenizer(tokenizer: Tokenizer, model: Path) -> bool:
+    """Returns whether a model's own tokenizer differs from `tokenizer`."""
+    return tokenizer.fingerprint != Tokenizer.load(model).fingerprint
 
 
-def check_base(recipe: TrainConfig) -> None:
-    """Refuses an adapter as the base of an adapter.
-
-    Raises:
-        UserError: so it is.
-    """
-    if recipe.lora.lora_rank and is_adapter(recipe.initial_model):
-        raise UserError(
-            f"--init_from: {recipe.run.init_from} is an adapter itself; give the model that is already merged, the "
-            "run's model/"
-        )
-
-
-def base_fingerprint(recipe: TrainConfig) -> str | None:
-    """Of the weights below the adapters, which a checkpoint does not hold; None without adapters."""
-    return weights_fingerprint(recipe.initial_model) if recipe.lora.lora_rank else None
-
-
-def describe(recipe: TrainConfig, decoder: Any, strategy: tf.distribute.Strategy) -> None:
-    """A line or two on what is about to be trained where."""
-    tokens = recipe.batch.batch_size * recipe.batch.sequence_length
-    say(
+def describe_run(recipe: TrainConfig, tokenizer: Tokenizer, trainer: Trainer, strategy: tf.distribute.Strategy) -> None:
+    """Logs a few lines on what is trained, and where."""
+    decoder, batch, init_from = trainer.decoder, recipe.batch, recipe.run.init_from
+    if init_from is not None and has_other_tokenizer(tokenizer, recipe.initial_model):
+        log(f"Tokenizer: {recipe.tokenizer.tokenizer} is not that of {init_from}: its ids stand for other tokens than")
+        log("           the ones that the model has learned; without --tokenizer the model keeps its own")
+    log(
         f"Model: {cost.count_parameters(decoder.config):,} parameters, vocabulary {decoder.config.vocabulary_size}; "
-        f"{recipe.run.max_steps:,} updates of {tokens:,} tokens; run directory {recipe.run_dir}"
+        f"{recipe.run.max_steps:,} updates of {batch.batch_size * batch.sequence_length:,} tokens; "
+        f"run directory {recipe.run_dir}"
     )
     for caution in recipe.cautions():
-        say(caution)
+        log(caution)
     if recipe.lora.lora_rank:
         adapters = sum(math.prod(variable.shape) for variable in decoder.trainable_variables)
-        say(f"LoRA:  {adapters:,} parameters are trained; the model's own are frozen ({recipe.lora.base_weights})")
+        log(f"LoRA:  {adapters:,} parameters are trained; the model's own are frozen ({recipe.lora.base_weights})")
     replicas = strategy.num_replicas_in_sync
     if replicas > 1:
-        say(f"Devices: {replicas} share each batch, {recipe.batch.batch_size // replicas} rows each ({kind(strategy)})")
-
-
-def kind(strategy: tf.distribute.Strategy) -> str:
-    """The strategy's public name and hosts."""
-    if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
-        return f"MultiWorkerMirroredStrategy of {HostGroup(strategy).count} workers"
-    return "TPUStrategy" if is_tpu_strategy(strategy) else "MirroredStrategy"
+        kind = "TPUStrategy" if is_tpu_strategy(strategy) else "MirroredStrategy"
+        if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+            kind = f"MultiWorkerMirroredStrategy of {HostGroup(strategy).count} workers"
+        log(f"Devices: {replicas} share each batch, {batch.batch_size // replicas} rows each ({kind})")
 
 
 class Samples:
-    """Sampled continuations of the prompts of a run, by one generator, so that its graphs are traced once.
+    """Sampled continuations of the prompts of a run. One generator serves all, so that its graphs are traced once.
 
     Args:
-        recipe: the prompts, how many tokens, which temperature.
-        assembly: the trainer whose decoder writes.
-        data: the tokenizer.
+        recipe: the settings: prompts, number of tokens, temperature.
+        trainer: the trainer whose decoder generates.
+        tokenizer: the tokenizer of the run.
         objective: how prompts are put to the model.
     """
 
-    def __init__(self, recipe: TrainConfig, assembly: RunParts, data: Any, objective: Objective):
-        self.logging, self.seed, self.trainer = recipe.logging, recipe.run.seed, assembly.trainer
-        self.generator = Generator(assembly.trainer.decoder, data.tokenizer)
-        prompts = [objective.prompt(data.tokenizer, text) for text in recipe.logging.sample_prompt]
-        # Ids that are too many for a very short context lose their beginning: it is only a sample.
+    def __init__(self, recipe: TrainConfig, trainer: Trainer, tokenizer: Tokenizer, objective: Objective):
+        self.logging, self.seed, self.trainer = recipe.logging, recipe.run.seed, trainer
+        self.generator = Generator(trainer.decoder, tokenizer)
+        prompts = [objective.prompt(tokenizer, text) for text in recipe.logging.sample_prompt]
+        # Ids that do not fit a very short context lose their beginning: it is only a sample.
         self.prompts = [prompt if isinstance(prompt, str) else prompt[-self.generator.context :] for prompt in prompts]
 
-    def __call__(self, number: int = 0) -> dict[str, str]:
-        """Prompt → prompt and continuation, for each --sample_prompt; `number` chooses another draw."""
+    def __call__(self, draw: int = 0) -> dict[str, str]:
+        """Returns prompt → answer, or prompt and continuation; another `draw` gives other samples."""
         logging = self.logging
         if not logging.sample_tokens or not logging.sample_prompt:
             return {}
         sampling = SamplingConfig(
-            max_new_tokens=logging.sample_tokens, temperature=logging.sample_temperature, seed=self.seed + number
+            max_new_tokens=logging.sample_tokens, temperature=logging.sample_temperature, seed=self.seed + draw
         )
         with self.trainer.averaged_weights():
             completions = self.generator.generate(self.prompts, sampling)
-        # An answer stands alone, a continuation behind what it continues.
         return {
             text: (text if isinstance(prompt, str) else "") + found[0].text
             for text, prompt, found in zip(logging.sample_prompt, self.prompts, completions)
@@ -315,54 +298,49 @@ class Samples:
 
 
 def finish(
-    recipe: TrainConfig, data: Any, assembly: RunParts, state: LoopState, checkpoints: Checkpoints, samples: Samples
+    recipe: TrainConfig, prepared: Any, trainer: Trainer, state: LoopState, checkpoints: Checkpoints, samples: Samples
 ) -> None:
-    """Writes model/ and curves.png and says what came of the run and what to do next."""
-    directory, trainer = recipe.run_dir, assembly.trainer
-    step = state.step
+    """Writes model/ and curves.png; logs the results and what to do next."""
+    directory, step = recipe.run_dir, state.step
     if recipe.run.save_best and state.best_loss is not None and state.best_step != step:
-        best = checkpoints.whole(state.best_step, say, f"model/ is the last, of step {step}, instead of the best")
+        remedy = f"model/ is the last, of step {step}, instead of the best"
+        best = checkpoints.open_if_complete(state.best_step, log, remedy)
         if best is not None:
             assign(best.arrays(), trainer.state_variables(), best.path)
             step = best.step
-    write_model(recipe, data, trainer, state, step)
+    write_model(recipe, prepared, trainer, state, step)
     rows = read_metrics(directory / "metrics.jsonl")
     draw_curves(rows, directory / "curves.png", f"{directory}: {recipe.preset.preset}, {state.step} steps")
-    before, after = (
-        state.first_validation or {},
-        next(
-            (row for row in reversed(rows) if row["step"] == step and "validation_loss" in row),
-            state.last_validation or {},
-        ),
-    )
-    say("")
-    say(f"Trained {state.step:,} steps in {format_duration(state.trained_seconds)} of updates.")
-    if before and after:
-        say(f"Held out before: {in_words(before)}")
-        say(f"Held out after:  {in_words({name: value for name, value in after.items() if name in before})}")
+    validations = [row for row in rows if row["step"] == step and "validation_loss" in row]
+    first, last = state.first_validation, validations[-1] if validations else state.last_validation
+    log("")
+    log(f"Trained {state.step:,} steps in {format_duration(state.trained_seconds)} of updates.")
+    if first and last:
+        log(f"Held out before: {format_metrics(first)}")
+        log(f"Held out after:  {format_metrics({name: value for name, value in last.items() if name in first})}")
     if recipe.logging.sample_tokens:
-        say("Three sampled continuations:")
-        for number in range(3):
-            text = " ".join(next(iter(samples(number).values()), "").split())
-            say(f"  {number + 1}. {text or '(it ended at once)'}")
-    say(f"Model:       {directory / 'model'}  (config.json, model.safetensors, tokenizer.json, …)")
+        log("Three sampled continuations:")
+        for draw in range(3):
+            text = " ".join(next(iter(samples(draw).values()), "").split())
+            log(f"  {draw + 1}. {text or '(it ended at once)'}")
+    log(f"Model:       {directory / 'model'}  (config.json, model.safetensors, tokenizer.json, …)")
     if recipe.lora.lora_rank:
-        say(f"Adapter:     {directory / 'adapter'}  (merged in model/; alone it opens with peft)")
-    say(f"Curves:      {directory / 'curves.png'}, numbers in {directory / 'metrics.jsonl'}")
+        log(f"Adapter:     {directory / 'adapter'}  (merged in model/; alone it opens with peft)")
+    log(f"Curves:      {directory / 'curves.png'}, numbers in {directory / 'metrics.jsonl'}")
     local = Path(sys.executable).is_relative_to(Path.cwd())
     python = shlex.quote(os.path.relpath(sys.executable)) if local else "python"
     if recipe.logging.tensorboard:
-        say(f"TensorBoard: {python} -m tensorboard.main --logdir={shlex.quote(str(directory / 'tensorboard'))}")
+        log(f"TensorBoard: {python} -m tensorboard.main --logdir={shlex.quote(str(directory / 'tensorboard'))}")
     model = f"--model={shlex.quote(str(directory))}"
     if recipe.objective.objective == "pretrain":
-        say(f"Next:        {python} -m tfgpt.generate {model} --prompt='Once upon a time'")
+        log(f"Next:        {python} -m tfgpt.generate {model} --prompt='Once upon a time'")
     else:
-        say(f"Next:        {python} -m tfgpt.chat {model}")
+        log(f"Next:        {python} -m tfgpt.chat {model}")
 
 
-def write_model(recipe: TrainConfig, data: Any, trainer: Any, state: LoopState, step: int) -> None:
-    """The model directory: weights, configuration, tokenizer, and where it all came from."""
-    tokenizer = data.tokenizer
+def write_model(recipe: TrainConfig, prepared: Any, trainer: Trainer, state: LoopState, step: int) -> None:
+    """Writes the model directory (weights, configuration, tokenizer, provenance), and with LoRA the adapter's."""
+    tokenizer = prepared.tokenizer
     with (
         result_directory(recipe.run_dir / "model", "model directory", "run_dir") as temporary,
         trainer.averaged_weights(),
@@ -382,24 +360,23 @@ def write_model(recipe: TrainConfig, data: Any, trainer: Any, state: LoopState, 
                 "steps_trained": state.step,
                 "validation": {"best_loss": state.best_loss, "first": state.first_validation},
                 "trained_seconds": round(state.trained_seconds, 1),
-                "data_fingerprint": data.fingerprint,
-                "data": data.manifest,
+                "data_fingerprint": prepared.fingerprint,
+                "data": prepared.manifest,
                 "flags": recipe.flags(),
                 "decoder": dataclasses.asdict(trainer.decoder.config),
                 "versions": {
                     "tfgpt": tfgpt.__version__,
                     "tensorflow": tf.__version__,
                     "keras": keras.__version__,
-                    "numpy": metadata.version("numpy"),
+                    "numpy": package_metadata.version("numpy"),
                 },
             },
         )
-
     if recipe.lora.lora_rank:
         with (
             result_directory(recipe.run_dir / "adapter", "adapter", "run_dir") as temporary,
             trainer.averaged_weights(),
         ):
-            base = recipe.initial_model
-            save_adapter(trainer.decoder, recipe.lora, temporary, base, stored_base_name(str(recipe.run.init_from)))
+            base_name = stored_base_name(str(recipe.run.init_from))
+            save_adapter(trainer.decoder, recipe.lora, temporary, recipe.initial_model, base_name)
             tokenizer.save(temporary)

@@ -19,7 +19,7 @@ from tfgpt.model.maximal_update import ParametrizationConfig, with_initial_weigh
 from tfgpt.pipeline.config import AugmentationConfig, BatchConfig, MixtureConfig
 from tfgpt.tokenization.config import TokenizerConfig
 from tfgpt.training.config import OptimizerConfig, ScheduleConfig, StepConfig, StrategyConfig
-from tfgpt.training.objectives.config import FROM_A_MODEL, ObjectiveConfig
+from tfgpt.training.objectives.config import NEED_INIT_FROM, ObjectiveConfig
 from tfgpt.training.objectives.preference_config import PreferenceConfig, RewardConfig
 from tfgpt.training.run_config import LoggingConfig, RunConfig, default_run_dir, steps_or_minutes
 
@@ -139,7 +139,7 @@ class TrainConfig:
         if self.optimizer.optimizer == "adafactor" and self.parametrization.parametrization == "maximal_update":
             raise SettingError("parametrization", "maximal_update is for --optimizer=adamw, muon or lion")
         objective = self.objective.objective
-        if objective in FROM_A_MODEL and self.run.init_from is None:
+        if objective in NEED_INIT_FROM and self.run.init_from is None:
             raise SettingError("objective", f"{objective} goes on from a trained model: name it with --init_from")
         if objective == "ipo" and self.preference.preference_beta == 0:
             raise SettingError("preference_beta", "must be above 0 for --objective=ipo, which divides by it")

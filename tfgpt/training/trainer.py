@@ -1,24 +1,23 @@
-"""The training step: one optimizer update from one global batch, right on any number of devices.
+"""The training step: one optimizer update from one global batch, on any number of devices.
 
-One update is: every replica adds up the gradients of its weighted token losses over its micro-batches; one all-reduce
-sums gradients and weights over replicas; everybody divides by the global weight sum, clips by the global norm, and
-computes the same new weights, slots and averages from the same numbers. Nothing after the all-reduce communicates, so
-it can be compiled, and an update that is not finite can be dropped whole.
+Every replica adds up the gradients of its weighted token losses over its micro-batches. One all-reduce sums gradients
+and weights over replicas. Every replica then divides by the global weight sum, clips by the global norm, and computes
+the same new weights, slots and averages from the same numbers. Nothing after the all-reduce communicates, so XLA can
+compile it, and an update that is not finite can be dropped as a whole.
 
-Facts that others rely on:
+Properties that other modules rely on:
 
-- `optimizer.iterations` counts updates tried, skipped ones included: batch, dropout masks and learning rate of a step
-  stay pure functions of its number, also after a skip.
+- `optimizer.iterations` counts attempted updates, skipped ones included: batch, dropout masks and learning rate are
+  functions of the step number, also after a skip.
 - There is no random state: a dropout mask is a function of (seed, step, micro-batch, replica, layer).
-- Loss and other numbers returned are global already.
+- The loss and all other returned numbers are global.
 """
 
 from __future__ import annotations
 
 import collections
 import contextlib
-import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import keras
@@ -28,39 +27,55 @@ import tensorflow as tf
 from tfgpt.common.errors import UserError
 from tfgpt.model.dropout import dropout_seed
 from tfgpt.training.config import OptimizerConfig, StepConfig
-from tfgpt.training.losses import CausalLanguageModelingLoss
+from tfgpt.training.distribution import replicas
+from tfgpt.training.distribution.replicas import ModeFunctions, assign_local, replica_variable
+from tfgpt.training.evaluator import Evaluator, evaluation_logs, with_static_shape
 
-TRAINING_SUMS = ("loss_sum", "nats_sum", "weight_sum")
-EVALUATION_SUMS = (*TRAINING_SUMS, "correct_sum", "bytes_sum", "text_nats_sum")
+TRAINING_SUMS = ("loss_sum", "nll_sum", "weight_sum")
 LAST_STEP_LOGS = ("gradient_norm", "learning_rate", "update_ratio")
 
 
 class Trainer(keras.Model):
-    """A decoder with its objective and optimizer: driven by `fit` and `evaluate`, or by `train_steps`.
+    """A decoder with its loss and optimizer, driven by `train_steps` or by Keras's `fit` and `evaluate`.
 
-    Make it, and call `compile(optimizer)`, inside the strategy's scope.
+    Create it and call `compile(optimizer)` inside the strategy's scope.
 
     Args:
-        decoder: the model that learns.
-        objective: from decoder and batch to sums of losses.
+        decoder: the model that is trained.
+        loss: from decoder and batch to sums of losses, see `tfgpt.training.losses.CausalLanguageModelingLoss`.
         step_config: accumulation and compilation.
         optimizer_config: clipping and averaging of weights.
-        seed: of dropout.
+        seed: seed of dropout.
         token_byte_lengths: [V] integers, bytes of each token's text and 0 for special tokens, for bits per byte.
-        batch_shape: (rows of the global batch, tokens of a row); distributed iterators lose it, and XLA needs it.
+        batch_shape: (rows of the global batch, tokens of a row). Distributed iterators lose it, and XLA needs it.
 
     Attributes:
-        mode: "graph" or "xla", see `use_mode`.
-        training_sums, evaluation_sums_names: what is added up in training and in evaluation.
+        evaluator: the `Evaluator` of decoder and loss.
         skipped_updates, consecutive_skipped: int64 variables, updates dropped because loss or gradient norm were not
-            finite: in all, and in a row up to now.
+            finite: in total, and in a row up to now.
         averages: moving averages of the weights (empty without `ema_decay`).
+
+    Example:
+
+    >>> import tensorflow as tf
+    >>> from tfgpt.model.config import DecoderConfig
+    >>> from tfgpt.model.decoder import Decoder
+    >>> from tfgpt.training.losses import CausalLanguageModelingLoss
+    >>> from tfgpt.training.optimizers import build_optimizer
+    >>> shape = {"vocabulary_size": 8, "num_layers": 1, "hidden_dim": 8, "num_query_heads": 2}
+    >>> decoder = Decoder(DecoderConfig(**shape, max_sequence_length=4))
+    >>> trainer = Trainer(decoder, CausalLanguageModelingLoss(), StepConfig(), OptimizerConfig(), seed=0)
+    >>> trainer.compile(build_optimizer(OptimizerConfig(), 0.01, decoder))
+    >>> ids = tf.zeros([1, 4], "int32")
+    >>> batch = {"token_ids": ids, "targets": ids, "weights": tf.ones([1, 4])}
+    >>> trainer.train_steps(iter(tf.data.Dataset.from_tensors(batch)), 1)["tokens"]
+    4.0
     """
 
     def __init__(
         self,
         decoder: keras.Model,
-        objective: CausalLanguageModelingLoss,
+        loss: Any,
         step_config: StepConfig,
         optimizer_config: OptimizerConfig,
         *,
@@ -70,15 +85,14 @@ class Trainer(keras.Model):
     ):
         super().__init__(name="trainer")
         self.decoder = decoder
-        self.objective = objective
+        self.loss_function = loss
         self.step_config = step_config
         self.optimizer_config = optimizer_config
         self.seed = seed
         self.batch_shape = batch_shape
-        self.token_byte_lengths = np.zeros(0, np.int32) if token_byte_lengths is None else token_byte_lengths
-        self.mode = "xla" if step_config.compile == "xla" else "graph"
-        self.compiled_parts: dict[tuple, Callable] = {}
-        self.loops: dict[tuple, Callable] = {}
+        self.evaluator = Evaluator(decoder, loss, token_byte_lengths=token_byte_lengths, batch_shape=batch_shape)
+        self.functions = ModeFunctions("graph")
+        self.use_mode("xla" if step_config.compile == "xla" else "graph")
         self.skipped_updates = counter("skipped_updates")
         self.consecutive_skipped = counter("consecutive_skipped")
         self.averages = []
@@ -87,83 +101,43 @@ class Trainer(keras.Model):
                 keras.Variable(tf.identity(variable.value), trainable=False, name=f"{variable.name}_average")
                 for variable in decoder.trainable_variables
             ]
-        self.training_sums = (*TRAINING_SUMS, *objective.means)
-        self.evaluation_sums_names = (*EVALUATION_SUMS, *objective.means)
-        self.running = np.zeros(len(self.evaluation_sums_names))
-        self.train_function: Any = None
-        self.test_function: Any = None
+        self.training_sums = (*TRAINING_SUMS, *loss.means)
+        self.running_sums = np.zeros(0)
         self.built = True
 
-    def call(self, inputs: Any, training: bool = False) -> tf.Tensor:
-        """The decoder's logits."""
-        return self.decoder(inputs, training=training)
-
-    def compile(self, optimizer: keras.optimizers.Optimizer, steps_per_execution: int = 1, **options: Any) -> None:
-        """Sets the optimizer (from `tfgpt.training.optimizers`) and the updates `fit` makes in one call."""
-        super().compile(optimizer=optimizer, steps_per_execution=steps_per_execution, jit_compile=False, **options)
-
-    @property
-    def learning_rate_scale(self) -> keras.Variable:
-        """Factor on the schedule; assign to it to lower the rest of the run's learning rate."""
-        return self.optimizer.learning_rate_scale
-
-    def use_mode(self, mode: str) -> None:
-        """Sets how the step runs: "graph" (TensorFlow's kernels, the update itself fused by XLA) or "xla"."""
-        self.mode = mode
-        self.train_function = self.test_function = None
-
-    def forget_other_modes(self) -> None:
-        """Frees what was traced and compiled for another mode than the current one."""
-        for made in (self.compiled_parts, self.loops):
-            for key in [key for key in made if key[1] != self.mode]:
-                del made[key]
-
-    # One update, as one replica sees it.
-
     def train_step(self, batch: Mapping[str, tf.Tensor], measure: tf.Tensor | bool = False) -> dict[str, tf.Tensor]:
-        """One update from this replica's part of the batch.
+        """Runs one update, given this replica's part of the batch.
 
         Args:
-            batch: `token_ids`, `targets` [B, T] int32, `weights` [B, T] float32, and what a packed decoder needs.
-            measure: scalar bool, whether to compute `update_ratio` (else 0).
+            batch: `token_ids`, `targets` [B, T] int32, `weights` [B, T] float32, and the inputs of a packed decoder.
+            measure: scalar bool, whether to compute `update_ratio` (else it is 0).
 
         Returns:
-            float32 scalars, equal on all replicas: the objective's sums, `finite` (1, or 0 when the update was
+            float32 scalars, equal on all replicas: the loss function's sums, `finite` (1, or 0 when the update was
             dropped), `gradient_norm` before clipping, `learning_rate`, and `update_ratio`, the norm of the change of
             all weights over the norm of the weights.
         """
-        batch = self.with_static_shape(batch)
-        weights = [local(variable) for variable in self.decoder.trainable_variables]
-        if on_tpu():
-            # One XLA program: the branches of a condition must agree in shape there, and the values are at hand anyway.
-            before = [weight.read_value() for weight in weights]
+        batch = with_static_shape(batch, self.batch_shape)
+        weights = [replica_variable(variable) for variable in self.decoder.trainable_variables]
+        before = copies_if(measure, weights)
+        if self.functions.mode == "xla" and not replicas.replicated():
+            logs = self.functions.compiled(self.single_device_step)(batch)
         else:
-            before = tf.cond(
-                measure,
-                lambda: [weight.read_value() for weight in weights],
-                lambda: [tf.zeros([0] * len(weight.shape), weight.dtype) for weight in weights],
-            )
-        if self.mode == "xla" and not replicated():
-            logs = self.part("step", self.undistributed_step, compiled=True)(batch)
-        else:
-            gradients, sums = self.part("gradients", self.gradients, compiled=self.mode == "xla")(batch)
-            gradients, sums = summed_over_replicas(gradients, sums)
-            norm = tf.linalg.global_norm(gradients)
-            logs = self.part("update", self.update, compiled=True)(gradients, sums, norm)
+            # 1. Gradients of this replica's loss sum.
+            gradients, sums = self.functions.compiled(self.gradients, xla=self.functions.mode == "xla")(batch)
+            # 2. All-reduce.
+            gradients, sums = replicas.all_reduce_sum(gradients, sums)
+            # 3. Clip, 4. update, 5. average: compiled together.
+            logs = self.functions.compiled(self.update)(gradients, sums, tf.linalg.global_norm(gradients))
         with tf.control_dependencies([logs["finite"]]):
-            if on_tpu():
-                ratio = tf.where(measure, relative_change(before, weights), 0.0)
-            else:
-                ratio = tf.cond(measure, lambda: relative_change(before, weights), lambda: tf.zeros(()))
-        return {**logs, "update_ratio": ratio}
+            return {**logs, "update_ratio": update_ratio_if(measure, before, weights)}
 
-    def undistributed_step(self, batch: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """The whole update on one device, for XLA to compile in one piece."""
+    def single_device_step(self, batch: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         gradients, sums = self.gradients(batch)
         return self.update(gradients, sums, tf.linalg.global_norm(gradients))
 
     def gradients(self, batch: Mapping[str, tf.Tensor]) -> tuple[list[tf.Tensor], dict[str, tf.Tensor]]:
-        """This replica's sums and the gradients of its `loss_sum`, float32, over all micro-batches."""
+        """Returns the float32 gradients of this replica's `loss_sum`, and its sums, over all micro-batches."""
         steps = self.step_config.gradient_accumulation_steps
         if steps == 1:
             return self.micro_batch_gradients(batch, 0)
@@ -190,120 +164,83 @@ class Trainer(keras.Model):
         return gradients, sums
 
     def micro_batch_gradients(self, batch, index):
-        """`gradients` of one micro-batch, the `index`-th."""
         variables = [variable.value for variable in self.decoder.trainable_variables]
         with self.dropout(index), tf.GradientTape() as tape:
-            sums = self.objective(self.decoder, batch, training=True)
+            sums = self.loss_function(self.decoder, batch, training=True)
         gradients = tape.gradient(sums["loss_sum"], variables, unconnected_gradients=tf.UnconnectedGradients.ZERO)
         sums = {name: sums[name] for name in self.training_sums}
-        # The gradient of an embedding comes as slices; all-reduce, norm and optimizer want it whole.
+        # The gradient of an embedding is a `tf.IndexedSlices`; the rest of the step needs dense tensors.
         return [tf.cast(tf.convert_to_tensor(gradient), tf.float32) for gradient in gradients], sums
 
     def dropout(self, index: tf.Tensor | int) -> contextlib.AbstractContextManager:
-        """The context that seeds dropout for this step, micro-batch and replica."""
+        """Returns the context that seeds dropout for this step, micro-batch and replica."""
         if not (self.decoder.config.dropout or self.decoder.lora_dropout):
             return contextlib.nullcontext()
         seed = tf.constant([self.seed & 0x7FFFFFFF, (self.seed >> 31) & 0x7FFFFFFF])
-        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
-        for number in (self.optimizer.iterations.value, index, replica):
+        for number in (self.optimizer.iterations.value, index, replicas.replica_id()):
             seed = tf.random.experimental.stateless_fold_in(seed, tf.cast(number, tf.int32), alg="philox")
         return dropout_seed(seed)
 
     def update(
         self, gradients: list[tf.Tensor], sums: dict[str, tf.Tensor], norm_of_sums: tf.Tensor
     ) -> dict[str, tf.Tensor]:
-        """Clips, updates, averages and counts; every replica does the same with the same numbers."""
-        inverse = tf.math.divide_no_nan(1.0, sums["weight_sum"])
-        norm = norm_of_sums * inverse
+        """Clips, updates and averages; every replica computes the same from the same numbers."""
+        # 3. Clip the mean gradient by its global norm.
+        scale = tf.math.divide_no_nan(1.0, sums["weight_sum"])
+        norm = norm_of_sums * scale
         finite = tf.math.is_finite(norm) & tf.math.is_finite(sums["loss_sum"])
-        factor = inverse
-        if self.optimizer_config.max_grad_norm:
-            max_grad_norm = self.optimizer_config.max_grad_norm
-            factor *= max_grad_norm / tf.maximum(norm, max_grad_norm)
+        max_grad_norm = self.optimizer_config.max_grad_norm
+        if max_grad_norm:
+            scale *= max_grad_norm / tf.maximum(norm, max_grad_norm)
+        # 4. Compute new weights and optimizer slots.
         optimizer = self.optimizer
-        weights = [local(variable) for variable in self.decoder.trainable_variables]
-        slots = [local(variable) for variable in optimizer.variables]
+        weights = [replica_variable(variable) for variable in self.decoder.trainable_variables]
+        slots = [replica_variable(variable) for variable in optimizer.variables]
         learning_rate = tf.convert_to_tensor(optimizer.learning_rate)
         new_weights, new_slots = optimizer.stateless_apply(
             [slot.read_value() for slot in slots],
-            [gradient * factor for gradient in gradients],
+            [gradient * scale for gradient in gradients],
             [weight.read_value() for weight in weights],
         )
-        changed = [*zip(weights, new_weights), *zip(slots, new_slots)]
+        updated = [*zip(weights, new_weights), *zip(slots, new_slots)]
+        # 5. Average the weights.
         if self.averages:
             keep = average_decay(self.optimizer_config.ema_decay, optimizer.iterations)
-            averages = [local(average) for average in self.averages]
-            changed += [(old, old + (1.0 - keep) * (new - old)) for old, new in zip(averages, new_weights)]
-        iterations = local(optimizer.iterations)
+            averages = [replica_variable(average) for average in self.averages]
+            updated += [(old, old + (1.0 - keep) * (new - old)) for old, new in zip(averages, new_weights)]
+        # Assign all of it, or nothing but the counters when the update is not finite.
+        iterations = replica_variable(optimizer.iterations)
         step = iterations.read_value()
-        for variable, new in changed:
+        for variable, new in updated:
             if variable is not iterations:
-                assign(variable, tf.where(finite, new, variable.read_value()))
-        assign(iterations, step + 1)
-        skipped, in_a_row = local(self.skipped_updates), local(self.consecutive_skipped)
+                assign_local(variable, tf.where(finite, new, variable.read_value()))
+        assign_local(iterations, step + 1)
+        skipped, consecutive = replica_variable(self.skipped_updates), replica_variable(self.consecutive_skipped)
         dropped = tf.cast(~finite, tf.int64)
-        assign(skipped, skipped + dropped)
-        assign(in_a_row, (in_a_row + 1) * dropped)
+        assign_local(skipped, skipped + dropped)
+        assign_local(consecutive, (consecutive + 1) * dropped)
         return {**sums, "finite": tf.cast(finite, tf.float32), "gradient_norm": norm, "learning_rate": learning_rate}
 
-    def test_step(self, batch: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """The objective's sums over the global batch, nothing updated."""
-        if on_tpu():
-            # Its compiler must know all shapes.
-            batch = self.with_static_shape(batch)
-        sums = self.part("evaluation", self.evaluation_sums, compiled=self.mode == "xla")(batch)
-        return summed_over_replicas([], sums)[1]
-
-    def evaluation_sums(self, batch: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """The objective's sums over this replica's part."""
-        lengths = tf.constant(self.token_byte_lengths) if len(self.token_byte_lengths) else None
-        sums = self.objective(self.decoder, batch, training=False, token_byte_lengths=lengths)
-        return {name: sums.get(name, tf.zeros(())) for name in self.evaluation_sums_names}
-
-    def part(self, name: str, function: Callable, compiled: bool) -> Callable:
-        """`function`, compiled by XLA or not; each replica has its own, bound to its own copy of the variables.
-
-        On TPUs nothing is compiled apart: what `strategy.run` is given is one XLA program already.
-        """
-        if not compiled or on_tpu():
-            return function
-        replica = tf.get_static_value(tf.distribute.get_replica_context().replica_id_in_sync_group)
-        key = (name, self.mode, int(replica))
-        if key not in self.compiled_parts:
-            self.compiled_parts[key] = tf.function(function, jit_compile=True, autograph=False)
-        return self.compiled_parts[key]
-
-    def with_static_shape(self, batch: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """The batch with its shape known while tracing."""
-        if self.batch_shape is None:
-            return dict(batch)
-        rows, length = self.batch_shape
-        replicas = self.distribute_strategy.num_replicas_in_sync
-        if rows % replicas:
-            raise UserError(f"--batch_size: {rows} rows cannot be shared by {replicas} replicas; use a multiple")
-        shape = [rows // replicas, length]
-        return {name: tf.ensure_shape(value, shape[: len(value.shape)]) for name, value in batch.items()}
-
-    # Many updates, as the host sees them.
-
-    def train_steps(self, iterator: Any, count: int | tf.Tensor) -> dict[str, tf.Tensor]:
-        """`count` updates without returning to Python; other counts do not trace again.
+    def train_steps(self, iterator: Any, count: int | tf.Tensor) -> dict[str, float]:
+        """Runs `count` updates without returning to Python; another count does not trace again.
 
         Args:
-            iterator: of a dataset, distributed when the strategy has several replicas. Running out of data raises
-                `tf.errors.OutOfRangeError`; the updates before it are done.
-            count: how many, at least 1.
+            iterator: of a dataset, distributed when the strategy has several replicas. At its end
+                `tf.errors.OutOfRangeError` is raised; the updates before it are done.
+            count: number of updates, at least 1.
 
         Returns:
-            Scalars: `loss` and `nats_per_token`, weighted means over the call's finite updates; `tokens`, their
-            weight; `skipped`, updates dropped; and of the last update `gradient_norm`, `learning_rate`,
-            `update_ratio`.
+            `loss` and `nll_per_token`, weighted means over the call's finite updates; `tokens`, their weight;
+            `skipped`, the dropped updates; and `gradient_norm`, `learning_rate` and `update_ratio` of the last update.
         """
-        totals, last = self.loop("train", self.train_loop)(iterator, tf.cast(count, tf.int64))
-        return training_logs(totals.numpy(), dict(zip(LAST_STEP_LOGS, last.numpy().tolist())), self.objective.means)
+        return training_logs(*self.run_updates(iterator, count), self.loss_function.means)
+
+    def run_updates(self, iterator: Any, count: int | tf.Tensor) -> tuple[np.ndarray, dict[str, float]]:
+        totals, last = self.functions.loop(self.train_loop)(iterator, tf.cast(count, tf.int64))
+        return totals.numpy(), dict(zip(LAST_STEP_LOGS, last.numpy().tolist()))
 
     def train_loop(self, iterator: Any, count: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """The sums over the updates ([4] float64: the objective's and the dropped) and the last one's figures [3]."""
+        """Returns float64 sums over the updates (`training_sums`, dropped updates) and `LAST_STEP_LOGS` [3]."""
         strategy = self.distribute_strategy
 
         def body(index, totals, _):
@@ -320,92 +257,61 @@ class Trainer(keras.Model):
         )
         return tf.while_loop(lambda index, *_: index < count, body, start, parallel_iterations=1)[1:]
 
-    def test_steps(self, iterator: Any, count: int | tf.Tensor) -> np.ndarray:
-        """The objective's sums, in the order of `EVALUATION_SUMS`, over `count` batches, [6] float64."""
-        return self.loop("test", self.test_loop)(iterator, tf.cast(count, tf.int64)).numpy()
+    # Compilation, Keras's fit and evaluate.
 
-    def test_loop(self, iterator: Any, count: tf.Tensor) -> tf.Tensor:
-        """`test_steps` in the graph."""
-        strategy = self.distribute_strategy
+    def use_mode(self, mode: str) -> None:
+        """Sets how the step runs: "graph" (TensorFlow's kernels, the update itself fused by XLA) or "xla"."""
+        self.functions.mode = self.evaluator.functions.mode = mode
+        self.train_function: Any = None
+        self.test_function: Any = None
 
-        def body(index, totals):
-            sums = strategy.run(self.test_step, args=(next(iterator),))
-            sums = tf.stack([strategy.experimental_local_results(sums[name])[0] for name in self.evaluation_sums_names])
-            return index + 1, totals + tf.cast(sums, tf.float64)
+    def forget_other_modes(self) -> None:
+        """Frees the functions of all modes but the current one."""
+        self.functions.forget_other_modes()
+        self.evaluator.functions.forget_other_modes()
 
-        start = (tf.zeros((), tf.int64), tf.zeros(len(self.evaluation_sums_names), tf.float64))
-        return tf.while_loop(lambda index, *_: index < count, body, start, parallel_iterations=1)[1]
+    def compile(self, optimizer: keras.optimizers.Optimizer, steps_per_execution: int = 1, **options: Any) -> None:
+        """Sets the optimizer (from `tfgpt.training.optimizers`) and the updates that `fit` makes in one call."""
+        super().compile(optimizer=optimizer, steps_per_execution=steps_per_execution, jit_compile=False, **options)
 
-    def loop(self, name: str, function: Callable) -> Callable:
-        """`function` as a `tf.function` of this mode, made once."""
-        key = (name, self.mode)
-        if key not in self.loops:
-            self.loops[key] = tf.function(function, autograph=False, reduce_retracing=True)
-        return self.loops[key]
-
-    def evaluate_dataset(self, dataset: Any, batches: int | None = None) -> dict[str, float]:
-        """Exact figures over a whole finite dataset, each token counted by its weight.
-
-        Args:
-            dataset: a `tf.data.Dataset` of global batches, or one distributed by the strategy.
-            batches: the global batches of a distributed one.
-
-        Returns:
-            `loss` in nats per token (no smoothing, no z-loss), `bits_per_byte` (only with `token_byte_lengths`),
-            `accuracy` of the first guess, `tokens`.
-
-        Raises:
-            UserError: the dataset holds no token.
-        """
-        if batches is None:
-            batches = int(dataset.cardinality())
-            if self.distribute_strategy.num_replicas_in_sync > 1:
-                dataset = self.distribute_strategy.experimental_distribute_dataset(dataset)
-        iterator = iter(dataset)
-        totals = np.zeros(len(self.evaluation_sums_names))
-        if batches >= 0:
-            totals = self.test_steps(iterator, batches)
-        else:
-            with contextlib.suppress(tf.errors.OutOfRangeError):
-                while True:
-                    totals = totals + self.test_steps(iterator, 1)
-        logs = evaluation_logs(totals, self.objective.means)
-        if not logs["tokens"]:
-            raise UserError("validation: there is no token to predict; give more text")
-        return logs
-
-    # What Keras's fit and evaluate call.
+    def call(self, inputs: Any, training: bool = False) -> tf.Tensor:
+        """Returns the decoder's logits."""
+        return self.decoder(inputs, training=training)
 
     def make_train_function(self, force: bool = False) -> None:
-        """For `fit`: `steps_per_execution` updates a call; `loss` is the mean since the epoch's beginning."""
+        """Sets `train_function` for `fit`: `steps_per_execution` updates; `loss` is the mean over the epoch."""
 
         def train_function(iterator: Any) -> dict[str, float]:
-            totals, last = self.loop("train", self.train_loop)(iterator, tf.cast(self.steps_per_execution, tf.int64))
-            self.running[: len(totals)] += totals.numpy()
-            return training_logs(
-                self.running[: len(totals)], dict(zip(LAST_STEP_LOGS, last.numpy().tolist())), self.objective.means
-            )
+            totals, last = self.run_updates(iterator, self.steps_per_execution)
+            self.running_sums = self.running_sums + totals if self.running_sums.size else totals
+            return training_logs(self.running_sums, last, self.loss_function.means)
 
         self.train_function = train_function
 
     def make_test_function(self, force: bool = False) -> None:
-        """For `evaluate`: exact figures over the batches so far."""
+        """Sets `test_function` for `evaluate`: exact metrics over the batches so far."""
 
         def test_function(iterator: Any) -> dict[str, float]:
-            self.running += self.test_steps(iterator, 1)
-            return evaluation_logs(self.running, self.objective.means)
+            sums = self.evaluator.sums(iterator, 1)
+            self.running_sums = self.running_sums + sums if self.running_sums.size else sums
+            return evaluation_logs(self.running_sums, self.loss_function.means)
 
         self.test_function = test_function
 
     def reset_metrics(self) -> None:
-        """Begins an epoch or an evaluation."""
-        self.running = np.zeros(len(self.evaluation_sums_names))
+        """Starts an epoch or an evaluation."""
+        self.running_sums = np.zeros(0)
 
     # State.
 
+    @property
+    def learning_rate_scale(self) -> keras.Variable:
+        """Factor on the schedule; assign to it to lower the learning rate of the rest of the run."""
+        return self.optimizer.learning_rate_scale
+
     @contextlib.contextmanager
     def averaged_weights(self) -> Iterator[None]:
-        """Inside the block the decoder's weights are their moving averages; without `ema_decay` nothing changes."""
+        """Replaces the decoder's weights by their moving averages inside the block, if there is an `ema_decay`."""
         self.swap_averages()
         try:
             yield
@@ -413,14 +319,13 @@ class Trainer(keras.Model):
             self.swap_averages()
 
     def swap_averages(self) -> None:
-        """Exchanges weights and averages; twice restores both exactly."""
         for variable, average in zip(self.decoder.trainable_variables, self.averages):
             value = tf.identity(variable.value)
             variable.assign(average.value)
             average.assign(value)
 
     def state_variables(self) -> dict[str, keras.Variable]:
-        """Every variable a restart needs, by a name that is the same in every process."""
+        """Returns every variable that a restart needs, by a name that is the same in every process."""
         trainable = self.decoder.trainable_variables
         state = {f"weights/{variable.path}": variable for variable in trainable}
         state |= {f"averages/{variable.path}": average for variable, average in zip(trainable, self.averages)}
@@ -436,82 +341,45 @@ class Trainer(keras.Model):
 
 
 def counter(name: str) -> keras.Variable:
-    """An integer variable, the same on all replicas."""
     return keras.Variable(0, dtype="int64", trainable=False, name=name, aggregation="only_first_replica")
 
 
-def local(variable: keras.Variable) -> tf.Variable:
-    """The copy of a variable that belongs to the replica being traced; assigning to it touches no other.
-
-    Replicas stay equal because all compute their updates from the same reduced numbers.
-    """
-    value = variable._value
-    if isinstance(value, tf.distribute.DistributedValues) and not on_tpu():
-        return value._get()
-    return value
-
-
-def assign(variable: tf.Variable, value: tf.Tensor) -> None:
-    """Gives the copy that `local` returned its new value, without a word to the other replicas."""
-    if on_tpu():
-        # What counters would do by themselves is to ask the first replica, one collective each.
-        tf.raw_ops.AssignVariableOp(resource=variable.handle, value=value)
-    else:
-        variable.assign(value)
+def copies_if(condition: tf.Tensor | bool, weights: list[tf.Variable]) -> list[tf.Tensor]:
+    """Returns the values of the weights; where `condition` is false, empty tensors (not on TPUs)."""
+    if replicas.on_tpu():
+        # One XLA program: both branches of `tf.cond` need equal shapes, and the values are at hand anyway.
+        return [weight.read_value() for weight in weights]
+    return tf.cond(
+        condition,
+        lambda: [weight.read_value() for weight in weights],
+        lambda: [tf.zeros([0] * len(weight.shape), weight.dtype) for weight in weights],
+    )
 
 
-def on_tpu() -> bool:
-    """Whether the current strategy drives TPUs, where everything is compiled anyway."""
-    return isinstance(tf.distribute.get_strategy(), tf.distribute.TPUStrategy)
+def update_ratio_if(condition: tf.Tensor | bool, before: list[tf.Tensor], weights: list[tf.Variable]) -> tf.Tensor:
+    """Returns the norm of the weights' change over their norm before, or 0."""
 
+    def ratio() -> tf.Tensor:
+        change = [weight.read_value() - old for weight, old in zip(weights, before)]
+        return tf.math.divide_no_nan(tf.linalg.global_norm(change), tf.linalg.global_norm(before))
 
-def replicated() -> bool:
-    """Whether there is more than one replica."""
-    return tf.distribute.get_strategy().num_replicas_in_sync > 1
-
-
-def summed_over_replicas(gradients: list[tf.Tensor], sums: dict[str, tf.Tensor]):
-    """Gradients and sums added up over all replicas, in one all-reduce."""
-    if not replicated():
-        return gradients, sums
-    context = tf.distribute.get_replica_context()
-    reduced = context.all_reduce(tf.distribute.ReduceOp.SUM, [*gradients, *sums.values()])
-    return reduced[: len(gradients)], dict(zip(sums, reduced[len(gradients) :]))
-
-
-def relative_change(before: list[tf.Tensor], weights: list[tf.Variable]) -> tf.Tensor:
-    """Norm of the weights' change over their norm before."""
-    change = [weight.read_value() - old for weight, old in zip(weights, before)]
-    return tf.math.divide_no_nan(tf.linalg.global_norm(change), tf.linalg.global_norm(before))
+    if replicas.on_tpu():
+        return tf.where(condition, ratio(), 0.0)
+    return tf.cond(condition, ratio, lambda: tf.zeros(()))
 
 
 def average_decay(decay: float, step: Any) -> tf.Tensor:
-    """Smaller at the beginning, so that the random initial weights do not stay in the average for long.
+    """Returns `min(decay, (1 + step) / (10 + step))`, as `tf.train.ExponentialMovingAverage` with `num_updates`.
 
-    `min(decay, (1 + step) / (10 + step))`, as `tf.train.ExponentialMovingAverage` with `num_updates`.
+    The random initial weights leave the average sooner than with a constant decay.
     """
     step = tf.cast(step, tf.float32)
     return tf.minimum(decay, (1.0 + step) / (10.0 + step))
 
 
 def training_logs(totals: np.ndarray, last: dict[str, float], means: tuple[str, ...] = ()) -> dict[str, float]:
-    """Means from sums (loss, nats, weight, the objective's own, dropped updates), and the last update's figures."""
-    loss, nats, weight, *own, skipped = totals.tolist()
+    """Returns means, given the sums of loss, NLL, weight, `means` and dropped updates, and `last` as it is."""
+    loss, nll, weight, *objective_sums, skipped = totals.tolist()
     divisor = weight or float("nan")
-    logs = {"loss": loss / divisor, "nats_per_token": nats / divisor, "tokens": weight, "skipped": skipped}
-    return {**logs, **{name: total / divisor for name, total in zip(means, own)}, **last}
-
-
-def evaluation_logs(totals: np.ndarray, means: tuple[str, ...] = ()) -> dict[str, float]:
-    """Means from the sums of `EVALUATION_SUMS` and the objective's own."""
-    sums = dict(zip((*EVALUATION_SUMS, *means), totals.tolist()))
-    divisor = sums["weight_sum"] or float("nan")
-    logs = {
-        "loss": sums["nats_sum"] / divisor,
-        "accuracy": sums["correct_sum"] / divisor,
-        "tokens": sums["weight_sum"],
-    }
-    logs |= {name: sums[name] / divisor for name in means}
-    if sums["bytes_sum"]:
-        logs["bits_per_byte"] = sums["text_nats_sum"] / (math.log(2.0) * sums["bytes_sum"])
-    return logs
+    logs = {"loss": loss / divisor, "nll_per_token": nll / divisor, "tokens": weight, "skipped": skipped}
+    return {**logs, **{name: total / divisor for name, total in zip(means, objective_sums)}, **last}

@@ -1,15 +1,15 @@
-"""The training loop: data → step → metrics → checkpoint, from one event to the next.
+"""The training loop: data → step → metrics → checkpoint.
 
-The step runs several updates in one call; a call ends exactly where something is due (a line of metrics, a validation,
-a checkpoint, the end), and is never longer than about two seconds, so that a wish to stop is heard soon. What the
-updates compute does not depend on how they are grouped into calls.
+One call of the step runs several updates. A call ends where something is due (a line of metrics, a validation, a
+checkpoint, the end) and lasts at most about two seconds, so that stop signals are handled promptly. The results do not
+depend on how updates are grouped into calls.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -18,10 +18,12 @@ import tensorflow as tf
 
 from tfgpt.common.errors import DivergedError
 from tfgpt.common.progress import Progress
+from tfgpt.model import cost
 from tfgpt.training.checkpoints import Checkpoint, Checkpoints, check_fits
 from tfgpt.training.distribution.collectives import HostGroup
 from tfgpt.training.metrics_writers import BY_SOURCE, JsonlMetricsWriter, TensorBoardWriter
-from tfgpt.training.objectives.base import ValidationData
+from tfgpt.training.objectives.base import TrainingData
+from tfgpt.training.peak_flops import measured_peak_flops
 from tfgpt.training.run_config import steps_or_minutes
 from tfgpt.training.stop_signals import StopSignals
 from tfgpt.training.train_config import TrainConfig
@@ -32,19 +34,17 @@ LONGEST_CALL = 2.0  # seconds
 
 @dataclasses.dataclass
 class LoopState:
-    """What the loop remembers besides the variables; a checkpoint carries it as JSON.
+    """State of the loop besides the variables; checkpoints store it as JSON.
 
     Attributes:
         step: optimizer updates done.
-        best_loss: the lowest validation loss so far, nats per token.
-        best_step: where it was.
-        validations_since_best: validations since then without a lower one.
-        rollbacks: times the run went back to a checkpoint.
+        best_loss: the lowest validation loss so far, nats per token, at `best_step`.
+        validations_since_best: validations since then without a lower loss.
+        rollbacks: times the run returned to a checkpoint.
         trained_seconds: time spent in updates, over all processes of the run.
-        first_validation: the numbers before the first update.
-        last_validation: the newest numbers.
-        nats, tokens: sums over the updates since the last line of metrics, so that a resumed run writes the same line.
-        own: the same of what the objective adds up besides.
+        first_validation, last_validation: metrics before the first update, and the newest.
+        nats, tokens: sums over the updates since the last line of metrics, which a resumed run completes.
+        own: such sums of the loss function's `means`.
     """
 
     step: int = 0
@@ -60,83 +60,83 @@ class LoopState:
     own: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
-@dataclasses.dataclass(frozen=True)
-class LoopParts:
-    """What the loop drives; made by `tfgpt.training.run`.
+@dataclasses.dataclass
+class Interval:
+    """Measurements since the last line of metrics.
 
     Attributes:
-        trainer: the decoder with its step.
-        batches: first step → iterator of batches from that step on.
-        hosts: the processes that train together.
-        validation: the held-out set as a finite dataset, see `RunParts`.
-        validation_steps: its batches.
-        checkpoints: where the run is saved.
-        metrics: metrics.jsonl.
-        tensorboard: the event files.
-        samples: called at a validation; returns the sampled continuations by prompt.
-        facts: what every checkpoint carries besides the loop's state.
-        flops_per_token: of a training step, for the utilization.
-        peak_flops: per second, measured.
-        callbacks: Keras callbacks of the caller; an epoch is the time between two validations.
-        by_source: held-out sets of single sources; their losses are written down.
-        updates_per_rollout, measure: as `objectives.base.TrainingData`'.
+        logs: logs of the newest call, see `Trainer.train_steps`.
+        tokens, seconds: sums over the calls that count towards the speed.
     """
 
-    trainer: Trainer
-    hosts: HostGroup
-    batches: Callable[[int], Any]
-    validation: Any
-    validation_steps: int
-    checkpoints: Checkpoints
-    metrics: JsonlMetricsWriter
-    tensorboard: TensorBoardWriter
-    samples: Callable[[], dict[str, str]]
-    facts: dict[str, Any]
-    flops_per_token: float
-    peak_flops: float
-    callbacks: Sequence[keras.callbacks.Callback] = ()
-    by_source: Mapping[str, ValidationData] = dataclasses.field(default_factory=dict)
-    updates_per_rollout: int = 0
-    measure: Callable[[], dict[str, float]] | None = None
+    logs: dict[str, float] = dataclasses.field(default_factory=dict)
+    tokens: int = 0
+    seconds: float = 0.0
 
 
 class TrainingLoop:
-    """One run from a step to its end, a wish to stop, or its failure.
+    """Runs the updates of a run until its end, a stop signal or a failure.
 
     Args:
-        recipe: the run's settings.
-        parts: what it drives.
-        state: where it begins.
+        recipe: the settings of the run.
+        trainer: the decoder with its step.
+        data: the batches.
+        state: where the run starts.
+        hosts: the processes that train together.
+        checkpoints: the checkpoints of the run.
+        metrics: writer of metrics.jsonl.
+        tensorboard: writer of event files.
+        samples: returns sampled continuations by prompt, called at each validation.
+        metadata: JSON values that every checkpoint stores in addition to the state.
+        callbacks: Keras callbacks; an epoch is the time between two validations.
     """
 
-    def __init__(self, recipe: TrainConfig, parts: LoopParts, state: LoopState):
-        self.recipe, self.parts, self.state = recipe, parts, state
+    def __init__(
+        self,
+        recipe: TrainConfig,
+        trainer: Trainer,
+        data: TrainingData,
+        state: LoopState,
+        *,
+        hosts: HostGroup,
+        checkpoints: Checkpoints,
+        metrics: JsonlMetricsWriter,
+        tensorboard: TensorBoardWriter,
+        samples: Callable[[], dict[str, str]],
+        metadata: dict[str, Any],
+        callbacks: Sequence[keras.callbacks.Callback] = (),
+    ):
+        self.recipe, self.trainer, self.data, self.state = recipe, trainer, data, state
+        self.hosts, self.checkpoints, self.metrics, self.tensorboard = hosts, checkpoints, metrics, tensorboard
+        self.samples, self.metadata = samples, metadata
+        self.callbacks = keras.callbacks.CallbackList(list(callbacks), model=trainer)
         self.max_steps = recipe.run.max_steps
         self.validate_every = recipe.logging.validate_every or max(1, self.max_steps // 10)
-        if parts.updates_per_rollout:
-            self.validate_every = -(-self.validate_every // parts.updates_per_rollout) * parts.updates_per_rollout
+        if data.updates_per_rollout:
+            self.validate_every = -(-self.validate_every // data.updates_per_rollout) * data.updates_per_rollout
         self.checkpoint_steps, self.checkpoint_seconds = steps_or_minutes(recipe.run.checkpoint_every)
         self.saved_at, self.saved_step = time.monotonic(), state.step
         self.seconds_per_step: float | None = None
         self.profiling = False
-        self.interval = ThroughputMeter()
-        self.callbacks = keras.callbacks.CallbackList(list(parts.callbacks), model=parts.trainer)
+        self.interval = Interval()
+        flops_per_token = cost.training_flops_per_token(trainer.decoder.config, recipe.batch.sequence_length)
+        self.peak_tokens_per_second = measured_peak_flops(recipe.step.dtype) / flops_per_token
 
     def run(self, signals: StopSignals, progress: Progress) -> str:
         """Trains.
 
         Args:
-            signals: asked between calls whether to stop.
-            progress: the bar.
+            signals: checked between calls.
+            progress: the progress bar.
 
         Returns:
-            "finished", "stopped" (a signal) or "early" (no lower validation loss any more).
+            "finished", "stopped" (by a signal) or "early" (the validation loss no longer improves).
 
         Raises:
             RunError: too many roll-backs, or a checkpoint could not be written.
         """
-        parts, state = self.parts, self.state
-        parts.trainer.stop_training = False
+        state = self.state
+        self.trainer.stop_training = False
         self.callbacks.on_train_begin()
         outcome = "finished"
         if state.step == 0 and state.first_validation is None:
@@ -144,21 +144,21 @@ class TrainingLoop:
         iterator = None
         while state.step < self.max_steps:
             before = state.step
-            if iterator is None or parts.updates_per_rollout:
-                iterator = parts.batches(state.step)
-            self.train_to(self.next_event(), iterator)
-            if self.must_roll_back():
-                self.roll_back(progress)
+            if iterator is None or self.data.updates_per_rollout:
+                iterator = self.data.batches(state.step)
+            self.train_to(self.next_sync_step(), iterator)
+            if 0 < self.recipe.run.rollback_after <= int(self.trainer.consecutive_skipped.numpy()):
+                state = self.roll_back(progress)
                 iterator = None
                 continue
-            improved = self.after_call(before, progress)
-            stop, save = self.agreed(signals)
+            improved = self.log_step(before, progress)
+            stop, save = self.sync_decisions(signals)
             if save or (improved and self.recipe.run.save_best):
                 self.save()
             if stop:
                 outcome = "stopped"
                 break
-            if self.out_of_patience():
+            if 0 < self.recipe.run.early_stopping_patience <= state.validations_since_best:
                 progress.log(
                     f"step {state.step}: no lower validation loss in {state.validations_since_best} validations; "
                     f"the best was {state.best_loss:.4f} at step {state.best_step}"
@@ -166,143 +166,129 @@ class TrainingLoop:
                 outcome = "early"
                 break
         self.save()
-        parts.checkpoints.wait()
+        self.checkpoints.wait()
         self.callbacks.on_train_end({})
         return outcome
 
-    def next_event(self) -> int:
-        """The step at which the next call must end."""
-        step, round_length = self.state.step, self.parts.updates_per_rollout
-        if round_length:
-            return min(step - step % round_length + round_length, self.max_steps)
-        every = [self.recipe.logging.log_every, self.validate_every]
+    def next_sync_step(self) -> int:
+        """Returns the step at which the next call must end."""
+        step, rollout = self.state.step, self.data.updates_per_rollout
+        if rollout:
+            return min(step - step % rollout + rollout, self.max_steps)
+        periods = [self.recipe.logging.log_every, self.validate_every]
         if self.checkpoint_steps:
-            every.append(self.checkpoint_steps)
-        ends = [step - step % period + period for period in every]
+            periods.append(self.checkpoint_steps)
+        ends = [step - step % period + period for period in periods]
         profiled = self.recipe.logging.profiled_steps()
         if profiled:
             ends += [edge for edge in (profiled[0] - 1, profiled[1]) if edge > step]
-        # The first call is one update long: it traces, and shows how long an update takes.
+        # The first call is one update long: it traces, and measures the time of an update.
         longest = 1 if self.seconds_per_step is None else max(1, int(LONGEST_CALL / self.seconds_per_step))
-        longest = self.recipe.step.steps_per_execution or longest
-        return min(*ends, step + longest, self.max_steps)
+        return min(*ends, step + (self.recipe.step.steps_per_execution or longest), self.max_steps)
 
     def train_to(self, end: int, iterator: Any) -> None:
-        """Runs the updates up to `end` in one call and takes down what they report."""
-        state = self.state
-        self.profile_edges()
+        """Runs the updates up to `end` in one call and adds up its logs."""
+        state, interval = self.state, self.interval
+        self.start_or_stop_profiler()
         count = end - state.step
         started = time.perf_counter()
-        logs = self.parts.trainer.train_steps(iterator, count)
+        interval.logs = logs = self.trainer.train_steps(iterator, count)
         seconds = time.perf_counter() - started
-        tokens = count * self.recipe.batch.batch_size * self.recipe.batch.sequence_length
         if self.seconds_per_step is None:
-            # The first call's time is mostly tracing and compiling: the next one begins the measure.
+            # The first call mostly traces and compiles; the second one starts the measurement.
             self.seconds_per_step = 1e-9 + seconds if seconds < 0.2 else 0.2
         else:
             self.seconds_per_step = seconds / count
-            self.interval.timed(tokens, seconds)
-        self.interval.last = logs
+            interval.tokens += count * self.recipe.batch.batch_size * self.recipe.batch.sequence_length
+            interval.seconds += seconds
         if logs["tokens"]:
-            state.nats += logs["nats_per_token"] * logs["tokens"]
+            state.nats += logs["nll_per_token"] * logs["tokens"]
             state.tokens += logs["tokens"]
-            for name in self.parts.trainer.objective.means:
+            for name in self.trainer.loss_function.means:
                 state.own[name] = state.own.get(name, 0.0) + logs[name] * logs["tokens"]
         state.step, state.trained_seconds = end, state.trained_seconds + seconds
         self.callbacks.on_train_batch_end(end - 1, {"loss": logs["loss"]})
 
-    def agreed(self, signals: StopSignals) -> tuple[bool, bool]:
-        """Whether to stop and whether to save, the same on every host.
+    def sync_decisions(self, signals: StopSignals) -> tuple[bool, bool]:
+        """Returns whether to stop and whether to save, equal on every host.
 
-        One host's signal stops all of them. The chief's clock says when to save, and the slowest host how many updates
-        a call may have: all hosts must make calls of the same length.
+        A signal on one host stops all. The chief's clock decides when to save. The slowest host decides the number of
+        updates of a call, since all hosts must make calls of equal length.
         """
-        stop = bool(signals.requested) or self.parts.trainer.stop_training
-        wishes = self.parts.hosts.gather([stop, self.checkpoint_due(), self.seconds_per_step or 0.0])
-        self.seconds_per_step = float(wishes[:, 2].max())
-        return bool(wishes[:, 0].any()), bool(wishes[0, 1])
+        if self.checkpoint_steps:
+            due = self.state.step % self.checkpoint_steps == 0
+        else:
+            due = time.monotonic() - self.saved_at >= (self.checkpoint_seconds or 0.0)
+        stop = bool(signals.requested) or self.trainer.stop_training
+        decisions = self.hosts.gather([stop, due, self.seconds_per_step or 0.0])
+        self.seconds_per_step = float(decisions[:, 2].max())
+        return bool(decisions[:, 0].any()), bool(decisions[0, 1])
 
-    def after_call(self, before: int, progress: Progress) -> bool:
-        """Whatever is due at the step just reached; returns whether it validated better than ever."""
+    def log_step(self, before: int, progress: Progress) -> bool:
+        """Writes metrics and validates where due; returns whether the validation loss is the lowest so far."""
         state, logging = self.state, self.recipe.logging
         row: dict[str, Any] = {"step": state.step}
         last = state.step == self.max_steps
-        if state.step % logging.log_every == 0 or last:
-            row.update(self.metrics_row())
-        progress.advance(state.step - before, **self.interval.figures())
+        logged = state.step % logging.log_every == 0 or last
+        if logged:
+            row.update(self.training_metrics())
+        speed = self.interval.tokens / self.interval.seconds if self.interval.seconds else 0.0
+        shown = {"tokens/s": f"{speed:,.0f}"} if speed else {}
+        progress.advance(state.step - before, loss=f"{self.interval.logs['loss']:.3f}", **shown)
         improved = False
         if state.step % self.validate_every == 0 or last:
-            numbers = self.validate()
-            row.update(numbers)
-            improved = self.compare(numbers["validation_loss"])
-            progress.log(f"step {state.step}: held-out {in_words(numbers)}{' (best)' if improved else ''}")
-            by_source = [name for name in numbers if name.startswith(BY_SOURCE)]
+            metrics = self.validate()
+            row.update(metrics)
+            improved = self.update_best(metrics["validation_loss"])
+            progress.log(f"step {state.step}: held-out {format_metrics(metrics)}{' (best)' if improved else ''}")
+            by_source = [name for name in metrics if name.startswith(BY_SOURCE)]
             if by_source:
-                words = (f"{name.removeprefix(BY_SOURCE)} {numbers[name]:.4f}" for name in by_source)
+                words = (f"{name.removeprefix(BY_SOURCE)} {metrics[name]:.4f}" for name in by_source)
                 progress.log(f"  by source: {', '.join(words)}")
-            self.show_samples(progress)
-            self.callbacks.on_epoch_end(state.step, {"val_loss": numbers["validation_loss"], **numbers})
+            if self.hosts.is_chief:
+                self.show_samples(progress)
+            self.callbacks.on_epoch_end(state.step, {"val_loss": metrics["validation_loss"], **metrics})
         if len(row) > 1:
             self.record(row)
-        if "train_loss" in row:
-            self.interval, state.nats, state.tokens, state.own = ThroughputMeter(), 0.0, 0.0, {}
+        if logged:
+            self.interval, state.nats, state.tokens, state.own = Interval(), 0.0, 0.0, {}
         return improved
 
-    def metrics_row(self) -> dict[str, Any]:
-        """The numbers of one metrics line: the mean training loss of the interval, the last update's other numbers."""
+    def training_metrics(self) -> dict[str, Any]:
+        """Returns the interval's mean training loss and speed, and the other metrics of its last update."""
         state, interval = self.state, self.interval
-        # Rounded to float32: the sum does not depend, in the last digits of float64, on where calls ended.
+        # Rounded to float32: the last digits of a float64 sum depend on where calls ended.
         loss = float(np.float32(state.nats / state.tokens)) if state.tokens else float("nan")
         row: dict[str, Any] = {
             "train_loss": loss,
             **{f"train_{name}": float(np.float32(total / state.tokens)) for name, total in state.own.items()},
-            "learning_rate": interval.last["learning_rate"],
-            "gradient_norm": interval.last["gradient_norm"],
-            "update_to_weight_ratio": interval.last["update_ratio"],
-            "skipped_updates": int(self.parts.trainer.skipped_updates.numpy()),
+            "learning_rate": interval.logs["learning_rate"],
+            "gradient_norm": interval.logs["gradient_norm"],
+            "update_to_weight_ratio": interval.logs["update_ratio"],
+            "skipped_updates": int(self.trainer.skipped_updates.numpy()),
         }
         if interval.seconds:
             row["tokens_per_second"] = interval.tokens / interval.seconds
-            row["model_flops_utilization"] = (
-                self.parts.flops_per_token * row["tokens_per_second"] / self.parts.peak_flops
-            )
+            row["model_flops_utilization"] = row["tokens_per_second"] / self.peak_tokens_per_second
         return row
 
-    def checkpoint_due(self) -> bool:
-        """Whether enough steps or minutes have passed."""
-        if self.checkpoint_steps:
-            return self.state.step % self.checkpoint_steps == 0
-        return time.monotonic() - self.saved_at >= (self.checkpoint_seconds or 0.0)
-
-    def save(self) -> None:
-        """Writes a checkpoint in the background, unless this step's is there; the chief alone does."""
-        state = self.state
-        if self.saved_step == state.step and state.step:
-            return
-        if self.parts.hosts.is_chief:
-            facts = {**self.parts.facts, "state": dataclasses.asdict(state)}
-            best = state.best_step if self.recipe.run.save_best and state.best_loss is not None else None
-            self.parts.checkpoints.save(state.step, self.parts.trainer.state_variables(), facts, best)
-        self.saved_at, self.saved_step = time.monotonic(), state.step
-
     def validate(self) -> dict[str, float]:
-        """The whole held-out set, once, with the averaged weights where there are any."""
-        with self.parts.trainer.averaged_weights():
-            evaluate = self.parts.trainer.evaluate_dataset
-            measure = self.parts.measure
-            numbers = measure() if measure else evaluate(self.parts.validation, self.parts.validation_steps)
-            by_source = {name: evaluate(part.dataset, part.steps) for name, part in self.parts.by_source.items()}
+        """Returns the metrics of the whole held-out set, with the averaged weights if there are any."""
+        data, evaluate = self.data, self.trainer.evaluator.evaluate
+        with self.trainer.averaged_weights():
+            metrics = (
+                data.evaluate_fn() if data.evaluate_fn else evaluate(data.validation.dataset, data.validation.steps)
+            )
+            by_source = {name: evaluate(part.dataset, part.steps) for name, part in data.validation_by_source.items()}
         row = {
-            **{f"validation_{name}": float(value) for name, value in numbers.items() if name != "tokens"},
+            **{f"validation_{name}": float(value) for name, value in metrics.items() if name != "tokens"},
             **{f"{BY_SOURCE}{name}": float(part["loss"]) for name, part in by_source.items()},
         }
-        if self.state.first_validation is None:
-            self.state.first_validation = row
+        self.state.first_validation = self.state.first_validation or row
         self.state.last_validation = row
         return row
 
-    def compare(self, loss: float) -> bool:
-        """Whether this validation is the best so far; counts those that are not."""
+    def update_best(self, loss: float) -> bool:
         state = self.state
         if np.isfinite(loss) and (state.best_loss is None or loss < state.best_loss):
             state.best_loss, state.best_step, state.validations_since_best = loss, state.step, 0
@@ -310,65 +296,62 @@ class TrainingLoop:
         state.validations_since_best += 1
         return False
 
-    def out_of_patience(self) -> bool:
-        """Whether early stopping is asked for and due."""
-        patience = self.recipe.run.early_stopping_patience
-        return 0 < patience <= self.state.validations_since_best
-
     def record(self, row: dict[str, Any]) -> None:
-        """One line of metrics, to the file and to TensorBoard."""
-        self.parts.metrics.write(row)
-        self.parts.tensorboard.scalars(row)
+        self.metrics.write(row)
+        self.tensorboard.scalars(row)
 
     def show_samples(self, progress: Progress) -> None:
-        """Text samples and, when asked for, histograms; the chief's."""
-        if not self.parts.hosts.is_chief:
-            return
         step = self.state.step
-        for prompt, text in self.parts.samples().items():
-            self.parts.tensorboard.text(f"sample/{prompt or 'from nothing'}", step, text)
+        for prompt, text in self.samples().items():
+            self.tensorboard.text(f"sample/{prompt or 'from nothing'}", step, text)
             one_line = " ".join(text.split())
             progress.log(f"  sample: {one_line[:160]}{'…' if len(one_line) > 160 else ''}")
         if self.recipe.logging.histograms:
-            decoder = self.parts.trainer.decoder
-            self.parts.tensorboard.histograms({weight.path: weight.value for weight in decoder.weights}, step)
+            weights = self.trainer.decoder.weights
+            self.tensorboard.histograms({weight.path: weight.value for weight in weights}, step)
 
-    def must_roll_back(self) -> bool:
-        """Whether too many updates in a row were skipped."""
-        limit = self.recipe.run.rollback_after
-        return 0 < limit <= int(self.parts.trainer.consecutive_skipped.numpy())
+    def save(self) -> None:
+        """Writes a checkpoint in the background, on the chief, unless this step has one."""
+        state = self.state
+        if self.saved_step == state.step and state.step:
+            return
+        if self.hosts.is_chief:
+            metadata = {**self.metadata, "state": dataclasses.asdict(state)}
+            best = state.best_step if self.recipe.run.save_best and state.best_loss is not None else None
+            self.checkpoints.save(state.step, self.trainer.state_variables(), metadata, best)
+        self.saved_at, self.saved_step = time.monotonic(), state.step
 
-    def roll_back(self, progress: Progress) -> None:
-        """Back to the last checkpoint, with a lower learning rate.
+    def roll_back(self, progress: Progress) -> LoopState:
+        """Returns to the last checkpoint, with a lower learning rate.
 
         Raises:
-            DivergedError: it happened too often, or there is no checkpoint.
+            DivergedError: there were too many roll-backs, or there is no checkpoint.
         """
-        run, state, trainer = self.recipe.run, self.state, self.parts.trainer
-        at, rollbacks = state.step, state.rollbacks + 1
-        self.parts.checkpoints.wait()
-        facts = restored(self.parts.checkpoints, trainer, self.parts.hosts, report=progress.log)
-        if rollbacks > run.max_rollbacks or facts is None:
-            why = "no checkpoint to go back to" if facts is None else f"{run.max_rollbacks} roll-backs did not help"
+        run, at, rollbacks = self.recipe.run, self.state.step, self.state.rollbacks + 1
+        self.checkpoints.wait()
+        metadata = restore(self.checkpoints, self.trainer, self.hosts, log=progress.log)
+        skipped = f"step {at}: {run.rollback_after} updates in a row were not finite"
+        if rollbacks > run.max_rollbacks or metadata is None:
+            why = "no checkpoint to return to" if metadata is None else f"{run.max_rollbacks} roll-backs did not help"
             raise DivergedError(
-                f"step {at}: {run.rollback_after} updates in a row were not finite and {why}; "
-                "lower --learning_rate or --max_grad_norm, or lengthen --warmup_steps"
+                f"{skipped} and {why}; lower --learning_rate or --max_grad_norm, or lengthen --warmup_steps"
             )
-        self.state = LoopState(**facts["state"])
+        self.state = LoopState(**metadata["state"])
         self.state.rollbacks = rollbacks
-        trainer.learning_rate_scale.assign(float(run.rollback_factor) ** rollbacks)
-        self.interval = ThroughputMeter()
-        # Saved at once: a kill now must not forget the lower rate.
+        scale = float(run.rollback_factor) ** rollbacks
+        self.trainer.learning_rate_scale.assign(scale)
+        self.interval = Interval()
+        # Saved at once: the lower rate survives a kill.
         self.saved_step = -1
         self.save()
         progress.advance(self.state.step - at)
         progress.log(
-            f"step {at}: {run.rollback_after} updates in a row were not finite; back to step {self.state.step} with "
-            f"the learning rate times {run.rollback_factor**rollbacks:g} (roll-back {rollbacks} of {run.max_rollbacks})"
+            f"{skipped}; back to step {self.state.step} with the learning rate times {scale:g} "
+            f"(roll-back {rollbacks} of {run.max_rollbacks})"
         )
+        return self.state
 
-    def profile_edges(self) -> None:
-        """Starts and stops the profiler trace at its steps."""
+    def start_or_stop_profiler(self) -> None:
         profiled = self.recipe.logging.profiled_steps()
         if profiled is None:
             return
@@ -380,35 +363,37 @@ class TrainingLoop:
             self.profiling = False
 
 
-def in_words(numbers: dict[str, float]) -> str:
-    """The numbers of a validation, for people: those that say how good the model is."""
-    if "validation_bits_per_byte" in numbers:
-        words = [f"loss {numbers['validation_loss']:.4f} nats per token"]
-        return ", ".join([*words, f"{numbers['validation_bits_per_byte']:.4f} bits per byte"])
-    plain = {name.removeprefix("validation_"): value for name, value in numbers.items()}
+def format_metrics(metrics: dict[str, float]) -> str:
+    """Formats validation metrics: loss and bits per byte, or else all that the objective measures."""
+    if "validation_bits_per_byte" in metrics:
+        return (
+            f"loss {metrics['validation_loss']:.4f} nats per token, "
+            f"{metrics['validation_bits_per_byte']:.4f} bits per byte"
+        )
+    plain = {name.removeprefix("validation_"): value for name, value in metrics.items()}
     return ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in plain.items() if "/" not in name)
 
 
-def restored(
+def restore(
     checkpoints: Checkpoints,
     trainer: Trainer,
     hosts: HostGroup,
     check: Callable[[Checkpoint], None] = lambda checkpoint: None,
-    report: Callable[[str], None] = print,
+    log: Callable[[str], None] = print,
 ) -> dict[str, Any] | None:
-    """Sets the trainer's variables to the newest whole checkpoint's, on every host, and returns its facts.
+    """Restores the trainer's variables from the newest complete checkpoint, on every host.
 
-    The chief reads it and tells the others, so that the directory need not be on a disk that all of them share.
+    The chief reads it and broadcasts it, so that the hosts need no shared disk.
 
     Args:
-        checkpoints: the run's.
-        trainer: whose variables are set.
+        checkpoints: the checkpoints of the run.
+        trainer: the trainer whose variables are set.
         hosts: the processes that train together.
         check: called with the checkpoint before anything is set; may raise UserError.
-        report: gets a line about every damaged checkpoint.
+        log: receives a line about every damaged checkpoint.
 
     Returns:
-        The facts, or None when there is no checkpoint; nothing is set then.
+        The checkpoint's metadata, or None (nothing is set) when there is no checkpoint.
 
     Raises:
         UserError: the checkpoint belongs to another model or optimizer, or `check` refuses it.
@@ -416,7 +401,7 @@ def restored(
     variables = trainer.state_variables()
 
     def read() -> tuple[Checkpoint, dict[str, np.ndarray]] | None:
-        checkpoint = checkpoints.newest(report)
+        checkpoint = checkpoints.newest(log)
         if checkpoint is None:
             return None
         check(checkpoint)
@@ -424,34 +409,10 @@ def restored(
         check_fits(arrays, variables, checkpoint.path)
         return checkpoint, arrays
 
-    found = hosts.chief_does(read)
-    facts = hosts.share(found[0].facts if found else None)
-    if facts is None:
+    found = hosts.run_on_chief(read)
+    metadata = hosts.broadcast(found[0].metadata if found else None)
+    if metadata is None:
         return None
-    for name, array in hosts.share_variables(found[1] if found else None, variables):
+    for name, array in hosts.broadcast_variables(found[1] if found else None, variables):
         variables[name].assign(array)
-    return facts
-
-
-class ThroughputMeter:
-    """What the calls since the last line of metrics reported.
-
-    Attributes:
-        last: the newest call's numbers, see `Trainer.train_steps`.
-        tokens, seconds: of the calls that count towards the speed.
-    """
-
-    def __init__(self) -> None:
-        self.last: dict[str, float] = {}
-        self.tokens, self.seconds = 0, 0.0
-
-    def timed(self, tokens: int, seconds: float) -> None:
-        """Counts a call towards the speed."""
-        self.tokens, self.seconds = self.tokens + tokens, self.seconds + seconds
-
-    def figures(self) -> dict[str, str]:
-        """What the progress bar shows."""
-        figures = {"loss": f"{self.last['loss']:.3f}"}
-        if self.seconds:
-            figures["tokens/s"] = f"{self.tokens / self.seconds:,.0f}"
-        return figures
+    return metadata

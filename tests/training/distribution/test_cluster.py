@@ -42,9 +42,9 @@ def test_tf_config_counts_the_chief_as_the_first_worker(environment, kind, index
     [
         ("{", "cannot be read"),
         ("[]", "cannot be read"),
-        (config({"worker": ["a:1"], "ps": ["b:1"]}, "worker", 0), "the job 'ps' has no part"),
-        (config({"worker": ["a:1"]}, "worker", 1), "worker 1, is none of the cluster's 1 workers"),
-        (config({"worker": ["a:1"]}, "evaluator", 0), "evaluator 0, is none"),
+        (config({"worker": ["a:1"], "ps": ["b:1"]}, "worker", 0), "the job 'ps' is not used"),
+        (config({"worker": ["a:1"]}, "worker", 1), "worker 1, is not one of the cluster's 1 workers"),
+        (config({"worker": ["a:1"]}, "evaluator", 0), "evaluator 0, is not one"),
     ],
 )
 def test_a_wrong_tf_config_is_one_line_that_names_it(environment, text, words):

@@ -41,7 +41,7 @@ def listening(hosts: HostGroup, *numbers: int) -> contextlib.ExitStack:
 
 
 def test_those_that_do_not_answer_are_lost(hosts):
-    with listening(hosts, 0), pytest.raises(WorkerLost) as caught, hosts.watched(lambda: "go on"):
+    with listening(hosts, 0), pytest.raises(WorkerLost) as caught, hosts.readable_worker_errors(lambda: "go on"):
         raise tf.errors.UnavailableError(None, None, "Connection reset by peer")
     line = str(caught.value)
     assert line.startswith("lost worker 2 (") and "), worker 3 (" in line and line.endswith("; go on")
@@ -52,7 +52,7 @@ def test_where_all_answer_those_whose_heartbeats_are_missing_are_lost(hosts, mon
     told, silent = tf.errors.AbortedError(None, None, ""), tf.errors.UnavailableError(None, None, "")
     monkeypatch.setattr(type(module.context.context()), "get_task_states", lambda *_: [told, None, silent, None])
     with listening(hosts, 0, 2, 3), pytest.raises(WorkerLost, match=r"^lost worker 2 \(\S+\): "):
-        with hosts.watched(lambda: "go on"):
+        with hosts.readable_worker_errors(lambda: "go on"):
             raise tf.errors.InternalError(None, None, "Collective ops is aborted", DERIVED)
 
 
@@ -72,7 +72,7 @@ def test_what_another_worker_tells_counts(hosts, monkeypatch, told, kind, words,
     hosts.tell(told)
     [(number, text)] = said
     assert number == tf.errors.ABORTED
-    with pytest.raises(kind) as caught, hosts.watched(lambda: "go on"):
+    with pytest.raises(kind) as caught, hosts.readable_worker_errors(lambda: "go on"):
         raise tf.errors.AbortedError(None, None, f"Collective ops is aborted by: {text}\nThe error could be")
     assert str(caught.value).startswith(words) and getattr(caught.value, "exit_code", 130) == code
 
@@ -111,17 +111,20 @@ def test_whatever_ends_the_chief_ends_the_others_with_its_reason_and_exit_code()
 def test_the_others_are_told_of_every_error_with_the_exit_code_of_the_command(hosts, monkeypatch, error, code):
     said = []
     monkeypatch.setattr(type(module.context.context()), "report_error_to_cluster", lambda *given: said.append(given[2]))
-    with pytest.raises(type(error)), hosts.watched(lambda: "go on"):
+    with pytest.raises(type(error)), hosts.readable_worker_errors(lambda: "go on"):
         raise error
     [text] = said
-    assert module.told_in(text)["failure"][0] == code
+    assert module.message_in(Exception(text))["failure"][0] == code
 
 
 def test_an_error_of_the_computation_stays_what_it_is(hosts):
-    with pytest.raises(tf.errors.InvalidArgumentError), hosts.watched(lambda: "go on"):
+    with pytest.raises(tf.errors.InvalidArgumentError), hosts.readable_worker_errors(lambda: "go on"):
         raise tf.errors.InvalidArgumentError(None, None, "indices[3] = 9 is not in [0, 7)")
 
 
 def test_alone_nothing_is_a_lost_worker():
-    with pytest.raises(tf.errors.UnavailableError), HostGroup(tf.distribute.get_strategy()).watched(lambda: "go on"):
+    with (
+        pytest.raises(tf.errors.UnavailableError),
+        HostGroup(tf.distribute.get_strategy()).readable_worker_errors(lambda: "go on"),
+    ):
         raise tf.errors.UnavailableError(None, None, "Socket closed")

@@ -18,7 +18,7 @@ COUNT = "import os, sys; open(sys.argv[1], 'a').write('x'); n = os.path.getsize(
 def parent(restarts: int, program: str, *arguments: str) -> list[str]:
     """A process that runs `python -c program` under `run_with_restarts`."""
     code = (
-        "import sys; from tfgpt.training import restarts; restarts.PAUSE = 0.1; "
+        "import sys; from tfgpt.training.distribution import restarts; restarts.PAUSE = 0.1; "
         "sys.exit(restarts.run_with_restarts([sys.executable, '-c', *sys.argv[2:]], int(sys.argv[1])))"
     )
     return [sys.executable, "-c", code, str(restarts), program, *arguments]

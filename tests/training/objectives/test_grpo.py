@@ -18,13 +18,14 @@ from tfgpt.common.errors import SettingError, UserError
 from tfgpt.model.checkpoints.huggingface import save_decoder
 from tfgpt.tokenization.config import TokenizerConfig
 from tfgpt.tokenization.train_tokenizer import make_tokenizer
+from tfgpt.training.objectives.base import get_objective
 from tfgpt.training.objectives.grpo import GRPO, GRPOLoss, RolloutBuffer, advantages
 from tfgpt.training.objectives.preference_config import RewardConfig
 from tfgpt.training.objectives.prompt_records import PromptRecord
 from tfgpt.training.objectives.rewards import RewardInput, rewards_of, total_reward
 from tfgpt.training.run import train
 from tfgpt.training.train_config import TrainConfig
-from tfgpt.training.trainer_builder import assemble
+from tfgpt.training.trainer_builder import build_trainer_and_data
 
 ROWS, LENGTH = 4, 10
 
@@ -191,11 +192,11 @@ def test_a_round_is_sampled_once_however_often_its_batches_are_asked_for(base: P
         return sample(self, prompts, seeds, answers, temperature)
 
     monkeypatch.setattr(RolloutBuffer, "sample", noted)
-    assembly = assemble(recipe, objective.prepare(recipe), tf.distribute.get_strategy(), objective)
-    first = [next(assembly.batches(0))["token_ids"].numpy() for _ in range(3)]
+    trainer, data = build_trainer_and_data(recipe, objective.prepare(recipe), tf.distribute.get_strategy(), objective)
+    first = [next(data.batches(0))["token_ids"].numpy() for _ in range(3)]
     assert sampled == [(8, 8, 0.7)]
     assert all(np.array_equal(first[0], other) for other in first)
-    next(assembly.batches(2))
+    next(data.batches(2))
     assert sampled == [(8, 8, 0.7)] * 2
 
 
@@ -213,8 +214,8 @@ def test_each_update_learns_whole_answers_of_every_group_on_every_device(base: P
         return groups
 
     monkeypatch.setattr(RolloutBuffer, "sample", noted)
-    assembly = assemble(recipe, objective.prepare(recipe), tf.distribute.get_strategy(), objective)
-    batches, learned = assembly.batches(0), []
+    trainer, data = build_trainer_and_data(recipe, objective.prepare(recipe), tf.distribute.get_strategy(), objective)
+    batches, learned = data.batches(0), []
     for batch in (next(batches) for _ in range(2)):
         columns = (batch[name].numpy() for name in ("token_ids", "targets", "weights"))
         for ids, targets, weights in zip(*columns, strict=True):
@@ -238,7 +239,7 @@ def test_rounds_that_do_not_come_out_even_are_refused(base: Path, tmp_path: Path
 def test_prompts_that_leave_no_room_for_an_answer_are_counted_under_the_flags_as_they_were_given(base, tmp_path):
     recipe = reward_recipe(base, tmp_path, "--max_completion_length=11")
     with pytest.raises(SettingError) as caught:
-        recipe.objective.kind().prepare(recipe)
+        get_objective(recipe.objective.objective).prepare(recipe)
     assert str(caught.value).startswith("--train_text: none of ")
     assert "(the shortest has 3 tokens) fits into --sequence_length=12 with --max_completion_length=11 behind" in str(
         caught.value

@@ -23,6 +23,7 @@ from tfgpt.tokenization.tokenizer import Tokenizer
 from tfgpt.tokenization.train_tokenizer import make_tokenizer
 from tfgpt.training.config import OptimizerConfig, ScheduleConfig, StepConfig
 from tfgpt.training.objectives import preferences
+from tfgpt.training.objectives.base import get_objective
 from tfgpt.training.objectives.preference_config import PreferenceConfig
 from tfgpt.training.objectives.preference_losses import log_of_one_minus_exp, pair_losses
 from tfgpt.training.objectives.prompt_records import encoded, record_of
@@ -232,7 +233,7 @@ def test_what_is_reported_of_pairs_is_what_its_name_says(objective: str):
         sums["reward_margin"] += rewards[0] - rewards[1]
     if objective == "simpo":
         del sums["kl"]
-    assert sums.keys() | {"loss_sum", "nats_sum"} == found.keys() and 0 < sums["accuracy"] < PAIRS - 1
+    assert sums.keys() | {"loss_sum", "nll_sum"} == found.keys() and 0 < sums["accuracy"] < PAIRS - 1
     for name, value in sums.items():
         np.testing.assert_allclose(found[name], value, rtol=1e-4, atol=1e-4, err_msg=name)
 
@@ -357,7 +358,7 @@ def test_samples_are_answers_where_the_records_are_conversations(
     turn = {"role": "user", "content": "How are you?"}
     flags = (f"--objective={objective}", "--group_size=8", "--max_completion_length=8", "--reward=length")
     recipe = preference_recipe(base, tmp_path, *flags)
-    kind = recipe.objective.kind()
+    kind = get_objective(recipe.objective.objective)
     kind.prepare(recipe)
     ids = kind.prompt(byte_tokenizer, turn["content"])
     np.testing.assert_array_equal(ids, encode_messages(byte_tokenizer, [turn], add_generation_prompt=True)[0])
@@ -365,7 +366,7 @@ def test_samples_are_answers_where_the_records_are_conversations(
     (tmp_path / "pairs.jsonl").write_text(
         "".join(json.dumps(plain | {"prompt": f"{number}?"}) + "\n" for number in range(20)), encoding="utf-8"
     )
-    kind = recipe.objective.kind()
+    kind = get_objective(recipe.objective.objective)
     kind.prepare(recipe)
     assert kind.prompt(byte_tokenizer, "How are you?") == "How are you?"
 

@@ -1,14 +1,12 @@
-"""Which processes train together: read from TF_CONFIG, a SLURM step or a Kubernetes Indexed Job.
+"""Finds the cluster of a run in TF_CONFIG, a SLURM step or a Kubernetes Indexed Job.
 
-TensorFlow's own resolvers read what they read rightly: `TFConfigClusterResolver` reads TF_CONFIG, and whatever was
-found goes to `MultiWorkerMirroredStrategy` as a `SimpleClusterResolver`. Two of them are not used whole:
+TensorFlow's `TFConfigClusterResolver` reads TF_CONFIG. Two other resolvers of TensorFlow 2.21 are not used:
 
-- `SlurmClusterResolver` (TensorFlow 2.21) sorts host names as text, so that node10 comes before node2 while SLURM's
-  ranks count the other way: workers then look for each other at the wrong hosts. It also fails on nodes without GPUs
-  (a range of step 0) and runs nvidia-smi. Its functions that expand SLURM's lists are used.
-- `KubernetesClusterResolver` asks the API server, for which the pod needs the kubernetes package and a role, and lists
-  addresses of pods, which change when a pod is replaced, in any order and without saying which is this one. An Indexed
-  Job with a headless service has stable names and an index for each pod instead
+- `SlurmClusterResolver` sorts host names as text, so that node10 comes before node2, unlike SLURM's ranks: workers then
+  connect to the wrong hosts. It also fails on nodes without GPUs and runs nvidia-smi. Its functions that expand SLURM's
+  lists are used.
+- `KubernetesClusterResolver` needs the kubernetes package and a role, and lists addresses of pods in any order, without
+  saying which is this one. The pods of an Indexed Job with a headless service have stable names and indices instead
   (https://kubernetes.io/docs/tasks/job/job-with-pod-to-pod-communication).
 """
 
@@ -30,8 +28,13 @@ class Cluster:
     """The worker processes of one run.
 
     Attributes:
-        workers: "host:port" of each, in the order of their numbers; number 0 is the chief, which writes.
-        index: this process's number.
+        workers: "host:port" of each worker, by index; index 0 is the chief, which writes files.
+        index: the index of this process.
+
+    Example:
+
+    >>> Cluster(("node1:8888", "node2:8888"), index=0).workers[1]
+    'node2:8888'
     """
 
     workers: tuple[str, ...]
@@ -39,14 +42,14 @@ class Cluster:
 
 
 def find_cluster(port: int, size: int = 0) -> Cluster | None:
-    """The cluster that this process's environment describes, or None.
+    """Returns the cluster that the environment of this process describes, or None.
 
     Args:
-        port: the first port on each host, where the environment names hosts only (SLURM, Kubernetes).
-        size: how many workers a Kubernetes job has; its pods are not told.
+        port: the first port on each host, where the environment only names hosts (SLURM, Kubernetes).
+        size: the number of workers of a Kubernetes job, which its pods do not know.
 
     Raises:
-        UserError: TF_CONFIG or SLURM's variables are there and cannot be understood.
+        UserError: TF_CONFIG, SLURM's or Kubernetes' variables cannot be understood.
         SettingError: Kubernetes without `size`.
     """
     if os.environ.get("TF_CONFIG", "").strip() not in ("", "{}"):
@@ -59,7 +62,7 @@ def find_cluster(port: int, size: int = 0) -> Cluster | None:
 
 
 def from_tf_config() -> Cluster:
-    """The cluster of TF_CONFIG: jobs "worker", and "chief" as the worker before all others."""
+    """Returns the cluster of TF_CONFIG: the jobs "chief" and "worker", in this order."""
     import tensorflow as tf
 
     text = os.environ["TF_CONFIG"]
@@ -78,18 +81,18 @@ def from_tf_config() -> Cluster:
     for job in jobs:
         if job not in ("chief", "worker"):
             raise UserError(
-                f"TF_CONFIG: the job {job!r} has no part in this kind of training; leave it out (chief and worker have)"
+                f"TF_CONFIG: the job {job!r} is not used in this kind of training, only chief and worker; leave it out"
             )
     chief = list(jobs.get("chief", []))
     workers = (*chief, *jobs.get("worker", []))
     index = number if kind == "chief" or number is None else number + len(chief)
     if kind not in ("chief", "worker") or index is None or not 0 <= index < len(workers):
-        raise UserError(f"TF_CONFIG: its task, {kind} {number}, is none of the cluster's {len(workers)} workers")
+        raise UserError(f"TF_CONFIG: its task, {kind} {number}, is not one of the cluster's {len(workers)} workers")
     return Cluster(workers, index)
 
 
 def from_slurm(environment: Mapping[str, str], port: int) -> Cluster:
-    """The cluster of a SLURM step (what `srun` starts): a worker for each task, ports counted up on each host."""
+    """Returns the cluster of a SLURM step (started by `srun`): a worker for each task, with consecutive ports."""
     from tensorflow.python.distribute.cluster_resolver import slurm_cluster_resolver as slurm
 
     try:
@@ -98,20 +101,20 @@ def from_slurm(environment: Mapping[str, str], port: int) -> Cluster:
         index = int(environment["SLURM_PROCID"])
     except (KeyError, ValueError) as error:
         raise UserError(f"SLURM: the step's variables cannot be read ({error}); start the workers with srun") from error
-    workers = [f"{host}:{port + place}" for host, count in zip(hosts, tasks) for place in range(count)]
+    workers = [f"{host}:{port + offset}" for host, count in zip(hosts, tasks) for offset in range(count)]
     if index >= len(workers):
-        raise UserError(f"SLURM: task {index} is none of the {len(workers)} that SLURM_STEP_TASKS_PER_NODE counts")
+        raise UserError(f"SLURM: task {index} is not one of the {len(workers)} that SLURM_STEP_TASKS_PER_NODE counts")
     return Cluster(tuple(workers), index)
 
 
 def from_kubernetes(environment: Mapping[str, str], port: int, size: int, name: str | None = None) -> Cluster:
-    """The cluster of a Kubernetes Indexed Job: pod i is called JOB-i under the job's headless service.
+    """Returns the cluster of a Kubernetes Indexed Job: pod i is called JOB-i under the job's headless service.
 
     Args:
         environment: with JOB_COMPLETION_INDEX, which Kubernetes sets in the pods of an Indexed Job.
-        port: where every worker listens.
+        port: the port of every worker.
         size: the job's completions.
-        name: this pod's full name; None: the machine's.
+        name: this pod's full name; None: the name of the machine.
     """
     if size < 1:
         raise SettingError("cluster_size", "is needed in a Kubernetes job: its number of completions")

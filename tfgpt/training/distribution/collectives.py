@@ -1,9 +1,8 @@
-"""What the processes of one run tell each other, and which of them writes.
+"""Communication between the processes of one run, and translation of the errors that a lost process causes.
 
 With one process (any strategy but MultiWorkerMirroredStrategy) nothing here communicates. With several, every process
-runs the same program and meets the others in the all-reduce of each update; whatever one of them decides by itself
-(a signal arrived, so many minutes have passed, the chief found this checkpoint) must first become common knowledge, or
-they would wait for each other in different places. It does so here, through the same collective operations.
+runs the same program and meets the others in the all-reduce of each update. Host-local decisions (a signal arrived,
+a checkpoint is due, which checkpoint the chief found) are synchronised here with collectives, to avoid deadlocks.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ import contextlib
 import json
 import re
 import signal
-import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
@@ -25,22 +23,22 @@ from tensorflow.python.eager import context
 from tfgpt.common.command_line import PATH_ERRNOS
 from tfgpt.common.errors import TfgptError, UserError
 from tfgpt.training.distribution.cluster import Cluster
-from tfgpt.training.distribution.startup_barrier import WorkerLost, in_words
+from tfgpt.training.distribution.startup_barrier import WorkerLost, connect, format_workers
 
 Result = TypeVar("Result")
 GRACE = 5.0  # seconds
 INTERRUPTED = 128 + signal.SIGINT
 DERIVED = b"type.googleapis.com/tensorflow.DerivedStatus"
-TOLD = "tfgpt told "
-"""Begins what one worker tells the others, see `HostGroup.tell`."""
+MESSAGE = "tfgpt told "
+"""Start of a message in the text of a TensorFlow error, see `HostGroup.tell`."""
 
 
 class WorkerStopped(TfgptError):
-    """Another worker of the cluster ended with an error: the line says which and why.
+    """Another worker of the cluster ended with an error; the message says which one and why.
 
     Args:
-        message: the line.
-        exit_code: the other's, so that all workers end alike and `--restarts` repeats none of them.
+        message: the message.
+        exit_code: the other worker's exit code, so that all workers end alike and `--restarts` repeats none of them.
     """
 
     def __init__(self, message: str, exit_code: int):
@@ -52,13 +50,19 @@ class HostGroup:
     """The processes that train together.
 
     Args:
-        strategy: the run's.
+        strategy: the strategy of the run.
 
     Attributes:
-        cluster: their addresses and this one's number.
-        count: how many there are.
-        is_chief: whether this one writes files and speaks.
-        all_know: whether the others have been told of the error that this process ends with.
+        cluster: their addresses and the index of this process.
+        count: number of processes.
+        is_chief: whether this process writes files and logs.
+        all_informed: whether the others know the error that this process ends with.
+
+    Example:
+
+    >>> hosts = HostGroup(tf.distribute.get_strategy())
+    >>> hosts.is_chief, hosts.run_on_chief(lambda: 3), hosts.gather([1.0, 2.0]).tolist()
+    (True, 3, [[1.0, 2.0]])
     """
 
     def __init__(self, strategy: tf.distribute.Strategy):
@@ -69,24 +73,24 @@ class HostGroup:
             self.cluster = Cluster(tuple(resolver.cluster_spec().as_dict()["worker"]), resolver.task_id)
         self.count = len(self.cluster.workers)
         self.is_chief = self.cluster.index == 0
-        self.all_know = False
+        self.all_informed = False
         self.sum_function = tf.function(self.sum_in_graph, autograph=False, reduce_retracing=True)
 
-    def say(self, text: str) -> None:
-        """A line for the person watching: the chief's only."""
+    def log(self, text: str) -> None:
+        """Prints a line, on the chief."""
         if self.is_chief:
             print(text, flush=True)
 
-    # Common knowledge.
+    # Collectives: all hosts call them together.
 
     def gather(self, numbers: Sequence[float]) -> np.ndarray:
-        """Everybody's numbers on every host: float64 [hosts, len(numbers)]. All hosts call it together."""
+        """Returns the numbers of all hosts on every host: float64 [hosts, len(numbers)]."""
         rows = np.zeros([self.count, len(numbers)])
         rows[self.cluster.index] = numbers
         return self.sum(rows.reshape(-1)).reshape(rows.shape)
 
-    def share(self, value: Any) -> Any:
-        """The chief's JSON value on every host; what the others give is not looked at."""
+    def broadcast(self, value: Any) -> Any:
+        """Returns the chief's JSON value on every host; the values of the others are ignored."""
         if self.count == 1:
             return value
         content = np.frombuffer(json.dumps(value).encode() if self.is_chief else b"", np.uint8)
@@ -95,24 +99,26 @@ class HostGroup:
         content = self.sum(content.astype(np.float32) if self.is_chief else np.zeros(length, np.float32))
         return json.loads(content.astype(np.uint8).tobytes())
 
-    def share_array(self, array: np.ndarray | None, shape: Sequence[int], dtype: str) -> np.ndarray:
-        """The chief's array on every host; the others give its shape and type only."""
-        if self.count == 1:
-            return np.asarray(array)
-        carrier = np.float32 if dtype == "float32" else np.float64
-        flat = np.zeros(int(np.prod(shape)), carrier)
-        if self.is_chief:
-            flat = np.asarray(array).astype(carrier).reshape(-1)
-        return self.sum(flat).astype(dtype).reshape(shape)
+    def broadcast_variables(
+        self, arrays: Mapping[str, np.ndarray] | None, variables: Mapping[str, Any]
+    ) -> Iterator[tuple[str, np.ndarray]]:
+        """Yields the chief's arrays by the names of `variables`, on every host."""
+        for name, variable in variables.items():
+            array = None if arrays is None else arrays[name]
+            if self.count > 1:
+                dtype = tf.as_dtype(variable.dtype).name
+                carrier = np.float32 if dtype == "float32" else np.float64
+                flat = np.zeros(int(np.prod(variable.shape)), carrier) if array is None else array.astype(carrier)
+                array = self.sum(flat.reshape(-1)).astype(dtype).reshape(tuple(variable.shape))
+            yield name, np.asarray(array)
 
     def sum(self, values: np.ndarray) -> np.ndarray:
-        """The sum over hosts of a float array of one dimension."""
+        """Returns the sum over hosts of a one-dimensional float array."""
         if self.count == 1:
             return values
         return self.sum_function(tf.constant(values)).numpy()
 
     def sum_in_graph(self, values: tf.Tensor) -> tf.Tensor:
-        """`sum`, where the first replica of each host brings the host's values and the others bring zeros."""
         local_replicas = self.strategy.num_replicas_in_sync // self.count
 
         def of_replica(values: tf.Tensor) -> tf.Tensor:
@@ -123,14 +129,12 @@ class HostGroup:
         result = self.strategy.run(of_replica, args=(values,))
         return self.strategy.experimental_local_results(result)[0]
 
-    # Who does what.
-
-    def chief_does(self, function: Callable[[], Result]) -> Result | None:
-        """The chief calls `function` while the others wait; they return None.
+    def run_on_chief(self, function: Callable[[], Result]) -> Result | None:
+        """Calls `function` on the chief while the others wait; they return None.
 
         Raises:
-            Exception: what the chief's call raised, on the chief.
-            WorkerStopped: the same on the others, with the same exit code.
+            Exception: the exception of the call, on the chief.
+            WorkerStopped: on the others, with the same exit code.
         """
         if self.count == 1:
             return function()
@@ -139,34 +143,26 @@ class HostGroup:
             try:
                 result = function()
             except Exception as error:
-                caught, failure = error, facts_of(error)
-        failure = self.share(failure)
-        self.all_know = failure is not None
+                caught, failure = error, exit_code_and_line(error)
+        failure = self.broadcast(failure)
+        self.all_informed = failure is not None
         if caught is not None:
             raise caught
         if failure is not None:
             raise WorkerStopped(f"the chief stopped: {failure[1]}", failure[0])
         return result
 
-    def share_variables(
-        self, arrays: Mapping[str, np.ndarray] | None, variables: Mapping[str, Any]
-    ) -> Iterator[tuple[str, np.ndarray]]:
-        """The chief's arrays by the names of `variables`, on every host, one after the other."""
-        for name, variable in variables.items():
-            array = None if arrays is None else arrays[name]
-            yield name, self.share_array(array, tuple(variable.shape), tf.as_dtype(variable.dtype).name)
-
     # Loss of a host.
 
     @contextlib.contextmanager
-    def watched(self, advice: Callable[[], str]) -> Iterator[None]:
-        """Turns TensorFlow's errors about a lost worker into one line, and tells the others of an error of this one.
+    def readable_worker_errors(self, advice: Callable[[], str]) -> Iterator[None]:
+        """Translates TensorFlow's errors about a lost worker, and tells the other workers an error of this one.
 
-        A worker that dies is noticed at the next collective operation, within seconds; one that hangs, or whose network
-        fails, when its heartbeats have been missing for `HEARTBEAT_SECONDS` of `tfgpt.training.distribution.strategy`.
+        A worker that dies is noticed at the next collective operation, within seconds. A worker that hangs, or whose
+        network fails, is noticed when its heartbeats are missing for `strategy.HEARTBEAT_SECONDS`.
 
         Args:
-            advice: what to do, the end of the line.
+            advice: returns what to do, the end of the message.
 
         Raises:
             WorkerLost: a worker is gone.
@@ -176,60 +172,58 @@ class HostGroup:
         try:
             yield
         except (Exception, KeyboardInterrupt) as error:
-            if self.count == 1 or self.all_know:
+            if self.count == 1 or self.all_informed:
                 raise
-            if not speaks_of_a_loss(error):
-                self.tell({"worker": self.cluster.index, "failure": facts_of(error)})
+            if not is_worker_loss(error):
+                self.tell({"worker": self.cluster.index, "failure": exit_code_and_line(error)})
                 raise
-            told = told_in(str(error))
+            told = message_in(error)
             if "failure" in told:
-                exit_code, message = told["failure"]
+                exit_code, line = told["failure"]
                 if exit_code == INTERRUPTED:
                     raise KeyboardInterrupt from error
-                who = in_words(self.cluster, [told["worker"]])
-                raise WorkerStopped(f"{who} stopped: {message}", exit_code) from error
-            numbers = told.get("lost") or self.lost()
-            self.tell({"lost": numbers})
-            who = in_words(self.cluster, numbers) if numbers else "one of the workers"
+                who = format_workers(self.cluster, [told["worker"]])
+                raise WorkerStopped(f"{who} stopped: {line}", exit_code) from error
+            lost = told.get("lost") or self.find_lost_workers()
+            self.tell({"lost": lost})
+            who = format_workers(self.cluster, lost) if lost else "one of the workers"
             raise WorkerLost(f"lost {who}: it was killed, or its machine or network failed; {advice()}") from error
 
-    def tell(self, facts: Mapping[str, Any]) -> None:
-        """Has the coordination service give the other workers JSON values, as the text of the error that they get.
+    def tell(self, message: Mapping[str, Any]) -> None:
+        """Sends JSON values to the other workers, in the text of the TensorFlow error that they receive.
 
-        Without it one of four workers, on a machine that others used too, noticed nothing until the first of the others
-        left, and named that one (two runs of four; seven of seven were right since; TensorFlow 2.21, 2026-11-25).
+        Without it, workers that notice a loss late name the first worker to leave instead of the lost one.
         """
-        content = base64.urlsafe_b64encode(json.dumps(facts).encode()).decode()
-        # The service is the chief's: when that one is lost, all notice by themselves. ValueError: there is none.
+        content = base64.urlsafe_b64encode(json.dumps(message).encode()).decode()
+        # The chief runs the service: when the chief is lost, all workers notice. ValueError: there is no service.
         with contextlib.suppress(tf.errors.OpError, ValueError):
-            context.context().report_error_to_cluster(tf.errors.ABORTED, f"{TOLD}{content};")
-        # Who leaves at once is taken for the lost one by those that notice later.
+            context.context().report_error_to_cluster(tf.errors.ABORTED, f"{MESSAGE}{content};")
+        # Delay the exit: workers that notice later would blame the first one to leave.
         time.sleep(GRACE)
 
-    def lost(self) -> list[int]:
-        """The workers that are gone: those that do not answer, else those whose heartbeats the service misses."""
-        others = [number for number in range(self.count) if number != self.cluster.index]
-        silent = [number for number in others if not answers(self.cluster.workers[number])]
+    def find_lost_workers(self) -> list[int]:
+        """Returns the workers that do not answer, or else those whose heartbeats TensorFlow misses."""
+        others = [index for index in range(self.count) if index != self.cluster.index]
+        silent = [index for index in others if not is_listening(self.cluster.workers[index])]
         if silent:
             return silent
         try:
             states = context.context().get_task_states([("worker", self.count)])
         except (tf.errors.OpError, ValueError):
             return []
-        # Those that told the others something are ABORTED.
-        return [number for number in others if isinstance(states[number], tf.errors.UnavailableError)]
+        # Workers that told the others something are in the state ABORTED.
+        return [index for index in others if isinstance(states[index], tf.errors.UnavailableError)]
 
 
-def speaks_of_a_loss(error: BaseException) -> bool:
-    """Whether an error comes from another worker or the connection to it rather than from this one's computation."""
+def is_worker_loss(error: BaseException) -> bool:
+    """Returns whether an error comes from another worker, or the connection to it."""
     if isinstance(error, (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError)):
         return True
-    # Of whatever type, an error that aborted a collective operation from outside is marked as derived.
+    # TensorFlow marks errors of any type that aborted a collective operation from outside as derived.
     return isinstance(error, tf.errors.OpError) and DERIVED in error.experimental_payloads
 
 
-def facts_of(error: BaseException) -> tuple[int, str]:
-    """Returns the exit code and the line of an error; the line of an error of another library begins with its type."""
+def exit_code_and_line(error: BaseException) -> tuple[int, str]:
     line = " ".join(str(error).split())[:1000]
     if isinstance(error, KeyboardInterrupt):
         return INTERRUPTED, line
@@ -240,20 +234,15 @@ def facts_of(error: BaseException) -> tuple[int, str]:
     return 1, f"{type(error).__name__}: {line} (its own output says where)"
 
 
-def told_in(message: str) -> dict[str, Any]:
-    """What another worker told (see `HostGroup.tell`), from the text of TensorFlow's error; nothing if it told nothing.
-
-    The text is our own; TensorFlow 2.21 has no other field in which it arrives.
-    """
-    found = re.search(rf"{TOLD}([\w=-]+);", message)
+def message_in(error: BaseException) -> dict[str, Any]:
+    """Returns what another worker sent with `HostGroup.tell`; TensorFlow 2.21 delivers it in the error's text only."""
+    found = re.search(rf"{MESSAGE}([\w=-]+);", str(error))
     return json.loads(base64.urlsafe_b64decode(found[1])) if found else {}
 
 
-def answers(address: str) -> bool:
-    """Whether somebody listens at "host:port"."""
-    host, port = address.rsplit(":", 1)
+def is_listening(address: str) -> bool:
     try:
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=2.0):
+        with connect(address):
             return True
     except OSError:
         return False

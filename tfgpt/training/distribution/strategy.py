@@ -1,4 +1,4 @@
-"""Which devices the step runs on: from flags and environment to a `tf.distribute.Strategy`, and data for each host."""
+"""Devices of the step: from flags and environment to a `tf.distribute.Strategy`, and each host's part of the data."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from tfgpt.training.config import StrategyConfig
 from tfgpt.training.distribution.cluster import Cluster, find_cluster
 from tfgpt.training.distribution.startup_barrier import wait_for_all_workers
 
-# A worker that hangs is given up after so long; one that dies is noticed at once.
+# A worker that hangs is given up after this time; one that dies is noticed at once.
 HEARTBEAT_SECONDS = 20
-# TensorFlow's own start, when all workers are known to be there.
+# Time limit of TensorFlow's own start, when all workers are known to be there.
 START_SECONDS = 120
 
 
-def resolve(config: StrategyConfig, report: Callable[[str], None] = print) -> tf.distribute.Strategy:
-    """The strategy that the settings name; call it before anything else touches TensorFlow's devices.
+def resolve(config: StrategyConfig, log: Callable[[str], None] = print) -> tf.distribute.Strategy:
+    """Returns the strategy that the settings name. Call it before anything else uses TensorFlow's devices.
 
-    Use one MirroredStrategy a process on CPUs: a second one's collectives collide with the first one's.
+    Use one MirroredStrategy a process on CPUs: the collectives of a second one collide with those of the first.
 
     Args:
-        config: the strategy's name, and what each of them needs.
-        report: gets a line when others are waited for.
+        config: the settings of the devices.
+        log: receives a line when other workers are waited for.
 
     Raises:
         SettingError: the settings do not fit this machine, or TensorFlow has already set up its devices.
@@ -39,13 +39,13 @@ def resolve(config: StrategyConfig, report: Callable[[str], None] = print) -> tf
         WorkerLost: not all workers of the cluster came.
     """
     if config.strategy == "tpu":
-        return tpu(config.tpu)
+        return connect_tpu(config.tpu)
     if config.strategy in ("auto", "multiworker"):
-        # Only TF_CONFIG says beyond doubt that several processes are meant to train together.
+        # SLURM and Kubernetes describe jobs that need not train together; with auto only TF_CONFIG counts.
         wanted = config.strategy == "multiworker" or bool(os.environ.get("TF_CONFIG", "").strip())
         cluster = find_cluster(config.cluster_port, config.cluster_size) if wanted else None
         if cluster is not None and (len(cluster.workers) > 1 or config.strategy == "multiworker"):
-            return multi_worker(cluster, config, report)
+            return join_cluster(cluster, config, log)
         if config.strategy == "multiworker":
             raise SettingError(
                 "strategy",
@@ -61,11 +61,59 @@ def resolve(config: StrategyConfig, report: Callable[[str], None] = print) -> tf
     return tf.distribute.MirroredStrategy(devices)
 
 
-def split_cpu(count: int) -> None:
-    """Makes `count` logical devices of the CPU.
+def is_tpu_strategy(strategy: tf.distribute.Strategy) -> bool:
+    return isinstance(strategy, tf.distribute.TPUStrategy)
+
+
+def check_batch(rows: int, gradient_accumulation_steps: int, strategy: tf.distribute.Strategy) -> int:
+    """Returns the rows of each replica, given the rows of the global batch.
 
     Raises:
-        SettingError: the devices are in use already.
+        SettingError: replicas or micro-batches cannot share the rows evenly.
+    """
+    replicas = strategy.num_replicas_in_sync
+    if rows % replicas:
+        raise SettingError("batch_size", f"{rows} rows cannot be shared by {replicas} replicas; use a multiple of both")
+    if rows // replicas % gradient_accumulation_steps:
+        raise SettingError(
+            "gradient_accumulation_steps",
+            f"{gradient_accumulation_steps} does not divide the {rows // replicas} rows that --batch_size={rows} "
+            f"leaves to each of {replicas} replicas",
+        )
+    return rows // replicas
+
+
+def distributed(strategy: tf.distribute.Strategy, make: Callable[..., tf.data.Dataset]) -> Any:
+    """Returns a dataset, or an endless distributed dataset that gives every replica its part of every global batch.
+
+    Every host reads only its own rows. The distributed dataset repeats because with a finite one the hosts of
+    MultiWorkerMirroredStrategy ask each other at every batch whether all have data left; in a loop in the graph
+    (TensorFlow 2.21) that question and the step's all-reduce wait for each other forever.
+
+    Args:
+        strategy: the hosts and replicas.
+        make: called on every host with `num_shards` and `shard_index` (of hosts) and `parts`, the replicas of a host:
+            the number of elements that a step's rows are split into, see `tfgpt.pipeline.batches`.
+    """
+    if strategy.num_replicas_in_sync == 1:
+        return make()
+
+    def make_for_host(context: tf.distribute.InputContext) -> tf.data.Dataset:
+        dataset = make(
+            num_shards=context.num_input_pipelines,
+            shard_index=context.input_pipeline_id,
+            parts=context.num_replicas_in_sync // context.num_input_pipelines,
+        )
+        return dataset.repeat()
+
+    return strategy.distribute_datasets_from_function(make_for_host)
+
+
+def split_cpu(count: int) -> None:
+    """Splits the CPU into `count` logical devices.
+
+    Raises:
+        SettingError: the devices are already in use.
     """
     cpu = tf.config.list_physical_devices("CPU")[0]
     try:
@@ -74,18 +122,12 @@ def split_cpu(count: int) -> None:
         raise SettingError("logical_cpus", f"cannot be {count} any more: {error}") from error
 
 
-def multi_worker(
-    cluster: Cluster, config: StrategyConfig, report: Callable[[str], None]
+def join_cluster(
+    cluster: Cluster, config: StrategyConfig, log: Callable[[str], None]
 ) -> tf.distribute.MultiWorkerMirroredStrategy:
-    """Joins the cluster; returns when all workers have.
-
-    Raises:
-        WorkerLost: somebody did not come.
-        SettingError: `logical_cpus`, which this strategy does not use.
-    """
     if config.logical_cpus > 1:
         raise SettingError("logical_cpus", "is for --strategy=mirrored; with multiworker every process has one CPU")
-    wait_for_all_workers(cluster, config.cluster_timeout, report)
+    wait_for_all_workers(cluster, config.cluster_timeout, log)
     resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
         tf.train.ClusterSpec({"worker": list(cluster.workers)}),
         task_type="worker",
@@ -96,17 +138,17 @@ def multi_worker(
     if len(cluster.workers) > 1:
         set_heartbeat(len(cluster.workers))
     line = f"tfgpt: worker {cluster.index}: TensorFlow did not join the cluster within {START_SECONDS} s"
-    with ended_after(START_SECONDS, line):
+    with killed_after(START_SECONDS, line):
         strategy = tf.distribute.MultiWorkerMirroredStrategy(resolver)
-    # TensorFlow's coordination service has taken SIGTERM for itself and does nothing with it.
+    # TensorFlow's coordination service has installed a handler of SIGTERM that does nothing.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     return strategy
 
 
 def set_heartbeat(workers: int) -> None:
-    """Sets up TensorFlow's coordination service as MultiWorkerMirroredStrategy does, with our time limit.
+    """Starts TensorFlow's coordination service as MultiWorkerMirroredStrategy does, with a time limit.
 
-    The strategy's own setting leaves the limit to TensorFlow (no public way to change it in TensorFlow 2.21).
+    TensorFlow 2.21 has no public way to set the limit.
     """
     from tensorflow.compiler.xla.tsl.protobuf import coordination_config_pb2
     from tensorflow.python.eager import context
@@ -120,11 +162,10 @@ def set_heartbeat(workers: int) -> None:
 
 
 @contextlib.contextmanager
-def ended_after(seconds: float, line: str) -> Iterator[None]:
-    """Ends this process with a line on standard error if the block takes longer.
+def killed_after(seconds: float, line: str) -> Iterator[None]:
+    """Kills this process with a line on standard error if the block takes longer.
 
-    A process of its own does it: TensorFlow, while it waits for others to connect, lets no other Python thread run and
-    ignores SIGTERM.
+    Another process does it: while TensorFlow waits for a connection it ignores SIGTERM and blocks Python's threads.
     """
     program = (
         "import os, sys, time\n"
@@ -141,17 +182,9 @@ def ended_after(seconds: float, line: str) -> Iterator[None]:
         watcher.wait()
 
 
-def tpu(name: str) -> tf.distribute.TPUStrategy:
-    """Connects to a TPU and initializes it.
-
-    Args:
-        name: "local": the TPU of this machine (a TPU VM); "grpc://host:port"; or the name of a Cloud TPU.
-
-    Raises:
-        UserError: no TPU answers there.
-        SettingError: the TPU has several hosts, see below.
-    """
-    if name.startswith("grpc://") and not reachable(name.removeprefix("grpc://")):
+def connect_tpu(name: str) -> tf.distribute.TPUStrategy:
+    """Connects to a TPU: "local" (a TPU VM), "grpc://host:port" or the name of a Cloud TPU."""
+    if name.startswith("grpc://") and not is_reachable(name.removeprefix("grpc://")):
         raise UserError(f"--tpu: nothing answers at {name}; check the address, or use --tpu=local on a TPU VM")
     try:
         resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu=name)
@@ -164,7 +197,7 @@ def tpu(name: str) -> tf.distribute.TPUStrategy:
         hint = "this needs a TPU VM with tensorflow-tpu installed" if name == "local" else "check its name and zone"
         raise UserError(f"--tpu: no TPU answers at {name!r} ({why}); {hint}") from error
     if strategy.extended.num_hosts > 1:
-        # The batches are cut by a Python function next to the memory-mapped shards, which cannot run on another host.
+        # A Python function cuts the batches next to the memory-mapped shards; it cannot run on another host.
         raise SettingError(
             "tpu",
             f"{name} has {strategy.extended.num_hosts} hosts; one host (4 to 8 chips) is the most that is supported",
@@ -172,65 +205,10 @@ def tpu(name: str) -> tf.distribute.TPUStrategy:
     return strategy
 
 
-def reachable(address: str) -> bool:
-    """Whether something listens at "host:port"."""
+def is_reachable(address: str) -> bool:
     host, _, port = address.partition(":")
     try:
         with socket.create_connection((host, int(port or 8470)), timeout=10):
             return True
     except (OSError, ValueError):
         return False
-
-
-def is_tpu_strategy(strategy: tf.distribute.Strategy) -> bool:
-    """Whether it is a TPUStrategy."""
-    return isinstance(strategy, tf.distribute.TPUStrategy)
-
-
-def check_batch(rows: int, gradient_accumulation_steps: int, strategy: tf.distribute.Strategy) -> int:
-    """The rows of each replica.
-
-    Args:
-        rows: of the global batch, --batch_size.
-        gradient_accumulation_steps: parts of each replica's batch.
-        strategy: how many replicas there are.
-
-    Raises:
-        SettingError: they do not divide.
-    """
-    replicas = strategy.num_replicas_in_sync
-    if rows % replicas:
-        raise SettingError("batch_size", f"{rows} rows cannot be shared by {replicas} replicas; use a multiple of both")
-    if rows // replicas % gradient_accumulation_steps:
-        raise SettingError(
-            "gradient_accumulation_steps",
-            f"{gradient_accumulation_steps} does not divide the {rows // replicas} rows that --batch_size={rows} "
-            f"leaves to each of {replicas} replicas",
-        )
-    return rows // replicas
-
-
-def distributed(strategy: tf.distribute.Strategy, make: Callable[..., tf.data.Dataset]) -> Any:
-    """A dataset, or what feeds every replica its part of every global batch, without end.
-
-    Every host reads its own rows only; there is nothing for TensorFlow to split again. The feed repeats because of a
-    finite one the hosts of MultiWorkerMirroredStrategy ask each other at every batch whether all have data left; in a
-    loop in the graph (TensorFlow 2.21) that question and the step's all-reduce wait for each other for ever.
-
-    Args:
-        strategy: how many hosts and replicas there are.
-        make: called on every host with `num_shards` and `shard_index` (of hosts) and `parts`, the replicas of a host:
-            the elements that a step's rows are dealt out in, see `tfgpt.pipeline.batches`.
-    """
-    if strategy.num_replicas_in_sync == 1:
-        return make()
-
-    def of_host(context: tf.distribute.InputContext) -> tf.data.Dataset:
-        dataset = make(
-            num_shards=context.num_input_pipelines,
-            shard_index=context.input_pipeline_id,
-            parts=context.num_replicas_in_sync // context.num_input_pipelines,
-        )
-        return dataset.repeat()
-
-    return strategy.distribute_datasets_from_function(of_host)

@@ -1,12 +1,13 @@
-"""What an objective is to a run: which data it needs, what it feeds, what it minimizes.
+"""The interface of objectives: preparing data, building batches and the loss function.
 
-A new objective is a subclass of `Objective` in a module of its own, named in `objectives.config.KINDS`; the run, the
-loop, checkpoints and hosts know nothing of it.
+A new objective is a subclass of `Objective` in a module of its own, listed in `objectives.config.OBJECTIVES`. Run, loop
+and checkpoints do not change.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import importlib
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ import tensorflow as tf
 
 from tfgpt.tokenization.chat_template import encode_messages
 from tfgpt.training.losses import CausalLanguageModelingLoss
+from tfgpt.training.objectives.config import OBJECTIVES
 
 if TYPE_CHECKING:
     from tfgpt.tokenization.tokenizer import Tokenizer
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 
 
 GREETING = "Hello!"
-"""What a model of conversations is asked on the way when --sample_prompt says nothing."""
+"""Question put to a model of conversations for a sample when --sample_prompt is empty."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +33,7 @@ class ValidationData:
 
     Attributes:
         dataset: a finite dataset of global batches, distributed when the strategy has several replicas.
-        steps: its global batches.
+        steps: number of global batches.
     """
 
     dataset: Any
@@ -40,62 +42,66 @@ class ValidationData:
 
 @dataclasses.dataclass(frozen=True)
 class TrainingData:
-    """What a run reads.
+    """The data of a run, from the objective to the training loop.
 
     Attributes:
-        batches: first step → iterator of training batches from that step on; step s gets the same batch always.
-        validation: what the run is judged by.
-        by_source: the same by source, where there are several: measured and written down, not judged by.
-        updates_per_rollout: of objectives that make their own data: `batches` is asked again after so many updates, at
-            which checkpoints and measurements fall. 0: data do not depend on the model.
-        measure: judges the model in place of `validation`: numbers by name, `loss` among them.
+        batches: first step → iterator of training batches from that step on; a step always gets the same batch.
+        validation: the held-out set.
+        validation_by_source: held-out sets of single sources, where there are several; measured in addition.
+        updates_per_rollout: `batches` is called again after so many updates, and checkpoints and validations fall
+            there; for objectives that sample their own data. 0: data do not depend on the model.
+        evaluate_fn: returns validation metrics, `loss` among them, in place of `validation`.
     """
 
     batches: Callable[[int], Any]
     validation: ValidationData
-    by_source: Mapping[str, ValidationData] = dataclasses.field(default_factory=dict)
+    validation_by_source: Mapping[str, ValidationData] = dataclasses.field(default_factory=dict)
     updates_per_rollout: int = 0
-    measure: Callable[[], dict[str, float]] | None = None
+    evaluate_fn: Callable[[], dict[str, float]] | None = None
 
 
 class Objective:
-    """An objective's part in a run. One object serves one run.
+    """The part of a run that depends on what is learned. One object serves one run.
 
     Attributes:
-        conversations: whether it learns from conversations; where only the data say so, `prepare` sets it.
+        conversations: whether it learns from conversations. Where only the data tell, `prepare` sets it.
+
+    Example:
+
+    >>> get_objective("chat").conversations
+    True
     """
 
     conversations = False
 
-    def prepare(self, recipe: TrainConfig, say: Callable[[str], None] = print) -> Any:
-        """Makes, or finds in the cache, what `feeds` reads.
+    def prepare(self, recipe: TrainConfig, log: Callable[[str], None] = print) -> Any:
+        """Makes what `build_data` reads, or finds it in the cache.
 
         Returns:
-            What has `tokenizer` (`Tokenizer`), `fingerprint` (hexadecimal digest of all of it: a run refuses to go on
-            with another) and `manifest` (JSON: where it comes from).
+            An object with `tokenizer` (`Tokenizer`), `fingerprint` (hexadecimal digest of all data: a run is not
+            resumed with another) and `manifest` (JSON: where the data come from).
 
         Raises:
             UserError: the data or a flag are at fault.
         """
         raise NotImplementedError
 
-    def in_words(self, recipe: TrainConfig, data: Any) -> str:
-        """One line on how much there is to read, printed at the start."""
+    def describe_data(self, recipe: TrainConfig, data: Any) -> str:
+        """Returns one line on the amount of data, printed at the start."""
         raise NotImplementedError
 
-    def packed(self, recipe: TrainConfig) -> bool:
-        """Whether batches have `segment_ids` and `positions`."""
+    def uses_segments(self, recipe: TrainConfig) -> bool:
+        """Returns whether batches have `segment_ids` and `positions`."""
         return recipe.batch.document_masking
 
     def rows(self, recipe: TrainConfig) -> int:
-        """Rows of a global batch."""
+        """Returns the rows of a global batch."""
         return recipe.batch.batch_size
 
     def loss(self, recipe: TrainConfig) -> Any:
-        """What the step minimizes: called as `losses.CausalLanguageModelingLoss` is, returns such sums.
+        """Returns the loss function, called as `losses.CausalLanguageModelingLoss` is, which returns such sums.
 
-        It names further sums in `means`, which are divided by `weight_sum` and written down, and says in `unit` what
-        that counts.
+        The sums that it names in `means` are divided by `weight_sum` and written to the metrics.
         """
         return CausalLanguageModelingLoss(
             label_smoothing=recipe.step.label_smoothing,
@@ -103,20 +109,30 @@ class Objective:
             chunk_tokens=recipe.step.cross_entropy_chunk_tokens,
         )
 
-    def attend(self, trainer: Any) -> None:
-        """Told, before `feeds` is called, which trainer will learn; for objectives that sample from its model."""
-        self.trainer = trainer
-
     def prompt(self, tokenizer: Tokenizer, text: str) -> str | np.ndarray:
-        """What the model reads of a --sample_prompt: the text, or the ids of a user's turn up to the answer."""
+        """Returns the model's input for a --sample_prompt: the text, or the ids of a user's turn up to the answer."""
         if not self.conversations:
             return text
         return encode_messages(tokenizer, [{"role": "user", "content": text or GREETING}], True)[0]
 
-    def feeds(self, recipe: TrainConfig, data: Any, strategy: tf.distribute.Strategy) -> TrainingData:
-        """The batches, distributed as the strategy wants them.
+    def build_data(
+        self, recipe: TrainConfig, data: Any, strategy: tf.distribute.Strategy, trainer: Any = None
+    ) -> TrainingData:
+        """Builds the batches, distributed as the strategy needs them.
+
+        Args:
+            recipe: the settings of the run.
+            data: the result of `prepare`.
+            strategy: the devices.
+            trainer: the `Trainer` of the run, for objectives that sample from its model.
 
         Raises:
             UserError: the data hold too little for one batch, or the flags do not fit the devices.
         """
         raise NotImplementedError
+
+
+def get_objective(name: str) -> Objective:
+    """Returns a new objective by the name that --objective has for it."""
+    module, class_name = OBJECTIVES[name]
+    return getattr(importlib.import_module(module), class_name)()

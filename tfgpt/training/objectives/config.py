@@ -1,18 +1,14 @@
-"""What a run learns: the flag, and where the code of each objective is. No TensorFlow."""
+"""Settings of the objective. No TensorFlow."""
 
 from __future__ import annotations
 
 import dataclasses
-import importlib
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from tfgpt.common.settings import Settings, setting
 
-if TYPE_CHECKING:
-    from tfgpt.training.objectives.base import Objective
-
-# Objective → module and class: a `tfgpt.training.objectives.base.Objective`, imported when a run needs it.
-KINDS = {
+# --objective → module and class of a `tfgpt.training.objectives.base.Objective`, imported by `get_objective`.
+OBJECTIVES = {
     "pretrain": ("tfgpt.training.objectives.pretraining", "Pretraining"),
     "chat": ("tfgpt.training.objectives.supervised_fine_tuning", "SupervisedFineTuning"),
     "dpo": ("tfgpt.training.objectives.preferences", "PreferenceTuning"),
@@ -22,13 +18,13 @@ KINDS = {
     "grpo": ("tfgpt.training.objectives.grpo", "GRPO"),
 }
 
-# They need a model to start from.
-FROM_A_MODEL = ("dpo", "ipo", "orpo", "simpo", "grpo")
+NEED_INIT_FROM = ("dpo", "ipo", "orpo", "simpo", "grpo")
+"""Objectives that start from a trained model."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ObjectiveConfig(Settings):
-    """What is learned from the text."""
+    """Settings of the objective."""
 
     title: ClassVar[str] = "Objective"
 
@@ -37,10 +33,5 @@ class ObjectiveConfig(Settings):
         "pretrain: predict every token of the text. chat: predict what the assistant says in conversations. dpo, ipo, "
         "orpo, simpo: prefer the better of two answers (JSON Lines with prompt, chosen, rejected). grpo: sample "
         "answers to prompts, make the better rewarded more likely (JSON Lines with prompt and what --reward needs).",
-        choices=tuple(KINDS),
+        choices=tuple(OBJECTIVES),
     )
-
-    def kind(self) -> Objective:
-        """The objective's code; imports TensorFlow."""
-        module, name = KINDS[self.objective]
-        return getattr(importlib.import_module(module), name)()

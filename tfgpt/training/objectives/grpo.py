@@ -97,23 +97,25 @@ class GRPO(Objective):
         }
         return PromptData(train, validation, tokenizer, fingerprint, manifest)
 
-    def in_words(self, recipe: TrainConfig, data: PromptData) -> str:
+    def describe_data(self, recipe: TrainConfig, data: PromptData) -> str:
         answers = recipe.batch.batch_size * recipe.run.max_steps
         return (
             f"{len(data.train):,} prompts to learn from, {len(data.validation):,} held out; the run samples "
             f"{answers:,} answers, {recipe.reward.group_size} to a prompt"
         )
 
-    def packed(self, recipe: TrainConfig) -> bool:
+    def uses_segments(self, recipe: TrainConfig) -> bool:
         return False
 
     def loss(self, recipe: TrainConfig) -> GRPOLoss:
         return GRPOLoss(recipe.reward, recipe.step.cross_entropy_chunk_tokens)
 
-    def feeds(self, recipe: TrainConfig, data: PromptData, strategy: tf.distribute.Strategy) -> TrainingData:
+    def build_data(
+        self, recipe: TrainConfig, data: PromptData, strategy: tf.distribute.Strategy, trainer: Any = None
+    ) -> TrainingData:
         if isinstance(strategy, (tf.distribute.MultiWorkerMirroredStrategy, tf.distribute.TPUStrategy)):
             raise SettingError("strategy", "grpo samples on one machine's CPU or GPUs: use one or mirrored")
-        rounds = RolloutBuffer(recipe, data, self.trainer)
+        rounds = RolloutBuffer(recipe, data, trainer)
         # A step is always sampled with the same weights: what `choose_compilation` measures on is the first round.
         answers = functools.lru_cache(maxsize=1)(rounds.answers)
 
@@ -283,7 +285,7 @@ class GRPOLoss:
         loss_sum = tf.reduce_sum(losses)
         return sums | {
             "loss_sum": loss_sum,
-            "nats_sum": loss_sum,
+            "nll_sum": loss_sum,
             "weight_sum": tf.cast(tf.shape(losses)[0], tf.float32),
             "reward": tf.reduce_sum(batch["rewards"]),
             "pass_rate": tf.reduce_sum(batch["passed"]),

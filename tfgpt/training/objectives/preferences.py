@@ -91,14 +91,14 @@ class PreferenceTuning(Objective):
         }
         return PairData(train, validation, tokenizer, fingerprint, manifest)
 
-    def in_words(self, recipe: TrainConfig, data: PairData) -> str:
+    def describe_data(self, recipe: TrainConfig, data: PairData) -> str:
         pairs, read = len(data.train["token_ids"]), recipe.batch.batch_size * recipe.run.max_steps
         return (
             f"{pairs:,} pairs to learn from, {len(data.validation['token_ids']):,} held out; the run reads {read:,}, "
             f"{read / pairs:.2g} times all"
         )
 
-    def packed(self, recipe: TrainConfig) -> bool:
+    def uses_segments(self, recipe: TrainConfig) -> bool:
         return False
 
     def rows(self, recipe: TrainConfig) -> int:
@@ -107,7 +107,9 @@ class PreferenceTuning(Objective):
     def loss(self, recipe: TrainConfig) -> PreferenceLoss:
         return PreferenceLoss(recipe.objective.objective, recipe.preference, recipe.step.cross_entropy_chunk_tokens)
 
-    def feeds(self, recipe: TrainConfig, data: PairData, strategy: tf.distribute.Strategy) -> TrainingData:
+    def build_data(
+        self, recipe: TrainConfig, data: PairData, strategy: tf.distribute.Strategy, trainer: Any = None
+    ) -> TrainingData:
         size = recipe.batch.batch_size
 
         def batches(first_step: int) -> Any:
@@ -325,7 +327,7 @@ class PreferenceLoss:
         loss_sum = total(losses)
         sums = {
             "loss_sum": loss_sum,
-            "nats_sum": loss_sum,
+            "nll_sum": loss_sum,
             "weight_sum": tf.reduce_sum(pair_weights),
             "accuracy": total(right),
             "reward_margin": total(rewards[:, 0] - rewards[:, 1]),

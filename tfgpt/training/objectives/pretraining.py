@@ -25,7 +25,7 @@ class Pretraining(Objective):
     def prepare(self, recipe: TrainConfig, say: Callable[[str], None] = print) -> PreparedData:
         return prepare(recipe.corpus, recipe.tokenizer_config(), by_source=recipe.mixture.active, say=say)
 
-    def in_words(self, recipe: TrainConfig, data: PreparedData) -> str:
+    def describe_data(self, recipe: TrainConfig, data: PreparedData) -> str:
         total = recipe.batch.batch_size * recipe.batch.sequence_length * recipe.run.max_steps
         line = (
             f"{data.train.num_tokens:,} training tokens, {data.validation.num_tokens:,} held out; "
@@ -41,7 +41,9 @@ class Pretraining(Objective):
             line += f": {'; '.join(words)}"
         return line
 
-    def feeds(self, recipe: TrainConfig, data: PreparedData, strategy: tf.distribute.Strategy) -> TrainingData:
+    def build_data(
+        self, recipe: TrainConfig, data: PreparedData, strategy: tf.distribute.Strategy, trainer: Any = None
+    ) -> TrainingData:
         batch = recipe.batch
         shape: dict[str, Any] = {
             "sequence_length": batch.sequence_length,

@@ -47,7 +47,7 @@ class SupervisedFineTuning(Objective):
             say=say,
         )
 
-    def in_words(self, recipe: TrainConfig, data: PreparedChat) -> str:
+    def describe_data(self, recipe: TrainConfig, data: PreparedChat) -> str:
         packed, mixture = self.training_rows(recipe, data)
         rows, places = sum(map(len, packed)), int(data.train.lengths.sum())
         length = recipe.batch.sequence_length
@@ -67,10 +67,12 @@ class SupervisedFineTuning(Objective):
         )
         return f"{line}the run reads {read:,} rows: {'; '.join(words)}"
 
-    def packed(self, recipe: TrainConfig) -> bool:
+    def uses_segments(self, recipe: TrainConfig) -> bool:
         return True
 
-    def feeds(self, recipe: TrainConfig, data: PreparedChat, strategy: tf.distribute.Strategy) -> TrainingData:
+    def build_data(
+        self, recipe: TrainConfig, data: PreparedChat, strategy: tf.distribute.Strategy, trainer: Any = None
+    ) -> TrainingData:
         length, size = recipe.batch.sequence_length, recipe.batch.batch_size
         padding = data.tokenizer.padding_id
         packed, mixture = self.training_rows(recipe, data)
