@@ -30,7 +30,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from tfgpt.__main__ import COMMANDS  # noqa: E402
-from tfgpt.common.command_line import Command, Overrides, flag_names  # noqa: E402
+from tfgpt.common.command_line import Command  # noqa: E402
+from tfgpt.common.flags import Overrides, flag_names  # noqa: E402
 from tfgpt.common.settings import field_types, plain_type  # noqa: E402
 from tfgpt.search import workers  # noqa: E402
 

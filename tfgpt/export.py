@@ -14,8 +14,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tfgpt.common.command_line import Command, Overrides
+from tfgpt.common.command_line import Command
 from tfgpt.common.errors import UserError
+from tfgpt.common.flags import Overrides
 from tfgpt.common.tf_logging import import_tensorflow
 from tfgpt.conversion.cached_conversion import model_directory
 from tfgpt.generation.config import SamplingConfig

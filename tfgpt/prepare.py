@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import sys
 
-from tfgpt.common.command_line import Command, flag_strings, shell_command
+from tfgpt.common.command_line import Command, shell_command
 from tfgpt.common.errors import SettingError
+from tfgpt.common.flags import flag_strings
 from tfgpt.common.output_directories import check_replaceable
 from tfgpt.common.settings import Settings
 from tfgpt.common.tf_logging import import_tensorflow

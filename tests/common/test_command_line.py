@@ -12,8 +12,9 @@ from typing import ClassVar
 
 import pytest
 
-from tfgpt.common.command_line import Command, Overrides, shell_command
+from tfgpt.common.command_line import Command, shell_command
 from tfgpt.common.errors import RunError, SettingError, UserError
+from tfgpt.common.flags import Overrides
 from tfgpt.common.settings import Settings, setting
 
 
@@ -128,7 +129,7 @@ def test_help_names_every_flag_with_its_default_by_concept(capsys):
     [
         (signal.SIGINT, False, 130, "stopped by SIGINT before it was done"),
         (signal.SIGTERM, False, 143, "stopped by SIGTERM before it was done"),
-        (signal.SIGTERM, True, 0, "stopped by SIGTERM; what was finished is kept, the same command goes on"),
+        (signal.SIGTERM, True, 0, "stopped by SIGTERM; finished work is kept, the same command continues"),
     ],
 )
 def test_a_signal_ends_a_command_with_its_own_exit_code_unless_it_saved(number, resumable, code, words, capsys):

@@ -48,8 +48,8 @@ def test_the_home_directory_is_put_where_a_path_begins_with_a_tilde(monkeypatch,
 
 @pytest.mark.parametrize(
     ("path", "words"),
-    [("gs://bucket/run", "no place on this machine"), ("s3://b/x", "no place on this machine"),
-     ("file:///tmp/x", "no place on this machine"), ("~nobody_here/x", "no such home directory")],
+    [("gs://bucket/run", "not a path on this machine"), ("s3://b/x", "not a path on this machine"),
+     ("file:///tmp/x", "not a path on this machine"), ("~nobody_here/x", "no such home directory")],
 )  # fmt: skip
 def test_a_path_that_is_no_place_here_is_refused(path, words):
     # tensorpack/tensorpack#1317: Python's Path makes a folder "gs:" of it, lost with the virtual machine.

@@ -78,7 +78,7 @@ def test_a_closed_standard_error_is_no_obstacle():
 def test_a_trial_writes_its_log_and_nothing_else(tmp_path):
     log = tmp_path / "log.txt"
     done = run(
-        f"write_to(os.open({str(log)!r}, os.O_WRONLY | os.O_CREAT))\n"
+        f"redirect_output(os.open({str(log)!r}, os.O_WRONLY | os.O_CREAT))\n"
         "print('out', flush=True)\nprint('err', file=sys.stderr)\nos.write(2, b'C++')"
     )
     assert (done.stdout, done.stderr) == ("", "")

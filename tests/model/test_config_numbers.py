@@ -54,7 +54,7 @@ def test_a_hostile_value_in_config_json_is_one_line_or_a_finite_model(model):
     ("changes", "line"),
     [
         ({"num_attention_heads": 0}, "num_attention_heads: 0 is below the smallest allowed, 1"),
-        ({"hidden_size": "x"}, "hidden_size: 'x' is no whole number"),
+        ({"hidden_size": "x"}, "hidden_size: 'x' is not a whole number"),
         ({"num_attention_heads": None}, "num_attention_heads is missing"),
         ({"rms_norm_eps": math.inf}, "normalization_epsilon: is not a finite number"),
         ({"tfgpt": {"logit_soft_cap": math.inf}}, "logit_soft_cap: is not a finite number"),

@@ -1,34 +1,36 @@
-"""The two ways a command ends badly, each printed as one line by `tfgpt.common.command_line`."""
+"""Errors that a command prints as one line (see `tfgpt.common.command_line`).
+
+A message is one line. It names the flag, the file or the line at fault and says what to do. A docstring's `Raises:`
+states the cause only.
+"""
 
 
 class TfgptError(Exception):
-    """An error whose message is one line for the person at the keyboard; `exit_code` is the process's."""
+    """Base class; `exit_code` is the exit code of the process."""
 
     exit_code = 1
 
 
 class UserError(TfgptError):
-    """The input or the flags are at fault: the message names the file, line or flag and what to do (exit 2)."""
+    """The input or the flags are wrong."""
 
     exit_code = 2
 
 
 class RunError(TfgptError):
-    """The run itself failed: disk full, damaged checkpoint, diverged training (exit 1)."""
-
-    exit_code = 1
+    """The run failed: disk full, damaged checkpoint, diverged training."""
 
 
 class DivergedError(RunError):
-    """The training diverged: its updates or losses are not finite, and going back did not help."""
+    """Training diverged: its updates or losses are not finite, and returning to a checkpoint did not help."""
 
 
 class SettingError(UserError):
-    """One field of a settings class is wrong; the flag of the same name is named in the printed line.
+    """A field of a settings class has a wrong value.
 
     Args:
         name: the field, which is also the flag without its dashes.
-        problem: what is wrong with it and what to do.
+        problem: the error and its remedy; the message is `--name: problem`.
     """
 
     def __init__(self, name: str, problem: str):

@@ -1,4 +1,4 @@
-"""Frozen, validated settings: one dataclass a concept, filled by flags, carried by checkpoints as JSON."""
+"""Frozen, validated settings classes: one dataclass per concept, filled by flags, saved as JSON."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from typing import Any, ClassVar, TypeVar, Union
 from tfgpt.common.did_you_mean import did_you_mean
 from tfgpt.common.errors import SettingError, UserError
 
-LARGEST_COUNT = 2**31 - 1  # of what a tensor's shape may have
-LARGEST_FLOAT = 3.4028234e38  # in float32
+LARGEST_COUNT = 2**31 - 1  # of a tensor's dimension
+LARGEST_FLOAT = 3.4028234e38  # of float32
 SettingsClass = TypeVar("SettingsClass", bound="Settings")
 
 
@@ -31,48 +31,57 @@ def setting(
     below: float | None = None,
     path: bool = False,
 ) -> Any:
-    """A dataclass field that knows its help text and its bounds. Numbers are finite whatever the bounds.
+    """Returns a `dataclasses.field` with a help text and bounds. Numbers must be finite.
 
     Args:
         default: the default value; a tuple makes a repeatable flag.
         help: what the setting does, with its unit; it becomes the flag's `--help`.
         choices: the strings allowed.
         minimum: the smallest number allowed.
-        maximum: the largest number allowed; by default the largest that float32 or the shape of a tensor can have.
+        maximum: the largest number allowed, by default the largest float32 or dimension of a tensor.
         above: a number that the value must be greater than.
         below: a number that the value must be less than.
-        path: it names a file or folder of this machine: `~` at its start becomes the home directory, an address
-            such as gs://bucket/run is refused.
-
-    Returns:
-        A `dataclasses.field`.
+        path: the value is a local path: `~` at its start becomes the home directory, an address such as
+            gs://bucket/run is refused.
     """
     bounds = {"minimum": minimum, "maximum": maximum, "above": above, "below": below}
-    return dataclasses.field(default=default, metadata={"help": help, "choices": choices, "path": path, **bounds})
+    return dataclasses.field(
+        default=default, metadata={"help": help, "choices": choices, "path": path, "bounds": bounds}
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Base of all settings classes; checks types and bounds when made, then calls `check`.
+    """Base class of settings classes; validates types, bounds and combinations when an instance is created.
 
     Raises:
         SettingError: a value has the wrong type, is out of bounds, or `check` refuses the combination.
+
+    Example:
+
+    >>> @dataclasses.dataclass(frozen=True)
+    ... class BoxConfig(Settings):
+    ...     width: float = setting(1.0, "Width in metres.", minimum=0.5)
+    >>> BoxConfig(width=2).to_dict()
+    {'width': 2.0}
+    >>> BoxConfig(width=0.1)
+    Traceback (most recent call last):
+        ...
+    tfgpt.common.errors.SettingError: --width: 0.1 is below the smallest allowed, 0.5
     """
 
     title: ClassVar[str] = "Settings"
 
     def __post_init__(self) -> None:
-        hints = field_types(type(self))
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            object.__setattr__(self, field.name, validate_field(field, hints[field.name], value))
+        for name, value in self.checked_values(vars(self)).items():
+            object.__setattr__(self, name, value)
         self.check()
 
     def check(self) -> None:
-        """Refuses combinations that cannot work; override and raise `SettingError`."""
+        """Raises `SettingError` for combinations that cannot work; subclasses override it."""
 
     def to_dict(self) -> dict[str, Any]:
-        """A dictionary of plain JSON values."""
+        """Returns a dictionary of JSON values."""
         return {
             field.name: list(value) if isinstance(value := getattr(self, field.name), tuple) else value
             for field in dataclasses.fields(self)
@@ -80,7 +89,7 @@ class Settings:
 
     @classmethod
     def checked_values(cls, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Some of the settings, each checked by itself.
+        """Returns some of the settings, each validated alone.
 
         Raises:
             SettingError: an unknown name, a wrong type or a value out of bounds.
@@ -94,18 +103,17 @@ class Settings:
 
     @classmethod
     def from_dict(cls: type[SettingsClass], values: Mapping[str, Any]) -> SettingsClass:
-        """The reverse of `to_dict`; an unknown name raises `SettingError`."""
-        cls.checked_values(values)
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+        """Returns the settings of a dictionary of `to_dict`; other names keep their defaults."""
+        return cls(**cls.checked_values(values))
 
 
 def field_types(cls: type) -> dict[str, Any]:
-    """The resolved type hints of a settings class."""
+    """Returns the resolved type hints of a settings class."""
     return typing.get_type_hints(cls)
 
 
 def plain_type(hint: Any) -> tuple[type, bool]:
-    """`int | None` → (int, True); `tuple[str, ...]` → (tuple, False)."""
+    """Returns the type and whether None is allowed: `int | None` → (int, True); `tuple[str, ...]` → (tuple, False)."""
     if typing.get_origin(hint) in (Union, types.UnionType):
         inner = [argument for argument in typing.get_args(hint) if argument is not type(None)]
         return plain_type(inner[0])[0], True
@@ -113,53 +121,51 @@ def plain_type(hint: Any) -> tuple[type, bool]:
 
 
 def validate_field(field: dataclasses.Field[Any], hint: Any, value: Any) -> Any:
-    """The value, converted where that loses nothing (an integer given for a float).
+    """Returns the value, converted where that loses nothing (an integer given for a float).
 
     Raises:
-        SettingError: wrong type or out of bounds.
+        SettingError: it has a wrong type or is out of bounds.
     """
     kind, optional = plain_type(hint)
     if value is None:
         if optional:
             return None
         raise SettingError(field.name, "a value is needed")
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = as_float(value)
+    if kind is float and type(value) is int:
+        try:
+            value = float(value)
+        except OverflowError:
+            value = math.copysign(math.inf, value)
     if kind is tuple and isinstance(value, list):
         value = tuple(value)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise SettingError(field.name, f"{short_repr(value)} is not of type {kind.__name__}")
     if isinstance(value, tuple) and not all(isinstance(item, str) for item in value):
         raise SettingError(field.name, f"{short_repr(value)} is not a list of texts")
-    bounds = field.metadata
-    if bounds.get("path"):
+    if field.metadata.get("path"):
         value = local_path(field.name, str(value))
-    if bounds.get("choices") and value not in bounds["choices"]:
-        near = did_you_mean(value, bounds["choices"])
-        raise SettingError(field.name, f"{short_repr(value)} is not one of {', '.join(bounds['choices'])}{near}")
-    if kind in (int, float) and (problem := out_of_bounds(value, **numeric_bounds(bounds))):
+    choices = field.metadata.get("choices")
+    if choices and value not in choices:
+        near = did_you_mean(value, choices)
+        raise SettingError(field.name, f"{short_repr(value)} is not one of {', '.join(choices)}{near}")
+    if kind in (int, float) and (problem := out_of_bounds(value, **field.metadata.get("bounds", {}))):
         raise SettingError(field.name, problem)
     return value
 
 
 def local_path(name: str, value: str) -> str:
-    """A path with the home directory in the place of `~`: no shell puts it there behind `--name=`.
+    """Returns a path with `~` replaced by the home directory; a shell does not do that after `--name=`.
 
     Raises:
-        SettingError: it is the address of another machine's file, which Python would take for a folder here called
-            "gs:", or nobody's home.
+        SettingError: it is an address, for which Python would make a folder named "gs:", or there is no such home
+            directory.
     """
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", value):
-        raise SettingError(name, f"{value} is no place on this machine; give a path here, and copy from or to there")
+        raise SettingError(name, f"{value} is not a path on this machine; give a path here, and copy from or to there")
     expanded = os.path.expanduser(value)
     if expanded.startswith("~") and not os.path.exists(expanded):
         raise SettingError(name, f"{value}: there is no such home directory; write the path out")
     return expanded
-
-
-def numeric_bounds(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """The bounds of a field's metadata."""
-    return {name: metadata.get(name) for name in ("minimum", "maximum", "above", "below")}
 
 
 def out_of_bounds(
@@ -169,7 +175,7 @@ def out_of_bounds(
     above: float | None = None,
     below: float | None = None,
 ) -> str:
-    """What is wrong with a number, or "": it is not finite, or breaks a bound of `setting`."""
+    """Returns which bound of `setting` a number breaks, or "" for a valid number."""
     if value != value:
         return "is not a number"
     if isinstance(value, float) and math.isinf(value):
@@ -190,17 +196,17 @@ def out_of_bounds(
 
 
 def positive_integer(values: Mapping[str, Any], name: str, maximum: int = LARGEST_COUNT) -> int:
-    """A positive whole number of a file that is reckoned with before a settings class has checked it.
+    """Returns a positive integer of a file that no settings class has validated yet.
 
     Raises:
         KeyError: it is missing.
-        SettingError: it is something else.
+        SettingError: it is not a positive integer.
     """
     value = values.get(name)
     if value is None:
         raise KeyError(name)
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise SettingError(name, f"{short_repr(value)} is no whole number")
+    if type(value) is not int:
+        raise SettingError(name, f"{short_repr(value)} is not a whole number")
     if problem := out_of_bounds(value, minimum=1, maximum=maximum):
         raise SettingError(name, problem)
     return value
@@ -208,11 +214,7 @@ def positive_integer(values: Mapping[str, Any], name: str, maximum: int = LARGES
 
 @contextlib.contextmanager
 def name_file_in_errors(path: str | os.PathLike) -> Iterator[None]:
-    """While a file's content is turned into settings: what is wrong with it is one line that names the file.
-
-    Raises:
-        UserError: a settings class refuses a value, or a value is of a kind that cannot be reckoned with.
-    """
+    """Raises errors about the content of a file as `UserError` that names the file."""
     try:
         yield
     except SettingError as error:
@@ -223,16 +225,8 @@ def name_file_in_errors(path: str | os.PathLike) -> Iterator[None]:
         raise UserError(f"{path}: holds a value of the wrong kind ({error})") from error
 
 
-def as_float(value: int) -> float:
-    """An integer as a float; infinity where it has too many digits."""
-    try:
-        return float(value)
-    except OverflowError:
-        return math.copysign(math.inf, value)
-
-
 def short_repr(value: Any) -> str:
-    """A value in an error's line, shortened."""
+    """Returns the `repr` of a value for an error message, shortened."""
     try:
         text = repr(value)
     except ValueError:  # An integer of more than 4,300 digits.

@@ -37,9 +37,9 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tfgpt.common.command_line import Group, Overrides, flag_names, keyword_name
 from tfgpt.common.did_you_mean import cannot_read, did_you_mean
 from tfgpt.common.errors import SettingError, UserError
+from tfgpt.common.flags import Group, Overrides, flag_names, keyword_name
 from tfgpt.common.settings import Settings, field_types, out_of_bounds, plain_type, validate_field
 
 KEYS = ("type", "min", "max", "step", "scale", "choices", "when")

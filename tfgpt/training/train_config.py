@@ -7,8 +7,8 @@ import functools
 from pathlib import Path
 from typing import Any, ClassVar
 
-from tfgpt.common.command_line import Group, Overrides
 from tfgpt.common.errors import SettingError, UserError
+from tfgpt.common.flags import Group, Overrides
 from tfgpt.common.settings import Settings, setting
 from tfgpt.conversion.cached_conversion import model_directory
 from tfgpt.corpus.config import CorpusConfig

@@ -9,9 +9,8 @@ import random
 import pytest
 
 from tfgpt.__main__ import COMMANDS
-from tfgpt.common.command_line import Overrides, flag_names, keyword_name
 from tfgpt.common.errors import UserError
-from tfgpt.common.flag_files import flag_line, read_flag_file
+from tfgpt.common.flags import Overrides, flag_line, flag_names, keyword_name, read_flag_file
 from tfgpt.common.settings import field_types, plain_type
 
 PIECES = [
@@ -58,7 +57,7 @@ def test_every_flag_of_every_command_is_read_back_equal(name, tmp_path):
     file.write_text(command.flag_file(settings), encoding="utf-8", newline="\n")
     assert [flag for flag in read_flag_file(str(file)) if flag] == command.arguments(settings)
     values = command.flag_values()
-    values([name, *command.with_flag_files(values, [f"--flagfile={file}"])])
+    values([name, *command.expand_flag_files(values, [f"--flagfile={file}"])])
     for key, content in settings.items():
         for flag, value in (content if isinstance(content, dict) else content.to_dict()).items():
             assert values[flag].value == value, (key, flag)
