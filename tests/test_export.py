@@ -139,7 +139,7 @@ def test_a_file_that_is_no_sentencepiece_model_is_named(model, said, tmp_path):
     shutil.copytree(model / "model", copy)
     (copy / "tokenizer.json").rename(copy / "tokenizer.model")
     problem = refused(said, f"--model={copy}", f"--output={tmp_path / 'out'}")
-    assert f"{copy / 'tokenizer.model'}: is no SentencePiece model" in problem
+    assert f"{copy / 'tokenizer.model'}: is not a SentencePiece model" in problem
 
 
 def test_a_version_that_does_not_answer_as_the_model_is_not_published(model, said, tmp_path, monkeypatch):

@@ -22,6 +22,7 @@ from tfgpt.conversion.cached_conversion import model_directory
 from tfgpt.generation.config import SamplingConfig
 from tfgpt.serving.export_config import NOT_IN_EXPORTS, ExportConfig
 from tfgpt.serving.export_metadata import check_export_root
+from tfgpt.tokenization.load import load_tokenizer
 from tfgpt.tokenization.tokenizer import Tokenizer
 
 
@@ -56,9 +57,11 @@ def exportable_tokenizer(directory: Path) -> Tokenizer:
     Raises:
         UserError: it cannot be run inside the graph.
     """
-    tokenizer = Tokenizer.load(directory)
-    if tokenizer.why_not_in_graph:
-        raise UserError(f"{tokenizer.origin}: cannot be run inside the TensorFlow graph: {tokenizer.why_not_in_graph}")
+    tokenizer = load_tokenizer(directory)
+    if tokenizer.in_graph_limitation:
+        raise UserError(
+            f"{tokenizer.origin}: cannot be run inside the TensorFlow graph: {tokenizer.in_graph_limitation}"
+        )
     return tokenizer
 
 

@@ -19,7 +19,7 @@ from tfgpt.conversion.cached_conversion import model_directory
 from tfgpt.corpus.sources.base import message_text
 from tfgpt.generation.config import GenerateConfig, SamplingConfig
 from tfgpt.generation.prompts import Prompt, check_lengths, encode, read_prompts
-from tfgpt.tokenization.tokenizer import Tokenizer
+from tfgpt.tokenization.load import load_tokenizer
 
 if TYPE_CHECKING:
     from tfgpt.generation.generator import Completion
@@ -34,7 +34,7 @@ def run(generate: GenerateConfig, sampling: SamplingConfig) -> None:
         print(caution, file=sys.stderr)
     directory = model_directory(generate.model)
     prompts = read_prompts(generate)
-    tokenizer = Tokenizer.load(directory)
+    tokenizer = load_tokenizer(directory)
     encoded = [encode(tokenizer, prompt, sampling.add_end_of_text) for prompt in prompts]
     from tfgpt.model.checkpoints.huggingface import load_config
 

@@ -29,7 +29,7 @@ from tfgpt.corpus.config import CorpusConfig
 from tfgpt.model.checkpoints.huggingface import load_decoder
 from tfgpt.pipeline.config import BatchConfig
 from tfgpt.tokenization.config import TokenizerConfig
-from tfgpt.tokenization.tokenizer import Tokenizer
+from tfgpt.tokenization.load import load_tokenizer
 from tfgpt.training.run_config import RunConfig
 from tfgpt.training.train_config import TrainConfig
 
@@ -191,8 +191,8 @@ def test_a_run_is_not_begun_over_the_one_it_starts_from(model, notes, tmp_path):
 
 def test_a_run_gives_its_tokenizer(model, notes, tmp_path):  # noqa: F811
     shutil.copytree(model, tmp_path / "run" / "model")
-    assert Tokenizer.load(TokenizerConfig(tokenizer=str(tmp_path / "run")).tokenizer).fingerprint == (
-        Tokenizer.load(model).fingerprint
+    assert load_tokenizer(TokenizerConfig(tokenizer=str(tmp_path / "run")).tokenizer).fingerprint == (
+        load_tokenizer(model).fingerprint
     )
     with pytest.raises(UserError, match="--tokenizer: .*/runn: is neither bpe .* did you mean .*/run"):
         TokenizerConfig(tokenizer=str(tmp_path / "runn"))

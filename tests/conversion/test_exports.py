@@ -18,8 +18,8 @@ from tfgpt.serving.export import export
 from tfgpt.serving.export_config import ExportConfig
 from tfgpt.serving.saved_model_session import SessionModel
 from tfgpt.tokenization.in_graph.sentencepiece import in_graph_tokenizer
+from tfgpt.tokenization.load import load_tokenizer
 from tfgpt.tokenization.sentencepiece_tokenizer import SentencePieceTokenizer
-from tfgpt.tokenization.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def test_a_converted_model_is_exported_and_answers_as_the_model_does(converted, 
     directory = converted("Llama 2", add_bos_token=False)
     config = ExportConfig(model=str(directory), output=str(tmp_path / "served"), max_new_tokens_limit=32)
     sampling = SamplingConfig(max_new_tokens=4)
-    tokenizer = Tokenizer.load(directory)
+    tokenizer = load_tokenizer(directory)
     version = export(config, sampling, directory, tokenizer, lambda line: None)
     metadata = json.loads((version / "assets.extra" / "tfgpt.json").read_text())
     assert metadata["operations"] == "core TensorFlow and tensorflow_text"
@@ -61,7 +61,7 @@ def test_sentencepiece_ids_in_graph_equal_those_outside_and_those_of_transformer
     directory = convert(
         ConvertConfig(source=str(tmp_path / "source"), output=str(tmp_path / "ours")), lambda line: None
     )
-    tokenizer = Tokenizer.load(directory)
+    tokenizer = load_tokenizer(directory)
     assert isinstance(tokenizer, SentencePieceTokenizer)
     graph, reference = in_graph_tokenizer(tokenizer), transformers.AutoTokenizer.from_pretrained(tmp_path / "source")
     texts = ["", " ", "a", "The fox", "  two  spaces ", "line\nline\t\n", "中文 ½ \U0001f600", "1234", *documents[:300]]

@@ -22,7 +22,7 @@ from tfgpt.conversion.config import ConvertConfig
 from tfgpt.conversion.convert import convert
 from tfgpt.generation.prompts import encode_prompt
 from tfgpt.model.checkpoints.huggingface import load_decoder
-from tfgpt.tokenization.tokenizer import Tokenizer
+from tfgpt.tokenization.load import load_tokenizer
 
 TEXTS = [
     "The quick brown fox",
@@ -91,7 +91,7 @@ def test_in_from_transformers_and_out_again(family, theirs, tmp_path):
     assert not any(report.values()), report
     note(family, "tfgpt → transformers", logits_of(again), expected)
 
-    tokenizer, original = Tokenizer.load(out), transformers.AutoTokenizer.from_pretrained(source)
+    tokenizer, original = load_tokenizer(out), transformers.AutoTokenizer.from_pretrained(source)
     written = transformers.AutoTokenizer.from_pretrained(out)
     for text in TEXTS:
         ids = encode_prompt(tokenizer, text).tolist()
@@ -112,7 +112,7 @@ def test_a_vocabulary_in_two_lists_is_the_same_tokenizer(theirs, tmp_path):
     (lists / "vocab.json").write_text(json.dumps(document["model"]["vocab"]))
     pairs = "\n".join(" ".join(pair) for pair in document["model"]["merges"])
     (lists / "merges.txt").write_text(f"#version: 0.2\n{pairs}\n")
-    whole, tokenizer = (Tokenizer.load(converted(path, tmp_path / path.name / "ours")) for path in (source, lists))
+    whole, tokenizer = (load_tokenizer(converted(path, tmp_path / path.name / "ours")) for path in (source, lists))
     assert tokenizer.roles == whole.roles
     for text in TEXTS:
         assert tokenizer.encode(text).tolist() == whole.encode(text).tolist(), text
@@ -150,7 +150,7 @@ def test_in_from_gguf(kind, theirs, tmp_path):
     note(f"Llama, GGUF {kind}", "transformers' reader → tfgpt", found, logits_of(reference))
     if TYPES[kind] is not None:
         np.testing.assert_allclose(found, logits_of(model), atol=TYPES[kind] * 100, rtol=TYPES[kind])
-    tokenizer, original = Tokenizer.load(directory), transformers.AutoTokenizer.from_pretrained(source)
+    tokenizer, original = load_tokenizer(directory), transformers.AutoTokenizer.from_pretrained(source)
     for text in TEXTS:
         assert tokenizer.encode(text).tolist() == original(text)["input_ids"], text
     assert tokenizer.config["chat_template"] == TEMPLATE

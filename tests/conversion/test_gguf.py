@@ -32,8 +32,8 @@ from tfgpt.generation.prompts import encode_prompt
 from tfgpt.model.checkpoints.gguf import GGUFFile
 from tfgpt.model.checkpoints.huggingface import load_decoder
 from tfgpt.tokenization.in_graph.sentencepiece import in_graph_tokenizer
+from tfgpt.tokenization.load import load_tokenizer
 from tfgpt.tokenization.sentencepiece_tokenizer import SentencePieceTokenizer
-from tfgpt.tokenization.tokenizer import Tokenizer
 
 TEXTS = [
     "",
@@ -91,7 +91,7 @@ def llama(file) -> Llama:
 
 
 def test_ids_equal_those_of_the_model_that_went_in(ours, sentencepiece_model, documents):
-    tokenizer = Tokenizer.load(ours)
+    tokenizer = load_tokenizer(ours)
     assert isinstance(tokenizer, SentencePieceTokenizer)
     original = sentencepiece.SentencePieceProcessor(model_proto=sentencepiece_model)
     texts = [*TEXTS, *documents[400:800]]
@@ -109,14 +109,14 @@ def test_ids_equal_those_of_the_model_that_went_in(ours, sentencepiece_model, do
 
 
 def test_ids_equal_those_of_llama_cpp(ours, llama, documents):
-    tokenizer = Tokenizer.load(ours)
+    tokenizer = load_tokenizer(ours)
     for text in [*TEXTS, *documents[400:600]]:
         theirs = llama.answer("/tokenize", content=text, add_special=True, parse_special=False)["tokens"]
         assert theirs == encode_prompt(tokenizer, text).tolist() or not text, text
 
 
 def test_log_probabilities_equal_those_of_llama_cpp(ours, llama, documents):
-    tokenizer, decoder = Tokenizer.load(ours), load_decoder(ours, dtype="float32")
+    tokenizer, decoder = load_tokenizer(ours), load_decoder(ours, dtype="float32")
     for text in documents[500:503]:
         ids = encode_prompt(tokenizer, text)[:32]
         logits = decoder({"token_ids": ids[None]}).numpy()[0, -1].astype(np.float64)
@@ -132,7 +132,7 @@ def test_transformers_opens_what_is_written_with_equal_ids_and_logits(ours, llam
     ids = torch.arange(40)[None]
     with torch.no_grad():
         torch.testing.assert_close(again.eval()(ids).logits, llama2(ids).logits)
-    written, tokenizer = transformers.AutoTokenizer.from_pretrained(ours), Tokenizer.load(ours)
+    written, tokenizer = transformers.AutoTokenizer.from_pretrained(ours), load_tokenizer(ours)
     for text in TEXTS:
         # transformers 5 puts no space before a text that begins with one, and reads names of special pieces in a text.
         if text.strip() == text and "<s>" not in text:
@@ -158,7 +158,7 @@ def test_added_tokens_and_what_the_file_says_of_the_text(sentencepiece_model, ll
         add_bos_token=False, add_space_prefix=False, eos_token_id=size + 1, unk_token_id=0,
     )  # fmt: skip
     write_gguf(tmp_path / "model.gguf", wider, "F32", vocabulary)
-    tokenizer = Tokenizer.load(converted(tmp_path / "model.gguf", tmp_path / "ours"))
+    tokenizer = load_tokenizer(converted(tmp_path / "model.gguf", tmp_path / "ours"))
     assert (tokenizer.start_of_turn_id, tokenizer.end_of_turn_id, tokenizer.end_of_text_id) == (size, size + 1, 2)
     assert tokenizer.start_ids == () and tokenizer.vocabulary_size == size + 3
     texts = ["The fox", "a <tool call> b", "x<|im_end|>y", " a"]
@@ -187,7 +187,7 @@ def lists(part: int, function):
         (lists(1, lambda scores: [score / 7 for score in scores]), {}, "unigram models are not supported"),
         (lists(1, lambda scores: [-1000.0] * len(scores)), {}, "tokenizer.ggml.scores are all -1000"),
         (lists(1, lambda scores: scores[:-1]), {}, "tokens, scores and token types of one vocabulary"),
-        (lists(2, lambda kinds: [9, *kinds[1:]]), {}, "tokenizer.ggml.token_type: 9 is not a valid Kind"),
+        (lists(2, lambda kinds: [9, *kinds[1:]]), {}, "tokenizer.ggml.token_type: 9 is not a valid PieceType"),
         (lists(2, lambda kinds: [2, 2, *kinds[2:]]), {"bos_token_id": 5}, "2 tokens are the unknown one"),
         (lists(2, lambda kinds: [kind if kind != 6 else 1 for kind in kinds[:-200]] + kinds[-200:]), {}, "byte tokens"),
         (lists(0, lambda names: [*names[:300], names[299], *names[301:]]), {}, "token 300 of its tokenizer is"),
@@ -243,7 +243,7 @@ def test_k_quants_end_to_end(kind, documents, sentencepiece_model, tmp_path):
     path = tmp_path / "model.gguf"
     write_gguf(path, model, kind, sentencepiece_vocabulary(sentencepiece_model, VOCABULARY))
     directory = converted(path, tmp_path / "ours")
-    ids = encode_prompt(Tokenizer.load(directory), documents[500])[:32]
+    ids = encode_prompt(load_tokenizer(directory), documents[500])[:32]
     found = load_decoder(directory, dtype="float32")({"token_ids": ids[None]}).numpy()[0]
     reference = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file=path.name, dtype=torch.float32)
     with torch.no_grad():

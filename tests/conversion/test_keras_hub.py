@@ -12,7 +12,7 @@ from tfgpt.common.errors import UserError
 from tfgpt.conversion.config import ConvertConfig
 from tfgpt.conversion.convert import convert
 from tfgpt.model.checkpoints.huggingface import load_decoder
-from tfgpt.tokenization.tokenizer import Tokenizer
+from tfgpt.tokenization.load import load_tokenizer
 
 VOCABULARY = 400
 IDS = np.random.default_rng(0).integers(0, VOCABULARY, (2, 12)).astype(np.int32)
@@ -72,7 +72,7 @@ def test_in_from_keras_hub(family, documents, tmp_path):
     np.testing.assert_allclose(found, expected, atol=1e-3)
     np.testing.assert_array_equal(found.argmax(-1), expected.argmax(-1))
 
-    ours = Tokenizer.load(output)
+    ours = load_tokenizer(output)
     text = "The capital of France isn't 2 small."
     assert ours.encode(text).tolist() == np.array(tokenizer(text)).tolist()
     assert ours.end_of_text == ("<|endoftext|>" if family == "GPT-2" else "<|end_of_text|>")

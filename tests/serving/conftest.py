@@ -12,7 +12,7 @@ from tfgpt.generation.generator import Generator
 from tfgpt.serving.export import export
 from tfgpt.serving.export_config import ExportConfig
 from tfgpt.serving.saved_model_session import SessionModel
-from tfgpt.tokenization.tokenizer import Tokenizer
+from tfgpt.tokenization.load import load_tokenizer
 from tfgpt.tokenization.train_tokenizer import train_bpe
 
 DEFAULTS = SamplingConfig(max_new_tokens=6, temperature=0.9, seed=3)
@@ -30,7 +30,7 @@ def version(model_directory, tmp_path_factory) -> Path:
     """An exported version in float32, with serving files beside it."""
     output = tmp_path_factory.mktemp("served") / "chat"
     config = ExportConfig(model=str(model_directory), output=str(output), max_new_tokens_limit=100, serving_files=True)
-    return export(config, DEFAULTS, model_directory, Tokenizer.load(model_directory), lambda line: None)
+    return export(config, DEFAULTS, model_directory, load_tokenizer(model_directory), lambda line: None)
 
 
 @pytest.fixture(scope="session")

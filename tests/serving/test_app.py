@@ -13,7 +13,7 @@ from tests.serving.running import running
 from tfgpt.generation.prompts import encode_chat, encode_prompt
 from tfgpt.serving.client import Client, sampling_inputs, text_ids
 from tfgpt.serving.openai_responses import sent
-from tfgpt.tokenization.chat_template import render_messages
+from tfgpt.tokenization.jinja_template import DEFAULT_TEMPLATE
 
 MESSAGES = [{"role": "system", "content": "a"}, {"role": "user", "content": "Quick?"}]
 SAMPLING = {"temperature": 0.9, "top_p": 0.95, "seed": 7}
@@ -39,7 +39,7 @@ def direct(server):
 
 def expected_chat(direct, messages, tokens, **sampling):
     inputs = sampling_inputs({**SAMPLING, "top_k": DEFAULTS.top_k, **sampling, "max_new_tokens": tokens}, 1)
-    return direct.predict("chat", {"conversation": [render_messages(messages)], **inputs})
+    return direct.predict("chat", {"conversation": [DEFAULT_TEMPLATE.render(messages, True)], **inputs})
 
 
 def test_chat_gives_the_signatures_text_and_counts(client, direct, generator):

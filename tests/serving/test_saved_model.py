@@ -15,7 +15,8 @@ from tfgpt.generation.prompts import encode_chat, encode_prompt
 from tfgpt.serving.backends import load_model_info
 from tfgpt.serving.serve_config import ServeConfig
 from tfgpt.serving.signatures import SAMPLING, SIGNATURES, table
-from tfgpt.tokenization.chat_template import ChatTemplate, render_messages, template_of
+from tfgpt.tokenization.chat_template import get_chat_template
+from tfgpt.tokenization.jinja_template import DEFAULT_TEMPLATE, ChatTemplate
 
 TEXTS = ["The quick brown", "", "汉 <|im_end|>", "How vexingly quick daft zebras"]
 CONFIGS = [
@@ -83,7 +84,8 @@ def test_chat_answers_what_the_generator_answers_to_the_messages(served, generat
     ]
     ids = [encode_chat(generator.tokenizer, dialogue) for dialogue in dialogues]
     answer = served(
-        "chat", {"conversation": strings([render_messages(one) for one in dialogues]), **sampling(CONFIGS[1:3])}
+        "chat",
+        {"conversation": strings([DEFAULT_TEMPLATE.render(one, True) for one in dialogues]), **sampling(CONFIGS[1:3])},
     )
     check_equal(answer, generator.generate(ids, CONFIGS[1:3]), generator)
 
@@ -93,7 +95,8 @@ def test_a_reply_stops_at_the_end_of_the_turn(served, generator):
     rows = 40
     inputs = {**sampling([config] * rows), "sample": np.arange(rows)}
     answer = served(
-        "chat", {"conversation": strings([render_messages([{"role": "user", "content": "a"}])] * rows)} | inputs
+        "chat",
+        {"conversation": strings([DEFAULT_TEMPLATE.render([{"role": "user", "content": "a"}], True)] * rows)} | inputs,
     )
     stopped = answer["finish_reason"] == b"stop"
     assert stopped.any()
@@ -128,7 +131,7 @@ def test_tokenize_gives_the_tokenizers_ids(served, generator):
         assert answer["ids"][row, : answer["num_tokens"][row]].tolist() == generator.tokenizer.encode(text).tolist()
     assert set(answer["end_of_text_id"]) == {generator.tokenizer.end_of_text_id}
     dialogue = [{"role": "user", "content": "Quick?"}]
-    answer = served("tokenize_chat", {"conversation": strings([render_messages(dialogue)])})
+    answer = served("tokenize_chat", {"conversation": strings([DEFAULT_TEMPLATE.render(dialogue, True)])})
     assert answer["ids"][0].tolist() == encode_chat(generator.tokenizer, dialogue).tolist()
 
 
@@ -225,11 +228,11 @@ def test_every_tensor_is_batched_and_typed_as_the_table_says(served):
 
 def test_the_front_end_renders_with_the_template_that_the_export_tells(version, generator):
     template = load_model_info(ServeConfig(model=str(version)), version).template
-    assert template == template_of(generator.tokenizer)
+    assert template == get_chat_template(generator.tokenizer)
     # A model with another one says so in the same place.
     other = ChatTemplate("{{ messages[0]['content'] }}{{ eos_token }}", ("</s>",), (("eos_token", "</s>"),))
     assert ChatTemplate.from_dict(json.loads(json.dumps(other.to_dict()))) == other
-    assert render_messages([{"role": "user", "content": "</s>"}], template=other).count("</s>") == 1
+    assert other.render([{"role": "user", "content": "</s>"}]).count("</s>") == 1
 
 
 def test_the_tables_of_the_readme_are_those_of_the_code():

@@ -5,7 +5,7 @@ import pytest
 import transformers
 
 from tfgpt.common.errors import UserError
-from tfgpt.tokenization.chat_template import encode_messages, template_of
+from tfgpt.tokenization.chat_template import encode_messages, get_chat_template
 
 DIALOGUES = [
     [{"role": "user", "content": "Hello!"}, {"role": "assistant", "content": "Hi, how are you?"}],
@@ -111,7 +111,7 @@ def test_of_several_templates_the_one_of_the_right_name_is_taken(trained, monkey
     several = [{"name": name, "template": f"{name}{{{{ messages[0].content }}}}"} for name in names]
     monkeypatch.setitem(trained.config, "chat_template", several)
     if taken:
-        assert template_of(trained, with_tools).render([{"role": "user", "content": "!"}]) == f"{taken}!"
+        assert get_chat_template(trained, with_tools).render([{"role": "user", "content": "!"}]) == f"{taken}!"
         return
     with pytest.raises(UserError, match=r"several chat templates \(rag, tool_use\) and none is called default"):
-        template_of(trained, with_tools)
+        get_chat_template(trained, with_tools)

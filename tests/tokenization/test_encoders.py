@@ -6,6 +6,7 @@ import tokenizers
 
 from tfgpt.tokenization.encoders import BytesEncoder, ReferenceEncoder, TiktokenEncoder, tiktoken_ranks
 from tfgpt.tokenization.in_graph.byte_level import InGraphTokenizer
+from tfgpt.tokenization.load import load_tokenizer
 from tfgpt.tokenization.tokenizer import Tokenizer
 from tfgpt.tokenization.tokenizer_json import new_document
 
@@ -16,7 +17,7 @@ def tokenizer_of(*merges: tuple[bytes, bytes]) -> Tokenizer:
 
 def test_trained_tokenizers_run_in_tiktoken(trained):
     assert isinstance(trained.encoder, TiktokenEncoder)
-    assert trained.why_reference_only is None
+    assert trained.fast_encoder_limitation is None
 
 
 def test_no_merges_need_no_library():
@@ -85,7 +86,7 @@ def test_tokenizer_of_tokenizers_own_training_in_our_pattern_runs_in_tiktoken(do
     )
     trainee.train_from_iterator(documents[:300], trainer)
     trainee.save(str(tmp_path / "tokenizer.json"))
-    loaded = Tokenizer.load(tmp_path)
+    loaded = load_tokenizer(tmp_path)
     assert isinstance(loaded.encoder, TiktokenEncoder)
     for text in documents[:200]:
         assert loaded.encode(text).tolist() == trainee.encode(text).ids

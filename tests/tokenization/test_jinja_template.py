@@ -9,8 +9,8 @@ import pytest
 import transformers
 
 from tfgpt.common.errors import UserError
-from tfgpt.tokenization.chat_template import encode_messages, encode_rendered, render_messages, template_of
-from tfgpt.tokenization.jinja_template import ESCAPE, ChatTemplate, unshielded
+from tfgpt.tokenization.chat_template import encode_messages, get_chat_template
+from tfgpt.tokenization.jinja_template import ESCAPE, ChatTemplate, unescape
 from tfgpt.tokenization.tokenizer import Tokenizer
 from tfgpt.tokenization.tokenizer_json import added_token
 
@@ -150,9 +150,9 @@ def test_ids_and_assistant_tokens_equal_those_of_transformers(trained, theirs, n
         text = theirs.apply_chat_template(
             conversation, chat_template=untagged, add_generation_prompt=add_generation_prompt, tokenize=False
         )
-        rendered = render_messages(conversation, add_generation_prompt, template_of(tokenizer))
-        assert unshielded(rendered) == text
-        assert encode_rendered(tokenizer, rendered).tolist() == theirs(text, add_special_tokens=False)["input_ids"]
+        assert unescape(get_chat_template(tokenizer).render(conversation, add_generation_prompt)) == text
+        ids, _ = encode_messages(tokenizer, conversation, add_generation_prompt)
+        assert ids.tolist() == theirs(text, add_special_tokens=False)["input_ids"]
     ids, weights = encode_messages(tokenizer, conversation)
     assert ids.tolist() == expected["input_ids"]
     assert mask.sum() > 0
@@ -192,7 +192,7 @@ def test_templates_cannot_leave_the_sandbox_and_their_refusals_are_one_line(trai
         render("{{ messages.__class__.__mro__ }}")
     with pytest.raises(UserError, match="the chat template refuses the conversation: No system here"):
         render("{{ raise_exception('No system here') }}")
-    with pytest.raises(UserError, match="the chat template is no Jinja text: line 2: "):
+    with pytest.raises(UserError, match="the chat template is not valid Jinja: line 2: "):
         render("\n{% for %}")
     with pytest.raises(UserError, match="the chat template fails on the conversation: "):
         render("{{ messages[0]['content'] + 1 }}")

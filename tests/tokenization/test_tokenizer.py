@@ -11,8 +11,8 @@ import pytest
 import tokenizers
 import transformers
 
-from tfgpt.tokenization.encoders import ReferenceEncoder, TiktokenEncoder
-from tfgpt.tokenization.tokenizer import PART_CHARACTERS, Tokenizer, numbered_parts
+from tfgpt.tokenization.encoders import PART_CHARACTERS, ReferenceEncoder, TiktokenEncoder, split_text
+from tfgpt.tokenization.load import load_tokenizer
 from tfgpt.tokenization.train_tokenizer import byte_tokenizer
 
 
@@ -132,7 +132,7 @@ def test_threads_of_a_number_that_was_asked_for_end_with_the_call_and_others_wit
     for count in (2, 3):
         tokenizer.encode_batch(texts, num_threads=count)
         assert threads() == before
-    tokenizer._workers(2).map(lambda encoder, portion: [], texts)
+    tokenizer._thread_pool(2).map(lambda encoder, portion: [], texts)
     assert threads() > before
     del tokenizer
     gc.collect()
@@ -161,7 +161,7 @@ def test_long_text_encoded_in_parts_equals_the_whole(trained, documents, kind, t
     }[kind]
     text = text * (5 * PART_CHARACTERS // len(text) + 1)
     content = text.encode() if kind == "bytes" else text
-    parts = [part for _, part in numbered_parts(0, content)]
+    parts = list(split_text(content))
     assert "".join(parts) == text
     if kind in ("real", "tricky", "chinese", "bytes"):
         assert len(parts) >= 4
@@ -171,7 +171,7 @@ def test_long_text_encoded_in_parts_equals_the_whole(trained, documents, kind, t
 def test_saved_and_loaded_it_is_the_same(tokenizer, tmp_path, tricky):
     tokenizer.save(tmp_path)
     for path in (tmp_path, tmp_path / "tokenizer.json"):
-        loaded = Tokenizer.load(path)
+        loaded = load_tokenizer(path)
         assert loaded.fingerprint == tokenizer.fingerprint
         assert loaded.to_json() == tokenizer.to_json()
         assert loaded.special_tokens == tokenizer.special_tokens
@@ -200,7 +200,7 @@ def test_transformers_opens_the_directory_and_gives_the_same_ids(tokenizer, tmp_
 
 
 def test_foreign_file_gives_the_ids_of_tokenizers(gpt2_file, valid_texts, broken_texts):
-    foreign = Tokenizer.load(gpt2_file)
+    foreign = load_tokenizer(gpt2_file)
     assert isinstance(foreign.encoder, ReferenceEncoder)
     reference = tokenizers.Tokenizer.from_file(str(gpt2_file))
     reference.encode_special_tokens = True
@@ -217,7 +217,7 @@ def test_foreign_file_gives_the_ids_of_tokenizers(gpt2_file, valid_texts, broken
 
 
 def test_foreign_file_keeps_its_ids_and_gets_the_special_tokens_it_lacks(gpt2_file, tmp_path):
-    foreign = Tokenizer.load(gpt2_file)
+    foreign = load_tokenizer(gpt2_file)
     assert foreign.special_tokens == {"<|endoftext|>": 0, "<|padding|>": 600, "<|im_start|>": 601, "<|im_end|>": 602}
     assert (foreign.end_of_text_id, foreign.padding_id, foreign.vocabulary_size) == (0, 600, 603)
     foreign.save(tmp_path)

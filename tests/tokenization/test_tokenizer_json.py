@@ -4,7 +4,7 @@ import pytest
 import tokenizers
 
 from tfgpt.common.errors import UserError
-from tfgpt.tokenization.tokenizer import Tokenizer
+from tfgpt.tokenization.load import load_tokenizer
 from tfgpt.tokenization.tokenizer_json import added_token
 
 
@@ -23,14 +23,14 @@ def test_known_other_names_of_special_tokens_are_found(changed_file):
         rename("<|endoftext|>", "</s>")(document)
         document["added_tokens"].append(added_token(600, "<pad>"))
 
-    tokenizer = Tokenizer.load(changed_file(change))
+    tokenizer = load_tokenizer(changed_file(change))
     assert tokenizer.end_of_text_id == 0
     assert tokenizer.padding_id == 600
     assert tokenizer.special_tokens == {"</s>": 0, "<pad>": 600, "<|im_start|>": 601, "<|im_end|>": 602}
 
 
 def test_special_name_in_the_vocabulary_alone_becomes_a_special_token(changed_file):
-    tokenizer = Tokenizer.load(changed_file(lambda document: document["added_tokens"].clear()))
+    tokenizer = load_tokenizer(changed_file(lambda document: document["added_tokens"].clear()))
     assert tokenizer.end_of_text_id == 0
     assert 0 not in tokenizer.encode("<|endoftext|>")
 
@@ -39,7 +39,7 @@ def test_ordinary_added_tokens_are_still_found_in_text(changed_file):
     def change(document):
         document["added_tokens"].append({**added_token(600, "    "), "special": False})
 
-    tokenizer = Tokenizer.load(changed_file(change))
+    tokenizer = load_tokenizer(changed_file(change))
     assert tokenizer.encode("a    b").tolist().count(600) == 1
     assert tokenizer.decode([600]) == "    "
     assert tokenizer.byte_lengths()[600] == 4
@@ -51,7 +51,7 @@ def test_merges_may_be_written_as_strings(changed_file, gpt2_file):
         document["model"]["merges"] = [" ".join(pair) for pair in document["model"]["merges"]]
 
     text = "the merges of this file"
-    assert Tokenizer.load(changed_file(change)).encode(text).tolist() == Tokenizer.load(gpt2_file).encode(text).tolist()
+    assert load_tokenizer(changed_file(change)).encode(text).tolist() == load_tokenizer(gpt2_file).encode(text).tolist()
 
 
 def test_what_other_programs_add_by_default_is_left_out(changed_file):
@@ -66,7 +66,7 @@ def test_what_other_programs_add_by_default_is_left_out(changed_file):
             "add_prefix_space": False,
         }
 
-    tokenizer = Tokenizer.load(changed_file(change))
+    tokenizer = load_tokenizer(changed_file(change))
     assert len(tokenizer.encode("a b c d e f g h")) == 8
     assert tokenizers.Tokenizer.from_str(tokenizer.to_json()).encode("a b").ids == tokenizer.encode("a b").tolist()
 
@@ -90,25 +90,25 @@ def test_what_other_programs_add_by_default_is_left_out(changed_file):
         ),
         (lambda document: document.update(decoder=None), "its decoder is not ByteLevel"),
         (lambda document: document["added_tokens"].append(added_token(700, "<gap>")), "its ids have gaps .* is 600"),
-        (lambda document: document["model"]["merges"].append(["q", "zz"]), "is not a whole tokenizer.json"),
-        (lambda document: document["model"]["vocab"].popitem(), "is not a whole tokenizer.json"),
+        (lambda document: document["model"]["merges"].append(["q", "zz"]), "is not a complete tokenizer.json"),
+        (lambda document: document["model"]["vocab"].popitem(), "is not a complete tokenizer.json"),
         (lambda document: document.pop("model"), "is not a tokenizer.json"),
-        (lambda document: document["model"].pop("merges"), "is not a whole tokenizer.json"),
+        (lambda document: document["model"].pop("merges"), "is not a complete tokenizer.json"),
     ],
 )
 def test_what_would_lose_text_is_refused_by_one_line_with_path_and_reason(changed_file, change, reason):
     path = changed_file(change)
     with pytest.raises(UserError, match=reason) as caught:
-        Tokenizer.load(path)
+        load_tokenizer(path)
     assert str(caught.value).startswith(f"{path}: ")
     assert "\n" not in str(caught.value)
 
 
 def test_missing_and_damaged_files_are_named(tmp_path):
     with pytest.raises(UserError, match=rf"{tmp_path}/tokenizer.json: no such file"):
-        Tokenizer.load(tmp_path)
+        load_tokenizer(tmp_path)
     path = tmp_path / "tokenizer.json"
     for content in (b"", b"{", b"\xff\xfe", b"[]", b"{}", b'{"model": {}}', b'{"model": {"vocab": 3, "merges": []}}'):
         path.write_bytes(content)
         with pytest.raises(UserError, match=rf"^{path}: "):
-            Tokenizer.load(path)
+            load_tokenizer(path)

@@ -13,7 +13,7 @@ import pytest
 import transformers
 
 from tfgpt.common.errors import UserError
-from tfgpt.tokenization.chat_template import encode_messages, template_of
+from tfgpt.tokenization.chat_template import encode_messages, get_chat_template
 from tfgpt.tokenization.tokenizer import Tokenizer
 from tfgpt.tokenization.tokenizer_json import added_token
 
@@ -242,7 +242,7 @@ CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-# As SmolLM3's: definitions come as xml_tools, calls are words of the assistant's, what tools answer is the user's.
+# As SmolLM3's: definitions come as xml_tools, calls are words of the assistant's, answers of tools is the user's.
 SMOLLM3 = (
     "{%- if xml_tools %}{{- '<tools>' }}{%- for tool in xml_tools[:] %}{{- (tool | string) ~ '\n' }}{%- endfor %}"
     "{{- '</tools>' }}{%- endif %}{%- for message in messages %}"
@@ -265,7 +265,7 @@ def test_a_template_that_asks_for_xml_tools_gets_the_definitions_so(trained, the
 def test_of_several_templates_the_one_for_tools_is_taken_where_there_are_tools(trained):
     several = [{"name": "default", "template": CHATML}, {"name": "tool_use", "template": without_tag(OWN["hermes"])}]
     tokenizer = with_template(trained, several)
-    assert template_of(tokenizer).source == CHATML
+    assert get_chat_template(tokenizer).source == CHATML
     ids, _ = encode_messages(tokenizer, ASKED, tools=TOOLS)
     assert (
         ids.tolist() == encode_messages(with_template(trained, several[1]["template"]), ASKED, tools=TOOLS)[0].tolist()
@@ -279,12 +279,12 @@ def test_of_several_templates_the_one_for_tools_is_taken_where_there_are_tools(t
         (CHATML, [ASKED[0], {**ASKED[1], "content": "Let me see."}], None, "calls of tools"),
         (CHATML, [ASKED[0], ASKED[3]], TOOLS, "the definitions of tools"),
         (SMOLLM3, ASKED, None, "calls of tools"),
-        ("{% for m in messages if m.role != 'tool' %}{{ m.content }}{% endfor %}", [*ASKED[2:]], None, "what tools answer"),
+        ("{% for m in messages if m.role != 'tool' %}{{ m.content }}{% endfor %}", [*ASKED[2:]], None, "answers of tools"),
         (
             "{{ messages[0].content }}{% for m in messages if m.role != 'system' %}{{ m.content }}{% endfor %}",
             [ASKED[0], {"role": "system", "content": "Be brief."}, ASKED[3]],
             None,
-            "a system message that is not the first",
+            "a system message after the first message",
         ),
     ],
 )  # fmt: skip

@@ -11,12 +11,10 @@ import pytest
 from tfgpt.common.errors import SettingError, UserError
 from tfgpt.tokenization.config import TokenizerConfig
 from tfgpt.tokenization.train_tokenizer import (
-    Sample,
+    TrainingSample,
     byte_tokenizer,
     make_tokenizer,
-    report_lines,
     train_bpe,
-    vocabulary_report,
 )
 
 
@@ -55,7 +53,7 @@ def test_same_text_gives_the_same_tokenizer_in_another_process(documents, tmp_pa
 
 def test_small_corpus_gives_a_smaller_vocabulary_and_says_so_in_one_line():
     notes: list[str] = []
-    tokenizer = train_bpe(["ab ab"], 4096, note=notes.append)
+    tokenizer = train_bpe(["ab ab"], 4096, log=notes.append)
     assert tokenizer.vocabulary_size == 261
     assert notes == ["tokenizer: 5 bytes of text give a vocabulary of 261, not 4,096: no further pair occurs twice"]
 
@@ -83,7 +81,7 @@ def test_training_reads_an_iterator_and_stops_at_the_sample():
             read.append(number)
             yield f"text number {number:4d}\n"
 
-    sample = Sample(texts(), sample_bytes=170, total_bytes=None)
+    sample = TrainingSample(texts(), sample_bytes=170, total_bytes=None)
     assert "".join(sample) == "".join(f"text number {number:4d}\n" for number in range(10))
     assert sample.bytes_used == 170
     assert len(read) == 10
@@ -94,14 +92,14 @@ def test_sample_of_a_known_total_is_spread_over_it(whole):
     lines = [f"line number {number:6d} of the text\n" for number in range(10_000)]
     total = sum(map(len, lines))
     texts = ["".join(lines)] if whole else lines
-    sample = "".join(Sample(texts, sample_bytes=total // 10, total_bytes=total))
+    sample = "".join(TrainingSample(texts, sample_bytes=total // 10, total_bytes=total))
     assert total // 10 * 0.8 <= len(sample) <= total // 10
     numbers = [
         int(line.split()[2]) for line in sample.split("\n") if line.startswith("line number ") and len(line) > 20
     ]
     for tenth in range(9):
         assert any(tenth * 1000 <= number < (tenth + 1) * 1000 for number in numbers)
-    assert sample == "".join(Sample(texts, sample_bytes=total // 10, total_bytes=total))
+    assert sample == "".join(TrainingSample(texts, sample_bytes=total // 10, total_bytes=total))
 
 
 def test_settings_choose_the_tokenizer(tmp_path, trained):
@@ -116,39 +114,3 @@ def test_byte_tokenizer_is_the_bytes():
     assert byte_tokenizer().vocabulary_size == 260
     assert byte_tokenizer().encode("hé人").tolist() == list("hé人".encode())
     assert byte_tokenizer().encode(bytes(range(256))).tolist() == list(range(256))
-
-
-def test_report_counts_what_is_there():
-    report = vocabulary_report(byte_tokenizer(), ["abc", "aé"])
-    assert report["documents"] == 2
-    assert (report["characters"], report["bytes"], report["tokens"]) == (5, 6, 6)
-    assert report["bytes_per_token"] == 1.0
-    assert report["tokens_per_document"] == 3.0
-    assert (report["used_ids"], report["unused_ids"]) == (5, 251)  # a b c and the two bytes of é
-    assert report["merged_byte_share"] == 0.0
-    assert report["ids_for_90_percent"] == 5  # a twice, four once: 6 tokens, 90% of which is 5.4
-
-
-def test_report_of_merges():
-    tokenizer = train_bpe(["abab abab"], 262)
-    assert tokenizer.encode("abab").tolist() == [257]
-    report = vocabulary_report(tokenizer, ["abab", "x"])
-    assert report["tokens"] == 2
-    assert report["merged_byte_share"] == 0.8
-    assert report["longest_tokens"][0] == "abab"
-    assert json.loads(json.dumps(report)) == report
-
-
-def test_report_reads_an_iterator_and_broken_documents_and_nothing(trained, chinese):
-    assert vocabulary_report(trained, iter([chinese, "\ud800", ""]))["documents"] == 3
-    empty = vocabulary_report(trained, [])
-    assert (empty["tokens"], empty["bytes_per_token"], empty["ids_for_90_percent"]) == (0, 0.0, 0)
-    assert report_lines(empty)
-
-
-def test_report_lines_say_the_numbers(trained, documents):
-    report = vocabulary_report(trained, documents[:200])
-    text = "\n".join(report_lines(report))
-    assert f"{report['bytes_per_token']:.3f}" in text
-    assert f"{report['unused_ids']:,} of {trained.vocabulary_size - 4:,}" in text
-    assert max(map(len, report_lines(report)[:-1])) <= 100

@@ -20,8 +20,7 @@ from tfgpt.conversion.hugging_face_source import FILES, download
 from tfgpt.conversion.open_source import TOKENIZER_FILES, adapter_base, open_source
 from tfgpt.corpus.cache import cache_directory, cached_entry
 from tfgpt.corpus.sources.file_hashes import FileHashes
-from tfgpt.tokenization.config import SPECIAL_TOKENS
-from tfgpt.tokenization.special_tokens import KEY
+from tfgpt.tokenization.special_tokens import KEY, SPECIAL_TOKENS
 
 ENTRY_FORMAT = 1
 """Version of the conversion: a higher number invalidates the cached entries."""

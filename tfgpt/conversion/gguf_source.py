@@ -8,8 +8,7 @@ from tfgpt.common.errors import UserError
 from tfgpt.conversion.source import Source
 from tfgpt.model.checkpoints.gguf import GGUFFile, open_gguf_model
 from tfgpt.tokenization import gguf_tokenizer
-from tfgpt.tokenization.gguf_sentencepiece import gguf_sentencepiece_model, with_default_ids
-from tfgpt.tokenization.sentencepiece_tokenizer import SentencePieceTokenizer, foreign_tokenizer
+from tfgpt.tokenization.sentencepiece_tokenizer import SentencePieceTokenizer, pretrained_sentencepiece
 from tfgpt.tokenization.special_tokens import choose_special_tokens
 from tfgpt.tokenization.tokenizer import Tokenizer
 
@@ -47,7 +46,7 @@ def byte_level_tokenizer(file: GGUFFile) -> Tokenizer:
         [token["content"] for token in document["added_tokens"] if token["special"]],
         end=names.get("eos_token"),
         padding=names.get("pad_token"),
-        start_of_text=names.get("bos_token") if gguf_tokenizer.begins_with_start(metadata) else None,
+        start_of_text=names.get("bos_token") if gguf_tokenizer.begins_with_bos(metadata) else None,
         chat_template=names.get("chat_template", ""),
         more_ends=[tokens[end] for end in gguf_tokenizer.stop_ids(metadata) if end < len(tokens)],
     )
@@ -55,12 +54,12 @@ def byte_level_tokenizer(file: GGUFFile) -> Tokenizer:
 
 
 def sentencepiece_tokenizer(file: GGUFFile) -> SentencePieceTokenizer:
-    path, metadata = str(file.path), with_default_ids(file.metadata)
-    model, pieces = gguf_sentencepiece_model(metadata, file.long_field, path)
+    path, metadata = str(file.path), gguf_tokenizer.with_default_ids(file.metadata)
+    model, pieces = gguf_tokenizer.gguf_sentencepiece_model(metadata, file.long_field, path)
     config = gguf_tokenizer.token_names(metadata, pieces) | {
         "tokenizer_class": "LlamaTokenizer",
         "legacy": True,
-        "add_bos_token": gguf_tokenizer.begins_with_start(metadata),
+        "add_bos_token": gguf_tokenizer.begins_with_bos(metadata),
         "add_prefix_space": bool(metadata.get("tokenizer.ggml.add_space_prefix", True)),
     }
-    return foreign_tokenizer(model, path, config, gguf_tokenizer.stop_ids(metadata))
+    return pretrained_sentencepiece(model, path, config, gguf_tokenizer.stop_ids(metadata))

@@ -16,7 +16,7 @@ from tfgpt.common.atomic_files import read_json
 from tfgpt.common.errors import UserError
 from tfgpt.conversion.source import Source
 from tfgpt.model.checkpoints.huggingface import load_config, load_stop_ids, open_model
-from tfgpt.tokenization.hugging_face_tokenizer import open_tokenizer
+from tfgpt.tokenization.hugging_face_tokenizer import load_hugging_face_tokenizer
 
 FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.txt"]
 """The files that are read from a directory and downloaded from a repository."""
@@ -41,7 +41,7 @@ def open_hugging_face(directory: Path, provenance: dict[str, Any] | None = None)
         raise UserError(f"{directory}: there are no weights in it (model.safetensors)")
     checkpoint = open_model(directory)
     json = read_json(directory / "config.json")
-    tokenizer = open_tokenizer(directory, str(json.get("model_type")), stop_ids(directory, json))
+    tokenizer = load_hugging_face_tokenizer(directory, str(json.get("model_type")), stop_ids(directory, json))
     kept = {key: json[key] for key in PROVENANCE_KEYS if json.get(key) is not None}
     description = f"{directory} (Hugging Face, {json['model_type']}, {checkpoint.dtype.name})"
     return Source(description, checkpoint, tokenizer, {"format": "Hugging Face", **kept, **(provenance or {})})

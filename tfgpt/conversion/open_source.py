@@ -16,8 +16,8 @@ from tfgpt.conversion.hugging_face_source import download, open_hugging_face, st
 from tfgpt.conversion.source import Source
 from tfgpt.model.checkpoints.huggingface import open_model
 from tfgpt.model.checkpoints.keras_hub import open_keras_hub_model
-from tfgpt.tokenization.hugging_face_tokenizer import open_tokenizer
-from tfgpt.tokenization.keras_hub_tokenizer import open_preset_tokenizer
+from tfgpt.tokenization.hugging_face_tokenizer import load_hugging_face_tokenizer
+from tfgpt.tokenization.keras_hub_tokenizer import load_keras_hub_tokenizer
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
@@ -52,7 +52,9 @@ def open_adapter(directory: Path, convert_base: Callable[[str, str], Path]) -> S
     checkpoint = open_model(directory, base=base)
     json = read_json(base / "config.json")
     has_tokenizer = any((directory / name).is_file() for name in TOKENIZER_FILES)
-    tokenizer = open_tokenizer(directory if has_tokenizer else base, str(json.get("model_type")), stop_ids(base, json))
+    tokenizer = load_hugging_face_tokenizer(
+        directory if has_tokenizer else base, str(json.get("model_type")), stop_ids(base, json)
+    )
     name = base_name(directory)
     description = f"{directory} (LoRA adapter of {name}, merged)"
     provenance = {"format": "PEFT", "base": name, "model_type": json.get("model_type")}
@@ -86,7 +88,7 @@ def open_preset(directory: Path) -> Source:
     if importlib.util.find_spec("keras_hub") is None:
         raise UserError("the package keras-hub is missing, which reads presets; pip install keras-hub")
     version = read_json(directory / "metadata.json").get("keras_hub_version", "?")
-    tokenizer = open_preset_tokenizer(directory)
+    tokenizer = load_keras_hub_tokenizer(directory)
     import_tensorflow()
     checkpoint = open_keras_hub_model(directory)
     class_name = read_json(directory / "config.json")["class_name"]

@@ -24,7 +24,7 @@ from tfgpt.common.progress import Progress
 from tfgpt.evaluation.config import EvaluateConfig
 from tfgpt.evaluation.texts import EvaluationText, Reader, provenance
 from tfgpt.model.checkpoints.huggingface import load_config, load_decoder
-from tfgpt.tokenization.tokenizer import Tokenizer
+from tfgpt.tokenization.load import load_tokenizer
 from tfgpt.training.config import StrategyConfig
 from tfgpt.training.distribution.collectives import HostGroup
 from tfgpt.training.distribution.startup_barrier import format_workers
@@ -112,7 +112,7 @@ def evaluate_together(
     config: EvaluateConfig, model: Path, strategy: tf.distribute.Strategy, hosts: HostGroup
 ) -> tuple[int, list[TextMetrics]]:
     """The tokens of a row; the figures of each text, and of all where there are several."""
-    tokenizer = Tokenizer.load(model)
+    tokenizer = load_tokenizer(model)
     length = row_length(config, model)
     rows = config.batch_size or ROWS_OF_A_DEVICE * strategy.num_replicas_in_sync
     check_batch(rows, 1, strategy)

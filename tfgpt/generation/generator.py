@@ -23,6 +23,7 @@ from tfgpt.generation.kernel_layout import transpose_kernels_for_decoding
 from tfgpt.generation.prompts import check_lengths, encode_prompt
 from tfgpt.generation.sampling import SamplingParameters
 from tfgpt.model.decoder import Decoder
+from tfgpt.tokenization.load import load_tokenizer
 from tfgpt.tokenization.tokenizer import Tokenizer
 
 # Tokens a loop writes before Python looks at the text: few where somebody waits for it or it may stop.
@@ -156,7 +157,7 @@ class Generator:
         from tfgpt.model.checkpoints.huggingface import load_decoder, load_stop_ids
 
         decoder = transpose_kernels_for_decoding(load_decoder(directory, dtype=dtype))
-        return cls(decoder, Tokenizer.load(directory), load_stop_ids(directory))
+        return cls(decoder, load_tokenizer(directory), load_stop_ids(directory))
 
     def generate(
         self,

@@ -38,8 +38,9 @@ from tfgpt.corpus.sources import open_sources
 from tfgpt.corpus.sources.base import content_texts
 from tfgpt.corpus.sources.files import FileSource
 from tfgpt.pipeline.token_shards import FORMAT_VERSION, DamagedShards, TokenShards, write_token_shards
-from tfgpt.tokenization.chat_template import CHAT_TEMPLATE
 from tfgpt.tokenization.config import TokenizerConfig
+from tfgpt.tokenization.load import load_tokenizer
+from tfgpt.tokenization.special_tokens import CHAT_TEMPLATE
 from tfgpt.tokenization.tokenizer import Tokenizer
 from tfgpt.tokenization.train_tokenizer import make_tokenizer
 
@@ -95,7 +96,7 @@ def prepare(
     """
     cache = corpus.cache_directory
     if tokenizer.tokenizer not in ("bpe", "bytes"):
-        Tokenizer.load(tokenizer.tokenizer)  # What is wrong with it is said before the text is read.
+        load_tokenizer(tokenizer.tokenizer)  # What is wrong with it is said before the text is read.
     documents = prepared_documents(corpus, cache, say)
     made_tokenizer = prepared_tokenizer(tokenizer, documents, cache, say)
     train, validation = (
@@ -176,7 +177,7 @@ def prepared_tokenizer(
     directory = cache / "tokenizers" / sha256_of_json(key)[:32]
 
     def open_tokenizer() -> Tokenizer:
-        tokenizer, manifest = Tokenizer.load(directory), read_json(directory / "manifest.json")
+        tokenizer, manifest = load_tokenizer(directory), read_json(directory / "manifest.json")
         if not isinstance(manifest, dict) or manifest.get("fingerprint") != tokenizer.fingerprint:
             raise UserError(f"{directory}: the tokenizer changed since it was trained")
         return tokenizer
@@ -272,7 +273,7 @@ def put_results(data: PreparedData, output_dir: str | os.PathLike, overwrite: bo
     earlier = output / PREPARED
     if earlier.is_file() and read_json(earlier).get("fingerprint") == data.fingerprint:
         with contextlib.suppress(UserError):
-            fingerprint = Tokenizer.load(output / "tokenizer").fingerprint
+            fingerprint = load_tokenizer(output / "tokenizer").fingerprint
             for side, shards in (("train", data.train), ("validation", data.validation)):
                 if TokenShards.open(output / side, fingerprint).fingerprint != shards.fingerprint:
                     raise DamagedShards(f"{output / side}: another side's shards")

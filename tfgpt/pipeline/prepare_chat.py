@@ -20,7 +20,7 @@ from tfgpt.pipeline.augmentation import Augmentation, read_paraphrases
 from tfgpt.pipeline.chat_shards import FORMAT_VERSION, ChatShards, write_conversations
 from tfgpt.pipeline.config import AugmentationConfig
 from tfgpt.pipeline.prepare import prepared_documents, prepared_tokenizer, spec_of_source
-from tfgpt.tokenization.chat_template import template_of
+from tfgpt.tokenization.chat_template import get_chat_template
 from tfgpt.tokenization.config import TokenizerConfig
 from tfgpt.tokenization.tokenizer import Tokenizer
 
@@ -119,7 +119,7 @@ def prepared_side(
         "documents": documents.fingerprint,
         "side": side,
         "tokenizer": tokenizer.fingerprint,
-        "templates": [template_of(tokenizer, with_tools).to_dict() for with_tools in (False, True)],
+        "templates": [get_chat_template(tokenizer, with_tools).to_dict() for with_tools in (False, True)],
         "sources": sources,
         **options,
     }

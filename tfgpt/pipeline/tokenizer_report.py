@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from tfgpt.corpus.document_shards import DocumentShards
 from tfgpt.corpus.sources.base import content_texts
 from tfgpt.pipeline.prepare import PreparedData
-from tfgpt.tokenization.train_tokenizer import report_lines, vocabulary_report
+from tfgpt.tokenization.vocabulary_report import vocabulary_report
 
 # So much text is encoded for the report; more would not change its figures.
 REPORT_CHARACTERS = 5_000_000
@@ -17,8 +17,8 @@ def report_of(data: PreparedData) -> list[str]:
     """Lines about the vocabulary, measured on held-out documents (on training documents when nothing is held out)."""
     side = "validation" if data.documents.num_documents("validation") else "train"
     name = {"validation": "held-out", "train": "training"}[side]
-    report = vocabulary_report(data.tokenizer, some_texts(data.documents, side))
-    return [f"Tokenizer on {name} text:", *(f"  {line}" for line in report_lines(report))]
+    lines = vocabulary_report(data.tokenizer, some_texts(data.documents, side))
+    return [f"Tokenizer on {name} text:", *(f"  {line}" for line in lines)]
 
 
 def some_texts(documents: DocumentShards, side: str) -> Iterator[str]:

@@ -31,7 +31,6 @@ from tfgpt.serving.openai_requests import (
 from tfgpt.serving.openai_responses import CompletionResponse, EventResponse, as_base64, unless_gone
 from tfgpt.serving.prometheus_metrics import Metrics
 from tfgpt.serving.serve_config import ServeConfig
-from tfgpt.tokenization.chat_template import render_messages
 
 WEB = Path(__file__).with_name("web")
 # Calls that do not write (tokenize, embed) at the same time, beside the one that writes.
@@ -125,7 +124,7 @@ class Server:
     async def conversation(self, body: ChatRequest) -> list[int]:
         """The ids of a conversation."""
         try:
-            text = render_messages([message.plain() for message in body.messages], template=self.client.template)
+            text = self.client.template.render([message.plain() for message in body.messages], True)
         except UserError as error:
             raise ApiError(400, str(error), "messages", "invalid_conversation") from None
         found = await self.call("tokenize_chat", {"conversation": [text]})

@@ -14,7 +14,7 @@ from tfgpt.serving.client import DEFAULTS, Answer, Client, Transport, connect, f
 from tfgpt.serving.export_metadata import read_description
 from tfgpt.serving.serve_config import ServeConfig
 from tfgpt.serving.tf_serving_transports import as_bytes, with_text
-from tfgpt.tokenization.chat_template import OURS, ChatTemplate
+from tfgpt.tokenization.jinja_template import DEFAULT_TEMPLATE, ChatTemplate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +35,7 @@ class ModelInfo:
     context_length: int
     vocabulary_size: int
     defaults: Mapping[str, Any]
-    template: ChatTemplate = OURS
+    template: ChatTemplate = DEFAULT_TEMPLATE
 
 
 class SavedModelTransport:
@@ -94,7 +94,7 @@ def load_model_info(config: ServeConfig, version: Path | None) -> ModelInfo:
         UserError: the export's own description cannot be read.
     """
     name, created, context, defaults = config.model_name, 0, config.context_length, dict(DEFAULTS)
-    template, vocabulary = OURS, 0
+    template, vocabulary = DEFAULT_TEMPLATE, 0
     if version is not None:
         described = read_description(version)
         try:
@@ -102,7 +102,9 @@ def load_model_info(config: ServeConfig, version: Path | None) -> ModelInfo:
             vocabulary = int(described["tokenizer"]["vocabulary_size"])
             defaults.update({key: value for key, value in described["defaults"].items() if key in DEFAULTS})
             # Exports of before 2026-11-25 have ours, and say nothing of it.
-            template = ChatTemplate.from_dict(described["chat_template"]) if "chat_template" in described else OURS
+            template = (
+                ChatTemplate.from_dict(described["chat_template"]) if "chat_template" in described else DEFAULT_TEMPLATE
+            )
             created = int((version / EXPORT_METADATA).stat().st_mtime)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{version / EXPORT_METADATA}: is no description of an export ({error!r})") from error

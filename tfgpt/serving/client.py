@@ -20,7 +20,7 @@ from typing import Any, Protocol
 from tfgpt.common.errors import RunError, UserError
 from tfgpt.generation.detokenizer import StreamingDetokenizer
 from tfgpt.serving.signatures import signature
-from tfgpt.tokenization.chat_template import OURS, ChatTemplate, render_messages
+from tfgpt.tokenization.jinja_template import DEFAULT_TEMPLATE, ChatTemplate
 
 # What a request gets that does not say otherwise: REST has no defaults, and over gRPC a batch would not match them.
 DEFAULTS: dict[str, Any] = {
@@ -88,7 +88,7 @@ class Client:
 
     transport: Transport
     seconds: float = 60.0
-    template: ChatTemplate = OURS
+    template: ChatTemplate = DEFAULT_TEMPLATE
 
     def predict(self, name: str, inputs: Mapping[str, list[Any]]) -> Answer:
         """Calls a signature, again while that makes sense.
@@ -122,7 +122,10 @@ class Client:
 
     def chat(self, messages: Sequence[Mapping[str, Any]], **sampling: Any) -> str:
         """The assistant's answer to one dialogue."""
-        inputs = {"conversation": [render_messages(messages, template=self.template)], **sampling_inputs(sampling, 1)}
+        inputs = {
+            "conversation": [self.template.render(messages, add_generation_prompt=True)],
+            **sampling_inputs(sampling, 1),
+        }
         return self.predict("chat", inputs)["text"][0]
 
     def stream(self, text: str, *, stop: Sequence[str] = (), **sampling: Any) -> Iterator[str]:
@@ -134,7 +137,9 @@ class Client:
         self, messages: Sequence[Mapping[str, Any]], *, stop: Sequence[str] = (), **sampling: Any
     ) -> Iterator[str]:
         """The assistant's answer to one dialogue as it is written."""
-        encoded = self.predict("tokenize_chat", {"conversation": [render_messages(messages, template=self.template)]})
+        encoded = self.predict(
+            "tokenize_chat", {"conversation": [self.template.render(messages, add_generation_prompt=True)]}
+        )
         return self._streamed(encoded["ids"][0][: encoded["num_tokens"][0]], stop, sampling)
 
     def _streamed(self, ids: list[int], stop: Sequence[str], sampling: Mapping[str, Any]) -> Iterator[str]:
@@ -180,7 +185,7 @@ class Client:
 
 
 def connect(
-    address: str, *, model: str, label: str = "", seconds: float = 60.0, template: ChatTemplate = OURS
+    address: str, *, model: str, label: str = "", seconds: float = 60.0, template: ChatTemplate = DEFAULT_TEMPLATE
 ) -> Client:
     """A client for "HOST:PORT" (gRPC) or "http://HOST:PORT" (REST).
 

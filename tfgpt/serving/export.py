@@ -30,7 +30,7 @@ from tfgpt.serving.serving_files import check_serving_files, write_serving_files
 from tfgpt.serving.signatures import SIGNATURES
 from tfgpt.serving.verification import verify
 from tfgpt.serving.warmup import write_warmup
-from tfgpt.tokenization.chat_template import template_of
+from tfgpt.tokenization.chat_template import get_chat_template
 from tfgpt.tokenization.sentencepiece_tokenizer import SentencePieceTokenizer
 from tfgpt.tokenization.tokenizer import Tokenizer
 
@@ -85,7 +85,7 @@ def write_version(
     with atomic_directory(version) as temporary:
         # SavedModels are written through TensorFlow's own file system, into the folder that is renamed at the end.
         tf.saved_model.save(model, str(temporary), signatures=model.signature_functions())
-        write_warmup(temporary, tokenizer.end_of_text_id, sampling, template_of(tokenizer))
+        write_warmup(temporary, tokenizer.end_of_text_id, sampling, get_chat_template(tokenizer))
         write_json(temporary / EXPORT_METADATA, metadata(config, sampling, decoder, tokenizer, measured))
         weights.assign_to_decoder()
         verify(temporary, generator, sampling)
@@ -179,7 +179,7 @@ def metadata(
             "start_ids": list(tokenizer.start_ids),
             "stop_ids": list(tokenizer.stop_ids),
         },
-        "chat_template": template_of(tokenizer).to_dict(),
+        "chat_template": get_chat_template(tokenizer).to_dict(),
         "decoder": decoder.config.to_dict(),
         "defaults": defaults,
         "max_new_tokens_limit": config.max_new_tokens_limit,

@@ -107,7 +107,7 @@ class Message(Body):
     tool_calls: Nothing | None = Field(None, description="Only empty.")
 
     def plain(self) -> dict[str, str]:
-        """The turn as `render_messages` takes it; OpenAI's developers are what others call the system."""
+        """The turn as `ChatTemplate.render` takes it; OpenAI's developers are what others call the system."""
         content = self.content or ""
         text = content if isinstance(content, str) else "".join(part.text for part in content)
         return {"role": "system" if self.role == "developer" else self.role, "content": text}

@@ -93,7 +93,7 @@ SIGNATURES = (
             SignatureTensor(
                 "conversation",
                 "string",
-                "what the chat template writes, special tokens by name (`render_messages`)",
+                "what the chat template writes, special tokens by name (`ChatTemplate.render`)",
             ),
             *SAMPLING,
         ),

@@ -18,7 +18,7 @@ from tfgpt.generation.scoring import log_likelihood
 from tfgpt.serving.saved_model_session import SessionModel
 from tfgpt.serving.signatures import SAMPLING, SIGNATURES, signature
 from tfgpt.serving.warmup import TEXTS, read_warmup
-from tfgpt.tokenization.chat_template import render_messages, template_of
+from tfgpt.tokenization.chat_template import get_chat_template
 
 NEW_TOKENS = 24
 CHUNKS = (4, 8, 12)
@@ -97,9 +97,10 @@ class ExportVerifier:
         tokenizer = self.generator.tokenizer
         dialogues = [[{"role": "user", "content": text}] for text in TEXTS]
         texts = [(encode_prompt(tokenizer, text), text) for text in TEXTS]
-        template = template_of(tokenizer)
+        template = get_chat_template(tokenizer)
         chats = [
-            (encode_chat(tokenizer, dialogue), render_messages(dialogue, template=template)) for dialogue in dialogues
+            (encode_chat(tokenizer, dialogue), template.render(dialogue, add_generation_prompt=True))
+            for dialogue in dialogues
         ]
         for name, column, prompts in (("generate", "text", texts), ("chat", "conversation", chats)):
             # A small model's context may be too short for them.

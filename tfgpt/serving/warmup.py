@@ -17,7 +17,7 @@ from tensorflow_serving.apis import model_pb2, predict_pb2, prediction_log_pb2
 
 from tfgpt.generation.config import SamplingConfig
 from tfgpt.serving.signatures import SAMPLING, SIGNATURES, SignatureTensor
-from tfgpt.tokenization.chat_template import OURS, ChatTemplate, render_messages
+from tfgpt.tokenization.jinja_template import DEFAULT_TEMPLATE, ChatTemplate
 
 WARMUP_FILE = Path("assets.extra", "tf_serving_warmup_requests")
 NEW_TOKENS = 4
@@ -25,7 +25,7 @@ TEXTS = ["Hello", "What is the weather like today?"]
 
 
 def example_inputs(
-    rows: int, end_of_text_id: int, sampling: SamplingConfig, template: ChatTemplate = OURS
+    rows: int, end_of_text_id: int, sampling: SamplingConfig, template: ChatTemplate = DEFAULT_TEMPLATE
 ) -> dict[str, dict[str, np.ndarray]]:
     """Inputs of every signature, by its name.
 
@@ -36,7 +36,7 @@ def example_inputs(
         template: what conversations are written with.
     """
     texts = TEXTS[:rows]
-    conversations = [render_messages([{"role": "user", "content": text}], template=template) for text in texts]
+    conversations = [template.render([{"role": "user", "content": text}], add_generation_prompt=True) for text in texts]
     columns = {
         "text": np.array([text.encode() for text in texts], object),
         "conversation": np.array([text.encode() for text in conversations], object),
@@ -55,7 +55,9 @@ def example_inputs(
     return {entry.name: {item.name: column(item) for item in entry.inputs} for entry in SIGNATURES}
 
 
-def write_warmup(directory: Path, end_of_text_id: int, sampling: SamplingConfig, template: ChatTemplate = OURS) -> None:
+def write_warmup(
+    directory: Path, end_of_text_id: int, sampling: SamplingConfig, template: ChatTemplate = DEFAULT_TEMPLATE
+) -> None:
     """Writes the records into a version's directory."""
     path = directory / WARMUP_FILE
     path.parent.mkdir(exist_ok=True)

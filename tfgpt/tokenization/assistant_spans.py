@@ -1,14 +1,13 @@
-"""Which characters of a rendered conversation the assistant writes, for templates without `{% generation %}`.
+"""Finds the characters that the assistant writes in a rendered conversation, without `{% generation %}` tags.
 
-It is found by rendering again. A turn begins where the prompt ends that generation starts from: the template over the
-messages before it, with the generation prompt. It ends with the first special token behind its content, the end of the
-turn; behind calls of tools, which may hold special tokens of their own, it ends as it does where the turn is the last.
-The contents and the calls are found by marks, unused characters of Unicode's private-use areas put around them (inside
-white space, which templates trim). In the rare case that the prompt is no beginning of the whole (templates that treat
-the last turn, or the last user, in another way), the turn begins behind the same last characters, or with its content.
+A turn begins where the generation prompt ends: the template is rendered with the messages before the turn and
+`add_generation_prompt`. It ends with the first special token after its content. After calls of tools, which may contain
+special tokens, it ends as it does where the conversation ends with this turn. Contents and calls are located by marks:
+unused private-use characters around them, inside the white space that templates trim. If the prompt is not a prefix of
+the text (in templates that treat the last turn, or the last user message, differently), the turn begins after the
+same last characters, or with its content.
 
-By the same marks it is seen what a template leaves out that it cannot say: calls, what tools answer, a system message
-that is not the first.
+The marks also show which calls, answers of tools and later system messages a template leaves out.
 """
 
 from __future__ import annotations
@@ -16,236 +15,229 @@ from __future__ import annotations
 import bisect
 import collections
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tfgpt.common.errors import UserError
 
 Span = tuple[int, int]
 Render = Callable[[list[dict[str, Any]], bool], str]
-"""The template over messages, with or without the generation prompt."""
+"""Renders messages, with or without the generation prompt."""
 
-TAILS = (24, 12, 6, 3)
-"""So many of a prompt's last characters are looked for where it is no beginning of the whole, the most first."""
+SUFFIX_LENGTHS = (24, 12, 6, 3)
+"""Numbers of last characters of a prompt to search for if the prompt is not a prefix of the text."""
 
 PRIVATE_USE = (range(0xE000, 0xF8FE), range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))
-"""Characters that mean nothing by themselves; U+F8FE is `jinja_template.ESCAPE`."""
+"""Characters without a meaning; U+F8FE is `jinja_template.ESCAPE`."""
 
-OTHERS = ("user", "system", "tool")
-MARKS_OF_A_TURN = 4
-"""Around the assistant's content, before the name of its first call, behind the name of each."""
-
-
-def unused_characters(count: int, text: str) -> str:
-    """Private-use characters that do not occur in a text.
-
-    Raises:
-        UserError: there are not as many.
-    """
-    used = set(text)
-    free = (chr(code) for codes in PRIVATE_USE for code in codes if chr(code) not in used)
-    found = "".join(character for character, _ in zip(free, range(count)))
-    if len(found) < count:
-        raise UserError("a conversation uses Unicode's private-use characters, which must be free to mark turns with")
-    return found
+OTHER_ROLES = ("user", "system", "tool")
+MARKS_PER_TURN = 4
+"""Around the content, before the name of the first call, and after the name of each call."""
 
 
-class Marked:
+class MarkedConversation:
     """A conversation rendered with marks.
 
     Args:
         render: the template.
-        messages: as it takes them.
-        text: what it made of them.
-        unused: characters for marks; see `marks_needed`.
+        messages: the messages, as the template takes them.
+        text: the rendered text.
+        marks: `marks_needed` unused characters.
 
     Attributes:
-        turns: numbers of the assistant's messages.
-        usable: whether the template wrote the same with the marks; without them nothing is known.
-        positions: where in the text each mark stands, in order.
+        turns: indices of the assistant's messages.
+        usable: whether the template writes the same text with the marks; otherwise there are no positions.
+        positions: positions of each mark in the text, in order.
+        message_ends: positions of the ends of all other messages.
     """
 
-    def __init__(self, render: Render, messages: list[dict[str, Any]], text: str, unused: str):
-        self.messages = messages
+    def __init__(self, render: Render, messages: list[dict[str, Any]], text: str, marks: str):
+        self.messages, self.marks = messages, marks
         self.turns = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
-        self.of_role = dict(zip(OTHERS, unused))
-        rest = unused[len(OTHERS) :]
-        self.of_turn = {
-            turn: tuple(rest[place * MARKS_OF_A_TURN : (place + 1) * MARKS_OF_A_TURN])
-            for place, turn in enumerate(self.turns)
-        }
-        self.pattern = re.compile(f"([{unused}])")
-        self.marked = [self.with_marks(number, message) for number, message in enumerate(messages)]
+        self.mark_of_role = dict(zip(OTHER_ROLES, marks))
+        starts = range(len(OTHER_ROLES), len(marks), MARKS_PER_TURN)
+        self.marks_of_turn = {turn: tuple(marks[start : start + 4]) for turn, start in zip(self.turns, starts)}
+        self.marked = [self._with_marks(number, message) for number, message in enumerate(messages)]
         self.positions: dict[str, list[int]] = collections.defaultdict(list)
         try:
-            bare, self.positions = self.taken_out(render(self.marked, False))
+            bare, positions = remove_marks(render(self.marked, False), marks)
             self.usable = text.startswith(bare)
-        except UserError:  # a template that looks closely at what is said
+        except UserError:  # The template refuses the marks.
             self.usable = False
-        if not self.usable:
-            self.positions.clear()
-        self.others = sorted(place for mark in self.of_role.values() for place in self.positions[mark])
+        if self.usable:
+            self.positions = positions
+        self.message_ends = sorted(position for mark in self.mark_of_role.values() for position in self.positions[mark])
 
     @staticmethod
     def marks_needed(messages: Sequence[dict[str, Any]]) -> int:
-        """How many unused characters are needed."""
-        return len(OTHERS) + MARKS_OF_A_TURN * sum(message["role"] == "assistant" for message in messages)
+        """Returns the number of unused characters that `messages` need."""
+        return len(OTHER_ROLES) + MARKS_PER_TURN * sum(message["role"] == "assistant" for message in messages)
 
-    def with_marks(self, number: int, message: dict[str, Any]) -> dict[str, Any]:
-        """A message with marks; whoever is not the assistant gets one behind what they say."""
+    def _with_marks(self, number: int, message: dict[str, Any]) -> dict[str, Any]:
         content = message.get("content", "")
-        core = content.strip()
         if message["role"] != "assistant":
-            return {**message, "content": around(content, core, "", self.of_role[message["role"]])} if core else message
-        opening, closing, first, behind = self.of_turn[number]
-        made = {**message, "content": around(content, core, opening, closing)} if core else dict(message)
+            return {**message, "content": surround(content, "", self.mark_of_role[message["role"]])}
+        opening, closing, first, after = self.marks_of_turn[number]
+        marked = {**message, "content": surround(content, opening, closing)} if content else dict(message)
         if message.get("tool_calls"):
-            made["tool_calls"] = [
-                renamed(call, (first if place == 0 else "") + function_of(call)["name"] + behind)
-                for place, call in enumerate(message["tool_calls"])
+            marked["tool_calls"] = [
+                renamed_call(call, (first if index == 0 else "") + function_of(call)["name"] + after)
+                for index, call in enumerate(message["tool_calls"])
             ]
-        return made
+        return marked
 
-    def taken_out(self, text: str) -> tuple[str, dict[str, list[int]]]:
-        """A text without marks, and where they stood."""
-        pieces: list[str] = []
-        places: dict[str, list[int]] = collections.defaultdict(list)
-        length = 0
-        for number, piece in enumerate(self.pattern.split(text)):
-            if number % 2:
-                places[piece].append(length)
-            else:
-                pieces.append(piece)
-                length += len(piece)
-        return "".join(pieces), places
-
-    def unsaid(self) -> Iterator[str]:
-        """What the template leaves out, in words."""
+    def omissions(self) -> list[str]:
+        """Describes the calls, answers and system messages that the template leaves out."""
         if not self.usable:
-            return
+            return []
+        found = []
         calls = {turn: len(self.messages[turn].get("tool_calls", ())) for turn in self.turns}
-        if any(len(self.positions[self.of_turn[turn][3]]) < count for turn, count in calls.items()):
-            yield "calls of tools"
-        for role, words in (("tool", "what tools answer"), ("system", "a system message that is not the first")):
-            said = [
-                message for message in self.messages if message["role"] == role and (message["content"] or "").strip()
-            ]
-            if len(self.positions[self.of_role[role]]) < len(said) and (role == "tool" or late_system(self.messages)):
-                yield words
+        if any(len(self.positions[self.marks_of_turn[turn][3]]) < count for turn, count in calls.items()):
+            found.append("calls of tools")
+        names = {"tool": "answers of tools"}
+        if has_late_system_message(self.messages):
+            names["system"] = "a system message after the first message"
+        for role, name in names.items():
+            contents = [message["content"] or "" for message in self.messages if message["role"] == role]
+            if len(self.positions[self.mark_of_role[role]]) < sum(bool(content.strip()) for content in contents):
+                found.append(name)
+        return found
 
-    def extent(self, turn: int) -> Span | None:
-        """Where what a turn says stands, from the first of its marks to the last."""
-        opening, closing, first, behind = (self.positions[mark] for mark in self.of_turn[turn])
-        # Answers of tools may name them again.
-        behind = behind[: len(self.messages[turn].get("tool_calls", ()))]
-        # A template may drop the beginning of a content (thoughts), or the whole of one beside calls.
-        starts, ends = [*opening[:1], *first[:1]], [*closing[-1:], *behind[-1:]]
+    def content_span(self, turn: int) -> Span | None:
+        """Returns the span from the first to the last mark of a turn; None if the template drops the turn."""
+        opening, closing, first, after = (self.positions[mark] for mark in self.marks_of_turn[turn])
+        # Answers of tools may repeat the names.
+        after = after[: len(self.messages[turn].get("tool_calls", ()))]
+        # A template may drop the beginning of a content (reasoning), or a content next to calls.
+        starts, ends = [*opening[:1], *first[:1]], [*closing[-1:], *after[-1:]]
         return (min(starts or ends), max(ends)) if ends else None
 
-    def tail(self, render: Render, turn: int) -> str:
-        """What stands behind the last of a turn's marks where the conversation ends with it."""
+    def text_after_calls(self, render: Render, turn: int) -> str:
+        """Returns the text after the last mark of a turn in a conversation that ends with it."""
         text = render(self.marked[: turn + 1], False)
-        behind, count = self.of_turn[turn][3], len(self.messages[turn]["tool_calls"])
-        return self.pattern.sub("", text.split(behind, count)[-1]).rstrip()
+        after, count = self.marks_of_turn[turn][3], len(self.messages[turn]["tool_calls"])
+        return remove_marks(text.split(after, count)[-1], self.marks)[0].rstrip()
 
 
-def around(content: str, core: str, opening: str, closing: str) -> str:
-    """A content with marks around what is left without its white space."""
-    before = content.index(core)
-    return content[:before] + opening + core + closing + content[before + len(core) :]
-
-
-def function_of(call: dict[str, Any]) -> dict[str, Any]:
-    """The function's name and arguments in a call, which may stand in it or be it."""
-    return call.get("function", call)
-
-
-def renamed(call: dict[str, Any], name: str) -> dict[str, Any]:
-    """A call with another name."""
-    function = {**function_of(call), "name": name}
-    return {**call, "function": function} if "function" in call else function
-
-
-def late_system(messages: Sequence[dict[str, Any]]) -> bool:
-    """Whether a system message is not the first."""
-    return any(message["role"] == "system" for message in messages[1:])
-
-
-def assistant_spans(render: Render, names: re.Pattern[str], marked: Marked, text: str) -> list[Span]:
-    """What the assistant writes in `text`, a span a turn.
+def assistant_spans(render: Render, specials: re.Pattern[str], marked: MarkedConversation, text: str) -> list[Span]:
+    """Returns the span of each of the assistant's turns in `text`.
 
     Args:
         render: the template.
-        names: finds special tokens.
+        specials: matches special tokens.
         marked: the conversation with marks.
-        text: the conversation.
+        text: the rendered conversation.
 
     Raises:
-        UserError: it cannot be told.
+        UserError: the span of a turn is ambiguous.
     """
-    messages, turns, others = marked.messages, marked.turns, marked.others
-    # Where the same stands between somebody else's words and the assistant's, it begins at the same place in that.
+    messages, turns, message_ends = marked.messages, marked.turns, marked.message_ends
+    # Text between the previous message and the content → the distance of the turn's start from the content.
     known: dict[str, int] = {}
     starts = []
     for turn in turns:
-        content = marked.extent(turn)
-        before = bisect.bisect_right(others, content[0]) - 1 if content else -1
-        between = text[others[before] : content[0]] if content and before >= 0 else ""
+        content = marked.content_span(turn)
+        before = bisect.bisect_right(message_ends, content[0]) - 1 if content else -1
+        between = text[message_ends[before] : content[0]] if content and before >= 0 else ""
         if between not in known:
-            start = start_of_turn(render, messages, turn, text, content, others[before] if before >= 0 else 0)
-            if content and before >= 0 and others[before] <= start:
+            start = _turn_start(render, messages, turn, text, content, message_ends[before] if before >= 0 else 0)
+            if content and before >= 0 and message_ends[before] <= start:
                 known[between] = content[0] - start
         else:
             start = content[0] - known[between] if content else 0
         starts.append(start)
     spans = []
     for turn, start, following in zip(turns, starts, [*starts[1:], len(text)]):
-        content = marked.extent(turn)
+        content = marked.content_span(turn)
         if content and messages[turn].get("tool_calls"):
-            tail = marked.tail(render, turn)
-            if text.startswith(tail, content[1]):
-                spans.append((start, content[1] + len(tail)))
+            ending = marked.text_after_calls(render, turn)
+            if text.startswith(ending, content[1]):
+                spans.append((start, content[1] + len(ending)))
                 continue
-        spans.append((start, end_of_turn(names, text, start, content[1] if content else None, following)))
+        spans.append((start, _turn_end(specials, text, start, content[1] if content else None, following)))
     return spans
 
 
-def start_of_turn(
-    render: Render, messages: list[dict[str, Any]], turn: int, text: str, content: Span | None, others_end: int
+def _turn_start(
+    render: Render, messages: list[dict[str, Any]], turn: int, text: str, content: Span | None, previous_end: int
 ) -> int:
-    """Where in `text` the assistant begins to write."""
-    prompt = None
+    prompt = ""
     try:
         prompt = render(messages[:turn], True)
+        if text.startswith(prompt):
+            return len(prompt)
     except UserError:
         if content is None:
             raise
-    if prompt is not None and text.startswith(prompt):
-        return len(prompt)
     if content is None:
-        raise UserError(
-            "the chat template does not let us tell what the assistant writes; one with {% generation %} does"
-        )
+        raise UserError("the assistant's part of the chat template is ambiguous; use a template with {% generation %}")
     before = text[: content[0]]
     blank = len(before) - len(before.rstrip())
-    for tail in TAILS:
-        for length in range(blank + 1):
-            if prompt and before[: len(before) - length].endswith(prompt[-tail:]):
-                return len(before) - length
-    # Something else that the assistant writes stands before it: thoughts, how a call begins.
-    for tail in TAILS[:-1]:
-        place = before.rfind(prompt[-tail:], max(0, others_end - tail)) if prompt else -1
-        if place >= 0:
-            return place + min(tail, len(prompt or ""))
+    if prompt:
+        for count in SUFFIX_LENGTHS:
+            for length in range(blank + 1):
+                if before[: len(before) - length].endswith(prompt[-count:]):
+                    return len(before) - length
+        # The assistant writes something else before the content: reasoning, or the beginning of a call.
+        for count in SUFFIX_LENGTHS[:-1]:
+            position = before.rfind(prompt[-count:], max(0, previous_end - count))
+            if position >= 0:
+                return position + min(count, len(prompt))
     return content[0]
 
 
-def end_of_turn(names: re.Pattern[str], text: str, start: int, content_end: int | None, following: int) -> int:
-    """Where in `text` the turn ends that begins at `start`, before `following`."""
-    otherwise = following if content_end is None else content_end
-    found = names.search(text, start if content_end is None else content_end)
+def _turn_end(specials: re.Pattern[str], text: str, start: int, content_end: int | None, following: int) -> int:
+    default = following if content_end is None else content_end
+    found = specials.search(text, start if content_end is None else content_end)
     if found is None or found.end() > following:
-        return otherwise
+        return default
     if content_end is not None and text[content_end : found.start()].strip():
-        return otherwise
+        return default
     return found.end()
+
+
+def unused_characters(count: int, text: str) -> str:
+    """Returns private-use characters that do not occur in `text`."""
+    used = set(text)
+    free = (chr(code) for codes in PRIVATE_USE for code in codes if chr(code) not in used)
+    found = "".join(character for character, _ in zip(free, range(count)))
+    if len(found) < count:
+        raise UserError("a conversation uses the private-use characters of Unicode, which are needed to mark its turns")
+    return found
+
+
+def remove_marks(text: str, marks: str) -> tuple[str, dict[str, list[int]]]:
+    """Returns the text without marks, and the positions of each mark in it."""
+    pieces: list[str] = []
+    positions: dict[str, list[int]] = collections.defaultdict(list)
+    length = 0
+    for number, piece in enumerate(re.split(f"([{marks}])", text)):
+        if number % 2:
+            positions[piece].append(length)
+        else:
+            pieces.append(piece)
+            length += len(piece)
+    return "".join(pieces), positions
+
+
+def surround(content: str, opening: str, closing: str) -> str:
+    """Returns a content with marks inside its outer white space; a blank content gets none."""
+    core = content.strip()
+    before, after = content.split(core, 1) if core else (content, "")
+    return before + opening + core + closing + after if core else content
+
+
+def has_late_system_message(messages: Sequence[dict[str, Any]]) -> bool:
+    """Returns whether a system message follows another message."""
+    return any(message["role"] == "system" for message in messages[1:])
+
+
+def function_of(call: dict[str, Any]) -> dict[str, Any]:
+    """Returns the function's name and arguments of a call, which may be nested or the call itself."""
+    return call.get("function", call)
+
+
+def renamed_call(call: dict[str, Any], name: str) -> dict[str, Any]:
+    """Returns a call with another function name."""
+    function = {**function_of(call), "name": name}
+    return {**call, "function": function} if "function" in call else function

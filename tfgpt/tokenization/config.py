@@ -1,4 +1,4 @@
-"""The tokenizer's settings: which one, and how large when it is trained."""
+"""Settings of the tokenizer."""
 
 from __future__ import annotations
 
@@ -9,22 +9,25 @@ from typing import ClassVar
 from tfgpt.common.did_you_mean import did_you_mean, no_such_file
 from tfgpt.common.errors import SettingError
 from tfgpt.common.settings import Settings, setting
-
-SPECIAL_TOKENS = ("<|endoftext|>", "<|padding|>", "<|im_start|>", "<|im_end|>")
-"""The names of our special tokens, in the order of their ids: the last four of a vocabulary that we make."""
+from tfgpt.tokenization.special_tokens import SPECIAL_TOKENS
 
 SMALLEST_VOCABULARY = 256 + len(SPECIAL_TOKENS)
-"""Every byte and every special token: what any byte-level tokenizer has."""
+"""One entry for each byte and each special token."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerConfig(Settings):
-    """Where ids come from.
+    """Settings of the tokenizer: an existing one, or one to train.
 
     Attributes:
         tokenizer: "bpe", "bytes", or the path of a `tokenizer.json` or of a directory that holds one.
-        vocabulary_size: entries of a trained tokenizer, special tokens included.
-        tokenizer_sample_bytes: at most so much text trains the tokenizer.
+        vocabulary_size: number of entries of a trained tokenizer, including special tokens.
+        tokenizer_sample_bytes: largest number of bytes of text that the tokenizer is trained on.
+
+    Example:
+
+    >>> TokenizerConfig(vocabulary_size=512).to_dict()["vocabulary_size"]
+    512
     """
 
     title: ClassVar[str] = "Tokenizer"
@@ -37,20 +40,19 @@ class TokenizerConfig(Settings):
     )
     vocabulary_size: int = setting(
         4096,
-        "Entries of the trained tokenizer, special tokens included; multiples of 64 multiply fastest. "
+        "Number of entries of the trained tokenizer, including special tokens; multiples of 64 are fastest. "
         "Not used with bytes or a path.",
         minimum=SMALLEST_VOCABULARY,
         maximum=1 << 20,
     )
     tokenizer_sample_bytes: int = setting(
         100_000_000,
-        "Bytes of training text that the tokenizer is trained on; of a larger corpus, documents spread over it.",
+        "Bytes of training text that the tokenizer is trained on; a larger corpus is sampled evenly.",
         minimum=1,
         maximum=2**63 - 1,
     )
 
     def check(self) -> None:
-        """Refuses a tokenizer that is neither a known name nor an existing path."""
         if self.tokenizer not in ("bpe", "bytes") and not Path(self.tokenizer).expanduser().exists():
             problem = "is neither bpe nor bytes nor an existing tokenizer.json or directory"
             near = did_you_mean(self.tokenizer, ("bpe", "bytes"))

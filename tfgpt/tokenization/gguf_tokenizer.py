@@ -1,51 +1,143 @@
-"""The tokenizer of a GGUF file, out of its metadata: a `tokenizer.json` and a `tokenizer_config.json`."""
+"""Tokenizers of GGUF files, converted from the metadata to `tokenizer.json` or to a SentencePiece model.
+
+A GGUF file has the pieces of a SentencePiece model with their scores and types, but not its training and normalizer
+settings. llama.cpp runs all of these models as BPE that changes only spaces (`llm_tokenizer_spm`), and so does the
+converted model. This is exact for models like Llama 2's and Mistral's.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tfgpt.common.errors import UserError
-from tfgpt.tokenization.pretrained_pretokenizers import BY_GGUF_NAME
-from tfgpt.tokenization.tokenizer_json import added_token, byte_level_document
+from tfgpt.tokenization.pretokenizer import FAMILY_OF_GGUF
+from tfgpt.tokenization.sentencepiece_model import Piece, PieceType, bpe_model
+from tfgpt.tokenization.sentencepiece_tokenizer import BYTE_PIECE, SPACE
+from tfgpt.tokenization.tokenizer_json import added_token, pretrained_document
 
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
-"""`tokenizer.ggml.token_type` (llama.cpp, `llama_token_type`)."""
+DEFAULT_IDS = {"unknown": 0, "bos": 1, "eos": 2}
+"""llama.cpp's defaults for SentencePiece (`llama_vocab::impl::load`, LLAMA_VOCAB_TYPE_SPM)."""
+
+FILLER = re.compile(r"\[PAD\d+\]")
+"""Name that convert_hf_to_gguf.py gives to rows of the model without a piece."""
 
 
 def gguf_document(metadata: Mapping[str, Any], long_field: Callable[[str], list[Any]], origin: str) -> dict:
-    """The `tokenizer.json` of a GGUF file whose `tokenizer.ggml.model` is "gpt2".
+    """Returns the `tokenizer.json` of a GGUF file whose `tokenizer.ggml.model` is "gpt2".
 
     Args:
-        metadata: the file's, without its lists.
-        long_field: gives `tokenizer.ggml.tokens` and the other lists.
-        origin: what messages call the file.
+        metadata: metadata of the file without its lists.
+        long_field: returns a list of the metadata, such as `tokenizer.ggml.tokens`.
+        origin: name of the file, for messages.
 
     Raises:
-        UserError: a pre-tokenizer that is not known, or lists that do not fit each other.
+        UserError: the pre-tokenizer is not supported, or the lists do not fit each other.
     """
     name = metadata.get("tokenizer.ggml.pre", "default")
-    if name not in BY_GGUF_NAME:
-        known = ", ".join(BY_GGUF_NAME)
+    if name not in FAMILY_OF_GGUF:
+        known = ", ".join(FAMILY_OF_GGUF)
         raise UserError(f"{origin}: tokenizer.ggml.pre={name!r} is not supported; supported are {known}")
-    family = BY_GGUF_NAME[name]
     tokens, merges = long_field("tokenizer.ggml.tokens"), long_field("tokenizer.ggml.merges")
-    kinds = long_field("tokenizer.ggml.token_type") or [NORMAL] * len(tokens)
-    if not tokens or not merges or len(kinds) != len(tokens):
-        raise UserError(f"{origin}: its tokenizer is not whole (tokens, merges and token types of one vocabulary)")
+    types = long_field("tokenizer.ggml.token_type") or [PieceType.NORMAL] * len(tokens)
+    if not tokens or not merges or len(types) != len(tokens):
+        raise UserError(f"{origin}: its tokenizer is not complete (tokens, merges and token types of one vocabulary)")
     if len(set(tokens)) != len(tokens):
         raise UserError(f"{origin}: two ids have the same token")
     added = [
-        {**added_token(identifier, token), "special": kind == CONTROL}
-        for identifier, (token, kind) in enumerate(zip(tokens, kinds))
-        if kind in (CONTROL, USER_DEFINED)
+        {**added_token(identifier, token), "special": type_ == PieceType.CONTROL}
+        for identifier, (token, type_) in enumerate(zip(tokens, types))
+        if type_ in (PieceType.CONTROL, PieceType.USER_DEFINED)
     ]
     vocabulary = {token: identifier for identifier, token in enumerate(tokens)}
-    return byte_level_document(family, vocabulary, [merge.split(" ", 1) for merge in merges], added)
+    return pretrained_document(FAMILY_OF_GGUF[name], vocabulary, [merge.split(" ", 1) for merge in merges], added)
+
+
+def gguf_sentencepiece_model(
+    metadata: Mapping[str, Any], long_field: Callable[[str], list[Any]], origin: str
+) -> tuple[bytes, list[str]]:
+    """Returns the SentencePiece model of a GGUF file whose `tokenizer.ggml.model` is "llama".
+
+    Args:
+        metadata: result of `with_default_ids`.
+        long_field, origin: as in `gguf_document`.
+
+    Returns:
+        The content of a `tokenizer.model`, and the names of its pieces by id, without those that only fill the last
+        rows of the model.
+
+    Raises:
+        UserError: the lists do not fit each other or do not describe BPE.
+    """
+    for key in ("precompiled_charsmap", "remove_extra_whitespaces"):
+        if metadata.get(f"tokenizer.ggml.{key}"):
+            raise UserError(f"{origin}: tokenizer.ggml.{key} is not supported with tokenizer.ggml.model='llama'")
+    pieces = _pieces(long_field, origin)
+    ids = {
+        name: metadata[key]
+        for name in ("unknown", "bos", "eos", "padding", "eot", "eom")
+        if 0 <= metadata.get(key := f"tokenizer.ggml.{name}_token_id", -1) < len(pieces)
+    }
+    # Some converters write <unk> as a control token, others write all of these as normal ones.
+    for name, number in ids.items():
+        if pieces[number].type in (PieceType.NORMAL, PieceType.USER_DEFINED, PieceType.CONTROL):
+            pieces[number] = pieces[number]._replace(type=PieceType.UNKNOWN if name == "unknown" else PieceType.CONTROL)
+    unknown = [number for number, piece in enumerate(pieces) if piece.type == PieceType.UNKNOWN]
+    if len(unknown) != 1:
+        raise UserError(f"{origin}: {len(unknown)} tokens are the unknown one (tokenizer.ggml.token_type), not one")
+    ranks = [piece.score for piece in pieces if piece.type == PieceType.NORMAL]
+    if not all(float(rank).is_integer() for rank in ranks):
+        raise UserError(
+            f"{origin}: tokenizer.ggml.scores are not integers that rank the merges of BPE: "
+            "unigram models are not supported"
+        )
+    if len(ranks) > 1 and len(set(ranks)) == 1:
+        raise UserError(
+            f"{origin}: tokenizer.ggml.scores are all {ranks[0]:g} and do not rank merges, so the ids of a text are "
+            "undefined; convert the Hugging Face directory that the file was made from"
+        )
+    roles = {"unk": unknown[0]} | {
+        ours: ids[theirs]
+        for ours, theirs in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"))
+        if theirs in ids and pieces[ids[theirs]].type == PieceType.CONTROL
+    }
+    model = bpe_model(pieces, roles, bool(metadata.get("tokenizer.ggml.add_space_prefix", True)))
+    return model, [piece.text for piece in pieces]
+
+
+def _pieces(long_field: Callable[[str], list[Any]], origin: str) -> list[Piece]:
+    names, scores, types = (long_field(f"tokenizer.ggml.{field}") for field in ("tokens", "scores", "token_type"))
+    if not names or not len(names) == len(scores) == len(types):
+        raise UserError(f"{origin}: its tokenizer is not complete (tokens, scores and token types of one vocabulary)")
+    try:
+        pieces = [Piece(name, score, PieceType(type_)) for name, score, type_ in zip(names, scores, types)]
+    except ValueError as error:
+        raise UserError(f"{origin}: tokenizer.ggml.token_type: {error}") from error
+    for number, piece in enumerate(pieces):
+        if piece.type == PieceType.USER_DEFINED:  # The converter writes spaces, which SentencePiece does not allow.
+            pieces[number] = piece._replace(text=piece.text.replace(" ", SPACE))
+    while pieces and pieces[-1].type == PieceType.UNUSED and FILLER.fullmatch(pieces[-1].text):
+        pieces.pop()
+    first: dict[str, int] = {}
+    for number, piece in enumerate(pieces):
+        if not piece.text or first.setdefault(piece.text, number) != number:
+            raise UserError(
+                f"{origin}: token {number} of its tokenizer is {piece.text!r}, which is empty or a duplicate"
+            )
+    found = [piece.text for piece in pieces if piece.type == PieceType.BYTE]
+    if found and (len(found) != 256 or not all(map(BYTE_PIECE.fullmatch, found))):
+        raise UserError(f"{origin}: its tokenizer has {len(found)} byte tokens, not <0x00> to <0xFF>")
+    return pieces
+
+
+def with_default_ids(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the metadata, completed by llama.cpp's default ids of the unknown, first and last piece."""
+    return {f"tokenizer.ggml.{name}_token_id": number for name, number in DEFAULT_IDS.items()} | dict(metadata)
 
 
 def token_names(metadata: Mapping[str, Any], tokens: Sequence[str]) -> dict[str, Any]:
-    """What `tokenizer_config.json` says: the named tokens and the chat template."""
+    """Returns the content of `tokenizer_config.json`: the named tokens and the chat template."""
     config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
     for key, name in (("bos", "bos_token"), ("eos", "eos_token"), ("unknown", "unk_token"), ("padding", "pad_token")):
         identifier = metadata.get(f"tokenizer.ggml.{key}_token_id")
@@ -57,14 +149,13 @@ def token_names(metadata: Mapping[str, Any], tokens: Sequence[str]) -> dict[str,
 
 
 def stop_ids(metadata: Mapping[str, Any]) -> list[int]:
-    """The ids that end a generated text."""
-    keys = ("eot", "eom", "eos")
-    found = [metadata.get(f"tokenizer.ggml.{key}_token_id") for key in keys]
+    """Returns the ids that end a generated text."""
+    found = [metadata.get(f"tokenizer.ggml.{key}_token_id") for key in ("eot", "eom", "eos")]
     return list(dict.fromkeys(identifier for identifier in found if identifier is not None))
 
 
-def begins_with_start(metadata: Mapping[str, Any]) -> bool:
-    """Whether every text begins with the bos token: as it says, else as llama.cpp's default for the pre-tokenizer."""
-    default = BY_GGUF_NAME.get(metadata.get("tokenizer.ggml.pre", "")) == "llama3"
+def begins_with_bos(metadata: Mapping[str, Any]) -> bool:
+    """Returns whether every text begins with the bos token. llama.cpp's default depends on the pre-tokenizer."""
+    default = FAMILY_OF_GGUF.get(metadata.get("tokenizer.ggml.pre", "")) == "llama3"
     default = default or metadata.get("tokenizer.ggml.model") == "llama"
     return bool(metadata.get("tokenizer.ggml.add_bos_token", default))

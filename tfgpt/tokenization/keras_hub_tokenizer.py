@@ -1,7 +1,4 @@
-"""The tokenizer of a KerasHub preset: its vocabulary files, cut as the family's own tokenizer cuts.
-
-KerasHub's BytePairTokenizer cuts all families as GPT-2's; the models were trained with their own.
-"""
+"""Tokenizers of KerasHub presets."""
 
 from __future__ import annotations
 
@@ -11,70 +8,65 @@ from typing import Any
 
 from tfgpt.common.atomic_files import read_json
 from tfgpt.common.errors import UserError
-from tfgpt.tokenization.sentencepiece_tokenizer import SentencePieceTokenizer, processor_of, special_pieces
+from tfgpt.tokenization.hugging_face_tokenizer import read_merges
+from tfgpt.tokenization.sentencepiece_tokenizer import pretrained_sentencepiece
 from tfgpt.tokenization.special_tokens import choose_special_tokens
 from tfgpt.tokenization.tokenizer import Tokenizer
-from tfgpt.tokenization.tokenizer_json import added_token, byte_level_document
+from tfgpt.tokenization.tokenizer_json import added_token, pretrained_document
 
-SPECIAL = re.compile(r"<\|[^|]+\|>")
-"""What the special tokens of these families look like."""
+SPECIAL_TOKEN = re.compile(r"<\|[^|]+\|>")
 
 FAMILIES = {"GPT2Tokenizer": "gpt2", "Llama3Tokenizer": "llama3"}
-"""KerasHub's byte-level tokenizers, and the families of `foreign_patterns`."""
+"""Byte-level tokenizers of KerasHub → families of `pretokenizer.FAMILIES`."""
+
+SENTENCEPIECE = ("LlamaTokenizer", "MistralTokenizer")
 
 
-def open_preset_tokenizer(directory: Path) -> Tokenizer:
-    """The tokenizer of a preset directory.
+def load_keras_hub_tokenizer(directory: Path) -> Tokenizer:
+    """Loads the tokenizer of a preset directory.
+
+    KerasHub's BytePairTokenizer cuts the texts of all families as GPT-2's does. The result cuts them as the tokenizer
+    that the family was trained with.
 
     Raises:
-        UserError: it is missing, damaged, or of a kind that we cannot run.
+        UserError: the tokenizer is missing, damaged or not supported.
     """
     path = directory / "tokenizer.json"
     if not path.is_file():
         raise UserError(f"{directory}: the preset has no tokenizer (tokenizer.json); save the whole task to a preset")
-    settings = read_json(path)
-    class_name = settings.get("class_name")
+    class_name = read_json(path).get("class_name")
     files = directory / "assets" / "tokenizer"
-    if class_name in ("LlamaTokenizer", "MistralTokenizer"):
-        return sentencepiece_tokenizer(files / "vocabulary.spm")
+    if class_name in SENTENCEPIECE:
+        return _load_sentencepiece(files / "vocabulary.spm")
     if class_name not in FAMILIES:
-        known = ", ".join((*FAMILIES, "LlamaTokenizer", "MistralTokenizer"))
+        known = ", ".join((*FAMILIES, *SENTENCEPIECE))
         raise UserError(f"{path}: class_name {class_name!r} is not supported; supported are {known}")
-    vocabulary = read_json(files / "vocabulary.json")
-    try:
-        lines = (files / "merges.txt").read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{files / 'merges.txt'}: cannot be read ({error})") from error
-    merges = [line.split(" ") for line in lines if line and not line.startswith("#version")]
-    specials = {name: number for name, number in vocabulary.items() if SPECIAL.fullmatch(name)}
     family = FAMILIES[class_name]
-    ordinary = {name: number for name, number in vocabulary.items() if name not in specials} | (
-        {name: number for name, number in specials.items() if family == "gpt2"}
-    )
+    vocabulary, merges = read_json(files / "vocabulary.json"), read_merges(files / "merges.txt")
+    specials = {name: number for name, number in vocabulary.items() if SPECIAL_TOKEN.fullmatch(name)}
+    if family == "llama3":
+        vocabulary = {name: number for name, number in vocabulary.items() if name not in specials}
+        start, end = "<|begin_of_text|>", "<|end_of_text|>"
+    else:
+        start, end = None, "<|endoftext|>"
     added = [added_token(number, name) for name, number in sorted(specials.items(), key=lambda item: item[1])]
-    start = "<|begin_of_text|>" if family == "llama3" else None
     config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-    end = "<|end_of_text|>" if family == "llama3" else "<|endoftext|>"
     config |= {"bos_token": start or end, "eos_token": end}
     try:
-        roles = choose_special_tokens(
-            [token["content"] for token in added], end=end, start_of_text=start, more_ends=["<|eot_id|>"]
-        )
-        document = byte_level_document(family, ordinary, merges, added)
-        return Tokenizer(document, str(path), roles, config)
+        names = [token["content"] for token in added]
+        roles = choose_special_tokens(names, end=end, start_of_text=start, more_ends=["<|eot_id|>"])
+        return Tokenizer(pretrained_document(family, vocabulary, merges, added), str(path), roles, config)
     except (ValueError, KeyError) as error:
-        raise UserError(f"{path}: its vocabulary is not whole ({error})") from error
+        raise UserError(f"{path}: its vocabulary is not complete ({error})") from error
 
 
-def sentencepiece_tokenizer(path: Path) -> SentencePieceTokenizer:
-    """Llama 2's and Mistral's."""
+def _load_sentencepiece(path: Path) -> Tokenizer:
     if not path.is_file():
         raise UserError(f"{path}: is missing")
-    model = path.read_bytes()
-    specials = special_pieces(processor_of(model, str(path)))
+    config = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
     try:
-        roles = choose_special_tokens(sorted(specials, key=specials.__getitem__), end="</s>", start_of_text="<s>")
-        config = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
-        return SentencePieceTokenizer(model, str(path), roles, {**config, "legacy": True, "add_bos_token": True})
+        return pretrained_sentencepiece(
+            path.read_bytes(), str(path), {**config, "legacy": True, "add_bos_token": True}, stop_ids=()
+        )
     except (ValueError, KeyError) as error:
         raise UserError(f"{path}: {error}") from error

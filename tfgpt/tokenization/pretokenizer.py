@@ -1,24 +1,22 @@
-"""How bytes become pre-tokens: the regular expression that all three encoders share, and GPT-2's byte alphabet.
+"""Pre-tokenizers: our regular expression, those of pretrained models, and GPT-2's byte alphabet.
 
-A pre-token is what BPE merges within. The expression is GPT-2's in spirit (a word takes the space before it), without
-English contractions, with digits in groups of three, and with every run bounded. The bound is there so that a
-"word" of 100,000 letters, or as many spaces, costs linear time in each encoder: BPE's cost grows faster than the
-length of a pre-token, and in graph every merge within the longest pre-token is one more round for the whole batch.
-It is 32 characters because no ordinary word of any language is longer (32 letters of German compounds, 32 ideographs
-of a Chinese clause), and because the Rust engine inside tiktoken unrolls bounded repeats: up to 48 it matches at the
-speed of the unbounded expression (18 MB/s), from 64 at half of it, and at 256 it refuses to compile (measured).
+BPE merges only within pre-tokens. Our expression follows GPT-2's (a word includes the space before it), without English
+contractions, with groups of three digits, and with a limit on the length of every run. The limit makes the cost of each
+encoder linear: the cost of BPE grows faster than the length of a pre-token, and in the graph each merge within the
+longest pre-token is another round for the whole batch. At 32 characters no ordinary word is cut, and the engine of
+tiktoken, which unrolls bounded repeats, still runs at full speed (docs/measurements.md).
 
-Text that is not UTF-8: a byte that belongs to no well-formed sequence (The Unicode Standard, table 3-7) is a pre-token
-by itself, and the text before and after it is split as if it stood alone. That is Python's `surrogateescape` reading,
-and it does not depend on how a library groups broken sequences.
+A byte outside any well-formed UTF-8 sequence (The Unicode Standard, table 3-7) is a pre-token, and the text before and
+after it is split as if it stood alone. This is Python's `surrogateescape` decoding.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 MAXIMUM_RUN = 32
-"""Characters of a run of letters, of other signs or of white space in one pre-token."""
+"""Largest number of letters, other signs or white space in one pre-token."""
 
 PATTERN = (
     rf" ?\p{{L}}{{1,{MAXIMUM_RUN}}}"
@@ -27,40 +25,86 @@ PATTERN = (
     rf"|\s{{1,{MAXIMUM_RUN}}}(?!\S)"
     rf"|\s{{1,{MAXIMUM_RUN}}}"
 )
-"""The pre-token expression, the same text for Oniguruma (`tokenizers`) and Rust's fancy-regex (`tiktoken`)."""
+"""Our expression, for Oniguruma (`tokenizers`) and Rust's fancy-regex (`tiktoken`)."""
 
-PRE_TOKENIZER: dict[str, Any] = {
-    "type": "Sequence",
-    "pretokenizers": [
-        {"type": "Split", "pattern": {"Regex": PATTERN}, "behavior": "Isolated", "invert": False},
-        {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False},
-    ],
-}
-"""`PATTERN` as a `tokenizers` pre-tokenizer."""
+LLAMA3_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+"""Llama 3's and SmolLM3's; equivalent to OpenAI's cl100k_base."""
+
+QWEN2_PATTERN = LLAMA3_PATTERN.replace("{1,3}", "")
+"""Qwen2's and Qwen3's: Llama 3's with single digits."""
 
 DECODER: dict[str, Any] = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
-"""The decoder that turns the byte alphabet back into bytes (its options play no part in decoding)."""
+"""Decoder of the byte alphabet; its options have no effect."""
+
+
+def byte_level(use_regex: bool) -> dict[str, Any]:
+    """Returns the step that writes the byte alphabet and, with `use_regex`, cuts with GPT-2's expression first."""
+    return {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": use_regex}
+
+
+def split_by(pattern: str) -> dict[str, Any]:
+    """Returns a pre-tokenizer that cuts with a regular expression."""
+    split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+    return {"type": "Sequence", "pretokenizers": [split, byte_level(False)]}
+
+
+PRE_TOKENIZER = split_by(PATTERN)
+
+FAMILIES: dict[str, dict[str, Any]] = {
+    "gpt2": byte_level(True),
+    "smollm": {
+        "type": "Sequence",
+        "pretokenizers": [{"type": "Digits", "individual_digits": True}, byte_level(True)],
+    },
+    "llama3": split_by(LLAMA3_PATTERN),
+    "qwen2": split_by(QWEN2_PATTERN),
+}
+"""Pre-tokenizers of pretrained models, by family."""
+
+FAMILY_OF_GGUF = {
+    "gpt-2": "gpt2",
+    "smollm": "smollm",
+    "llama-bpe": "llama3",
+    "llama3": "llama3",
+    "llama-v3": "llama3",
+    "qwen2": "qwen2",
+}
+"""`tokenizer.ggml.pre` → family (llama.cpp, src/llama-vocab.cpp)."""
+
+
+def pre_tokenizers(document: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Returns the pre-tokenization steps of a `tokenizer.json`, in order."""
+    step = document.get("pre_tokenizer")
+    if not step:
+        return []
+    return list(step["pretokenizers"]) if step["type"] == "Sequence" else [step]
+
+
+def pretrained_family(document: Mapping[str, Any]) -> str | None:
+    """Returns the family whose pre-tokenizer a `tokenizer.json` has, or None."""
+
+    def comparable(pre_tokenizer: Any) -> list[dict[str, Any]]:
+        # Offsets have no effect, and ByteLevel cuts by default in files without `use_regex`.
+        steps = pre_tokenizers({"pre_tokenizer": pre_tokenizer})
+        return [{"use_regex": True, **step, "trim_offsets": True} for step in steps]
+
+    steps = comparable(document.get("pre_tokenizer"))
+    return next((name for name, family in FAMILIES.items() if comparable(family) == steps), None)
 
 
 def byte_alphabet() -> list[str]:
-    """The printable character that stands for each byte in a byte-level vocabulary.
+    """Returns the printable character that stands for each of the 256 bytes in a byte-level vocabulary.
 
-    Returns:
-        256 one-character strings: byte → character.
-
-    Source: `bytes_to_unicode` of GPT-2's `encoder.py` (Radford et al. 2019): printable Latin-1 stands for itself,
-    every other byte for the next character from U+0100 on.
+    Source: `bytes_to_unicode` in GPT-2's `encoder.py` (Radford et al. 2019): printable Latin-1 stands for itself, each
+    other byte for the next character from U+0100 on.
     """
-    themselves = {*range(33, 127), *range(161, 173), *range(174, 256)}
-    alphabet, moved = [], 0
-    for byte in range(256):
-        if byte in themselves:
-            alphabet.append(chr(byte))
-        else:
-            alphabet.append(chr(256 + moved))
-            moved += 1
-    return alphabet
+    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    others = iter(range(256, 512))
+    return [chr(byte if byte in printable else next(others)) for byte in range(256)]
 
 
 BYTE_OF_CHARACTER: dict[str, int] = {character: byte for byte, character in enumerate(byte_alphabet())}
-"""The reverse of `byte_alphabet`."""
+"""Reverse of `byte_alphabet`."""

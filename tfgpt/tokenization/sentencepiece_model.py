@@ -1,54 +1,26 @@
-"""Writes SentencePiece models: the file format of `tokenizer.model`, a protocol buffer.
+"""Writes SentencePiece models: the file format of `tokenizer.model`.
 
-Fields and numbers: https://github.com/google/sentencepiece/blob/master/src/sentencepiece_model.proto. The package
-`sentencepiece` carries a generated module of it, but that refuses every `protobuf` older than the one it was generated
-with (TensorFlow allows older ones), and two generated modules of one file cannot be in a process (`transformers` has
-its own). So what is written here has a pool of descriptors of its own.
+Format: https://github.com/google/sentencepiece/blob/master/src/sentencepiece_model.proto. The Python module that the
+package `sentencepiece` generates from it requires a newer `protobuf` than TensorFlow does, so the fields are encoded
+here (https://protobuf.dev/programming-guides/encoding).
 """
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+import struct
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+Field = tuple[int, bytes | str | float]
+"""Field number and value."""
 
 BPE = 2
 """`TrainerSpec.ModelType`."""
 
-FIELDS = {
-    "SentencePiece": {"piece": (1, "STRING"), "score": (2, "FLOAT"), "type": (3, "INT32")},
-    "TrainerSpec": {
-        "model_type": (3, "INT32"),
-        "vocab_size": (4, "INT32"),
-        "byte_fallback": (35, "BOOL"),
-        "unk_id": (40, "INT32"),
-        "bos_id": (41, "INT32"),
-        "eos_id": (42, "INT32"),
-        "pad_id": (43, "INT32"),
-        "unk_piece": (45, "STRING"),
-        "bos_piece": (46, "STRING"),
-        "eos_piece": (47, "STRING"),
-        "pad_piece": (48, "STRING"),
-    },
-    "NormalizerSpec": {
-        "name": (1, "STRING"),
-        "add_dummy_prefix": (3, "BOOL"),
-        "remove_extra_whitespaces": (4, "BOOL"),
-        "escape_whitespaces": (5, "BOOL"),
-    },
-    "ModelProto": {
-        "pieces": (1, "SentencePiece"),
-        "trainer_spec": (2, "TrainerSpec"),
-        "normalizer_spec": (3, "NormalizerSpec"),
-    },
-}
-"""Message → field → (number, type). Enumerations are written as the numbers they are."""
 
-
-class Kind(enum.IntEnum):
-    """What a piece is. llama.cpp's `tokenizer.ggml.token_type` has the same numbers."""
+class PieceType(enum.IntEnum):
+    """Types of pieces; the same numbers as llama.cpp's `tokenizer.ggml.token_type`."""
 
     NORMAL = 1
     UNKNOWN = 2
@@ -59,53 +31,47 @@ class Kind(enum.IntEnum):
 
 
 class Piece(NamedTuple):
-    """One entry of a vocabulary; the pair with the highest score is merged first."""
+    """An entry of a vocabulary; the pair with the highest score is merged first."""
 
     text: str
     score: float
-    kind: Kind
+    type: PieceType
 
 
-def bpe_model(pieces: Sequence[Piece], roles: dict[str, int], space_before_text: bool) -> bytes:
-    """A BPE model that changes nothing in a text but its spaces, as Llama 2's and Mistral's do.
+def bpe_model(pieces: Sequence[Piece], roles: dict[str, int], add_dummy_prefix: bool) -> bytes:
+    """Returns the content of a `tokenizer.model` with BPE that changes only the spaces of a text.
 
     Args:
-        pieces: by id. Exactly one is unknown; all 256 bytes are there (`<0x00>`, …), or none.
-        roles: the ids of "unk", "bos", "eos" and "pad", as far as there are such pieces.
-        space_before_text: whether a text is read as if a space stood before it.
-
-    Returns:
-        The content of a `tokenizer.model`.
+        pieces: by id. One of them is unknown; either all 256 bytes (`<0x00>`, …) or none are included.
+        roles: ids of "unk", "bos", "eos" and "pad", if there are such pieces.
+        add_dummy_prefix: whether to encode a text as if a space stood before it.
     """
-    model = message("ModelProto")
-    for piece in pieces:
-        model.pieces.add(piece=piece.text, score=piece.score, type=int(piece.kind))
-    trainer = model.trainer_spec
-    trainer.model_type, trainer.vocab_size = BPE, len(pieces)
-    trainer.byte_fallback = any(piece.kind == Kind.BYTE for piece in pieces)
-    for name in ("unk", "bos", "eos", "pad"):
-        setattr(trainer, f"{name}_id", roles.get(name, -1))
-        if name in roles:
-            setattr(trainer, f"{name}_piece", pieces[roles[name]].text)
-    normalizer = model.normalizer_spec
-    normalizer.name, normalizer.add_dummy_prefix = "identity", space_before_text
-    normalizer.remove_extra_whitespaces, normalizer.escape_whitespaces = False, True
-    return model.SerializeToString()
+    ids = [roles.get(name, -1) for name in ("unk", "bos", "eos", "pad")]
+    fallback = any(piece.type == PieceType.BYTE for piece in pieces)
+    trainer: list[Field] = [(3, BPE), (4, len(pieces)), (35, fallback), *enumerate(ids, 40)]
+    trainer += [(number, pieces[index].text) for number, index in enumerate(ids, 45) if index >= 0]
+    normalizer: list[Field] = [(1, "identity"), (3, add_dummy_prefix), (4, False), (5, True)]
+    model: list[Field] = [
+        (1, encode_message([(1, piece.text), (2, float(piece.score)), (3, piece.type)])) for piece in pieces
+    ]
+    return encode_message([*model, (2, encode_message(trainer)), (3, encode_message(normalizer))])
 
 
-def message(name: str) -> Any:
-    """An empty message of the format."""
-    file = descriptor_pb2.FileDescriptorProto(name="sentencepiece_model.proto", package="sentencepiece")
-    kinds = descriptor_pb2.FieldDescriptorProto
-    for owner, fields in FIELDS.items():
-        described = file.message_type.add(name=owner)
-        for field, (number, kind) in fields.items():
-            label = kinds.LABEL_REPEATED if field == "pieces" else kinds.LABEL_OPTIONAL
-            added = described.field.add(name=field, number=number, label=label)
-            if kind in FIELDS:
-                added.type, added.type_name = kinds.TYPE_MESSAGE, f".sentencepiece.{kind}"
-            else:
-                added.type = kinds.Type.Value(f"TYPE_{kind}")
-    pool = descriptor_pool.DescriptorPool()
-    pool.Add(file)
-    return message_factory.GetMessageClass(pool.FindMessageTypeByName(f"sentencepiece.{name}"))()
+def encode_message(fields: Iterable[Field]) -> bytes:
+    """Encodes (field number, value) pairs: bytes and str with their lengths, float as 32 bits, int as a varint."""
+    parts = []
+    for number, value in fields:
+        if isinstance(value, (bytes, str)):
+            content = value.encode() if isinstance(value, str) else value
+            parts += [_varint(number << 3 | 2), _varint(len(content)), content]
+        elif isinstance(value, float):
+            parts += [_varint(number << 3 | 5), struct.pack("<f", value)]
+        else:
+            parts += [_varint(number << 3), _varint(value)]
+    return b"".join(parts)
+
+
+def _varint(value: int) -> bytes:
+    value &= (1 << 64) - 1  # Negative numbers have ten bytes.
+    groups = [value >> shift & 0x7F for shift in range(0, max(value.bit_length(), 1), 7)]
+    return bytes([*(group | 0x80 for group in groups[:-1]), groups[-1]])

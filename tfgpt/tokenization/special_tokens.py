@@ -1,17 +1,8 @@
-"""Which tokens of a vocabulary play the parts that training and generation need: ends, turns, padding, the start.
+"""Special tokens: their names, the roles they play in training and generation, and our chat template.
 
-A tokenizer that we make has four special tokens of its own. One that comes with a pretrained model has others, and no
-id may be added to it: the model has no row for it. So parts are given to tokens that are there, and written as names
-under "tfgpt" in `tokenizer_config.json`, beside what `transformers` reads:
-
-- end_of_text: what stands between documents;
-- more_ends: what else ends a generated text (Llama 3's <|eom_id|>);
-- start_of_text: what the model expects before every text, or none (GPT-2, Qwen, SmolLM2);
-- start_of_turn, end_of_turn: around what somebody says. Llama 3 has <|start_header_id|> and <|eot_id|>. Where the
-  vocabulary has nothing of the kind (GPT-2, Mistral, base models), the end of the text plays both parts;
-- padding: never the end of the text, or tuning would unlearn to stop, nor another part. Where nothing is named so, a
-  reserved or unused special token plays it; where there is no such token either (GPT-2), the token of the byte FF does,
-  which occurs in no UTF-8 text (and is lost to texts that are none).
+A tokenizer that tfgpt trains has four special tokens. A pretrained model has other ones, and no id can be added because
+the model has no row for it. Existing tokens therefore get the roles, which are saved under "tfgpt" in
+`tokenizer_config.json`, next to the keys of `transformers`.
 """
 
 from __future__ import annotations
@@ -20,23 +11,56 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-KEY = "tfgpt"
-"""Under which `tokenizer_config.json` holds the parts."""
+SPECIAL_TOKENS = ("<|endoftext|>", "<|padding|>", "<|im_start|>", "<|im_end|>")
+"""The special tokens of tokenizers that tfgpt trains, in the order of their ids: the last four of the vocabulary."""
 
+CHAT_TEMPLATE = (
+    "{{ bos_token }}"
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+"""ChatML (of OpenAI, Qwen and SmolLM2), after the token that begins every text."""
+
+KEY = "tfgpt"
+"""The key of the roles in `tokenizer_config.json`."""
+
+# Known names of each role, best first.
 ENDS_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>")
 ENDS_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>")
 STARTS_OF_TURN = ("<|im_start|>", "<|start_header_id|>", "<start_of_turn>")
 PADDINGS = ("<|padding|>", "<|finetune_right_pad_id|>", "<|pad|>", "<pad>", "<PAD>", "[PAD]", "<|PAD_TOKEN|>")
+
+KNOWN_NAMES = dict(zip(SPECIAL_TOKENS, (ENDS_OF_TEXT, PADDINGS, STARTS_OF_TURN[:1], ENDS_OF_TURN[:1])))
+"""Our special token → the names that it may have in a `tokenizer.json` of another program, best first."""
+
 SPARE = ("reserved", "unused", "pad", "[control_", "empty", "extra", "unk", "placeholder")
-"""What names of special tokens hold that nothing else needs, best first."""
+"""Substrings in the names of special tokens that are free to be the padding, best first."""
 
 LAST_BYTE = "ÿ"
-"""The byte FF in the byte alphabet."""
+"""Byte FF in the byte alphabet."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SpecialTokens:
-    """The tokens' names as the vocabulary spells them; see the module's docstring for what each is for."""
+    """Names of the tokens that play each role.
+
+    Attributes:
+        end_of_text: separates documents.
+        padding: never the end of the text (fine-tuning would unlearn to stop) and never another role. A spare special
+            token plays it; in a vocabulary without one (GPT-2) the token of byte FF does, which UTF-8 never contains.
+        start_of_turn, end_of_turn: surround a message (Llama 3: <|start_header_id|>, <|eot_id|>). In vocabularies
+            without such tokens (GPT-2, Mistral, base models) both are the end of the text.
+        start_of_text: begins every text; None for models that expect nothing (GPT-2, Qwen, SmolLM2).
+        more_ends: further tokens that end a generated text (Llama 3: <|eom_id|>).
+
+    Example:
+
+    >>> tokens = choose_special_tokens(["<s>", "</s>", "<pad>"], end="</s>", start_of_text="<s>")
+    >>> tokens.end_of_text, tokens.padding, tokens.start_of_text
+    ('</s>', '<pad>', '<s>')
+    """
 
     end_of_text: str
     padding: str
@@ -46,12 +70,12 @@ class SpecialTokens:
     more_ends: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Returns plain JSON values."""
         return {**dataclasses.asdict(self), "more_ends": list(self.more_ends)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> SpecialTokens:
-        """The reverse of `to_dict`; what does not fit raises TypeError."""
+        """Reverses `to_dict`. Raises TypeError for missing or unknown fields."""
         return cls(**{**values, "more_ends": tuple(values.get("more_ends", ()))})
 
 
@@ -64,14 +88,14 @@ def choose_special_tokens(
     chat_template: str = "",
     more_ends: Iterable[str] = (),
 ) -> SpecialTokens:
-    """The parts that special tokens of a foreign vocabulary play.
+    """Assigns the roles to the special tokens of a pretrained vocabulary.
 
     Args:
         specials: names of the special tokens, in the order of their ids.
-        end: what the files call the end token.
-        padding: what the files call the padding token.
+        end: the end token that the model's files name.
+        padding: the padding token that the files name.
         start_of_text: the token that the files put before every text.
-        chat_template: tokens that it speaks of are no spare ones.
+        chat_template: the model's template; tokens that occur in it are not spare.
         more_ends: other tokens that end a generated text.
 
     Raises:
@@ -79,8 +103,8 @@ def choose_special_tokens(
     """
     names = list(specials)
 
-    def first(candidates: Iterable[str | None], otherwise: str | None = None) -> str | None:
-        return next((name for name in candidates if name in names), otherwise)
+    def first(candidates: Iterable[str | None], default: str | None = None) -> str | None:
+        return next((name for name in candidates if name in names), default)
 
     text_end = first([*ENDS_OF_TEXT, end])
     if text_end is None:
@@ -97,5 +121,5 @@ def choose_special_tokens(
 
 
 def token_name(value: Any) -> str | None:
-    """A token's name, which may be written with its options."""
+    """Returns the name of a token in `tokenizer_config.json`, where it may be an object with options."""
     return value.get("content") if isinstance(value, Mapping) else value

@@ -1,4 +1,4 @@
-"""The `tokenizer.json` format: making ours, reading any byte-level BPE one, refusing what would not be lossless."""
+"""The `tokenizer.json` format: writes byte-level BPE tokenizers, and reads those that are lossless."""
 
 from __future__ import annotations
 
@@ -12,47 +12,34 @@ import tokenizers
 from tfgpt.common.atomic_files import refuse_pointer
 from tfgpt.common.did_you_mean import no_such_file
 from tfgpt.common.errors import UserError
-from tfgpt.tokenization.config import SPECIAL_TOKENS
-from tfgpt.tokenization.pretokenizer import BYTE_OF_CHARACTER, DECODER, PRE_TOKENIZER, byte_alphabet
-from tfgpt.tokenization.pretrained_pretokenizers import FAMILIES
-
-OTHER_NAMES: dict[str, tuple[str, ...]] = {
-    "<|endoftext|>": ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>"),
-    "<|padding|>": ("<|padding|>", "<|pad|>", "<pad>", "<PAD>", "[PAD]", "<|finetune_right_pad_id|>"),
-    "<|im_start|>": ("<|im_start|>",),
-    "<|im_end|>": ("<|im_end|>",),
-}
-"""For each of our special tokens, the names under which a foreign file may have it, best first."""
+from tfgpt.tokenization.pretokenizer import (
+    BYTE_OF_CHARACTER,
+    DECODER,
+    FAMILIES,
+    PRE_TOKENIZER,
+    byte_alphabet,
+    pre_tokenizers,
+)
+from tfgpt.tokenization.special_tokens import KNOWN_NAMES, SPECIAL_TOKENS
 
 LOSSLESS_PRE_TOKENIZERS = ("ByteLevel", "Digits", "Punctuation", "Split", "UnicodeScripts")
-"""Pre-tokenizers that only cut; Split and Punctuation may also remove, which is looked at one by one."""
-
+"""Pre-tokenizers that only cut. Split and Punctuation can also remove text, which is checked for each."""
 
 MOST_MISSING_BYTES = 64
-"""With more bytes without a token, a vocabulary is not of the byte-level kind."""
+"""A vocabulary in which more bytes have no token is not byte-level."""
 
 
 def added_token(identifier: int, content: str) -> dict[str, Any]:
-    """One special token as `tokenizer.json` writes it."""
-    return {
-        "id": identifier,
-        "content": content,
-        "single_word": False,
-        "lstrip": False,
-        "rstrip": False,
-        "normalized": False,
-        "special": True,
-    }
+    """Returns a special token as `tokenizer.json` writes it."""
+    options = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    return {"id": identifier, "content": content, **options, "special": True}
 
 
 def new_document(merges: Iterable[tuple[bytes, bytes]]) -> dict[str, Any]:
-    """The content of a `tokenizer.json` of ours: ids 0…255 are the bytes, then a merge an id, then the specials.
+    """Returns a `tokenizer.json` in which ids 0 to 255 are the bytes, followed by the merges and the special tokens.
 
     Args:
-        merges: pairs of tokens in the order of their ranks; a pair whose result exists already takes no new id.
-
-    Returns:
-        The JSON object.
+        merges: pairs of tokens in the order of their ranks. A pair whose result exists takes no new id.
     """
     alphabet = byte_alphabet()
     vocabulary = {character: byte for byte, character in enumerate(alphabet)}
@@ -62,25 +49,25 @@ def new_document(merges: Iterable[tuple[bytes, bytes]]) -> dict[str, Any]:
         pairs.append([left, right])
         vocabulary.setdefault(left + right, len(vocabulary))
     added = [added_token(len(vocabulary) + number, name) for number, name in enumerate(SPECIAL_TOKENS)]
-    return bpe_document(vocabulary, pairs, added, PRE_TOKENIZER)
+    return _bpe_document(vocabulary, pairs, added, PRE_TOKENIZER)
 
 
-def byte_level_document(
+def pretrained_document(
     family: str, vocabulary: Mapping[str, int], merges: Sequence[Sequence[str]], added: Sequence[dict[str, Any]]
 ) -> dict[str, Any]:
-    """The content of a `tokenizer.json` of a pretrained model's tokenizer that came in another form.
+    """Returns the `tokenizer.json` of a pretrained model whose tokenizer is stored in another form.
 
     Args:
-        family: of `pretrained_pretokenizers.FAMILIES`.
-        vocabulary: token in the byte alphabet → id; those of `added` may be missing.
+        family: a key of `pretokenizer.FAMILIES`.
+        vocabulary: token in the byte alphabet → id; the tokens of `added` can be missing.
         merges: pairs in order of rank.
-        added: as `added_token` makes them, in the order of their ids.
+        added: results of `added_token`, in the order of their ids.
     """
     normalizer = {"type": "NFC"} if family == "qwen2" else None
-    return bpe_document(vocabulary, merges, added, FAMILIES[family], normalizer, ignore_merges=family == "llama3")
+    return _bpe_document(vocabulary, merges, added, FAMILIES[family], normalizer, ignore_merges=family == "llama3")
 
 
-def bpe_document(
+def _bpe_document(
     vocabulary: Mapping[str, int],
     merges: Sequence[Sequence[str]],
     added: Sequence[dict[str, Any]],
@@ -88,7 +75,6 @@ def bpe_document(
     normalizer: dict[str, Any] | None = None,
     ignore_merges: bool = False,
 ) -> dict[str, Any]:
-    """The content of a `tokenizer.json` of a byte-level BPE tokenizer; the arguments are its parts."""
     return {
         "version": "1.0",
         "truncation": None,
@@ -114,19 +100,15 @@ def bpe_document(
 
 
 def read_document(path: Path, complete: bool = True) -> dict[str, Any]:
-    """Reads a `tokenizer.json` and makes it fit the promises, or says why it cannot.
+    """Reads a `tokenizer.json` and checks that it is lossless.
 
     Args:
-        path: the file, or a directory that holds `tokenizer.json`.
-        complete: what only matters to other programs' defaults (truncation, padding, a post-processor that adds special
-            tokens) is left out; special tokens of ours that the file lacks under any known name are added behind its
-            last id. Otherwise the content is left as it is.
-
-    Returns:
-        The JSON object.
+        path: the file, or the directory that holds it.
+        complete: whether to remove the defaults of other programs (truncation, padding, a post-processor that adds
+            special tokens) and to add missing special tokens after the last id. False returns the content unchanged.
 
     Raises:
-        UserError: no such file, not JSON, or not a lossless byte-level BPE tokenizer; one line with path and reason.
+        UserError: the file is missing, not JSON or not a lossless byte-level BPE tokenizer.
     """
     if path.is_dir():
         path = path / "tokenizer.json"
@@ -138,34 +120,30 @@ def read_document(path: Path, complete: bool = True) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read as a tokenizer.json ({error})") from error
     try:
-        reason = why_not_lossless(document, every_byte=complete)
+        reason = lossy_reason(document, every_byte=complete)
         if reason:
             raise UserError(f"{path}: {reason}")
         if complete:
             document = {**document, "truncation": None, "padding": None, "post_processor": None}
-            document = with_special_tokens(document, path)
-        # `tokenizers` raises plain Exceptions for merges of unknown tokens and the like.
-        check_ids(document, tokenizers.Tokenizer.from_str(json.dumps(document)), path)
+            document = _with_special_tokens(document, path)
+        # `tokenizers` raises plain Exceptions for merges of unknown tokens and other damage.
+        reference = tokenizers.Tokenizer.from_str(json.dumps(document))
+        for token in document["added_tokens"]:
+            name, found = token["content"], reference.token_to_id(token["content"])
+            if found != token["id"]:
+                raise UserError(f"{path}: the id of {name} is {token['id']}, but `tokenizers` makes it {found}")
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"{path}: is not a whole tokenizer.json ({type(error).__name__}: {error})") from error
+        raise UserError(f"{path}: is not a complete tokenizer.json ({type(error).__name__}: {error})") from error
     return document
 
 
-def check_ids(document: dict[str, Any], reference: tokenizers.Tokenizer, path: Path) -> None:
-    """Refuses added tokens to which `tokenizers` gives other ids than the file says."""
-    for token in document["added_tokens"]:
-        found = reference.token_to_id(token["content"])
-        if found != token["id"]:
-            raise UserError(f"{path}: the id of {token['content']} is {token['id']}, but `tokenizers` makes it {found}")
+def lossy_reason(document: dict[str, Any], every_byte: bool = True) -> str | None:
+    """Returns why the tokenizer loses text, or None.
 
-
-def why_not_lossless(document: dict[str, Any], every_byte: bool = True) -> str | None:
-    """Why ids of this tokenizer would not give every text back, or None when they would.
-
-    Without `every_byte`, bytes that were never seen in training may lack a token (SmolLM2 has none for 21 bytes, most
-    of which occur in no UTF-8 text): they are dropped, as `tokenizers` drops them; and Qwen's NFC may write text anew.
+    Without `every_byte`, bytes may have no token (SmolLM2 has none for 21 bytes, most of which never occur in UTF-8;
+    `tokenizers` drops them), and Qwen's NFC may change text.
     """
     if not isinstance(document, dict) or not isinstance(document.get("model"), dict):
         return "is not a tokenizer.json (it has no model)"
@@ -186,11 +164,7 @@ def why_not_lossless(document: dict[str, Any], every_byte: bool = True) -> str |
             return f"it is not byte-level: the token {token!r} is not written in the byte alphabet"
     if (document.get("decoder") or {}).get("type") not in ("ByteLevel", "Sequence"):
         return "its decoder is not ByteLevel"
-    return why_pre_tokenizer_loses(pre_tokenizers(document))
-
-
-def why_pre_tokenizer_loses(steps: Sequence[dict[str, Any]]) -> str | None:
-    """Why these pre-tokenization steps lose text, or None."""
+    steps = pre_tokenizers(document)
     if not any(step["type"] == "ByteLevel" for step in steps):
         return "its pre-tokenizer has no ByteLevel step"
     for step in steps:
@@ -201,57 +175,37 @@ def why_pre_tokenizer_loses(steps: Sequence[dict[str, Any]]) -> str | None:
     return None
 
 
-def pre_tokenizers(document: dict[str, Any]) -> list[dict[str, Any]]:
-    """The pre-tokenization steps in order."""
-    step = document.get("pre_tokenizer")
-    if not step:
-        return []
-    return list(step["pretokenizers"]) if step["type"] == "Sequence" else [step]
+def rank_order_is_merge_order(merges: Sequence[tuple[int, int, int]]) -> bool:
+    """Returns whether repeatedly joining all occurrences of the pair of lowest rank is equivalent to BPE.
 
-
-def family_of(document: Mapping[str, Any]) -> str | None:
-    """The family whose pre-tokenizer a `tokenizer.json` has, or None."""
-
-    def steps(pre_tokenizer: Mapping[str, Any]) -> list[dict[str, Any]]:
-        # Offsets play no part, and ByteLevel cuts by itself where older files do not say.
-        found = pre_tokenizers({"pre_tokenizer": pre_tokenizer})
-        return [{"use_regex": True, **step, "trim_offsets": True} for step in found]
-
-    own = steps(document.get("pre_tokenizer") or {})
-    return next((name for name, family in FAMILIES.items() if steps(family) == own), None)
-
-
-def in_order(merges: Sequence[tuple[int, int, int]]) -> bool:
-    """Whether joining all occurrences of the pair of lowest rank, again and again, is what BPE does.
-
-    It is where a pair's two tokens can only have been made by merges of lower rank: then no new pair is of lower rank
-    than the one that made it.
+    It is if the tokens of every pair are made only by merges of lower rank: then a new pair never has a lower rank than
+    the merge that made it.
 
     Args:
         merges: (left id, right id, id of the result) in order of rank.
     """
-    made = {result: rank for rank, (_, _, result) in enumerate(merges)}  # the last merge that makes it
-    return all(made.get(token, -1) < rank for rank, pair in enumerate(merges) for token in pair[:2])
+    last_rank = {result: rank for rank, (_, _, result) in enumerate(merges)}
+    return all(last_rank.get(token, -1) < rank for rank, pair in enumerate(merges) for token in pair[:2])
 
 
-def why_not_found(document: Mapping[str, Any]) -> str | None:
-    """Why `in_graph_added` cannot look for the tokens that a `tokenizer.json` says are in texts; None when it can."""
+def added_tokens_limitation(document: Mapping[str, Any]) -> str | None:
+    """Returns why `in_graph` cannot find the added tokens of a `tokenizer.json` in texts, or None."""
     tokens = [token for token in document["added_tokens"] if not token["special"]]
     for token in tokens:
         name = token["content"]
         if token.get("lstrip") or token.get("rstrip") or token.get("single_word") or not name:
-            return f"it looks for the added token {name!r} together with what is around it"
+            return f"it looks for the added token {name!r} together with the text around it"
         if document.get("normalizer") and token.get("normalized"):
             return f"it looks for the added token {name!r} in normalized text"
         for other in tokens:
             second = other["content"]
-            if any(second.startswith(name[place : place + len(second)]) for place in range(1, len(name))):
+            if any(second.startswith(name[start : start + len(second)]) for start in range(1, len(name))):
                 return f"it looks for added tokens in the text that may overlap, as {name!r} and {second!r}"
     return None
 
 
 def merges_of(document: dict[str, Any]) -> list[tuple[str, str]]:
-    """The merges, in the byte alphabet, in order of rank; both spellings of the format are read."""
+    """Returns the merges, in the byte alphabet, in order of rank, from both forms of the format."""
     return [
         tuple(merge.split(" ", 1)) if isinstance(merge, str) else (merge[0], merge[1])  # type: ignore[misc]
         for merge in document["model"]["merges"]
@@ -259,29 +213,20 @@ def merges_of(document: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def special_token_names(document: dict[str, Any]) -> dict[str, str]:
-    """Our name → the file's name, for those of our special tokens that the file has."""
+    """Returns our name → the file's name, for those of our special tokens that the file has."""
     merged = {left + right for left, right in merges_of(document)}
-    added = {token["content"] for token in document.get("added_tokens") or ()}
-    unmerged = {name for name in document["model"]["vocab"] if name not in merged}
-    found: dict[str, str] = {}
-    for ours, names in OTHER_NAMES.items():
-        for name in names:
-            if name in added or name in unmerged:
-                found[ours] = name
-                break
-    return found
+    names = {token["content"] for token in document.get("added_tokens") or ()}
+    names |= {name for name in document["model"]["vocab"] if name not in merged}
+    found = {ours: next((name for name in known if name in names), None) for ours, known in KNOWN_NAMES.items()}
+    return {ours: name for ours, name in found.items() if name is not None}
 
 
-def with_special_tokens(document: dict[str, Any], path: Path) -> dict[str, Any]:
-    """The document in which each of our four special tokens is a special added token.
-
-    Raises:
-        UserError: the file's ids have gaps, so that nothing can be added behind them.
-    """
+def _with_special_tokens(document: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Returns the document with each of our four special tokens as a special added token."""
     vocabulary = document["model"]["vocab"]
     added = {token["content"]: dict(token) for token in document.get("added_tokens") or ()}
     for token in added.values():
-        # `normalized` is about normalizers, of which there is none; the others would swallow spaces around a special.
+        # These would remove the spaces around a special token. `normalized` has no effect without a normalizer.
         token.update(lstrip=False, rstrip=False, single_word=False)
     found = special_token_names(document)
     used = {*vocabulary.values(), *(token["id"] for token in added.values())}

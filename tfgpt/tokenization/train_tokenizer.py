@@ -1,4 +1,4 @@
-"""Where a tokenizer comes from: trained byte-level BPE, the bytes themselves, or a file; and a report on it."""
+"""Training of byte-level BPE tokenizers."""
 
 from __future__ import annotations
 
@@ -6,23 +6,22 @@ import json
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
 
-import numpy as np
 import tokenizers
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 
 from tfgpt.common.errors import SettingError, UserError
-from tfgpt.tokenization.config import SMALLEST_VOCABULARY, SPECIAL_TOKENS, TokenizerConfig
+from tfgpt.tokenization.config import SMALLEST_VOCABULARY, TokenizerConfig
+from tfgpt.tokenization.load import load_tokenizer
 from tfgpt.tokenization.pretokenizer import BYTE_OF_CHARACTER
+from tfgpt.tokenization.special_tokens import SPECIAL_TOKENS
 from tfgpt.tokenization.tokenizer import Tokenizer
 from tfgpt.tokenization.tokenizer_json import merges_of, new_document
 
 
-def print_note(line: str) -> None:
-    """Prints one line for the person at the keyboard."""
+def print_to_stderr(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
@@ -31,15 +30,14 @@ def make_tokenizer(
     texts: Iterable[str],
     *,
     total_bytes: int | None = None,
-    note: Callable[[str], None] = print_note,
+    log: Callable[[str], None] = print_to_stderr,
 ) -> Tokenizer:
-    """The tokenizer that the settings ask for.
+    """Loads or trains the tokenizer that the settings describe.
 
     Args:
         config: the settings.
-        texts: the training text; read only when a tokenizer is trained.
-        total_bytes: bytes of all `texts`, when known (see `train_bpe`).
-        note: told, in one line, what turned out differently than asked.
+        texts: the training text; read only to train a tokenizer.
+        total_bytes, log: see `train_bpe`.
 
     Raises:
         UserError: the file of `--tokenizer` cannot be used, or there is no text to train on.
@@ -47,14 +45,14 @@ def make_tokenizer(
     if config.tokenizer == "bytes":
         return byte_tokenizer()
     if config.tokenizer != "bpe":
-        return Tokenizer.load(config.tokenizer)
+        return load_tokenizer(config.tokenizer)
     return train_bpe(
-        texts, config.vocabulary_size, sample_bytes=config.tokenizer_sample_bytes, total_bytes=total_bytes, note=note
+        texts, config.vocabulary_size, sample_bytes=config.tokenizer_sample_bytes, total_bytes=total_bytes, log=log
     )
 
 
 def byte_tokenizer() -> Tokenizer:
-    """The tokenizer without merges: ids 0…255 are the bytes, then the special tokens."""
+    """Returns the tokenizer without merges: ids 0 to 255 are the bytes, followed by the special tokens."""
     return Tokenizer(new_document([]))
 
 
@@ -64,23 +62,20 @@ def train_bpe(
     *,
     sample_bytes: int | None = None,
     total_bytes: int | None = None,
-    note: Callable[[str], None] = print_note,
+    log: Callable[[str], None] = print_to_stderr,
 ) -> Tokenizer:
     """Trains byte-level BPE (Sennrich et al. 2016; Radford et al. 2019) with `tokenizers`.
 
-    The same texts in the same order give the same tokenizer. Pairs that occur once are not merged. Texts are read
-    one by one; memory holds the distinct pre-tokens and their counts, not the texts.
+    The same texts in the same order give the same tokenizer. Pairs that occur once are not merged. Texts are read one
+    at a time; memory holds the distinct pre-tokens and their counts.
 
     Args:
         texts: the training text.
-        vocabulary_size: entries in all: 256 bytes, the merges, the special tokens.
-        sample_bytes: at most about so many bytes are used; None for all.
-        total_bytes: bytes of all texts. When known, the sample is spread over the whole; otherwise it is the
+        vocabulary_size: number of entries: 256 bytes, the merges and the special tokens.
+        sample_bytes: largest number of bytes to train on; None for all.
+        total_bytes: bytes of all texts, if known. The sample is then spread over all texts; otherwise it is their
             beginning.
-        note: told, in one line, when the text allows fewer entries than asked for.
-
-    Returns:
-        A tokenizer; its vocabulary is smaller than asked for when the text has no more pairs that occur twice.
+        log: receives one line if the vocabulary is smaller than `vocabulary_size` because no further pair occurs twice.
 
     Raises:
         SettingError: the vocabulary is too small for the bytes and the special tokens.
@@ -91,8 +86,8 @@ def train_bpe(
             "vocabulary_size",
             f"{vocabulary_size} is below {SMALLEST_VOCABULARY}: 256 bytes and {len(SPECIAL_TOKENS)} special tokens",
         )
-    sample = Sample(texts, sample_bytes, total_bytes)
-    # Our own document gives the pre-tokenizer, so training cuts text exactly as encoding will.
+    sample = TrainingSample(texts, sample_bytes, total_bytes)
+    # The pre-tokenizer of our own document, so that training cuts text exactly as encoding does.
     trainee = tokenizers.Tokenizer(BPE())
     trainee.pre_tokenizer = tokenizers.Tokenizer.from_str(byte_tokenizer().to_json()).pre_tokenizer
     trainer = BpeTrainer(
@@ -107,18 +102,18 @@ def train_bpe(
     merges = merges_of(json.loads(trainee.to_str()))
     tokenizer = Tokenizer(new_document((in_bytes(left), in_bytes(right)) for left, right in merges))
     if tokenizer.vocabulary_size < vocabulary_size:
-        note(
+        log(
             f"tokenizer: {sample.bytes_used:,} bytes of text give a vocabulary of {tokenizer.vocabulary_size:,}, "
             f"not {vocabulary_size:,}: no further pair occurs twice"
         )
     return tokenizer
 
 
-class Sample:
-    """The text that a tokenizer is trained on: all, a part spread evenly, or the beginning.
+class TrainingSample:
+    """Text to train a tokenizer on: all texts, slices spread evenly over them, or their beginning.
 
-    The spread part is made of slices (short texts are one slice, a book is many). Whether a slice belongs to it
-    depends on its content only (a checksum), so the same corpus gives the same sample.
+    Whether a slice is taken depends only on its content (a checksum), so the same corpus gives the same sample. Short
+    texts are one slice each.
     """
 
     def __init__(self, texts: Iterable[str], sample_bytes: int | None, total_bytes: int | None):
@@ -129,7 +124,7 @@ class Sample:
             self.slice_characters = max(1, min(1 << 16, sample_bytes // 100))
 
     def __iter__(self) -> Iterator[str]:
-        for content in self.slices():
+        for content in self._slices():
             if self.share < 1 and zlib.crc32(content) >= self.share * 2**32:
                 continue
             if self.sample_bytes is not None:
@@ -139,89 +134,14 @@ class Sample:
             if self.bytes_used == self.sample_bytes:
                 return
 
-    def slices(self) -> Iterator[bytes]:
-        """The texts cut to pieces; lone surrogates, over which no encoder merges, are left out."""
+    def _slices(self) -> Iterator[bytes]:
         for text in self.texts:
             step = self.slice_characters if self.share < 1 else max(len(text), 1)
             for start in range(0, len(text), step):
+                # Lone surrogates are left out; encoders do not merge across them.
                 yield text[start : start + step].encode("utf-8", "ignore")
 
 
 def in_bytes(token: str) -> bytes:
-    """A token of the byte alphabet as the bytes it stands for."""
+    """Returns the bytes of a token in the byte alphabet."""
     return bytes(BYTE_OF_CHARACTER[character] for character in token)
-
-
-def vocabulary_report(tokenizer: Tokenizer, texts: Iterable[str], longest: int = 10) -> dict[str, Any]:
-    """How well a vocabulary fits a text.
-
-    Args:
-        tokenizer: the tokenizer.
-        texts: the texts to measure on, such as the validation documents; read once, a few megabytes at a time.
-        longest: how many of the longest tokens to list.
-
-    Returns:
-        A dictionary of plain JSON values: `vocabulary_size`, `documents`, `bytes`, `characters`, `tokens`,
-        `bytes_per_token`, `characters_per_token`, `tokens_per_document`, `used_ids`, `unused_ids` (both without the
-        special tokens), `unused_share`, `merged_byte_share` (bytes inside tokens of two bytes or more),
-        `ids_for_90_percent` (how few ids make up 90% of the tokens) and `longest_tokens`.
-    """
-    counts = np.zeros(tokenizer.vocabulary_size, np.int64)
-    documents = characters = 0
-    for batch in batches_of_texts(texts):
-        documents += len(batch)
-        characters += sum(map(len, batch))
-        for ids in tokenizer.encode_batch(batch):
-            counts += np.bincount(ids, minlength=len(counts))
-    lengths = tokenizer.byte_lengths().astype(np.int64)
-    tokens, length = int(counts.sum()), int((counts * lengths).sum())
-    ordinary = lengths > 0
-    unused = int((ordinary & (counts == 0)).sum())
-    descending = np.sort(counts)[::-1]
-    contents = tokenizer.token_bytes()
-    by_length = np.argsort(-lengths, kind="stable")[:longest]
-    return {
-        "vocabulary_size": tokenizer.vocabulary_size,
-        "documents": documents,
-        "bytes": length,
-        "characters": characters,
-        "tokens": tokens,
-        "bytes_per_token": length / max(tokens, 1),
-        "characters_per_token": characters / max(tokens, 1),
-        "tokens_per_document": tokens / max(documents, 1),
-        "used_ids": int(ordinary.sum()) - unused,
-        "unused_ids": unused,
-        "unused_share": unused / int(ordinary.sum()),
-        "merged_byte_share": int((counts * lengths)[lengths > 1].sum()) / max(length, 1),
-        "ids_for_90_percent": int(np.searchsorted(np.cumsum(descending), 0.9 * tokens)) + 1 if tokens else 0,
-        "longest_tokens": [contents[identifier].decode("utf-8", "replace") for identifier in by_length],
-    }
-
-
-def batches_of_texts(texts: Iterable[str], characters: int = 1 << 22) -> Iterator[list[str]]:
-    """Consecutive texts in lists of about so many characters."""
-    batch: list[str] = []
-    length = 0
-    for text in texts:
-        batch.append(text)
-        length += len(text)
-        if length >= characters:
-            yield batch
-            batch, length = [], 0
-    if batch:
-        yield batch
-
-
-def report_lines(report: dict[str, Any]) -> list[str]:
-    """The report of `vocabulary_report` for people, a line a fact."""
-    ordinary = report["used_ids"] + report["unused_ids"]
-    return [
-        f"vocabulary          {report['vocabulary_size']:,} ids",
-        f"text                {report['documents']:,} documents, {report['bytes']:,} bytes, "
-        f"{report['tokens']:,} tokens ({report['tokens_per_document']:.1f} a document)",
-        f"bytes per token     {report['bytes_per_token']:.3f} ({report['characters_per_token']:.3f} characters)",
-        f"unused ids          {report['unused_ids']:,} of {ordinary:,} ({report['unused_share']:.1%})",
-        f"bytes in merges     {report['merged_byte_share']:.1%}",
-        f"90% of the tokens   are {report['ids_for_90_percent']:,} ids",
-        "longest tokens      " + " ".join(repr(token) for token in report["longest_tokens"]),
-    ]

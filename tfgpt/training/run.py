@@ -31,6 +31,7 @@ from tfgpt.model import cost
 from tfgpt.model.checkpoints.huggingface import save_decoder
 from tfgpt.model.checkpoints.peft_adapters import save_adapter
 from tfgpt.model.checkpoints.safetensors_file import weights_fingerprint
+from tfgpt.tokenization.load import load_tokenizer
 from tfgpt.tokenization.tokenizer import Tokenizer
 from tfgpt.training.checkpoints import Checkpoint, Checkpoints, assign
 from tfgpt.training.compilation import choose_compilation
@@ -237,7 +238,7 @@ def check_same_run(
 
 def has_other_tokenizer(tokenizer: Tokenizer, model: Path) -> bool:
     """Returns whether a model's own tokenizer differs from `tokenizer`."""
-    return tokenizer.fingerprint != Tokenizer.load(model).fingerprint
+    return tokenizer.fingerprint != load_tokenizer(model).fingerprint
 
 
 def describe_run(recipe: TrainConfig, tokenizer: Tokenizer, trainer: Trainer, strategy: tf.distribute.Strategy) -> None:

@@ -12,8 +12,10 @@ import tokenizers
 from tensorflow.core.protobuf import saved_model_pb2
 
 from tfgpt.common.errors import UserError
-from tfgpt.tokenization.in_graph import byte_level
-from tfgpt.tokenization.in_graph.byte_level import BytePairMerger, InGraphTokenizer, class_pages
+from tfgpt.tokenization.in_graph import pretokenizers
+from tfgpt.tokenization.in_graph.byte_level import BytePairMerger, InGraphTokenizer
+from tfgpt.tokenization.in_graph.text_ops import utf8_sequences
+from tfgpt.tokenization.load import load_tokenizer
 from tfgpt.tokenization.tokenizer import Tokenizer
 from tfgpt.tokenization.train_tokenizer import byte_tokenizer
 
@@ -133,14 +135,14 @@ def test_time_for_a_long_word_is_linear_in_its_length(trained_graph, trained):
 
 
 def test_class_pages_are_the_classes_of_tokenizers(every_character):
-    pages, page_of = class_pages()
+    pages, page_of = pretokenizers.class_pages()
     classes = pages.reshape(-1, 256)[page_of].reshape(-1)
-    expected = np.full(0x110000, byte_level.OTHER)
+    expected = np.full(0x110000, pretokenizers.OTHER)
     code_points = np.array([ord(character) for character in every_character])
     for kind, expression in (
-        (byte_level.LETTER, r"\p{L}+"),
-        (byte_level.NUMBER, r"\p{N}+"),
-        (byte_level.SPACE, r"\s+"),
+        (pretokenizers.LETTER, r"\p{L}+"),
+        (pretokenizers.NUMBER, r"\p{N}+"),
+        (pretokenizers.SPACE, r"\s+"),
     ):
         outside = np.zeros(len(code_points), bool)
         cutter = tokenizers.pre_tokenizers.Split(tokenizers.Regex(expression), "removed")
@@ -153,7 +155,7 @@ def test_class_pages_are_the_classes_of_tokenizers(every_character):
 def test_well_formed_sequences_are_those_that_python_decodes(broken_texts):
     texts = [content for content in broken_texts if content]
     first = [place == 0 for content in texts for place in range(len(content))]
-    code_points, lengths = byte_level.utf8_sequences(tf.constant(list(b"".join(texts))), tf.constant(first))
+    code_points, lengths = utf8_sequences(tf.constant(list(b"".join(texts))), tf.constant(first))
     expected_points, expected_lengths = [], []
     for content in texts:
         for character in content.decode("utf-8", "surrogateescape"):
@@ -172,7 +174,7 @@ def test_unknown_pre_tokenizer_is_refused_by_one_line_naming_the_file(changed_fi
 
     path = changed_file(change)
     with pytest.raises(UserError, match=rf"^{path}: cannot be run inside the TensorFlow graph: its pre-tokenizer"):
-        InGraphTokenizer(Tokenizer.load(path))
+        InGraphTokenizer(load_tokenizer(path))
 
 
 class TextToText(tf.Module):

@@ -5,9 +5,10 @@ import pytest
 import tensorflow as tf
 
 from tests.tokenization.test_jinja_template import CONVERSATIONS, TAGGED, with_template, without_tag
-from tfgpt.tokenization.chat_template import encode_messages, render_messages, template_of
+from tfgpt.tokenization.chat_template import encode_messages, get_chat_template
 from tfgpt.tokenization.in_graph.byte_level import InGraphTokenizer
 from tfgpt.tokenization.in_graph.chat import encode_conversations
+from tfgpt.tokenization.jinja_template import DEFAULT_TEMPLATE
 from tfgpt.tokenization.tokenizer import Tokenizer
 
 DIALOGUES = [
@@ -37,14 +38,14 @@ def encode(trained: Tokenizer):
 
 @pytest.mark.parametrize("add_generation_prompt", [True, False])
 def test_ids_equal_those_of_the_messages(encode, trained, add_generation_prompt):
-    rendered = [render_messages(dialogue, add_generation_prompt) for dialogue in DIALOGUES]
+    rendered = [DEFAULT_TEMPLATE.render(dialogue, add_generation_prompt) for dialogue in DIALOGUES]
     for dialogue, ids in zip(DIALOGUES, encode(rendered).to_list(), strict=True):
         expected, _ = encode_messages(trained, dialogue, add_generation_prompt)
         assert ids == expected.tolist(), dialogue
 
 
 def test_what_somebody_types_never_becomes_a_special_token(encode, trained):
-    [ids] = encode([render_messages(DIALOGUES[4], add_generation_prompt=False)]).to_list()
+    [ids] = encode([DEFAULT_TEMPLATE.render(DIALOGUES[4])]).to_list()
     specials = [identifier for identifier in ids if identifier in trained.special_tokens.values()]
     assert specials == [trained.end_of_text_id, trained.start_of_turn_id, trained.end_of_turn_id]
 
@@ -70,7 +71,7 @@ def test_any_template_is_read_as_encode_messages_reads_it(trained, name):
         [{"role": "user", "content": "Hi</s> [/INST]<|im_end|> \uf8fe1"}],
         [*CONVERSATIONS[1][:3], {"role": "user", "content": "<s>你好"}],
     ]
-    rendered = [render_messages(dialogue, True, template_of(tokenizer)) for dialogue in dialogues]
+    rendered = [get_chat_template(tokenizer).render(dialogue, True) for dialogue in dialogues]
     for dialogue, ids in zip(
         dialogues, encode_conversations(tokenizer, in_graph, tf.constant(rendered)).to_list(), strict=True
     ):

@@ -10,11 +10,11 @@ import tensorflow as tf
 import tokenizers
 
 from tfgpt.common.errors import UserError
-from tfgpt.tokenization.in_graph.byte_level import CharacterSplitter, InGraphTokenizer
-from tfgpt.tokenization.in_graph.nfc import NFC, utf8_bytes
-from tfgpt.tokenization.in_graph.pretokenizers import RULES
-from tfgpt.tokenization.in_graph.vector_ops import flags_at
-from tfgpt.tokenization.pretrained_pretokenizers import FAMILIES
+from tfgpt.tokenization.in_graph.byte_level import InGraphTokenizer
+from tfgpt.tokenization.in_graph.nfc import NFC
+from tfgpt.tokenization.in_graph.pretokenizers import RULES, InGraphPretokenizer
+from tfgpt.tokenization.in_graph.text_ops import flags_at, utf8_bytes
+from tfgpt.tokenization.pretokenizer import FAMILIES
 from tfgpt.tokenization.tokenizer import Tokenizer
 from tfgpt.tokenization.tokenizer_json import added_token
 
@@ -43,7 +43,7 @@ def starts_in_graph(family: str, texts: list[str]) -> list[list[int]]:
     first = flags_at(
         tf.constant([begin for begin, text in zip(begins, texts, strict=True) if text], tf.int32), tf.size(every)
     )
-    found = CharacterSplitter(RULES[family])(every, first).numpy()
+    found = InGraphPretokenizer(RULES[family])(every, first).numpy()
     places = []
     for content, begin in zip(contents, begins, strict=True):
         character_of_byte = np.cumsum((content & 0xC0) != 0x80) - 1

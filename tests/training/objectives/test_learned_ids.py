@@ -16,7 +16,7 @@ from sentencepiece import sentencepiece_model_pb2
 from tests.conversion.tiny import byte_level_files
 from tfgpt.pipeline.chat_shards import write_conversations
 from tfgpt.pipeline.token_shards import write_token_shards
-from tfgpt.tokenization.hugging_face_tokenizer import open_tokenizer
+from tfgpt.tokenization.hugging_face_tokenizer import load_hugging_face_tokenizer
 from tfgpt.tokenization.sentencepiece_tokenizer import SentencePieceTokenizer
 from tfgpt.tokenization.special_tokens import SpecialTokens
 from tfgpt.tokenization.tokenizer import Tokenizer
@@ -66,7 +66,7 @@ def kind(request, tmp_path_factory: pytest.TempPathFactory, documents: list[str]
         return sentencepiece_tokenizer(sentencepiece_model, request.param == "sentencepiece")
     directory = tmp_path_factory.mktemp("files")
     byte_level_files(directory, request.param, documents[:200])
-    made = open_tokenizer(directory, request.param)
+    made = load_hugging_face_tokenizer(directory, request.param)
     del made.config["chat_template"]
     return made
 

@@ -1,4 +1,4 @@
-"""Rendered conversations to ids inside the TensorFlow graph, equal to `chat_template.encode_messages`."""
+"""Encoding of rendered conversations as TensorFlow operations."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ import re
 import tensorflow as tf
 
 from tfgpt.common.errors import UserError
-from tfgpt.tokenization.chat_template import encode_messages, template_of
+from tfgpt.tokenization.chat_template import get_chat_template
 from tfgpt.tokenization.in_graph.byte_level import InGraphTokenizer
 from tfgpt.tokenization.jinja_template import BREAK, ESCAPE, ITSELF
 from tfgpt.tokenization.tokenizer import Tokenizer
 
-# Put around special tokens to cut at them: in a content, ESCAPE is always followed by 0 or 1.
 CUT = f"{ESCAPE}2"
+"""Put around special tokens; elsewhere ESCAPE is always followed by 0 or 1."""
 
 
 def encode_conversations(tokenizer: Tokenizer, in_graph: InGraphTokenizer, conversations: tf.Tensor) -> tf.RaggedTensor:
-    """The ids of conversations as `chat_template.render_messages` writes them with the tokenizer's template.
+    """Encodes texts of `ChatTemplate.render` to the ids of `encode_messages`.
 
-    A conversation that somebody wrote by hand may leave out the special token that every conversation of the template
-    begins with (such as our end-of-text): it is put there.
+    If a conversation lacks the special token that every conversation of the template begins with (such as our
+    end-of-text), it is added.
 
     Args:
-        tokenizer: whose special tokens the names become.
-        in_graph: the same tokenizer's operations.
+        tokenizer: the tokenizer.
+        in_graph: operations of the same tokenizer.
         conversations: [B] strings.
 
     Returns:
@@ -36,15 +36,15 @@ def encode_conversations(tokenizer: Tokenizer, in_graph: InGraphTokenizer, conve
         pattern = "|".join(re.escape(name) for name in names)
         conversations = tf.strings.regex_replace(conversations, f"({pattern})", rf"{CUT}\1{CUT}")
     parts = tf.strings.split(conversations, CUT)  # [B, (text, name, text, name, …, text)]
-    place = tf.ragged.range(tf.cast(parts.row_lengths(), tf.int32)).flat_values
-    special = place % 2 == 1
+    index = tf.ragged.range(tf.cast(parts.row_lengths(), tf.int32)).flat_values
+    special = index % 2 == 1
     which = tf.argmax(parts.flat_values[:, None] == tf.constant(names or [""])[None, :], 1)
     special_ids = tf.gather(tf.constant(ids or [0], tf.int32), which)
     texts = tf.where(special, "", parts.flat_values)
     texts = tf.strings.regex_replace(tf.strings.regex_replace(texts, BREAK, ""), ITSELF, ESCAPE)
-    # What stands before each part's text: the special token that it is, or the one that all begin with, or nothing.
+    # Number of special tokens before the text of each part: the part itself, or the first of the conversation.
     before = tf.cast(special, tf.int64)
-    first = first_special_id(tokenizer)
+    first = _first_special_id(tokenizer)
     if first is not None:
         row_starts = parts.row_splits[:-1]
         rows = tf.cast(parts.row_lengths(), tf.int32)
@@ -59,20 +59,17 @@ def encode_conversations(tokenizer: Tokenizer, in_graph: InGraphTokenizer, conve
     return tf.RaggedTensor.from_row_splits(encoded.values, splits, validate=False)
 
 
-def first_special_id(tokenizer: Tokenizer) -> int | None:
-    """The special token that the template's conversations begin with whoever speaks first, if there is such a one."""
-    firsts = set()
+def _first_special_id(tokenizer: Tokenizer) -> int | None:
+    """Returns the special token that all conversations of the template begin with, or None."""
+    template, firsts = get_chat_template(tokenizer), set()
     for role in ("system", "user"):
         messages = [{"role": "user", "content": "a"}]
         if role == "system":
             messages.insert(0, {"role": "system", "content": "b"})
         try:
-            text = template_of(tokenizer).render(messages)
-        except UserError:  # some templates know no system
+            text = template.render(messages)
+        except UserError:  # Some templates refuse system messages.
             continue
-        special, start, end = template_of(tokenizer).parts(text)[0]
+        special, start, end = template.split_special_tokens(text)[0]
         firsts.add(tokenizer.special_tokens[text[start:end]] if special and start == 0 else None)
     return firsts.pop() if len(firsts) == 1 else None
-
-
-__all__ = ["encode_conversations", "encode_messages"]

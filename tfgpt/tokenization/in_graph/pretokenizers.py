@@ -1,43 +1,53 @@
-r"""Where the tokenizers of GPT-2, SmolLM2, Llama 3 and Qwen2 cut text, as TensorFlow operations.
+r"""Pre-tokenizers as TensorFlow operations: exact vectorized forms of the regular expressions in `pretokenizer`.
 
-The vectorised form of `foreign_patterns`' expressions. Why it is exact: an expression is tried at the place where the
-match before it ended, and each of its parts takes a whole run of one class of characters, so that matches begin where a
-run begins, with these exceptions, each of which looks at a few neighbours only:
+Our expression (`_our_starts`): between two classes of characters it always cuts, except that a letter, number or other
+sign takes one U+0020 before it. A run of one class is cut every `LARGEST_RUN` characters from its own start (the space
+that it takes does not count). White space before something else leaves its last character for itself or for the next
+word: `\s{1,32}(?!\S)` steps back by one exactly if it would reach the end of the run. So the run is cut every 32
+characters and before its last one, except at the end of the text.
 
-- a letter's run (GPT-2: a number's as well) takes one character before it: GPT-2 a space, Llama 3 any sign or white
-  space that is no line end, where that character has not been taken already, which a sign before another sign is;
-- a sign's run takes one space before it, and (Llama 3) the line ends behind it;
-- white space: (Llama 3) up to its last line end it is one match; of the rest, the last character stands alone or is
-  taken by what follows, and at the end of the text is not;
-- a contraction ('s, 't, 're, …) is a match where its apostrophe begins one.
+Pretrained expressions (`_pretrained_starts`): matching resumes where the last match ended, and each alternative takes a
+whole run of one class, so matches begin at the starts of runs, with exceptions that depend on a few neighbors:
+
+- a run of letters (GPT-2: also of numbers) takes one character before it, unless that character is already taken:
+  GPT-2 a space, Llama 3 any sign or white space except line ends;
+- a run of signs takes one space before it and (Llama 3) the line ends after it;
+- white space up to its last line end is one match (Llama 3); of the rest, the last character stands alone or is taken
+  by what follows, except at the end of the text;
+- a contraction ('s, 't, 're, …) is a match if its apostrophe begins one.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
+import functools
 
+import numpy as np
 import tensorflow as tf
+import tiktoken
+import tokenizers
 
-from tfgpt.tokenization.in_graph.vector_ops import following, position_in_run, preceding
-from tfgpt.tokenization.tokenizer_json import family_of
+from tfgpt.tokenization.in_graph.text_ops import characters, flags_at, following, position_in_run, preceding
+from tfgpt.tokenization.pretokenizer import MAXIMUM_RUN
 
 OTHER, LETTER, NUMBER, SPACE, INVALID, NOTHING = range(6)
 """Classes of characters. INVALID is a byte outside any well-formed sequence, NOTHING the end of the text."""
 
+LARGEST_RUN = {OTHER: MAXIMUM_RUN, LETTER: MAXIMUM_RUN, NUMBER: 3, SPACE: MAXIMUM_RUN, INVALID: 1, NOTHING: 1}
+"""Largest number of characters of a class in one of our pre-tokens."""
+
 
 @dataclasses.dataclass(frozen=True)
 class PretokenizerRules:
-    """What the families differ in.
+    """Differences between the pretrained families.
 
     Attributes:
-        number_run: digits of one pre-token; None: the whole run.
-        numbers_apart: each digit stands alone, and what is around it is cut as if the text ended there.
+        number_run: largest number of digits in a pre-token; None for no limit.
+        numbers_apart: each digit stands alone, and the text on both sides is cut as if it ended there.
         numbers_take_space: a number takes the space before it.
-        any_case: contractions in upper case as well.
+        any_case: contractions may be in upper case.
         words_take_signs: letters take one sign or white space before them, not only a space.
-        line_ends: line ends go with the signs before them, and end a run of white space.
+        line_ends: line ends belong to the signs before them, and end a run of white space.
     """
 
     number_run: int | None = None
@@ -55,29 +65,61 @@ RULES = {
     "llama3": LLAMA3,
     "qwen2": dataclasses.replace(LLAMA3, number_run=1),
 }
-"""By the names of `pretrained_pretokenizers.FAMILIES`."""
+"""Rules of each family in `pretokenizer.FAMILIES`."""
 
 
-def cut_rules(document: Mapping[str, Any]) -> PretokenizerRules | None:
-    """The rules of a `tokenizer.json`; None where it is of no known family."""
-    family = family_of(document)
-    return None if family is None else RULES[family]
-
-
-def pre_token_starts(code_points: tf.Tensor, kinds: tf.Tensor, first: tf.Tensor, rules: PretokenizerRules) -> tf.Tensor:
-    """Which characters start a pre-token.
+class InGraphPretokenizer(tf.Module):
+    """Cuts the bytes of a batch of texts into pre-tokens.
 
     Args:
-        code_points: [C] int32.
-        kinds: [C] int32 classes.
-        first: [C] bool, the characters that start a text.
-        rules: the family's.
-
-    Returns:
-        [C] bool.
+        rules: rules of a pretrained family; None for our own expression.
     """
+
+    def __init__(self, rules: PretokenizerRules | None = None) -> None:
+        super().__init__()
+        self._rules = rules
+        pages, page_of = class_pages(rules is not None and rules.numbers_apart)
+        with tf.device("CPU:0"):
+            self._pages = tf.constant(pages)
+            self._page_of = tf.constant(page_of)
+            self._largest_run = tf.constant([LARGEST_RUN[kind] for kind in range(6)])
+
+    def __call__(self, contents: tf.Tensor, first: tf.Tensor) -> tf.Tensor:
+        """Returns [T] bool, the bytes that start a pre-token.
+
+        Args:
+            contents: [T] int32, the bytes of all texts.
+            first: [T] bool, the bytes that start a text.
+        """
+        code_points, valid, where = characters(contents, first)  # from here (C): one entry for each character
+        first = tf.gather(first, where)
+        page = tf.gather(self._page_of, code_points // 256)
+        kinds = tf.cast(tf.gather(self._pages, page * 256 + code_points % 256), tf.int32)
+        kinds = tf.where(valid, kinds, INVALID)
+        if self._rules is None:
+            starts = _our_starts(code_points, kinds, first, self._largest_run)
+        else:
+            starts = _pretrained_starts(code_points, kinds, first, self._rules)
+        return flags_at(tf.boolean_mask(where, starts), tf.size(contents))
+
+
+def _our_starts(code_points: tf.Tensor, kinds: tf.Tensor, first: tf.Tensor, largest_run: tf.Tensor) -> tf.Tensor:
+    # All tensors are (C), largest_run is (6) by class.
+    before = tf.where(first, NOTHING, preceding(kinds, 1, filler=NOTHING))
+    after = tf.where(following(first, True), NOTHING, following(kinds, NOTHING))
+    position = position_in_run((kinds == before) & ~first, counted_from_start=True)
+    cut = position % tf.gather(largest_run, kinds) == 0
+    takes_space = (position == 0) & (preceding(code_points, 1) == 0x20) & (before == SPACE)
+    last_space = (after != SPACE) & (after != NOTHING) & (after != INVALID)
+    is_space, is_invalid = kinds == SPACE, kinds == INVALID
+    return tf.where(is_space, cut | last_space, cut & (is_invalid | ~takes_space))
+
+
+def _pretrained_starts(
+    code_points: tf.Tensor, kinds: tf.Tensor, first: tf.Tensor, rules: PretokenizerRules
+) -> tf.Tensor:
     index = tf.range(tf.size(kinds))
-    seen = tf.where(kinds == INVALID, NOTHING, kinds)  # as neighbours see each other
+    seen = tf.where(kinds == INVALID, NOTHING, kinds)  # the class that neighbors see
     if rules.numbers_apart:
         seen = tf.where(seen == NUMBER, NOTHING, seen)
     last = following(first, True)
@@ -87,12 +129,12 @@ def pre_token_starts(code_points: tf.Tensor, kinds: tf.Tensor, first: tf.Tensor,
     ends = (seen != after) | (seen == NOTHING)
     is_space, is_other, is_letter = (seen == kind for kind in (SPACE, OTHER, LETTER))
 
-    # White space: what goes with the signs before it, what ends with the last line end, and the rest.
+    # White space is taken by the signs before it, or ends with the last line end, or is the rest.
     taken, rest = tf.zeros_like(first), is_space
     if rules.line_ends:
         line_end = ((code_points == 10) | (code_points == 13)) & is_space
-        goes_on = line_end & preceding(line_end, 1) & ~first
-        begin = index - position_in_run(goes_on, counted_from_start=True)
+        continues = line_end & preceding(line_end, 1) & ~first
+        begin = index - position_in_run(continues, counted_from_start=True)
         taken = line_end & (tf.gather(before, begin) == OTHER)
         run = tf.cumsum(tf.cast(begins, tf.int32)) - 1
         last_line_end = tf.math.segment_max(tf.where(line_end & ~taken, index, -1), run)
@@ -100,35 +142,28 @@ def pre_token_starts(code_points: tf.Tensor, kinds: tf.Tensor, first: tf.Tensor,
     continues = ~begins & ~preceding(taken, 1)  # white space that follows white space which is not taken
     space_starts = ~taken & (~continues | (rest & ~preceding(rest, 1)) | (rest & ends & (after != NOTHING)))
 
-    # What takes the character before it.
-    behind_rest = ~first & preceding(rest, 1)
-    behind_blank = behind_rest & (preceding(code_points, 1) == 0x20)
-    other_starts = is_other & begins & ~behind_blank
+    # Runs that take the character before them.
+    after_rest = ~first & preceding(rest, 1)
+    after_blank = after_rest & (preceding(code_points, 1) == 0x20)
+    other_starts = is_other & begins & ~after_blank
+    letter_taken = after_blank
     if rules.words_take_signs:
         lone_sign = other_starts & ends
-        letter_taken = behind_rest | (preceding(lone_sign, 1) & ~first)
-    else:
-        letter_taken = behind_blank
+        letter_taken = after_rest | (preceding(lone_sign, 1) & ~first)
     letter_starts = is_letter & begins & ~letter_taken
-    number_starts = numbers(kinds, begins, first, behind_blank, rules)
-    starts = (is_space & space_starts) | other_starts | letter_starts | number_starts | (kinds == INVALID)
-    return with_contractions(starts, code_points, other_starts, is_letter, first, rules.any_case)
-
-
-def numbers(
-    kinds: tf.Tensor, begins: tf.Tensor, first: tf.Tensor, behind_blank: tf.Tensor, rules: PretokenizerRules
-) -> Any:
-    """[C] bool: the digits that start a pre-token."""
-    is_number = kinds == NUMBER
-    if rules.numbers_apart:
-        return is_number
+    number_starts = kinds == NUMBER
     if rules.numbers_take_space:
-        return is_number & begins & ~behind_blank
-    place = position_in_run(is_number & preceding(is_number, 1) & ~first, counted_from_start=True)
-    return is_number & (place % rules.number_run == 0) if rules.number_run else is_number & begins
+        number_starts &= begins & ~after_blank
+    elif rules.number_run:
+        continues = number_starts & preceding(number_starts, 1) & ~first
+        number_starts &= position_in_run(continues, counted_from_start=True) % rules.number_run == 0
+    else:
+        number_starts &= begins
+    starts = (is_space & space_starts) | other_starts | letter_starts | number_starts | (kinds == INVALID)
+    return _with_contractions(starts, code_points, other_starts, is_letter, first, rules.any_case)
 
 
-def with_contractions(
+def _with_contractions(
     starts: tf.Tensor,
     code_points: tf.Tensor,
     other_starts: tf.Tensor,
@@ -136,21 +171,46 @@ def with_contractions(
     first: tf.Tensor,
     any_case: bool,
 ) -> tf.Tensor:
-    """[C] bool: the starts, where 's, 't, 'm, 'd, 're, 've and 'll are pre-tokens."""
-
-    def one_of(letters: str) -> tf.Tensor:
+    def next_is(letters: str, flags: tf.Tensor | bool = True) -> tf.Tensor:
         # Without regard to case, the long s is an s.
-        characters = {*letters, *letters.upper(), *("ſ" if "s" in letters else "")} if any_case else set(letters)
-        found = tf.zeros_like(starts)
-        for character in sorted(characters):
-            found |= code_points == ord(character)
-        return found & ~first  # a letter in the text of the character before it
+        variants = {*letters, *letters.upper(), *("ſ" if "s" in letters else "")} if any_case else set(letters)
+        found = tf.reduce_any(code_points[:, None] == tf.constant(sorted(map(ord, variants)), tf.int32), 1)
+        return following(found & ~first & flags, False)  # in the same text
 
-    following_letter = [following(one_of(letters), False) for letters in ("stmd", "rv", "l")]
-    second = [following(following(one_of(letters), False), False) for letters in ("e", "l")]
     apostrophe = other_starts & (code_points == ord("'"))
-    short = apostrophe & following_letter[0]
-    long = apostrophe & ((following_letter[1] & second[0]) | (following_letter[2] & second[1]))
+    short = apostrophe & next_is("stmd")
+    long = apostrophe & (next_is("rv", next_is("e")) | next_is("l", next_is("l")))
     inside = preceding(short, 1) | preceding(long, 1) | preceding(long, 2)
-    behind = (preceding(short, 2) | preceding(long, 3)) & is_letter & ~first
-    return (starts & ~inside) | behind
+    after = (preceding(short, 2) | preceding(long, 3)) & is_letter & ~first
+    return (starts & ~inside) | after
+
+
+@functools.cache
+def class_pages(digits_step: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    r"""Returns the class of every code point, in pages of 256 without duplicates.
+
+    The classes come from the regular expression engine of tiktoken, because Python's `unicodedata` has another version
+    of Unicode. (The engine of `tokenizers` agrees on every code point.)
+
+    Args:
+        digits_step: whether numbers are what the Digits step of `tokenizers` cuts; its version of Unicode is newer.
+
+    Returns:
+        [pages × 256] uint8 classes and [0x1100] int32 page of each code point's upper bits.
+    """
+    every_character = "".join(map(chr, [*range(0xD800), *range(0xE000, 0x110000)]))
+    ranks = {bytes([byte]): byte for byte in range(256)}
+    classes = np.full(0x110000, OTHER, np.uint8)
+    for kind, expression in ((LETTER, r"\p{L}+"), (NUMBER, r"\p{N}+"), (SPACE, r"\s+")):
+        # An encoding drops the characters that its expression does not match.
+        matcher = tiktoken.Encoding("class", pat_str=expression, mergeable_ranks=ranks, special_tokens={})
+        members = bytes(matcher.encode_ordinary(every_character)).decode().encode("utf-32-le")
+        classes[np.frombuffer(members, np.uint32)] = kind
+    if digits_step:
+        step = tokenizers.pre_tokenizers.Digits(individual_digits=True)
+        likely = [piece for piece, _ in step.pre_tokenize_str(every_character) if len(piece) == 1]
+        # A character between two digits is a piece as well; between letters it is not.
+        found = {piece for piece, _ in step.pre_tokenize_str("a".join(["", *likely, ""]))}
+        classes[[ord(character) for character in likely if character in found]] = NUMBER
+    pages, page_of = np.unique(classes.reshape(-1, 256), axis=0, return_inverse=True)
+    return pages.reshape(-1), page_of.reshape(-1).astype(np.int32)

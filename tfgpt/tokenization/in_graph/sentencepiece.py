@@ -1,4 +1,4 @@
-"""SentencePiece models inside the TensorFlow graph, by `tensorflow_text`; and the right operations for a tokenizer."""
+"""SentencePiece as TensorFlow operations (`tensorflow_text`), and the choice of the operations for a tokenizer."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from tfgpt.tokenization.tokenizer import Tokenizer
 
 
 def in_graph_tokenizer(tokenizer: Tokenizer) -> InGraphTokenizer | InGraphSentencePiece:
-    """The operations that give a tokenizer's ids.
+    """Returns the TensorFlow operations that give the ids of a tokenizer.
 
     Raises:
-        UserError: there are none.
+        UserError: the tokenizer is not supported.
     """
     if isinstance(tokenizer, SentencePieceTokenizer):
         return InGraphSentencePiece(tokenizer)
@@ -22,14 +22,14 @@ def in_graph_tokenizer(tokenizer: Tokenizer) -> InGraphTokenizer | InGraphSenten
 
 
 class InGraphSentencePiece(tf.Module):
-    """Encodes and decodes batches of strings as `SentencePieceTokenizer` does; the interface is `InGraphTokenizer`'s.
+    """The interface of `InGraphTokenizer` for a `SentencePieceTokenizer`.
 
-    A program that loads a SavedModel of it has to have `tensorflow_text`'s operations registered (`import
-    tensorflow_text`, or a server that is linked with them, as TensorFlow Serving's images are).
+    A program that loads a SavedModel with it needs the operations of `tensorflow_text`: `import tensorflow_text`, or a
+    server that is linked with them, such as TensorFlow Serving's images.
 
     Args:
         tokenizer: the tokenizer.
-        name: the module's name.
+        name: name of the module.
 
     Raises:
         UserError: `tensorflow_text` is not installed.
@@ -41,7 +41,7 @@ class InGraphSentencePiece(tf.Module):
             import tensorflow_text
         except ImportError as error:
             raise UserError(
-                f"{tokenizer.origin}: a SentencePiece model runs inside a graph by tensorflow-text, which cannot be "
+                f"{tokenizer.origin}: a SentencePiece model in a graph requires tensorflow-text, which cannot be "
                 f"imported here ({error}; there is none for Windows); export it on Linux or macOS"
             ) from None
 
@@ -51,13 +51,13 @@ class InGraphSentencePiece(tf.Module):
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string)], autograph=False)
     def encode(self, texts: tf.Tensor) -> tf.RaggedTensor:
-        """The ids of each text [B] as RaggedTensor [B, (ids)] int32; special tokens are never among them."""
+        """Encodes texts [B] to RaggedTensor [B, (ids)] int32, without special tokens."""
         with tf.device("CPU:0"):
-            # As `valid_text`: what is not UTF-8 becomes U+FFFD.
+            # As in `SentencePieceTokenizer`, bytes that are not UTF-8 become U+FFFD.
             valid = tf.strings.unicode_transcode(texts, "UTF-8", "UTF-8", errors="replace", replacement_char=0xFFFD)
             return self._model.tokenize(valid)
 
     def decode(self, ids: tf.RaggedTensor | tf.Tensor) -> tf.Tensor:
-        """The bytes that rows of ids add to a text: [B] strings, with the space that stands before the first word."""
+        """Decodes rows of ids to [B] strings, including the space before the first word."""
         with tf.device("CPU:0"):
             return tf.strings.reduce_join(tf.gather(self._token_bytes, ids), axis=-1)

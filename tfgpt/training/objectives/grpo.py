@@ -32,6 +32,7 @@ from tfgpt.generation.generator import Completion, Generator
 from tfgpt.generation.prompts import encode
 from tfgpt.model.checkpoints.huggingface import load_decoder
 from tfgpt.pipeline.batches import EpochShuffle
+from tfgpt.tokenization.load import load_tokenizer
 from tfgpt.tokenization.tokenizer import Tokenizer
 from tfgpt.training.distribution.strategy import distributed
 from tfgpt.training.objectives.base import Objective, TrainingData, ValidationData
@@ -66,7 +67,7 @@ class GRPO(Objective):
 
     def prepare(self, recipe: TrainConfig, say: Callable[[str], None] = print) -> PromptData:
         rewards = rewards_of(recipe.reward)
-        tokenizer = Tokenizer.load(recipe.initial_model)
+        tokenizer = load_tokenizer(recipe.initial_model)
         sides = []
         held_out = "validation_text" if recipe.corpus.validation_text else "validation_fraction"
         longest = recipe.batch.sequence_length + 1 - recipe.reward.max_completion_length

@@ -22,6 +22,7 @@ from tfgpt.model.checkpoints.huggingface import load_decoder
 from tfgpt.model.checkpoints.safetensors_file import weights_fingerprint
 from tfgpt.model.cost import automatic_chunk_tokens
 from tfgpt.model.decoder import Decoder
+from tfgpt.tokenization.load import load_tokenizer
 from tfgpt.tokenization.tokenizer import Tokenizer
 from tfgpt.training.distribution.strategy import distributed
 from tfgpt.training.losses import FusedLinearCrossEntropy
@@ -67,7 +68,7 @@ class PreferenceTuning(Objective):
     """Pairs from JSON Lines: `prompt` (or `messages`), `chosen`, `rejected`, as trl's."""
 
     def prepare(self, recipe: TrainConfig, say: Callable[[str], None] = print) -> PairData:
-        tokenizer = Tokenizer.load(recipe.initial_model)
+        tokenizer = load_tokenizer(recipe.initial_model)
         sides = read_sides(recipe.corpus, lambda record: [answer_of(record, name) for name in ("chosen", "rejected")])
         self.conversations = are_conversations(sides[0])
         length = recipe.batch.sequence_length

@@ -1,0 +1,101 @@
+"""Operations on flat tensors: shifts and runs, and UTF-8 decoding and encoding."""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+RAW = 0x110000
+"""Added to a byte outside any well-formed UTF-8 sequence to represent it among code points."""
+
+
+def preceding(values: tf.Tensor, distance: int, filler: int | bool | None = None) -> tf.Tensor:
+    """Returns [n] the value `distance` entries before each, or `filler` (default: zero) where there is none."""
+    zero = tf.zeros([distance], values.dtype) if filler is None else tf.fill([distance], tf.cast(filler, values.dtype))
+    return tf.concat([zero, values], 0)[: tf.size(values)]
+
+
+def following(values: tf.Tensor, filler: tf.Tensor | int | bool) -> tf.Tensor:
+    """Returns [n] the value after each, and `filler` after the last."""
+    return tf.concat([values[1:], tf.fill([tf.minimum(tf.size(values), 1)], tf.cast(filler, values.dtype))], 0)
+
+
+def flags_at(positions: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
+    """Returns [count] bool, true at the positions, which must differ."""
+    return tf.scatter_nd(positions[:, None], tf.ones_like(positions), count[None]) > 0
+
+
+def position_in_run(flags: tf.Tensor, counted_from_start: bool = False) -> tf.Tensor:
+    """Returns [n] int32: the number of true flags in an unbroken row before each entry.
+
+    With `counted_from_start` a flag means "continues the run", so the entry itself counts: 0 at the start of a run.
+    """
+    index = tf.range(tf.size(flags))
+    run = tf.cumsum(tf.cast(~flags, tf.int32))  # the number of the last entry without a flag
+    breaks = tf.concat([[-1], tf.cast(tf.where(~flags)[:, 0], tf.int32)], 0)
+    since = index - tf.gather(breaks, run)
+    return since if counted_from_start else tf.where(flags, since - 1, 0)
+
+
+def utf8_sequences(contents: tf.Tensor, first: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Decodes the well-formed UTF-8 sequences (The Unicode Standard, table 3-7).
+
+    Args:
+        contents: [T] int32 bytes.
+        first: [T] bool, the starts of texts; no sequence crosses them.
+
+    Returns:
+        [T] int32 code points and [T] int32 lengths (1 to 4) of the sequences, at their first bytes; 0 and 0 elsewhere.
+        Sequences never overlap, because a first byte is never a continuation.
+    """
+    ends = following(first, True)
+    second = tf.where(ends, 0, following(contents, 0))
+    third = tf.where(ends, 0, following(second, 0))
+    fourth = tf.where(ends, 0, following(third, 0))
+    two, three, four = (
+        (contents >= lead) & (contents < next_lead) for lead, next_lead in ((0xC0, 0xE0), (0xE0, 0xF0), (0xF0, 0xF8))
+    )
+    second_continues, third_continues, fourth_continues = (
+        (byte >= 0x80) & (byte < 0xC0) for byte in (second, third, fourth)
+    )
+    of_two = (contents - 0xC0) * 64 + (second - 0x80)
+    of_three = ((contents - 0xE0) * 64 + (second - 0x80)) * 64 + (third - 0x80)
+    of_four = (((contents - 0xF0) * 64 + (second - 0x80)) * 64 + (third - 0x80)) * 64 + (fourth - 0x80)
+    # The bounds exclude overlong sequences, surrogates and values beyond Unicode.
+    two &= second_continues & (of_two >= 0x80)
+    three &= second_continues & third_continues & (of_three >= 0x800) & ((of_three < 0xD800) | (of_three > 0xDFFF))
+    four &= second_continues & third_continues & fourth_continues & (of_four >= 0x10000) & (of_four <= 0x10FFFF)
+    one = contents < 0x80
+    code_points, lengths = tf.zeros_like(contents), tf.zeros_like(contents)
+    for length, (found, value) in enumerate([(one, contents), (two, of_two), (three, of_three), (four, of_four)], 1):
+        code_points = tf.where(found, value, code_points)
+        lengths = tf.where(found, length, lengths)
+    return code_points, lengths
+
+
+def characters(contents: tf.Tensor, first: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Splits bytes into characters: well-formed sequences, and each byte outside of them.
+
+    Args: as in `utf8_sequences`.
+
+    Returns:
+        [C] int32 code points, [C] bool whether they are well-formed, [C] int32 positions of their first bytes.
+    """
+    code_points, lengths = utf8_sequences(contents, first)
+    covered = preceding(lengths > 1, 1) | preceding(lengths > 2, 2) | preceding(lengths > 3, 3)
+    where = tf.cast(tf.where(~covered)[:, 0], tf.int32)
+    return tf.gather(code_points, where), tf.gather(lengths > 0, where), where
+
+
+def utf8_bytes(code_points: tf.Tensor, pieces: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Encodes [C] int32 characters (`RAW` + byte is that byte) to [T] int32 bytes, and returns the [T] pieces."""
+    raw = code_points >= RAW
+    one = raw | (code_points < 0x80)
+    two, three = code_points < 0x800, code_points < 0x10000
+    low = [0x80 | (code_points // 64**power) % 64 for power in range(4)]
+    first = tf.where(one, code_points - tf.where(raw, RAW, 0), tf.where(two, 0xC0 | code_points // 64, 0))
+    first = tf.where(one | two, first, tf.where(three, 0xE0 | code_points // 4096, 0xF0 | code_points // 64**3))
+    second = tf.where(two, low[0], tf.where(three, low[1], low[2]))
+    third = tf.where(three, low[0], low[1])
+    lengths = tf.where(one, 1, tf.where(two, 2, tf.where(three, 3, 4)))
+    contents = tf.boolean_mask(tf.stack([first, second, third, low[0]], 1), tf.sequence_mask(lengths, 4))
+    return contents, tf.repeat(pieces, lengths)
