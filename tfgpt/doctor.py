@@ -14,8 +14,7 @@ from typing import Any
 from tfgpt.common.command_line import Command
 from tfgpt.common.tf_logging import import_tensorflow
 from tfgpt.diagnosis.config import DoctorConfig
-from tfgpt.training.run_config import flags_of_a_moved_run
-from tfgpt.training.train_config import GROUPS, TrainConfig
+from tfgpt.training.train_config import GROUPS, TrainConfig, relocate_run_dir
 
 
 def run(doctor: DoctorConfig, **settings: Any) -> int:
@@ -38,7 +37,7 @@ def say(text: str) -> None:
     print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
 
 
-COMMAND = Command("doctor", __doc__, (*GROUPS, DoctorConfig), run, flags_of_a_moved_run)
+COMMAND = Command("doctor", __doc__, (*GROUPS, DoctorConfig), run, relocate_run_dir)
 main = COMMAND.run
 
 if __name__ == "__main__":

@@ -12,8 +12,7 @@ from typing import Any
 
 from tfgpt.common.command_line import Command
 from tfgpt.search.scaling import ScalingConfig, scale
-from tfgpt.training.run_config import flags_of_a_moved_run
-from tfgpt.training.train_config import GROUPS
+from tfgpt.training.train_config import GROUPS, relocate_run_dir
 
 
 def run(scaling: ScalingConfig, **settings: Any) -> int:
@@ -21,7 +20,7 @@ def run(scaling: ScalingConfig, **settings: Any) -> int:
     return scale(scaling, settings)
 
 
-COMMAND = Command("scale", __doc__, (ScalingConfig, *GROUPS), run, flags_of_a_moved_run, resumable=True)
+COMMAND = Command("scale", __doc__, (ScalingConfig, *GROUPS), run, relocate_run_dir, resumable=True)
 main = COMMAND.run
 
 if __name__ == "__main__":

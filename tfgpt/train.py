@@ -15,8 +15,7 @@ from tfgpt.common.command_line import Command
 from tfgpt.common.output_directories import check_not_in_use, check_working_directory
 from tfgpt.common.tf_logging import import_tensorflow
 from tfgpt.training.distribution.restarts import run_with_restarts
-from tfgpt.training.run_config import flags_of_a_moved_run
-from tfgpt.training.train_config import GROUPS, TrainConfig
+from tfgpt.training.train_config import GROUPS, TrainConfig, relocate_run_dir
 
 
 def run(**settings: Any) -> int:
@@ -39,7 +38,7 @@ def again(recipe: TrainConfig) -> list[str]:
     return [sys.executable, "-m", "tfgpt.train", *COMMAND.arguments(recipe.settings()), "--restarts=0"]
 
 
-COMMAND = Command("train", __doc__, GROUPS, run, flags_of_a_moved_run, resumable=True)
+COMMAND = Command("train", __doc__, GROUPS, run, relocate_run_dir, resumable=True)
 main = COMMAND.run
 
 if __name__ == "__main__":

@@ -16,8 +16,7 @@ from tfgpt.search.conclusion import check_begun, conclude
 from tfgpt.search.config import SearchConfig
 from tfgpt.search.seed_comparison_config import SeedComparisonConfig
 from tfgpt.search.study import make_study
-from tfgpt.training.run_config import flags_of_a_moved_run
-from tfgpt.training.train_config import GROUPS
+from tfgpt.training.train_config import GROUPS, relocate_run_dir
 
 
 def run(search: SearchConfig, seed_comparison: SeedComparisonConfig, **settings: Any) -> int:
@@ -35,9 +34,7 @@ def run(search: SearchConfig, seed_comparison: SeedComparisonConfig, **settings:
     return conclude(plan, seed_comparison)
 
 
-COMMAND = Command(
-    "tune", __doc__, (SearchConfig, SeedComparisonConfig, *GROUPS), run, flags_of_a_moved_run, resumable=True
-)
+COMMAND = Command("tune", __doc__, (SearchConfig, SeedComparisonConfig, *GROUPS), run, relocate_run_dir, resumable=True)
 main = COMMAND.run
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from tfgpt.model.checkpoints.huggingface import load_decoder
 from tfgpt.pipeline.config import BatchConfig
 from tfgpt.tokenization.config import TokenizerConfig
 from tfgpt.tokenization.load import load_tokenizer
-from tfgpt.training.run_config import RunConfig
+from tfgpt.training.config import RunConfig
 from tfgpt.training.train_config import TrainConfig
 
 IDS = np.arange(3, 19, dtype=np.int32)[None]

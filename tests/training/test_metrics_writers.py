@@ -13,10 +13,9 @@ from tensorboard.backend.event_processing.plugin_event_accumulator import EventA
 from tfgpt.corpus.config import CorpusConfig
 from tfgpt.tokenization.tokenizer import Tokenizer
 from tfgpt.tokenization.tokenizer_json import new_document
-from tfgpt.training.config import ScheduleConfig
+from tfgpt.training.config import RunConfig, ScheduleConfig
 from tfgpt.training.metrics_writers import JsonlMetricsWriter, TensorBoardWriter, draw_curves, read_metrics
 from tfgpt.training.run import has_other_tokenizer
-from tfgpt.training.run_config import RunConfig
 from tfgpt.training.train_config import TrainConfig
 
 
@@ -38,7 +37,7 @@ def test_a_name_with_dollar_signs_is_no_formula(tmp_path):
     assert (tmp_path / "curves.png").stat().st_size > 1000
 
 
-@pytest.mark.parametrize(("steps", "words"), [(3, "the learning rate gets to 6e-06 only, 0.6%"), (501, None)])
+@pytest.mark.parametrize(("steps", "words"), [(3, "the learning rate reaches only 6e-06, 0.6%"), (501, None)])
 def test_a_warmup_that_outlasts_the_run_is_said(steps, words):
     # Morizeyao/GPT2-Chinese#60.
     recipe = TrainConfig(CorpusConfig(train_text=("a.txt",)), schedule=ScheduleConfig(warmup_steps=500))

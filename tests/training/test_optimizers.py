@@ -12,7 +12,7 @@ from tfgpt.model.config import DecoderConfig
 from tfgpt.model.decoder import Decoder
 from tfgpt.train import COMMAND
 from tfgpt.training.config import OptimizerConfig
-from tfgpt.training.optimizers import build_optimizer, decayed
+from tfgpt.training.optimizers import build_optimizer, is_decayed
 from tfgpt.training.train_config import TrainConfig
 from tfgpt.training.trainer_builder import build_trainer
 
@@ -98,13 +98,13 @@ def test_stateless_apply_assigns_nothing():
 
 def test_biases_norms_and_embeddings_are_not_decayed_and_a_pattern_changes_that():
     decoder = small_decoder(use_bias=True, position_embedding="learned", normalization="layer_norm")
-    names = {v.path for v in decoder.trainable_variables if decayed(v, OptimizerConfig())}
+    names = {v.path for v in decoder.trainable_variables if is_decayed(v, OptimizerConfig())}
     assert names == {f"decoder/block_0/attention/{part}/kernel" for part in ("query", "key", "value", "output")} | {
         path for path in names if path.startswith("decoder/block_0/mlp/") and path.endswith("kernel")
     }
     as_nanogpt = OptimizerConfig(weight_decay_exclude=("^$",))
     for variable in decoder.trainable_variables:
-        assert decayed(variable, as_nanogpt) == (len(variable.shape) == 2)
+        assert is_decayed(variable, as_nanogpt) == (len(variable.shape) == 2)
 
 
 def test_muon_takes_the_blocks_matrices_and_nothing_else():

@@ -24,8 +24,7 @@ from tfgpt.model.cost import count_parameters
 from tfgpt.search.resumable_run import check_same_flags, finished_run
 from tfgpt.search.scale_width import at_width
 from tfgpt.search.scaling_law import FLOPS_PER_PARAMETER_AND_TOKEN, Run, ScalingLaw, fit
-from tfgpt.training.run_config import default_run_dir
-from tfgpt.training.train_config import TrainConfig
+from tfgpt.training.train_config import TrainConfig, default_run_dir
 
 
 @dataclasses.dataclass(frozen=True)

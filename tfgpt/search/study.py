@@ -22,8 +22,7 @@ from tfgpt.common.errors import SettingError, UserError
 from tfgpt.common.output_directories import check_format, make_working_directory
 from tfgpt.search.config import SearchConfig
 from tfgpt.search.space import Space, defaults, read_space, with_flags
-from tfgpt.training.run_config import default_run_dir
-from tfgpt.training.train_config import GROUPS, TrainConfig
+from tfgpt.training.train_config import GROUPS, TrainConfig, default_run_dir
 
 # Writes flag files that `train` reads.
 TRAIN = Command("train", "", GROUPS, lambda **_: 0)

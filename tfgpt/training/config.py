@@ -1,4 +1,4 @@
-"""Settings of the training step: optimizer, learning-rate schedule, precision, devices. No TensorFlow."""
+"""Settings of training: optimizer, learning-rate schedule, step, devices, run and logging. No TensorFlow."""
 
 from __future__ import annotations
 
@@ -7,16 +7,22 @@ import re
 from typing import ClassVar
 
 from tfgpt.common.errors import SettingError
+from tfgpt.common.model_paths import MODEL_FORMS
 from tfgpt.common.settings import Settings, setting
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig(Settings):
-    """What turns gradients into updates.
+    """Optimizer settings.
 
     Weight decay is decoupled (Loshchilov and Hutter 2019, arXiv:1711.05101: `w -= learning_rate * weight_decay * w`)
-    for every optimizer. Variables of fewer than two dimensions (biases, scales of norms) are never decayed; of the
-    matrices, those whose path matches `weight_decay_exclude` are not.
+    for every optimizer. Variables of fewer than two dimensions (biases, scales of norms), and matrices whose
+    path matches `weight_decay_exclude`, are not decayed.
+
+    Example:
+
+    >>> OptimizerConfig(optimizer="lion", learning_rate=3e-4).weight_decay
+    0.1
     """
 
     title: ClassVar[str] = "Optimizer"
@@ -67,17 +73,19 @@ class OptimizerConfig(Settings):
             raise SettingError("beta_1", "must be above 0 for --optimizer=lion")
         for name in ("beta_1", "beta_2", "momentum", "ema_decay"):
             if getattr(self, name) == 1.0:
-                raise SettingError(name, "must be below 1: with 1 nothing new would ever count")
+                raise SettingError(name, "must be below 1: with 1 new values would never count")
         for pattern in self.weight_decay_exclude:
             try:
                 re.compile(pattern)
             except re.error as error:
-                raise SettingError("weight_decay_exclude", f"{pattern!r} is no regular expression ({error})") from error
+                raise SettingError(
+                    "weight_decay_exclude", f"{pattern!r} is not a regular expression ({error})"
+                ) from error
 
 
 @dataclasses.dataclass(frozen=True)
 class ScheduleConfig(Settings):
-    """How the learning rate goes up and down over the run."""
+    """Learning-rate schedule settings."""
 
     title: ClassVar[str] = "Learning-rate schedule"
 
@@ -98,7 +106,7 @@ class ScheduleConfig(Settings):
 
 @dataclasses.dataclass(frozen=True)
 class StepConfig(Settings):
-    """How one optimizer update is computed."""
+    """Settings of one optimizer update."""
 
     title: ClassVar[str] = "Training step"
 
@@ -126,12 +134,14 @@ class StepConfig(Settings):
     )
     compile: str = setting(
         "auto",
-        "How the step runs. graph: TensorFlow's kernels; xla: compiled by XLA; auto: both are measured for a few steps "
-        "at the start, the faster is kept, and a resumed run keeps it too.",
+        "Kernels of the step. graph: TensorFlow's; xla: compiled by XLA; auto: both are measured for a few steps at "
+        "the start, and the run, also a resumed one, uses the faster.",
         choices=("auto", "graph", "xla"),
     )
     steps_per_execution: int = setting(
-        0, "Most updates between two returns to Python; 0: about two seconds' worth. Changes no result.", minimum=0
+        0,
+        "Most updates in one call of the step; 0: about two seconds' worth. Does not change results.",
+        minimum=0,
     )
 
     def check(self) -> None:
@@ -147,7 +157,7 @@ class StepConfig(Settings):
 
 @dataclasses.dataclass(frozen=True)
 class StrategyConfig(Settings):
-    """Which devices the step runs on."""
+    """Devices of the step."""
 
     title: ClassVar[str] = "Devices"
 
@@ -177,5 +187,111 @@ class StrategyConfig(Settings):
         maximum=65535,
     )
     cluster_size: int = setting(
-        0, "With multiworker on Kubernetes: the number of workers, which its pods are not told.", minimum=0
+        0, "With multiworker on Kubernetes: the number of workers, which its pods do not know.", minimum=0
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig(Settings):
+    """Length of a run, its directory, and how it is saved and resumed."""
+
+    title: ClassVar[str] = "Run"
+
+    run_dir: str | None = setting(
+        None,
+        "Directory of the run: flags, metrics, checkpoints, model. Not given: runs/NAME, NAME from the text.",
+        path=True,
+    )
+    max_steps: int = setting(2000, "Optimizer updates in the whole run.", minimum=1)
+    seed: int = setting(0, "Seed of the initial weights, the order of the data and dropout.", minimum=0)
+    init_from: str | None = setting(
+        None,
+        "Model whose weights and tokenizer the run starts from (fine-tuning) instead of random weights: "
+        + MODEL_FORMS
+        + ".",
+        path=True,
+    )
+    resume: str = setting(
+        "auto",
+        "auto: continue from the newest complete checkpoint in the run directory, or begin. never: begin, and refuse a "
+        "run directory that already holds a run.",
+        choices=("auto", "never"),
+    )
+    restarts: int = setting(
+        0,
+        "Times this process is started again, from the last checkpoint, when it is killed or loses another worker. "
+        "A run that fails (exit code 1 or 2) is not started again.",
+        minimum=0,
+    )
+    preempted_exit_code: int = setting(
+        0,
+        "Exit code when a signal stopped the run before its end. A scheduler that starts a job again only when it "
+        "fails (Kubernetes) needs another than 0, such as 76.",
+        minimum=0,
+        maximum=125,
+    )
+    checkpoint_every: str = setting(
+        "5m", "How often a checkpoint is written: a number of steps (500) or of minutes (10m). The end always is."
+    )
+    checkpoints_kept: int = setting(
+        2, "Newest checkpoints kept; the best one is kept too when --save_best is true.", minimum=1
+    )
+    save_best: bool = setting(
+        True, "The model written at the end is that of the lowest validation loss; false: the last one."
+    )
+    early_stopping_patience: int = setting(
+        0, "Stop after this many validations in a row without a lower loss; 0: never.", minimum=0
+    )
+    rollback_after: int = setting(
+        5,
+        "A non-finite update is skipped and counted; after this many in a row the run returns to its last checkpoint "
+        "with the learning rate lowered by --rollback_factor. 0: never.",
+        minimum=0,
+    )
+    rollback_factor: float = setting(0.5, "Factor on the learning rate at each roll-back.", minimum=0.0, maximum=1.0)
+    max_rollbacks: int = setting(3, "Roll-backs before the run is given up (exit code 1).", minimum=0)
+
+    def check(self) -> None:
+        steps_or_minutes(self.checkpoint_every)
+
+
+@dataclasses.dataclass(frozen=True)
+class LoggingConfig(Settings):
+    """Metrics, validations, samples and TensorBoard."""
+
+    title: ClassVar[str] = "Logging"
+
+    log_every: int = setting(10, "Steps between lines of metrics.", minimum=1)
+    validate_every: int = setting(
+        0, "Steps between validations over the whole held-out set; 0: ten times in the run.", minimum=0
+    )
+    sample_prompt: tuple[str, ...] = setting(
+        ("",), "Prompt continued at each validation; an empty one starts a new document."
+    )
+    sample_tokens: int = setting(64, "Tokens of each sampled continuation; 0: no samples.", minimum=0)
+    sample_temperature: float = setting(0.8, "Temperature of the sampled continuations.", minimum=0.0)
+    tensorboard: bool = setting(True, "Write TensorBoard event files to RUN_DIR/tensorboard.")
+    histograms: bool = setting(False, "Write TensorBoard histograms of every weight at each validation.")
+    profile_steps: str | None = setting(
+        None, "FIRST:LAST steps to record a TensorBoard profiler trace of, such as 20:25. Not given: no trace."
+    )
+
+    def check(self) -> None:
+        self.profiled_steps()
+
+    def profiled_steps(self) -> tuple[int, int] | None:
+        """Returns the first and last step of the profiler trace, or None."""
+        if not self.profile_steps:
+            return None
+        match = re.fullmatch(r"(\d{1,18}):(\d{1,18})", self.profile_steps)
+        if not match or not 0 < int(match[1]) <= int(match[2]):
+            raise SettingError("profile_steps", f"{self.profile_steps!r} is not FIRST:LAST with 0 < FIRST <= LAST")
+        return int(match[1]), int(match[2])
+
+
+def steps_or_minutes(text: str) -> tuple[int | None, float | None]:
+    """Parses --checkpoint_every: "500" → (500, None), "10m" → (None, 600.0), in seconds."""
+    match = re.fullmatch(r"(\d{1,18})|(\d{1,9}(?:\.\d{1,9})?)m", text)
+    if not match or float(match[1] or match[2]) <= 0:
+        raise SettingError("checkpoint_every", f"{text!r} is neither a number of steps (500) nor of minutes (10m)")
+    return (int(match[1]), None) if match[1] else (None, float(match[2]) * 60)

@@ -1,10 +1,10 @@
-"""Keras's own AdamW, Muon, Lion and Adafactor, made pure: the step asks for new values and assigns them itself.
+"""Keras's AdamW, Muon, Lion and Adafactor as pure functions; the training step assigns the new values.
 
-Keras's TensorFlow optimizers reduce gradients over replicas and assign variables through `merge_call`. The step here
-must clip after the reduction, drop an update that is not finite, average weights and compile the whole with XLA, none
-of which `merge_call` allows. `StatelessOptimizer` therefore puts the backend-neutral methods of Keras's base class back
-in place, with which `stateless_apply` works under TensorFlow too: variables in, new values out, nothing assigned. The
-mathematics, slots and their names stay Keras's.
+Keras's TensorFlow optimizers reduce gradients over replicas and assign variables through `merge_call`. The step must
+clip after the reduction, drop an update that is not finite, average weights and compile the update with XLA, none
+of which `merge_call` allows. `StatelessOptimizer` therefore restores the backend-neutral methods of Keras's base class,
+with which `stateless_apply` works under TensorFlow too: variables in, new values out. The mathematics, the slots and
+their names are Keras's.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from tfgpt.training.config import OptimizerConfig
 
 
 class StatelessOptimizer(BaseOptimizer):
-    """Mixin before a Keras optimizer: `stateless_apply` works, the learning rate has a factor in a variable.
+    """Mixin before a Keras optimizer that makes `stateless_apply` work and adds factors on the learning rate.
 
     Attributes:
-        learning_rate_scale: float32 scalar variable that multiplies the schedule, 1 at first. Lowering it lowers the
-            rest of the run's learning rate without touching the schedule; it is saved with the optimizer's state.
-        learning_rate_factors: variable's path → factor on its learning rate; 1 for those not in it. Weight decay, which
-            is multiplied by the learning rate, is not changed by it.
+        learning_rate_scale: float32 scalar variable that multiplies the schedule, 1 at first, saved with the
+            optimizer's state. Assign to it to lower the rest of the run's learning rate.
+        learning_rate_factors: variable's path → factor on its learning rate (default 1). Weight decay, which is
+            multiplied by the learning rate, does not change.
     """
 
     learning_rate_factors: dict[str, float] = {}
@@ -55,7 +55,7 @@ class StatelessOptimizer(BaseOptimizer):
             )
 
     def update_step(self, gradient: tf.Tensor, variable: keras.Variable, learning_rate: tf.Tensor) -> None:
-        """Keras's own update of one variable, with the variable's factor on the learning rate."""
+        """Runs Keras's update of one variable, with the variable's factor on the learning rate."""
         factor = self.learning_rate_factors.get(variable.path, 1.0)
         super().update_step(gradient, variable, learning_rate if factor == 1.0 else learning_rate * factor)
 
@@ -64,19 +64,42 @@ class StatelessOptimizer(BaseOptimizer):
 
 
 class AdamW(StatelessOptimizer, keras.optimizers.AdamW):
-    """`keras.optimizers.AdamW` (arXiv:1711.05101) for the training step."""
+    """`keras.optimizers.AdamW` (arXiv:1711.05101) for the training step.
+
+    Example:
+
+    >>> weight = keras.Variable([1.0])
+    >>> optimizer = AdamW(learning_rate=0.5, weight_decay=0.0)
+    >>> optimizer.build([weight])
+    >>> slots = [slot.value for slot in optimizer.variables]
+    >>> [value], _ = optimizer.stateless_apply(slots, [tf.constant([2.0])], [weight.value])
+    >>> round(float(value[0]), 3), float(weight[0])
+    (0.5, 1.0)
+    """
 
     _apply_weight_decay = BaseOptimizer._apply_weight_decay
 
 
 class Lion(StatelessOptimizer, keras.optimizers.Lion):
-    """`keras.optimizers.Lion` (arXiv:2302.06675) for the training step."""
+    """`keras.optimizers.Lion` (arXiv:2302.06675) for the training step.
+
+    Example:
+
+    >>> Lion(learning_rate=0.1).name
+    'lion'
+    """
 
     _apply_weight_decay = BaseOptimizer._apply_weight_decay
 
 
 class Adafactor(StatelessOptimizer, keras.optimizers.Adafactor):
-    """`keras.optimizers.Adafactor` (arXiv:1804.04235) for the training step."""
+    """`keras.optimizers.Adafactor` (arXiv:1804.04235) for the training step.
+
+    Example:
+
+    >>> Adafactor(learning_rate=0.1, relative_step=False).name
+    'adafactor'
+    """
 
     _apply_weight_decay = BaseOptimizer._apply_weight_decay
 
@@ -85,9 +108,13 @@ class Muon(StatelessOptimizer, keras.optimizers.Muon):
     """`keras.optimizers.Muon` (https://kellerjordan.github.io/posts/muon, arXiv:2502.16982) for the training step.
 
     Args:
-        orthogonalize_dtype: "bfloat16" computes the Newton–Schulz products in bfloat16, as Muon's authors do;
-            "float32" is Keras's own way.
-        **options: those of `keras.optimizers.Muon`.
+        orthogonalize_dtype: dtype of the Newton–Schulz products: "bfloat16" as Muon's authors, or "float32" as Keras.
+        **options: arguments of `keras.optimizers.Muon`.
+
+    Example:
+
+    >>> Muon(learning_rate=0.1, orthogonalize_dtype="bfloat16").get_config()["orthogonalize_dtype"]
+    'bfloat16'
     """
 
     def __init__(self, *arguments: Any, orthogonalize_dtype: str = "float32", **options: Any):
@@ -95,11 +122,11 @@ class Muon(StatelessOptimizer, keras.optimizers.Muon):
         self.orthogonalize_dtype = orthogonalize_dtype
 
     def zeropower_via_newtonschulz5(self, x: tf.Tensor, steps: int) -> tf.Tensor:
-        """The nearest semi-orthogonal matrix of `x`, about; float32 whatever the products' type."""
+        """Returns approximately the nearest semi-orthogonal matrix, in the dtype of `x`."""
         return tf.cast(super().zeropower_via_newtonschulz5(tf.cast(x, self.orthogonalize_dtype), steps), x.dtype)
 
     def get_config(self) -> dict[str, Any]:
-        """The constructor's arguments."""
+        """Returns the constructor's arguments."""
         return {**super().get_config(), "orthogonalize_dtype": self.orthogonalize_dtype}
 
 
@@ -110,16 +137,14 @@ def build_optimizer(
     mixed: bool = False,
     parametrization: ParametrizationConfig | None = None,
 ) -> keras.optimizers.Optimizer:
-    """The optimizer that the settings describe, built on the decoder's trainable variables.
-
-    Call it inside the strategy's scope.
+    """Returns the optimizer that the settings describe, built in the strategy's scope for the trainable variables.
 
     Args:
-        config: the settings. Clipping and averaging of weights are not the optimizer's: the step does them.
+        config: the settings. Clipping and averaging of weights are done by the step.
         schedule: learning rate by update.
         decoder: the model whose variables it updates.
-        mixed: compute Muon's Newton–Schulz products in bfloat16.
-        parametrization: gives weights learning rates of their own; None: the same for all.
+        mixed: whether Muon's Newton–Schulz products are in bfloat16.
+        parametrization: gives each weight its learning rate; None: the same for all.
     """
     common: dict[str, Any] = {
         "learning_rate": schedule,
@@ -146,29 +171,27 @@ def build_optimizer(
             exclude_layers=[re.escape(path) for path in adam_paths(decoder)],
             orthogonalize_dtype="bfloat16" if mixed else "float32",
         )
-    optimizer.exclude_from_weight_decay(
-        var_list=[variable for variable in decoder.trainable_variables if not decayed(variable, config)]
-    )
-    optimizer.build(decoder.trainable_variables)
+    variables = decoder.trainable_variables
+    optimizer.exclude_from_weight_decay(var_list=[one for one in variables if not is_decayed(one, config)])
+    optimizer.build(variables)
     if parametrization is not None and parametrization.parametrization != "standard":
         optimizer.learning_rate_factors = {
             variable.path: learning_rate_factor(variable.path, decoder.config, parametrization, config.optimizer)
-            for variable in decoder.trainable_variables
+            for variable in variables
         }
     return optimizer
 
 
-def decayed(variable: keras.Variable, config: OptimizerConfig) -> bool:
-    """Whether weight decay applies: a matrix whose path no pattern of `weight_decay_exclude` matches."""
-    if len(variable.shape) < 2:
-        return False
-    return not any(re.search(pattern, variable.path) for pattern in config.weight_decay_exclude)
+def is_decayed(variable: keras.Variable, config: OptimizerConfig) -> bool:
+    """Returns whether weight decay applies: to matrices whose path `weight_decay_exclude` does not match."""
+    excluded = any(re.search(pattern, variable.path) for pattern in config.weight_decay_exclude)
+    return len(variable.shape) >= 2 and not excluded
 
 
 def adam_paths(decoder: keras.Model) -> list[str]:
-    """Paths of the matrices that Muon leaves to AdamW: embeddings and the output head.
+    """Returns the paths of the matrices that Muon leaves to AdamW, as its authors do: embeddings and output head.
 
-    Their rows belong to single tokens, so there is no matrix to orthogonalize (Muon's authors' rule).
+    Each of their rows belongs to one token, so orthogonalization does not apply.
     """
     matrices = [variable for variable in decoder.trainable_variables if len(variable.shape) == 2]
     return [variable.path for variable in matrices if re.search(r"embedding|head", variable.path)]

@@ -1,8 +1,7 @@
-"""Learning-rate schedules: a linear warm-up, then cosine, warm-up–stable–decay, linear or constant.
+"""Learning-rate schedules: linear warm-up, then cosine, warm-up–stable–decay, linear or constant.
 
-A schedule is a pure function of the number of updates done, so a resumed run needs no schedule state. The rate can
-still be lowered in the middle of a run (after a roll-back): the optimizer multiplies it by a variable of its own,
-`learning_rate_scale`, see `tfgpt.training.optimizers`.
+A schedule is a function of the number of updates done, so a resumed run needs no schedule state. After a roll-back the
+optimizer multiplies the rate by a variable, `learning_rate_scale`, see `tfgpt.training.optimizers`.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ class WarmupDecay(keras.optimizers.schedules.LearningRateSchedule):
       (Loshchilov and Hutter 2017, arXiv:1608.03983, without restarts);
     - wsd: the highest rate, then linear to `final` over the last `decay_fraction * total_steps` updates
       (Hägele et al. 2024, arXiv:2405.18392);
-    - linear: straight from the warm-up's end to `total_steps`;
+    - linear: linear from the warm-up's end to `total_steps`;
     - constant.
 
     After `total_steps` the rate stays at `final`.
@@ -37,8 +36,14 @@ class WarmupDecay(keras.optimizers.schedules.LearningRateSchedule):
         learning_rate: the highest rate.
         total_steps: updates in the whole run.
         warmup_steps: updates of the warm-up.
-        decay_fraction: see wsd.
+        decay_fraction: fraction of the run in which wsd decays.
         final_learning_rate_fraction: the rate at the end as a fraction of the highest.
+
+    Example:
+
+    >>> schedule = WarmupDecay("linear", 0.5, total_steps=11, warmup_steps=1)
+    >>> schedule.at(0), schedule.at(1), schedule.at(6)
+    (0.25, 0.5, 0.25)
     """
 
     def __init__(
@@ -59,20 +64,19 @@ class WarmupDecay(keras.optimizers.schedules.LearningRateSchedule):
         self.final_learning_rate_fraction = final_learning_rate_fraction
 
     def __call__(self, step: Any) -> tf.Tensor:
-        """The rate at `step` (scalar tensor or number), a float32 scalar; exact for fewer than 2^24 updates."""
+        """Returns the rate at `step` (scalar tensor or number), float32; exact for fewer than 2^24 updates."""
         return self.learning_rate * self.fraction(tf.cast(step, tf.float32), tf)
 
     def at(self, step: int) -> float:
-        """The same in plain Python, for plots, tables and tests."""
+        """Returns the rate at `step`, computed in Python."""
         return float(self.learning_rate * self.fraction(float(step), np))
 
     def fraction(self, step: Any, namespace: Any) -> Any:
-        """The rate over the highest rate; `namespace` is `tf` or `numpy`, whose functions have the same names."""
+        """Returns the rate over the highest rate; `namespace` is `tf` or `numpy`."""
         warmup = (step + 1.0) / (self.warmup_steps + 1.0)
         return namespace.minimum(warmup, self.decay(step, namespace))
 
     def decay(self, step: Any, namespace: Any) -> Any:
-        """What follows the warm-up, 1 at first."""
         final = self.final_learning_rate_fraction
         if self.schedule == "constant":
             return namespace.ones_like(step)
@@ -86,25 +90,13 @@ class WarmupDecay(keras.optimizers.schedules.LearningRateSchedule):
         return 1.0 - (1.0 - final) * progress
 
     def get_config(self) -> dict[str, Any]:
-        """The constructor's arguments."""
-        return {
-            "schedule": self.schedule,
-            "learning_rate": self.learning_rate,
-            "total_steps": self.total_steps,
-            "warmup_steps": self.warmup_steps,
-            "decay_fraction": self.decay_fraction,
-            "final_learning_rate_fraction": self.final_learning_rate_fraction,
-        }
+        """Returns the constructor's arguments."""
+        names = ("schedule", "learning_rate", "total_steps", "warmup_steps", "decay_fraction")
+        return {name: getattr(self, name) for name in (*names, "final_learning_rate_fraction")}
 
 
 def build_schedule(config: ScheduleConfig, learning_rate: float, total_steps: int) -> WarmupDecay:
-    """The schedule that the settings describe.
-
-    Args:
-        config: the shape of the schedule.
-        learning_rate: the highest rate.
-        total_steps: updates in the whole run.
-    """
+    """Returns the schedule that the settings describe, with the highest rate `learning_rate`."""
     return WarmupDecay(
         config.schedule,
         learning_rate,

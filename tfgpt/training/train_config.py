@@ -1,9 +1,10 @@
-"""Everything a run is made of, in one object that is checked before TensorFlow is imported."""
+"""All settings of a training run in one object, checked before TensorFlow is imported. No TensorFlow."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,15 +19,22 @@ from tfgpt.model.lora import LoraConfig
 from tfgpt.model.maximal_update import ParametrizationConfig, with_initial_weights
 from tfgpt.pipeline.config import AugmentationConfig, BatchConfig, MixtureConfig
 from tfgpt.tokenization.config import TokenizerConfig
-from tfgpt.training.config import OptimizerConfig, ScheduleConfig, StepConfig, StrategyConfig
+from tfgpt.training.config import (
+    LoggingConfig,
+    OptimizerConfig,
+    RunConfig,
+    ScheduleConfig,
+    StepConfig,
+    StrategyConfig,
+    steps_or_minutes,
+)
 from tfgpt.training.objectives.config import NEED_INIT_FROM, ObjectiveConfig
 from tfgpt.training.objectives.preference_config import PreferenceConfig, RewardConfig
-from tfgpt.training.run_config import LoggingConfig, RunConfig, default_run_dir, steps_or_minutes
 
 
 @dataclasses.dataclass(frozen=True)
 class PresetConfig(Settings):
-    """Which decoder the run begins with."""
+    """Shape of the decoder."""
 
     title: ClassVar[str] = "Model size"
 
@@ -57,7 +65,7 @@ GROUPS: tuple[Group, ...] = (
     LoggingConfig,
 )
 
-# What makes a checkpoint another run's: with one of these changed, its weights or its data position mean nothing.
+# Flags that must stay for a checkpoint to be usable: its weights or its data position depend on them.
 FIXED_FOR_A_RUN = (
     "objective",
     "sequence_length",
@@ -78,7 +86,7 @@ FIXED_FOR_A_RUN = (
     "lora_target_modules",
     "base_weights",
 )
-# What only says where to write or what to print: changing it needs no word.
+# Flags whose change is not logged: they only say where to write or what to print.
 NEVER_MENTIONED = {
     field.name for group in (RunConfig, LoggingConfig, CorpusConfig) for field in dataclasses.fields(group)
 }
@@ -86,11 +94,16 @@ NEVER_MENTIONED = {
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """The settings of a training run, by room.
+    """The settings of a training run.
 
     Attributes:
         model: decoder fields that differ from the preset's.
-        (others): as their classes say.
+
+    Example:
+
+    >>> config = TrainConfig(corpus=CorpusConfig(train_text=("stories/*.txt",)))
+    >>> str(config.run_dir), config.decoder_config(vocabulary_size=512).max_sequence_length
+    ('runs/stories', 256)
     """
 
     corpus: CorpusConfig = dataclasses.field(default_factory=CorpusConfig)
@@ -114,20 +127,16 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         if self.run.run_dir is None:
-            named = dataclasses.replace(self.run, run_dir=default_run_dir(self.corpus.train_text))
-            object.__setattr__(self, "run", named)
+            run = dataclasses.replace(self.run, run_dir=default_run_dir(self.corpus.train_text))
+            object.__setattr__(self, "run", run)
         self.check()
 
     def check(self) -> None:
-        """Refuses what cannot work, before anything is imported or read.
-
-        Raises:
-            UserError: a combination of flags that cannot work; the line names the flag.
-        """
+        """Raises UserError, naming the flag, for a combination of flags that cannot work."""
         if not self.corpus.train_text:
             raise SettingError("train_text", "is needed: a file, a folder, a glob, tfds:… or sample:…")
         if not self.corpus.validation_text and self.corpus.validation_fraction == 0:
-            raise SettingError("validation_fraction", "must not be 0 without --validation_text: a run is judged by it")
+            raise SettingError("validation_fraction", "must not be 0 without --validation_text: a run validates")
         given = len(self.mixture.mixture)
         if given and given != len(self.corpus.train_text):
             raise SettingError("mixture", f"has {given} weights for {len(self.corpus.train_text)} --train_text")
@@ -140,11 +149,11 @@ class TrainConfig:
             raise SettingError("parametrization", "maximal_update is for --optimizer=adamw, muon or lion")
         objective = self.objective.objective
         if objective in NEED_INIT_FROM and self.run.init_from is None:
-            raise SettingError("objective", f"{objective} goes on from a trained model: name it with --init_from")
+            raise SettingError("objective", f"{objective} starts from a trained model: name it with --init_from")
         if objective == "ipo" and self.preference.preference_beta == 0:
             raise SettingError("preference_beta", "must be above 0 for --objective=ipo, which divides by it")
         if objective == "grpo":
-            self.check_rounds()
+            self.check_rollouts()
         if self.lora.lora_rank and self.run.init_from is None:
             raise SettingError("lora_rank", "adapts a trained model: name it with --init_from")
         if self.run.init_from is None:
@@ -162,17 +171,13 @@ class TrainConfig:
                 f"--max_sequence_length={config.max_sequence_length}",
             )
 
-    def check_rounds(self) -> None:
-        """Refuses rounds of sampling that do not come out even.
-
-        Raises:
-            SettingError: naming the flag.
-        """
+    def check_rollouts(self) -> None:
+        """Raises SettingError unless groups and periods divide the rollouts of grpo evenly."""
         length, answers = self.reward.updates_per_rollout, self.batch.batch_size * self.reward.updates_per_rollout
         if answers % self.reward.group_size:
             raise SettingError(
                 "group_size",
-                f"{self.reward.group_size} does not divide the {answers} answers of a round (--batch_size)",
+                f"{self.reward.group_size} does not divide the {answers} answers of a rollout (--batch_size)",
             )
         if self.reward.max_completion_length > self.batch.sequence_length:
             raise SettingError(
@@ -184,26 +189,26 @@ class TrainConfig:
         periods["checkpoint_every"] = steps_or_minutes(self.run.checkpoint_every)[0] or 0
         for name, period in periods.items():
             if period % length:
-                raise SettingError(name, f"{period} is no multiple of --updates_per_rollout={length}")
+                raise SettingError(name, f"{period} is not a multiple of --updates_per_rollout={length}")
 
     def cautions(self) -> list[str]:
-        """What can be done and is hardly meant, a line each."""
+        """Returns a line for each setting that works but is hardly intended."""
         warmup, steps, highest = self.schedule.warmup_steps, self.run.max_steps, self.optimizer.learning_rate
         if warmup < steps:
             return []
         reached = steps / (warmup + 1)
         return [
-            f"Warm-up: {warmup:,} updates (--warmup_steps) of a run of {steps:,}: the learning rate gets to "
-            f"{reached * highest:.2g} only, {reached:.1%} of --learning_rate"
+            f"Warm-up: {warmup:,} updates (--warmup_steps) of a run of {steps:,}: the learning rate reaches "
+            f"only {reached * highest:.2g}, {reached:.1%} of --learning_rate"
         ]
 
     def decoder_config(self, vocabulary_size: int) -> DecoderConfig:
-        """The decoder's configuration for a tokenizer of `vocabulary_size` ids."""
+        """Returns the decoder's configuration for a tokenizer of `vocabulary_size` ids."""
         if self.run.init_from is not None:
             config = self.initial_config()
             if vocabulary_size > config.vocabulary_size:
                 raise UserError(
-                    f"--init_from: {self.run.init_from} knows {config.vocabulary_size} ids, the tokenizer has "
+                    f"--init_from: {self.run.init_from} has {config.vocabulary_size} ids, the tokenizer "
                     f"{vocabulary_size}; leave --tokenizer out to use the model's own"
                 )
             return config
@@ -212,7 +217,7 @@ class TrainConfig:
         return with_initial_weights(config, self.parametrization)
 
     def initial_config(self) -> DecoderConfig:
-        """The configuration of the model that --init_from names, with the overrides that leave its weights alone."""
+        """Returns the configuration of --init_from's model, with the overrides that do not change its weights."""
         from tfgpt.model.checkpoints.huggingface import load_config
 
         for name in self.model:
@@ -222,7 +227,7 @@ class TrainConfig:
 
     @functools.cached_property
     def initial_model(self) -> Path:
-        """The model directory behind --init_from, or the adapter's; what is none yet is converted into the cache.
+        """The directory of --init_from's model or adapter; other formats are converted into the cache.
 
         Raises:
             UserError: there is no such model.
@@ -230,42 +235,41 @@ class TrainConfig:
         return model_directory(str(self.run.init_from), "init_from", self.corpus.cache_dir)
 
     def tokenizer_config(self) -> TokenizerConfig:
-        """The tokenizer's settings; with --init_from and no --tokenizer, the model's own tokenizer."""
+        """Returns the tokenizer's settings; with --init_from and no --tokenizer, those of the model's tokenizer."""
         if self.run.init_from is None or self.tokenizer.tokenizer != TokenizerConfig().tokenizer:
             return self.tokenizer
         return dataclasses.replace(self.tokenizer, tokenizer=str(self.initial_model))
 
     @property
     def run_dir(self) -> Path:
-        """The run's directory."""
         return Path(str(self.run.run_dir)).expanduser()
 
     def settings(self) -> dict[str, Any]:
-        """The settings by the keyword each group of flags has."""
+        """Returns the settings by the keyword of each group of flags."""
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
     def flags(self) -> dict[str, Any]:
-        """Every flag's value, flat, as plain JSON."""
+        """Returns the value of every flag, as JSON."""
         flat: dict[str, Any] = {}
         for part in self.settings().values():
             flat.update(part if isinstance(part, dict) else part.to_dict())
         return flat
 
     def changes(self, earlier: dict[str, Any]) -> list[str]:
-        """What changed since a checkpoint was written, one phrase a flag, for the reader of the log.
+        """Returns a phrase for each flag that changed since a checkpoint was written.
 
         Args:
             earlier: `flags()` of the run that wrote the checkpoint.
 
         Raises:
-            UserError: a flag changed without which the checkpoint means nothing.
+            UserError: a flag changed that the checkpoint depends on.
         """
         now = self.flags()
         for name in FIXED_FOR_A_RUN:
             if name in earlier and earlier[name] != now.get(name):
                 raise UserError(
                     f"--{name}: is {now.get(name)}, but the run in {self.run_dir} began with {earlier[name]}; "
-                    f"go on with --{name}={earlier[name]} or choose another --run_dir"
+                    f"continue with --{name}={earlier[name]} or choose another --run_dir"
                 )
         names = sorted((set(earlier) | set(now)) - NEVER_MENTIONED | {"max_steps"})
         return [
@@ -273,3 +277,38 @@ class TrainConfig:
             for name in names
             if earlier.get(name) != now.get(name)
         ]
+
+
+def default_run_dir(train_text: tuple[str, ...]) -> str:
+    """Returns runs/NAME, with NAME from the first text: `my/*.txt` → runs/my, `sample:chitchat` → runs/chitchat."""
+    first = train_text[0] if train_text else "default"
+    if first.startswith(("sample:", "tfds:")):
+        name = first.split(":", 1)[1].split("#")[0]
+    else:
+        plain = [part for part in Path(first).parts if not re.search(r"[*?\[]", part) and part not in ("/", "..")]
+        name = plain[-1].split(".")[0] if plain and plain[-1].split(".")[0] else "text"
+    return f"runs/{re.sub(r'[^A-Za-z0-9_-]+', '_', name).strip('_') or 'text'}"
+
+
+def relocate_run_dir(path: str, lines: list[str]) -> list[str]:
+    """Adds --run_dir to the lines of a moved run's flag file, so that a moved or copied run continues where it is.
+
+    That file is a flags.cfg next to the metrics or checkpoints of a run, or the best.cfg next to the search.json of a
+    search, whose run directory is best/. The lines of other files are returned as they are.
+
+    Args:
+        path: the flag file.
+        lines: its lines, one flag each.
+    """
+    file = Path(path).expanduser()
+    folder = file.parent
+    if file.name == "flags.cfg" and any((folder / name).exists() for name in ("metrics.jsonl", "checkpoints")):
+        run_dir = folder
+    elif file.name == "best.cfg" and (folder / "search.json").is_file():
+        run_dir = folder / "best"
+    else:
+        return lines
+    named = [line.split("=", 1)[1] for line in lines if line.startswith("--run_dir=")]
+    if named and Path(named[-1]).expanduser().resolve() == run_dir.resolve():
+        return lines
+    return [*lines, f"--run_dir={run_dir}"]

@@ -20,11 +20,11 @@ from tfgpt.common.errors import DivergedError
 from tfgpt.common.progress import Progress
 from tfgpt.model import cost
 from tfgpt.training.checkpoints import Checkpoint, Checkpoints, check_fits
+from tfgpt.training.config import steps_or_minutes
 from tfgpt.training.distribution.collectives import HostGroup
 from tfgpt.training.metrics_writers import BY_SOURCE, JsonlMetricsWriter, TensorBoardWriter
 from tfgpt.training.objectives.base import TrainingData
 from tfgpt.training.peak_flops import measured_peak_flops
-from tfgpt.training.run_config import steps_or_minutes
 from tfgpt.training.stop_signals import StopSignals
 from tfgpt.training.train_config import TrainConfig
 from tfgpt.training.trainer import Trainer
