@@ -91,9 +91,9 @@ def test_an_absurd_initialization_fails_the_loss_and_the_advice_helps(text_file:
 
 
 def test_a_loss_that_is_not_the_logits_cross_entropy_fails(text_file: Path, monkeypatch: pytest.MonkeyPatch):
-    right = losses.FusedLinearCrossEntropy.by_token
+    right = losses.FusedLinearCrossEntropy.per_token
     doubled = lambda self, hidden, head, targets: right(self, 2 * hidden, head, targets)  # noqa: E731
-    monkeypatch.setattr(losses.FusedLinearCrossEntropy, "by_token", doubled)
+    monkeypatch.setattr(losses.FusedLinearCrossEntropy, "per_token", doubled)
     found = check_initial_loss(subject_of(text_file, "--embedding_initializer_range=0.3"))
     assert found.status == "FAIL" and "from the logits it should be" in found.line
 

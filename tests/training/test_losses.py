@@ -45,7 +45,7 @@ def ours(hidden, head, targets, weights, smoothing, z_loss, soft_cap, chunk):
     def computed():
         with tf.GradientTape() as tape:
             tape.watch([hidden, head])
-            total, nats = cross_entropy.differentiable(hidden, head, targets, weights)
+            total, nats = cross_entropy.loss_sums(hidden, head, targets, weights)
             doubled = 2.0 * total
         return total, nats, *tape.gradient(doubled, [hidden, head])
 
@@ -77,13 +77,13 @@ def test_bfloat16_stays_near_float32_and_sums_the_head_gradient_in_float32():
     np.testing.assert_allclose(rough[3], exact[3], atol=0.02 * float(tf.reduce_max(tf.abs(exact[3]))))
 
 
-def test_evaluation_by_token_equals_the_plain_computation_in_chunks_too():
+def test_evaluation_per_token_equals_the_plain_computation_in_chunks_too():
     hidden, head, targets, _ = example()
     logits = tf.matmul(hidden, head, transpose_b=True)
     expected = tf.nn.sparse_softmax_cross_entropy_with_logits(targets, logits)
     guesses = np.argmax(logits, -1) == targets.numpy()
     for chunk in (TOKENS, 10):
-        losses, nats, correct = FusedLinearCrossEntropy(0.0, 0.0, None, chunk).by_token(hidden, head, targets)
+        losses, nats, correct = FusedLinearCrossEntropy(0.0, 0.0, None, chunk).per_token(hidden, head, targets)
         np.testing.assert_allclose(nats, expected, rtol=1e-6)
         np.testing.assert_allclose(losses, nats)
         np.testing.assert_array_equal(correct, guesses.astype(np.float32))
@@ -103,7 +103,7 @@ def test_logits_of_all_tokens_never_exist_at_once():
     def step(chunk):
         with tf.GradientTape() as tape:
             tape.watch([hidden, head])
-            total, _ = FusedLinearCrossEntropy(0.1, 0.1, None, chunk).differentiable(hidden, head, targets, weights)
+            total, _ = FusedLinearCrossEntropy(0.1, 0.1, None, chunk).loss_sums(hidden, head, targets, weights)
         return tape.gradient(total, [hidden, head])
 
     whole = tf.function(lambda: step(TOKENS)).get_concrete_function()

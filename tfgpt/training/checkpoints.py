@@ -27,7 +27,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import safetensors.numpy
@@ -41,6 +41,9 @@ from tfgpt.common.atomic_files import (
 )
 from tfgpt.common.errors import RunError, UserError
 from tfgpt.model.checkpoints.safetensors_file import write_safetensors
+
+if TYPE_CHECKING:
+    from tfgpt.training.distribution.collectives import HostGroup
 
 FORMAT = 2
 STATE, METADATA = "state.safetensors", "state.json"
@@ -202,6 +205,49 @@ class Checkpoints:
                 os.rename(path, aside)
             log(f"{error}; set aside as {aside.name}, {remedy}")
             return None
+
+
+def restore(
+    checkpoints: Checkpoints,
+    variables: Mapping[str, Any],
+    hosts: HostGroup,
+    check: Callable[[Checkpoint], None] = lambda checkpoint: None,
+    log: Callable[[str], None] = print,
+) -> dict[str, Any] | None:
+    """Assigns the newest complete checkpoint to the variables, on every host.
+
+    The chief reads it and broadcasts it, so that the hosts need no shared disk.
+
+    Args:
+        checkpoints: the checkpoints of the run.
+        variables: name → variable.
+        hosts: the processes that train together.
+        check: called with the checkpoint before anything is assigned; may raise UserError.
+        log: receives a line about every damaged checkpoint.
+
+    Returns:
+        The checkpoint's metadata, or None when there is no checkpoint.
+
+    Raises:
+        UserError: the checkpoint belongs to another model or optimizer, or `check` refuses it.
+    """
+
+    def read() -> tuple[Checkpoint, dict[str, np.ndarray]] | None:
+        checkpoint = checkpoints.newest(log)
+        if checkpoint is None:
+            return None
+        check(checkpoint)
+        arrays = checkpoint.arrays()
+        check_fits(arrays, variables, checkpoint.path)
+        return checkpoint, arrays
+
+    found = hosts.run_on_chief(read)
+    metadata = hosts.broadcast(found[0].metadata if found else None)
+    if metadata is None:
+        return None
+    for name, array in hosts.broadcast_variables(found[1] if found else None, variables):
+        variables[name].assign(array)
+    return metadata
 
 
 def open_checkpoint(path: Path) -> Checkpoint:

@@ -1,4 +1,4 @@
-"""What a run shows of itself: metrics.jsonl, TensorBoard, curves.png. All of them are written from the same numbers."""
+"""Metrics writers: metrics.jsonl, TensorBoard and curves.png."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from tfgpt.common.atomic_files import atomic_write, readable_write_errors
 
-# The names of metrics.jsonl → where TensorBoard shows them; what an objective measures of its own is under objective/.
+# Names in metrics.jsonl → tags in TensorBoard. Other metrics, those of an objective, are under objective/.
 TENSORBOARD_NAMES = {
     "train_loss": "loss/train",
     "validation_loss": "loss/validation",
@@ -30,7 +30,7 @@ TENSORBOARD_NAMES = {
     "model_flops_utilization": "speed/model_flops_utilization",
 }
 BY_SOURCE = "validation_loss/"
-"""What the losses of single sources begin with in metrics.jsonl."""
+"""Prefix of the losses of single sources in metrics.jsonl."""
 
 
 class JsonlMetricsWriter:
@@ -38,22 +38,31 @@ class JsonlMetricsWriter:
 
     Args:
         path: the file; None: nothing is written.
-        step: the step that a resumed run begins at: lines of later steps, which a killed run wrote after its last
-            checkpoint, are dropped, since they are about to be written again.
+        step: the step that a resumed run starts at. Lines of later steps, which a killed run wrote after its last
+            checkpoint, are removed, since they are written again.
+
+    Example:
+
+    >>> import tempfile
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> writer = JsonlMetricsWriter(Path(folder.name) / "metrics.jsonl", step=0)
+    >>> writer.write({"step": 1, "train_loss": 2.5})
+    >>> writer.close()
+    >>> read_metrics(writer.path)
+    [{'step': 1, 'train_loss': 2.5}]
+    >>> folder.cleanup()
     """
 
     def __init__(self, path: Path | None, step: int):
-        self.path = path
-        self.file = None
-        if path is None:
-            return
-        kept = [row for row in read_metrics(path) if row["step"] <= step] if step else []
-        with atomic_write(path) as temporary:
-            temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-        self.file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (open as long as the run)
+        self.path, self.file = path, None
+        if path is not None:
+            kept = [row for row in read_metrics(path) if row["step"] <= step] if step else []
+            with atomic_write(path) as temporary:
+                temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+            self.file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (open as long as the run)
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Appends a line. A number that JSON cannot hold (NaN, infinity) is written as null."""
+        """Appends a line; NaN and infinity are written as null."""
         if self.file is None or self.path is None:
             return
         clean = {
@@ -65,13 +74,12 @@ class JsonlMetricsWriter:
             self.file.flush()
 
     def close(self) -> None:
-        """Closes the file."""
         if self.file is not None:
             self.file.close()
 
 
 def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl; lines that a kill cut off or a power cut filled with zeros are left out."""
+    """Returns the rows of a metrics.jsonl without lines that a kill or a power cut damaged."""
     rows = []
     if Path(path).is_file():
         for line in Path(path).read_text(encoding="utf-8", errors="replace").splitlines():
@@ -85,8 +93,14 @@ class TensorBoardWriter:
     """TensorBoard event files of a run.
 
     Args:
-        directory: RUN_DIR/tensorboard, or None: nothing is written.
-        step: the step that a resumed run begins at: what a killed run wrote of later ones is not shown any more.
+        directory: RUN_DIR/tensorboard; None: nothing is written.
+        step: the step that a resumed run starts at. TensorBoard hides later steps that a killed run wrote.
+
+    Example:
+
+    >>> writer = TensorBoardWriter(None, step=0)
+    >>> writer.scalars({"step": 1, "train_loss": 2.5})
+    >>> writer.close()
     """
 
     def __init__(self, directory: Path | None, step: int):
@@ -98,7 +112,7 @@ class TensorBoardWriter:
                 self.writer = tf.summary.create_file_writer(str(directory))
 
     def scalars(self, row: Mapping[str, Any]) -> None:
-        """The numbers of one metrics line."""
+        """Writes the numbers of one line of metrics."""
         if self.writer is None:
             return
         with self.writer.as_default(step=row["step"]):
@@ -109,20 +123,20 @@ class TensorBoardWriter:
                     tf.summary.scalar(shown, value)
 
     def text(self, name: str, step: int, text: str) -> None:
-        """A text sample, shown as it is (indented: Markdown's code)."""
+        """Writes a text, indented as Markdown code."""
         if self.writer is not None:
             with self.writer.as_default(step=step):
                 tf.summary.text(name, "\n".join("    " + line for line in text.splitlines()))
 
     def histograms(self, variables: Mapping[str, Any], step: int) -> None:
-        """The distribution of every weight."""
+        """Writes the distribution of every variable."""
         if self.writer is not None:
             with self.writer.as_default(step=step):
                 for name, variable in variables.items():
                     tf.summary.histogram(name, variable)
 
     def hyperparameters(self, settings: Mapping[str, Any]) -> None:
-        """The settings, for TensorBoard's HParams page."""
+        """Writes the settings for TensorBoard's HParams page."""
         if self.writer is not None:
             from tensorboard.plugins.hparams import api
 
@@ -135,16 +149,15 @@ class TensorBoardWriter:
                 api.hparams(plain)
 
     def close(self) -> None:
-        """Flushes and closes."""
         if self.writer is not None:
             self.writer.close()
 
 
 def write_session_start(directory: Path, step: int) -> None:
-    """Tells TensorBoard that steps from `step` on are written anew; TensorFlow 2's writer does not.
+    """Writes the event that makes TensorBoard discard steps from `step` on, which TensorFlow 2's writer omits.
 
-    (https://github.com/tensorflow/tensorboard#how-should-i-handle-tensorflow-restarts.) Event files are read in the
-    order of their names: this one comes before the writer's that is opened next.
+    Source: https://github.com/tensorflow/tensorboard#how-should-i-handle-tensorflow-restarts. TensorBoard reads event
+    files in the order of their names; this one precedes the file of the writer that is opened next.
     """
     from tensorboard.compat.proto import event_pb2
     from tensorboard.summary.writer.record_writer import RecordWriter
@@ -162,12 +175,12 @@ def write_session_start(directory: Path, step: int) -> None:
 
 
 def draw_curves(rows: list[dict[str, Any]], path: Path, title: str) -> None:
-    """A PNG of the loss, what else the objective measures, the learning rate and the speed over the steps.
+    """Draws loss, metrics of the objective, learning rate and speed over the steps as a PNG file.
 
     Args:
-        rows: lines of metrics.jsonl.
-        path: the PNG to write.
-        title: the figure's title.
+        rows: the rows of metrics.jsonl.
+        path: the PNG file.
+        title: title of the figure.
     """
     import matplotlib
 
@@ -176,7 +189,7 @@ def draw_curves(rows: list[dict[str, Any]], path: Path, title: str) -> None:
 
     panels = [
         ("loss", ("train_loss", "validation_loss"), False),
-        *own_panels(rows),
+        *objective_panels(rows),
         ("learning rate", ("learning_rate",), False),
         ("gradient norm", ("gradient_norm",), True),
         ("update / weight", ("update_to_weight_ratio",), True),
@@ -206,12 +219,14 @@ def draw_curves(rows: list[dict[str, Any]], path: Path, title: str) -> None:
     pyplot.close(figure)
 
 
-def own_panels(rows: list[dict[str, Any]]) -> list[tuple[str, tuple[str, ...], bool]]:
-    """The panels of bits per byte, or of what an objective measures instead; training and held out side by side."""
+def objective_panels(rows: list[dict[str, Any]]) -> list[tuple[str, tuple[str, ...], bool]]:
+    """Returns the panels of bits per byte, or of the objective's metrics, as (title, names, logarithmic)."""
     names = list(dict.fromkeys(name for row in rows for name in row if "/" not in name))
     if "validation_bits_per_byte" in names:
         return [("bits per byte, held out", ("validation_bits_per_byte",), False)]
-    own = [name for name in names if name.startswith(("train_", "validation_"))]
-    measures = dict.fromkeys(name.split("_", 1)[1] for name in own)
-    sides = {measure: tuple(f"{side}_{measure}" for side in ("train", "validation")) for measure in measures}
-    return [(measure.replace("_", " "), both, False) for measure, both in sides.items() if measure != "loss"]
+    metrics = dict.fromkeys(name.split("_", 1)[1] for name in names if name.startswith(("train_", "validation_")))
+    return [
+        (metric.replace("_", " "), (f"train_{metric}", f"validation_{metric}"), False)
+        for metric in metrics
+        if metric != "loss"
+    ]

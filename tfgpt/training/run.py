@@ -33,7 +33,7 @@ from tfgpt.model.checkpoints.peft_adapters import save_adapter
 from tfgpt.model.checkpoints.safetensors_file import weights_fingerprint
 from tfgpt.tokenization.load import load_tokenizer
 from tfgpt.tokenization.tokenizer import Tokenizer
-from tfgpt.training.checkpoints import Checkpoint, Checkpoints, assign
+from tfgpt.training.checkpoints import Checkpoint, Checkpoints, assign, restore
 from tfgpt.training.compilation import choose_compilation
 from tfgpt.training.distribution.collectives import HostGroup
 from tfgpt.training.distribution.startup_barrier import format_workers
@@ -44,7 +44,7 @@ from tfgpt.training.stop_signals import StopSignals
 from tfgpt.training.train_config import TrainConfig
 from tfgpt.training.trainer import Trainer
 from tfgpt.training.trainer_builder import build_trainer_and_data
-from tfgpt.training.training_loop import LoopState, TrainingLoop, format_metrics, restore
+from tfgpt.training.training_loop import LoopState, TrainingLoop, format_metrics
 
 
 def train(recipe: TrainConfig, flag_file: str, callbacks: tuple[keras.callbacks.Callback, ...] = ()) -> int:
@@ -105,7 +105,7 @@ def run_training(
     def check(checkpoint: Checkpoint) -> None:
         check_same_run(recipe, prepared.fingerprint, base_fingerprint, checkpoint)
 
-    metadata = restore(checkpoints, trainer, hosts, check, hosts.log)
+    metadata = restore(checkpoints, trainer.state_variables(), hosts, check, hosts.log)
     state = LoopState() if metadata is None else LoopState(**metadata["state"])
     if hosts.is_chief:
         log(f"Data: {objective.describe_data(recipe, prepared)}")

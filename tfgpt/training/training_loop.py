@@ -19,7 +19,7 @@ import tensorflow as tf
 from tfgpt.common.errors import DivergedError
 from tfgpt.common.progress import Progress
 from tfgpt.model import cost
-from tfgpt.training.checkpoints import Checkpoint, Checkpoints, check_fits
+from tfgpt.training.checkpoints import Checkpoints, restore
 from tfgpt.training.config import steps_or_minutes
 from tfgpt.training.distribution.collectives import HostGroup
 from tfgpt.training.metrics_writers import BY_SOURCE, JsonlMetricsWriter, TensorBoardWriter
@@ -329,7 +329,7 @@ class TrainingLoop:
         """
         run, at, rollbacks = self.recipe.run, self.state.step, self.state.rollbacks + 1
         self.checkpoints.wait()
-        metadata = restore(self.checkpoints, self.trainer, self.hosts, log=progress.log)
+        metadata = restore(self.checkpoints, self.trainer.state_variables(), self.hosts, log=progress.log)
         skipped = f"step {at}: {run.rollback_after} updates in a row were not finite"
         if rollbacks > run.max_rollbacks or metadata is None:
             why = "no checkpoint to return to" if metadata is None else f"{run.max_rollbacks} roll-backs did not help"
@@ -372,47 +372,3 @@ def format_metrics(metrics: dict[str, float]) -> str:
         )
     plain = {name.removeprefix("validation_"): value for name, value in metrics.items()}
     return ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in plain.items() if "/" not in name)
-
-
-def restore(
-    checkpoints: Checkpoints,
-    trainer: Trainer,
-    hosts: HostGroup,
-    check: Callable[[Checkpoint], None] = lambda checkpoint: None,
-    log: Callable[[str], None] = print,
-) -> dict[str, Any] | None:
-    """Restores the trainer's variables from the newest complete checkpoint, on every host.
-
-    The chief reads it and broadcasts it, so that the hosts need no shared disk.
-
-    Args:
-        checkpoints: the checkpoints of the run.
-        trainer: the trainer whose variables are set.
-        hosts: the processes that train together.
-        check: called with the checkpoint before anything is set; may raise UserError.
-        log: receives a line about every damaged checkpoint.
-
-    Returns:
-        The checkpoint's metadata, or None (nothing is set) when there is no checkpoint.
-
-    Raises:
-        UserError: the checkpoint belongs to another model or optimizer, or `check` refuses it.
-    """
-    variables = trainer.state_variables()
-
-    def read() -> tuple[Checkpoint, dict[str, np.ndarray]] | None:
-        checkpoint = checkpoints.newest(log)
-        if checkpoint is None:
-            return None
-        check(checkpoint)
-        arrays = checkpoint.arrays()
-        check_fits(arrays, variables, checkpoint.path)
-        return checkpoint, arrays
-
-    found = hosts.run_on_chief(read)
-    metadata = hosts.broadcast(found[0].metadata if found else None)
-    if metadata is None:
-        return None
-    for name, array in hosts.broadcast_variables(found[1] if found else None, variables):
-        variables[name].assign(array)
-    return metadata

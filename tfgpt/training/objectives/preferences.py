@@ -265,9 +265,9 @@ def token_nats(
     )
     flat = tf.reshape(targets, [-1])
     if training:
-        nats = head.differentiable_by_token(hidden, decoder.output_weights(), flat)
+        nats = head.per_token_nll(hidden, decoder.output_weights(), flat)
     else:
-        nats = head.by_token(hidden, decoder.output_weights(), flat)[1]
+        nats = head.per_token(hidden, decoder.output_weights(), flat)[1]
     return tf.reshape(nats, tf.shape(targets))
 
 
