@@ -61,11 +61,11 @@ def test_every_form_is_known(name, kind, path, here):
         ("run/quickstart", "did you mean runs?"),
         ("quickstar.gguf", "quickstar.gguf: no such file or directory; the folder"),
         ("model", "model: no such file or directory; did you mean models?"),
-        ("runs/begun", "runs/begun is a run without a model, which the run's end writes; python -m tfgpt.train "
-         "--flagfile=runs/begun/flags.cfg goes on with it"),
-        ("runs/begun/checkpoints/step-00000005", "is no model but a part of the run runs/begun; give that"),
+        ("runs/begun", "runs/begun is a run without a model, which is written at the run's end; python -m tfgpt.train "
+         "--flagfile=runs/begun/flags.cfg continues it"),
+        ("runs/begun/checkpoints/step-00000005", "is not a model but a part of the run runs/begun; give that"),
         ("runs/a-search", "is a search; python -m tfgpt.train --flagfile=runs/a-search/best.cfg trains its best run"),
-        ("models", "models is no model but a folder of models; name one of chat, lora, preset, smollm2"),
+        ("models", "models is not a model but a folder of models; name one of chat, lora, preset, smollm2"),
         ("several", "several holds 2 GGUF files (a.gguf, b.gguf); name one of them"),
         ("empty", f"empty is empty; what is taken: {MODEL_FORMS}"),
         ("", f"is empty; what is taken: {MODEL_FORMS}"),
@@ -74,8 +74,8 @@ def test_every_form_is_known(name, kind, path, here):
         ("a\0b", "no such file or directory"),
         ("天地/玄黃", "no such file or directory"),
         ("notes", f"no config.json in it, no adapter_config.json and no saved_model.pb; what is taken: {MODEL_FORMS}"),
-        ("notes/plan.txt", f"notes/plan.txt is a file, but no GGUF file; what is taken: {MODEL_FORMS}"),
-        ("models/smollm2/config.json", "is a file, but no GGUF file; give its folder, models/smollm2; what is taken"),
+        ("notes/plan.txt", f"notes/plan.txt is a file, but not a GGUF file; what is taken: {MODEL_FORMS}"),
+        ("models/smollm2/config.json", "is a file, but not a GGUF file; give its folder, models/smollm2; what is taken"),
     ],
 )  # fmt: skip
 def test_what_is_no_model_is_refused_by_what_it_is(name, line, here):
@@ -103,7 +103,7 @@ def test_an_export_names_the_model_it_was_made_of_where_weights_are_needed(here)
         no_weights_error(find_model("models/chat"), "source")
     )
     metadata.write_text(json.dumps({"model": "runs/gone"}))
-    assert "runs/gone, which is not there now (" in str(no_weights_error(find_model("models/chat"), "source"))
+    assert "runs/gone, which does not exist any more (" in str(no_weights_error(find_model("models/chat"), "source"))
 
 
 def test_serve_is_told_how_to_export_what_is_no_export(here):

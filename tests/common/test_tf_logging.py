@@ -48,7 +48,7 @@ def test_known_notices_are_hidden_and_real_warnings_pass():
 
 def run(code: str, *, tensorflow: bool = False, **environment: str) -> subprocess.CompletedProcess:
     name = "import_tensorflow" if tensorflow else "hide_notices"
-    code = f"import logging, os, sys\nfrom tfgpt.common.tf_logging import *\n{name}()\n{code}"
+    code = f"import logging, os, sys\nfrom tfgpt.common.tf_logging import *\nfrom tfgpt.common.standard_streams import redirect_output\n{name}()\n{code}"
     inherited = {key: value for key, value in os.environ.items() if key != "TF_CPP_MIN_LOG_LEVEL"}
     return subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=inherited | environment
@@ -110,8 +110,8 @@ def test_without_a_home_folder_libraries_make_none_of_their_own(tmp_path):
         "import os, pwd\n"
         "def unknown(number): raise KeyError(number)\n"
         "pwd.getpwuid = unknown\n"
-        "from tfgpt.common.tf_logging import give_libraries_a_home\n"
-        "give_libraries_a_home()\n"
+        "from tfgpt.common.tf_logging import make_library_home\n"
+        "make_library_home()\n"
         "import matplotlib, huggingface_hub.constants\n"
         "assert os.path.isdir(os.environ['KERAS_HOME'])\n"
         "print(os.listdir(), huggingface_hub.constants.HF_HOME == os.environ['KERAS_HOME'])\n"

@@ -14,7 +14,8 @@ import sys
 import traceback
 from pathlib import Path
 
-from tfgpt.common.tf_logging import import_tensorflow, redirect_output
+from tfgpt.common.standard_streams import redirect_output
+from tfgpt.common.tf_logging import import_tensorflow
 
 
 def child(order: dict) -> int:

@@ -1,4 +1,4 @@
-"""Writing that never leaves half a file in the place of a good one, and content hashes."""
+"""Atomic writes of files and directories, readers of JSON, and content hashes."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from tfgpt.common.errors import RunError, UserError
 
 @contextlib.contextmanager
 def readable_write_errors(path: str | os.PathLike) -> Iterator[None]:
-    """Turns the operating system's refusals to write at `path` into one clear line.
+    """Raises the operating system's errors about writing `path` as one-line errors.
 
     Raises:
         RunError: the disk is full.
-        UserError: the place cannot be written (permission, read-only file system, a file in the way).
+        UserError: it cannot be written (permission, read-only file system, a file in the way).
     """
     try:
         yield
@@ -42,11 +42,10 @@ def readable_write_errors(path: str | os.PathLike) -> Iterator[None]:
 
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
-    """A temporary sibling of `path` to write a file to; renamed to `path` when the block ends well.
+    """Yields a temporary file next to `path`, which is renamed to `path` when the block ends without an exception.
 
-    The file and its folder are synced to disk before the rename counts, so that a power cut leaves the old or the
-    new one. When the block raises, the temporary is removed and `path` is untouched. A link stays: the file that it
-    points to is replaced.
+    The file and its folder are synced to disk, so that a power cut leaves the old file or the new one. When the block
+    raises, the temporary file is removed and `path` is unchanged. A link stays: its target is replaced.
     """
     path = Path(path).resolve()
     with readable_write_errors(path):
@@ -64,9 +63,10 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_directory(path: str | os.PathLike) -> Iterator[Path]:
-    """Like `atomic_write` for a whole directory: an existing `path` is replaced only by a complete one.
+    """Like `atomic_write` for a directory: an existing `path` is replaced only by a complete one.
 
-    For what a person names, use `tfgpt.common.output_directories.result_directory`, which deletes nothing of theirs.
+    For a directory that the user names, use `tfgpt.common.output_directories.result_directory`, which keeps their
+    files.
     """
     path = Path(path).resolve()
     with readable_write_errors(path):
@@ -85,7 +85,7 @@ def atomic_directory(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def replace_directory(new: Path, path: Path) -> None:
-    """Renames `new` to `path`; what stood at `path` is set aside first and deleted after."""
+    """Renames `new` to `path`; sets the old `path` aside first and deletes it afterwards."""
     if not path.exists():
         os.rename(new, path)
         return
@@ -96,7 +96,7 @@ def replace_directory(new: Path, path: Path) -> None:
     except OSError:
         os.rename(aside, path)
         raise
-    # Not called .old any more: what is deleted only in part must never be put back.
+    # Renamed again: a directory that is deleted only in part must never be put back.
     doomed = aside.with_suffix(".tmp")
     os.rename(aside, doomed)
     shutil.rmtree(doomed, ignore_errors=True)
@@ -139,10 +139,7 @@ def disk_size(path: Path) -> int:
 
 
 def put_back(path: Path) -> None:
-    """Restores a directory whose replacement was interrupted between the two renames of `replace_directory`.
-
-    Where `path` is missing and the directory that it was is still there under its temporary name, that is renamed back.
-    """
+    """Renames a directory back whose replacement was interrupted between the two renames of `replace_directory`."""
     if not path.exists():
         olds = sorted(path.parent.glob(f".{glob.escape(path.name)}.*.old"), key=lambda old: old.stat().st_mtime)
         if olds:
@@ -150,18 +147,18 @@ def put_back(path: Path) -> None:
 
 
 def new_sibling(path: Path, suffix: str) -> Path:
-    """A name beside `path` that nothing has; what is made under it gets the permissions that the umask allows."""
+    """Returns an unused path next to `path`; a file made there gets the permissions that the umask allows."""
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}{suffix}")
 
 
 def sync_file(path: Path) -> None:
-    """Makes a file's content survive a power cut; Windows syncs only what is open for writing."""
+    """Makes a file's content survive a power cut; Windows syncs only files that are open for writing."""
     with open(path, "r+b" if os.name == "nt" else "rb") as file:
         os.fsync(file.fileno())
 
 
 def sync_directory(path: Path) -> None:
-    """Makes a rename inside `path` survive a power cut; Windows opens no directories and needs none of this."""
+    """Makes a rename inside `path` survive a power cut; Windows neither opens directories nor needs this."""
     if os.name == "nt":
         return
     handle = os.open(path, os.O_RDONLY)
@@ -172,36 +169,33 @@ def sync_directory(path: Path) -> None:
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-    """Writes a UTF-8 text file beside and renames it."""
+    """Writes a UTF-8 text file atomically."""
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
-    """Writes indented JSON beside and renames it."""
+    """Writes indented JSON atomically."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def write_csv(path: str | os.PathLike, names: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Writes a table beside and renames it: a line of names, then a line a row."""
+    """Writes a table atomically: a line of names, then one line per row."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([names, *rows])
     write_text(path, text.getvalue())
 
 
+# The beginning of the small file that git writes in place of a large one where git-lfs is not installed.
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
-"""How the small file begins that git puts in a large one's place where git-lfs is not installed."""
 
 
 def refuse_pointer(path: str | os.PathLike, first_bytes: bytes | None = None) -> None:
-    """Refuses a git-lfs pointer that stands where a file should.
+    """Raises `UserError` for a git-lfs pointer in place of a file; ignores a file that cannot be opened.
 
     Args:
-        path: the file; one that cannot be opened is left to whoever opens it next.
-        first_bytes: what it begins with, where that is known.
-
-    Raises:
-        UserError: it is one.
+        path: the file.
+        first_bytes: its first bytes, where they are known.
     """
     if first_bytes is None:
         with contextlib.suppress(OSError), open(path, "rb") as file:
@@ -211,10 +205,10 @@ def refuse_pointer(path: str | os.PathLike, first_bytes: bytes | None = None) ->
 
 
 def read_json(path: str | os.PathLike) -> Any:
-    """Reads a JSON file, a byte-order mark before it or not.
+    """Returns the value of a JSON file, with or without a byte-order mark.
 
     Raises:
-        UserError: the file is missing or not JSON; the line names it.
+        UserError: the file is missing or not JSON.
     """
     refuse_pointer(path)
     try:
@@ -226,14 +220,11 @@ def read_json(path: str | os.PathLike) -> Any:
 
 
 def sha256_of_file(path: str | os.PathLike) -> str:
-    """The hexadecimal SHA-256 of a file's content."""
-    digest = hashlib.sha256()
+    """Returns the hexadecimal SHA-256 of a file's content."""
     with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sha256_of_json(value: Any) -> str:
-    """The hexadecimal SHA-256 of a JSON value, independent of key order."""
+    """Returns the hexadecimal SHA-256 of a JSON value, independent of key order."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=True).encode()).hexdigest()

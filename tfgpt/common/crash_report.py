@@ -1,4 +1,4 @@
-"""Crash files: what a report of an unforeseen exception needs, without secrets."""
+"""Crash files: traceback, versions and flags of an unforeseen exception, without secrets."""
 
 from __future__ import annotations
 
@@ -18,18 +18,19 @@ import platformdirs
 
 PACKAGES = ("tfgpt", "tensorflow", "keras", "numpy", "tokenizers", "safetensors", "tensorflow-text", "keras-tuner")
 SECRET_NAMES = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL|AUTH", re.IGNORECASE)
-# Credentials by their look: in an address, as an address's parameter, and the prefixes that services give their keys.
-SECRET_LOOKS = (
-    (re.compile(r"(?<=://)[^\s/@'\"]+@"), "***@"),
-    (re.compile(r"([?&][^=\s&]*(?:token|key|secret|sig|password)[^=\s&]*=)[^\s&'\"]+", re.IGNORECASE), r"\1***"),
-    (re.compile(r"\b(?:sk|hf|ghp|gho|github_pat|glpat|xox[abp])[-_][\w-]{8,}"), "***"),
-    (re.compile(r"(Bearer\s+)[\w.~+/=-]{8,}", re.IGNORECASE), r"\1***"),
-)  # fmt: skip
-SHORTEST_SECRET = 6  # characters; a shorter value of a variable such as KEY_COUNT=3 is no secret
+# Credentials in an address, in its parameters, with the prefixes of known services, and after "Bearer".
+SECRETS = re.compile(
+    r"(?<=://)[^\s/@'\"]+(?=@)"
+    r"|(?P<parameter>[?&][^=\s&]*(?:token|key|secret|sig|password)[^=\s&]*=)[^\s&'\"]+"
+    r"|\b(?-i:sk|hf|ghp|gho|github_pat|glpat|xox[abp])[-_][\w-]{8,}"
+    r"|(?P<bearer>Bearer\s+)[\w.~+/=-]{8,}",
+    re.IGNORECASE,
+)
+SHORTEST_SECRET = 6  # characters; a shorter value of a variable, such as KEY_COUNT=3, is not a secret
 
 
 def write_crash_file(command: str, arguments: Sequence[str], error: BaseException) -> Path | None:
-    """Writes traceback, versions and flags into the user's log folder, or the system's temporary one.
+    """Writes traceback, versions and flags into the user's log folder, or else the system's temporary one.
 
     Args:
         command: the command's name.
@@ -40,36 +41,31 @@ def write_crash_file(command: str, arguments: Sequence[str], error: BaseExceptio
         The file, readable by this user only; None where no folder can be written.
     """
     now = datetime.datetime.now().astimezone()
-    text = "\n".join(
-        [
-            f"tfgpt.{command}: {type(error).__name__}, {now.isoformat(timespec='seconds')}",
-            "",
-            f"Python {platform.python_version()}, {platform.platform()}",
-            *(f"{name} {version(name)}" for name in PACKAGES),
-            "",
-            f"python -m tfgpt.{command} {shlex.join(arguments)}",
-            "",
-            "".join(traceback.format_exception(error)),
-        ]
-    )
-    content = redact_secrets(text, arguments).encode("utf-8", "backslashreplace")
+    lines = [
+        f"tfgpt.{command}: {type(error).__name__}, {now.isoformat(timespec='seconds')}",
+        "",
+        f"Python {platform.python_version()}, {platform.platform()}",
+        *(f"{name} {installed_version(name)}" for name in PACKAGES),
+        "",
+        f"python -m tfgpt.{command} {shlex.join(arguments)}",
+        "",
+        *traceback.format_exception(error),
+    ]
+    content = redact_secrets("\n".join(lines), arguments).encode("utf-8", "backslashreplace")
     folders = [Path(tempfile.gettempdir())]
-    with contextlib.suppress(RuntimeError):  # raised where the user has no home folder
+    with contextlib.suppress(RuntimeError):  # The user has no home folder.
         folders.insert(0, platformdirs.user_log_path("tfgpt", appauthor=False))
     for folder in folders:
         path = folder / f"crash-{command}-{now:%Y%m%d-%H%M%S}-{os.getpid()}.txt"
-        try:
+        with contextlib.suppress(OSError):
             folder.mkdir(parents=True, exist_ok=True)
             with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
                 file.write(content)
-        except OSError:
-            continue
-        return path
+            return path
     return None
 
 
-def version(package: str) -> str:
-    """An installed package's version."""
+def installed_version(package: str) -> str:
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -77,11 +73,11 @@ def version(package: str) -> str:
 
 
 def redact_secrets(text: str, arguments: Sequence[str] = ()) -> str:
-    """The text with *** for what looks like a credential and for what the environment keeps under such a name.
+    """Returns the text with *** for credentials, recognized by their form or as values of environment variables.
 
     Args:
         text: any text.
-        arguments: a command line; a variable that a flag such as --api_keys_env names is secret too.
+        arguments: a command line; a variable named by a flag such as --api_keys_env is secret too.
     """
     named = [argument.split("=", 1)[1] for argument in arguments if re.match(r"--?\w+_env=", argument)]
     for name, value in os.environ.items():
@@ -89,6 +85,4 @@ def redact_secrets(text: str, arguments: Sequence[str] = ()) -> str:
             for part in {value, *value.split(",")}:
                 if len(part.strip()) >= SHORTEST_SECRET:
                     text = text.replace(part.strip(), "***")
-    for look, instead in SECRET_LOOKS:
-        text = look.sub(instead, text)
-    return text
+    return SECRETS.sub(lambda match: f"{match['parameter'] or match['bearer'] or ''}***", text)

@@ -1,4 +1,4 @@
-"""What a misspelled name was meant to be: one helper for flags, choices, commands, presets, samples and files."""
+"""Suggestions for misspelled flags, choices, commands, presets, samples and files."""
 
 from __future__ import annotations
 
@@ -7,45 +7,45 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-ALIKE, MUCH_LESS_ALIKE = 0.7, 0.08  # of 1
-SHOWN = 8  # names of a folder in one line
+SMALLEST_RATIO, LARGEST_DIFFERENCE = 0.7, 0.08
+MAX_NAMES_SHOWN = 8
 
 
-def closest_names(name: str, names: Iterable[str], count: int = 3) -> list[str]:
-    """At most `count` of `names` that are spelled like `name`, the nearest first; upper and lower case are the same."""
+def closest_names(name: str, names: Iterable[str]) -> list[str]:
+    """Returns at most three of `names` that are spelled like `name`, ignoring case, the closest first."""
     by_lower: dict[str, str] = {}
     for known in names:
         by_lower.setdefault(known.lower(), known)
-    near = difflib.get_close_matches(name.lower(), by_lower, count, ALIKE)
-    likeness = [difflib.SequenceMatcher(None, found, name.lower()).ratio() for found in near]
-    return [by_lower[found] for found, like in zip(near, likeness) if like > likeness[0] - MUCH_LESS_ALIKE]
+    close = difflib.get_close_matches(name.lower(), by_lower, 3, SMALLEST_RATIO)
+    ratios = [difflib.SequenceMatcher(None, found, name.lower()).ratio() for found in close]
+    return [by_lower[found] for found, ratio in zip(close, ratios) if ratio > ratios[0] - LARGEST_DIFFERENCE]
 
 
 def did_you_mean(name: str, names: Iterable[str], prefix: str = "") -> str:
-    """The end of a line that refuses `name`: "; did you mean --learning_rate?", or nothing when none is near.
+    """Returns the end of an error message, "; did you mean --learning_rate?", or "" when no name is close.
 
     Args:
-        name: what was given.
-        names: what there is.
-        prefix: stands before each name, such as "--".
+        name: the name that was given.
+        names: the known names.
+        prefix: written before each name, such as "--".
     """
     found = [f"{prefix}{known}" for known in closest_names(name, names)]
     return f"; did you mean {' or '.join(found)}?" if found else ""
 
 
 def cannot_read(path: str | os.PathLike, error: OSError) -> str:
-    """A line for a file that cannot be opened: `no_such_file`, or the system's reason."""
+    """Returns the message for a file that cannot be opened: `no_such_file`, or the system's reason."""
     if isinstance(error, FileNotFoundError):
         return no_such_file(path)
     return f"{path}: cannot be read ({error.strerror})"
 
 
-def no_such_file(path: str | os.PathLike, what: str = "no such file") -> str:
-    """A line for a path that does not exist: which name is near, or what the folder has.
+def no_such_file(path: str | os.PathLike, problem: str = "no such file") -> str:
+    """Returns the message for a path that does not exist, with the closest names or the content of its folder.
 
     Args:
-        path: what was given.
-        what: "no such file", or what else is missing ("no such file or folder").
+        path: the path that was given.
+        problem: "no such file", or another problem ("no such file or folder").
     """
     wanted = Path(path).expanduser()
     try:
@@ -53,12 +53,11 @@ def no_such_file(path: str | os.PathLike, what: str = "no such file") -> str:
         missing = wanted.relative_to(folder).parts[0]
         names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
     except (StopIteration, OSError, IndexError):
-        return f"{path}: {what}"
-    where = f"the folder {folder if str(folder) != '.' else Path.cwd()}"
-    absent = "" if folder == wanted.parent else f" (there is no {folder / missing})"
-    if near := closest_names(missing, names):
-        return f"{path}: {what}{absent}; did you mean {' or '.join(str(folder / name) for name in near)}?"
-    if not names:
-        return f"{path}: {what}{absent}; {where} is empty"
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return f"{path}: {what}{absent}; {where} has {', '.join(names[:SHOWN])}{more}"
+        return f"{path}: {problem}"
+    if folder != wanted.parent:
+        problem += f" (there is no {folder / missing})"
+    if close := closest_names(missing, names):
+        return f"{path}: {problem}; did you mean {' or '.join(str(folder / name) for name in close)}?"
+    more = f" and {len(names) - MAX_NAMES_SHOWN} more" if len(names) > MAX_NAMES_SHOWN else ""
+    content = f"has {', '.join(names[:MAX_NAMES_SHOWN])}{more}" if names else "is empty"
+    return f"{path}: {problem}; the folder {folder if str(folder) != '.' else Path.cwd()} {content}"

@@ -1,8 +1,8 @@
 """Writer locks: one process at a time writes a directory; readers are never blocked.
 
-On a local disk the lock is the operating system's (`filelock.FileLock`): it ends with the process that holds it, also
-after `kill -9`. A network disk cannot promise that, so there the lock is a lease (`filelock.SoftFileLease`): a file
-that its holder touches every `RENEWAL_SECONDS` and that is free `LEASE_SECONDS` after it was touched last.
+On a local disk the lock is the operating system's (`filelock.FileLock`), which ends with its process, even after
+`kill -9`. On a network disk it is a lease (`filelock.SoftFileLease`): a file that its holder touches every
+`RENEWAL_SECONDS` and that is free `LEASE_SECONDS` after the last touch.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import filelock
+import psutil
 
 from tfgpt.common.atomic_files import readable_write_errors
 from tfgpt.common.errors import UserError
@@ -37,59 +38,62 @@ class DirectoryInUse(UserError):
 
 @contextlib.contextmanager
 def writer_lock(lock_file: str | os.PathLike, directory: str | os.PathLike, flag: str | None = None) -> Iterator[None]:
-    """Holds the right to write `directory` for the time of the block.
+    """Holds the lock of a directory during the block.
 
-    Beside `lock_file`, a file with the suffix `.json` names the holder (process, host, command, start).
+    The file `lock_file` + `.json` names the holder (process, host, command, start).
 
     Args:
-        lock_file: the file that stands for the lock; its folder is made when it is missing.
-        directory: what is written, as error messages call it.
-        flag: the flag that names the directory, such as "run_dir"; error messages tell to change it.
+        lock_file: the lock's file; its folder is made when it is missing.
+        directory: the directory to be written, for error messages.
+        flag: the flag that names the directory, such as "run_dir", for error messages.
 
     Raises:
-        DirectoryInUse: another process holds the lock; the line names it and what to do.
+        DirectoryInUse: another process holds the lock.
         UserError: the lock file cannot be written.
     """
     lock_file = Path(lock_file)
-    record = record_of(lock_file)
+    holder_file = lock_file.with_name(f"{lock_file.name}.json")
     with contextlib.ExitStack() as stack:
         with readable_write_errors(lock_file.parent):
             lock_file.parent.mkdir(parents=True, exist_ok=True)
             try:
-                stack.enter_context(acquired(lock_file))
+                stack.enter_context(acquire(lock_file))
             except filelock.Timeout:
-                raise DirectoryInUse(in_use(Path(directory), lock_file, record, flag)) from None
-            write_record(record)
+                prefix, other = (f"--{flag}: ", f", or choose another --{flag}") if flag else ("", "")
+                holder = describe_holder(lock_file)
+                wait = f"wait until it has ended{describe_lease(lock_file)}"
+                raise DirectoryInUse(f"{prefix}{directory} is being written by {holder}; {wait}{other}") from None
+            with contextlib.suppress(OSError):  # The file only helps people.
+                holder_file.write_text(json.dumps(this_process()), encoding="utf-8")
         try:
             yield
         finally:
-            # Removed while it is held: a newcomer that has opened it already sees that and opens another one.
-            for path in (record, lock_file):
+            # Removed while it is held: a process that has opened it notices that and opens another one.
+            for path in (holder_file, lock_file):
                 with contextlib.suppress(OSError):
                     path.unlink()
 
 
 @contextlib.contextmanager
 def waiting_writer_lock(lock_file: str | os.PathLike, directory: str | os.PathLike) -> Iterator[None]:
-    """Like `writer_lock`, but waits for another holder instead of failing, and says so once on standard error."""
-    said = False
-    while True:
-        with contextlib.ExitStack() as stack:
+    """Like `writer_lock`, but waits for another holder instead of failing, and prints that once on standard error."""
+    printed = False
+    with contextlib.ExitStack() as stack:
+        while True:
             try:
                 stack.enter_context(writer_lock(lock_file, directory))
+                break
             except DirectoryInUse:
-                if not said:
-                    by = holder(record_of(Path(lock_file)))
-                    print(f"Waiting for {by}, which makes {directory}", file=sys.stderr, flush=True)
-                said = True
+                if not printed:
+                    holder = describe_holder(Path(lock_file))
+                    print(f"Waiting for {holder}, which makes {directory}", file=sys.stderr, flush=True)
+                printed = True
                 time.sleep(0.2)
-                continue
-            yield
-            return
+        yield
 
 
-def acquired(lock_file: Path) -> filelock.BaseFileLock | filelock.AcquireReturnProxy:
-    """The lock, held. Raises `filelock.Timeout` at once when another process holds it."""
+def acquire(lock_file: Path) -> filelock.BaseFileLock | filelock.AcquireReturnProxy:
+    """Returns the held lock. Raises `filelock.Timeout` at once when another process holds it."""
     if not on_network_disk(lock_file.parent):
         try:
             return filelock.FileLock(lock_file, timeout=0, thread_local=False, fallback_to_soft=False).acquire()
@@ -99,22 +103,26 @@ def acquired(lock_file: Path) -> filelock.BaseFileLock | filelock.AcquireReturnP
             # A file system without native locks is treated as a network disk.
             if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK):
                 raise
-    lease_file = lock_file.with_name(f"{lock_file.name}.lease")
+    lease_file = lease_of(lock_file)
     try:
         return lease(lease_file).acquire()
     except filelock.Timeout:
         if seconds_since_renewal(lease_file) < LEASE_SECONDS:
             raise
-    # Expired. filelock would watch it for another minute; the file server's clock has watched it already. The second
-    # lease keeps two newcomers from removing each other's files.
+    # Expired by the file server's clock; filelock would watch it for another minute. The second lease keeps two new
+    # processes from removing each other's files.
     with lease(lease_file.with_name(f"{lease_file.name}.expired")):
         if seconds_since_renewal(lease_file) >= LEASE_SECONDS:
             lease_file.unlink(missing_ok=True)
         return lease(lease_file).acquire()
 
 
+def lease_of(lock_file: Path) -> Path:
+    return lock_file.with_name(f"{lock_file.name}.lease")
+
+
 def lease(path: Path) -> filelock.SoftFileLease:
-    """A lease that ends this process when another one has taken it over."""
+    """Returns a lease that ends this process when another one has taken it over."""
     return filelock.SoftFileLease(
         path,
         timeout=0,
@@ -137,7 +145,7 @@ def end_process(loss: filelock.LeaseCompromise) -> None:
 
 
 def seconds_since_renewal(lease_file: Path) -> float:
-    """Seconds since a lease was renewed, by the clock of the file server, whatever this machine's says."""
+    """Returns the seconds since a lease was renewed, by the clock of the file server."""
     try:
         with tempfile.NamedTemporaryFile(dir=lease_file.parent, prefix=".clock.") as now:
             return os.stat(now.name).st_mtime - lease_file.stat().st_mtime
@@ -146,65 +154,46 @@ def seconds_since_renewal(lease_file: Path) -> float:
 
 
 def on_network_disk(directory: Path) -> bool:
-    """Whether a directory lies on a network file system; $TFGPT_LOCKS (native, lease) decides where that is wrong."""
-    wish = os.environ.get("TFGPT_LOCKS")
-    if wish in ("native", "lease"):
-        return wish == "lease"
+    """Returns whether a directory is on a network file system; $TFGPT_LOCKS (native, lease) overrides it."""
+    override = os.environ.get("TFGPT_LOCKS")
+    if override in ("native", "lease"):
+        return override == "lease"
     try:
-        import psutil
-
         mounts = psutil.disk_partitions(all=True)
-    except (ImportError, OSError):
+    except OSError:
         return False
-    place = os.path.realpath(directory)
-    around = [
-        mount for mount in mounts if place == mount.mountpoint or place.startswith(os.path.join(mount.mountpoint, ""))
-    ]
-    nearest = max(around, key=lambda mount: len(mount.mountpoint), default=None)
-    if nearest is None:
-        return place.startswith("\\\\")
-    return nearest.fstype.lower().startswith(NETWORK_FILE_SYSTEMS) or "remote" in nearest.opts.split(",")
+    path = os.path.realpath(directory)
+    above = [mount for mount in mounts if f"{path}{os.sep}".startswith(os.path.join(mount.mountpoint, ""))]
+    closest = max(above, key=lambda mount: len(mount.mountpoint), default=None)
+    if closest is None:
+        return path.startswith("\\\\")
+    return closest.fstype.lower().startswith(NETWORK_FILE_SYSTEMS) or "remote" in closest.opts.split(",")
 
 
-def record_of(lock_file: Path) -> Path:
-    """The file that names a lock's holder."""
-    return lock_file.with_name(f"{lock_file.name}.json")
-
-
-def write_record(path: Path) -> None:
-    """Writes who holds the lock. Only a help for people: a missing record never hinders."""
+def this_process() -> dict[str, Any]:
+    """Returns the description of this process for the holder's file."""
     program = Path(sys.argv[0] or "python")
     name = f"tfgpt.{program.stem}" if program.parent.name == "tfgpt" else program.name
-    command = " ".join([name, *sys.argv[1:2]])
-    content = {
+    return {
         "process": os.getpid(),
         "host": platform.node(),
-        "command": command[:100],
+        "command": " ".join([name, *sys.argv[1:2]])[:100],
         "since": time.strftime("%Y-%m-%d %H:%M:%S"),
     }
-    with contextlib.suppress(OSError):
-        path.write_text(json.dumps(content), encoding="utf-8")
 
 
-def holder(record: Path) -> str:
-    """The holder of a lock in words."""
+def describe_holder(lock_file: Path) -> str:
     content: Any = None
     with contextlib.suppress(OSError, ValueError):
-        content = json.loads(record.read_text(encoding="utf-8"))
+        content = json.loads(lock_file.with_name(f"{lock_file.name}.json").read_text(encoding="utf-8"))
     if not isinstance(content, dict):
         return "another process"
-    return "process {process} on {host} ({command}, since {since})".format(
-        **{name: content.get(name, "?") for name in ("process", "host", "command", "since")}
-    )
+    process, host, command, since = (content.get(name, "?") for name in ("process", "host", "command", "since"))
+    return f"process {process} on {host} ({command}, since {since})"
 
 
-def in_use(directory: Path, lock_file: Path, record: Path, flag: str | None) -> str:
-    """The line that refuses a second writer."""
-    lease_file = lock_file.with_name(f"{lock_file.name}.lease")
-    other = f", or choose another --{flag}" if flag else ""
-    prefix = f"--{flag}: " if flag else ""
-    wait = ""
-    if lease_file.exists() and on_network_disk(lock_file.parent):
-        left = max(0.0, LEASE_SECONDS - seconds_since_renewal(lease_file))
-        wait = f" (if it is dead, its lease ends in {left:.0f} s)"
-    return f"{prefix}{directory} is being written by {holder(record)}; wait until it has ended{wait}{other}"
+def describe_lease(lock_file: Path) -> str:
+    if not (lease_of(lock_file).exists() and on_network_disk(lock_file.parent)):
+        return ""
+    left = max(0.0, LEASE_SECONDS - seconds_since_renewal(lease_of(lock_file)))
+    return f" (if it is dead, its lease ends in {left:.0f} s)"

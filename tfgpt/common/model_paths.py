@@ -1,10 +1,8 @@
-"""What a flag that takes a model was given: a run, a model directory, an adapter, an export, a GGUF file, a hub name.
-
-One function for every flag: `find_model`. What has to be converted first is `tfgpt.conversion.cached_conversion`'s.
-"""
+"""Finds the model of a flag: a run, a model directory, an adapter, an export, a GGUF file or a hub name."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import re
@@ -16,29 +14,28 @@ from tfgpt.common.did_you_mean import closest_names, no_such_file
 from tfgpt.common.errors import UserError
 from tfgpt.common.output_directories import check_format, shorten_list
 
+# What a flag for a model with weights takes; for `--help` and messages.
 MODEL_FORMS = "a run, a model directory, an adapter, a .gguf file, a KerasHub preset or a name on the Hugging Face hub"
-"""What stands for a model wherever its weights are needed; for `--help` and messages."""
-
-MODEL_HELP = f"The model: {MODEL_FORMS}. What is no model directory of ours is converted into the cache, once."
-"""`--help` of a flag that takes one."""
-
+MODEL_HELP = f"The model: {MODEL_FORMS}. Other formats than tfgpt's are converted into the cache, once."
 EXPORT_FORMS = "an export, such as models/chat, or one version of it, models/chat/1"
-"""What `serve` takes."""
-
+# A repository's name; the prefix `hf:` tells it from a path.
 HUB_NAME = re.compile(r"(hf:)?([\w.-]{1,96}(?:/[\w.-]{1,96})?)", re.ASCII)
-"""A repository's name, which `hf:` tells from a path where both could be meant."""
-
 EXPORT_METADATA = Path("assets.extra", "tfgpt.json")
 
 
 @dataclasses.dataclass(frozen=True)
 class FoundModel:
-    """What a name stands for.
+    """A model that a flag names.
 
     Attributes:
-        name: as it was given.
+        name: the flag's value.
         kind: "model directory", "adapter", "export", "GGUF file", "KerasHub preset" or "hub name".
         path: the directory (of an export its newest version) or file; of a hub name the name without `hf:`.
+
+    Example:
+
+    >>> find_model("hf:HuggingFaceTB/SmolLM2-135M").kind
+    'hub name'
     """
 
     name: str
@@ -46,61 +43,57 @@ class FoundModel:
     path: Path
 
 
-def find_model(name: str, flag: str = "model", taken: str = MODEL_FORMS) -> FoundModel:
-    """What the value of a flag stands for; no file of weights is opened.
+def find_model(name: str, flag: str = "model", forms: str = MODEL_FORMS) -> FoundModel:
+    """Returns the model of a flag; opens no file of weights.
 
     Args:
-        name: a run directory (its `model/` is meant), a model directory, an adapter, an export or one version of it, a
+        name: a run directory (for its `model/`), a model directory, an adapter, an export or one version of it, a
             GGUF file or the folder of a single one, a KerasHub preset, or the name of a model on the Hugging Face hub.
         flag: the flag's name, for messages.
-        taken: what the flag takes, for messages.
+        forms: what the flag takes, for messages.
 
     Raises:
-        UserError: it is none of these; the line says what is there instead, or which names are near.
+        UserError: it is none of these. The message says what is there instead, or which names are close.
     """
     if not name.strip():
-        raise UserError(f"--{flag}: is empty; what is taken: {taken}")
+        raise UserError(f"--{flag}: is empty; what is taken: {forms}")
+    path = Path(name)
     try:
-        return find_path(name, Path(name).expanduser(), flag, taken)
-    except (OSError, RuntimeError) as error:  # RuntimeError: somebody's home folder that is not there.
+        path = path.expanduser()
+        if path.is_dir():
+            found = model_in(path, name)
+            if found is None:
+                raise UserError(f"--{flag}: {path} {directory_problem(path, forms)}")
+            if found.path == path / "model":
+                check_format(path, "run")
+            return found
+        if path.is_file() and is_gguf(path):
+            return FoundModel(name, "GGUF file", path)
+        if path.is_file():
+            hint = f"; give its folder, {path.parent}" if model_in(path.parent, name) else ""
+            raise UserError(f"--{flag}: {path} is a file, but not a GGUF file{hint}; what is taken: {forms}")
+        if path.exists():
+            raise UserError(f"--{flag}: {path} is neither a file nor a directory; what is taken: {forms}")
+        match = HUB_NAME.fullmatch(name)
+        if match and (match[1] or not is_meant_as_path(path)):
+            return FoundModel(name, "hub name", Path(match[2]))
+    except (OSError, RuntimeError) as error:  # RuntimeError: there is no such home folder.
         problem = error.strerror if isinstance(error, OSError) else error
         raise UserError(f"--{flag}: {name[:200]}: cannot be read ({problem})") from error
-
-
-def find_path(name: str, path: Path, flag: str, taken: str) -> FoundModel:
-    """As `find_model`; what the operating system refuses is raised."""
-    if path.is_dir():
-        found = found_in(path, name) or refused(path, flag, taken)
-        if found.path == path / "model":
-            check_format(path, "run")
-        return found
-    if path.is_file():
-        if is_gguf(path):
-            return FoundModel(name, "GGUF file", path)
-        hint = f"; give its folder, {path.parent}" if found_in(path.parent, name) else ""
-        raise UserError(f"--{flag}: {path} is a file, but no GGUF file{hint}; what is taken: {taken}")
-    if path.exists():
-        raise UserError(f"--{flag}: {path} is neither a file nor a directory; what is taken: {taken}")
-    match = HUB_NAME.fullmatch(name)
-    if match and (match[1] or not meant_here(path)):
-        return FoundModel(name, "hub name", Path(match[2]))
     hub = f"; for the Hugging Face hub: --{flag}=hf:{name}" if match and "/" in name else ""
     raise UserError(f"--{flag}: {no_such_file(path, 'no such file or directory')}{hub}")
 
 
-def meant_here(path: Path) -> bool:
-    """Whether a path that does not exist means a place here and no name on the hub.
-
-    So it is where its folder is there, or something whose first part is spelled a little differently.
-    """
+def is_meant_as_path(path: Path) -> bool:
+    """Returns whether a missing path means a file here: its folder, or one with a similar name, exists."""
     if path.suffix == ".gguf" or (len(path.parts) > 1 and path.parent.is_dir()):
         return True
-    near = closest_names(path.parts[0], (entry.name for entry in Path().iterdir()))
-    return any(Path(name, *path.parts[1:]).exists() for name in near)
+    close = closest_names(path.parts[0], (entry.name for entry in Path().iterdir()))
+    return any(Path(name, *path.parts[1:]).exists() for name in close)
 
 
-def found_in(path: Path, name: str) -> FoundModel | None:
-    """The model that a directory is or holds, or None."""
+def model_in(path: Path, name: str = "") -> FoundModel | None:
+    """Returns the model that a directory is or holds, or None."""
     for directory in (path, path / "model"):
         if is_adapter(directory):
             return FoundModel(name, "adapter", directory)
@@ -115,72 +108,55 @@ def found_in(path: Path, name: str) -> FoundModel | None:
 
 
 def newest_version(path: Path) -> Path | None:
-    """The newest version of an export; a version is its own; None where there is no export."""
+    """Returns the newest version of an export, or the version itself; None where there is no export."""
     if (path / "saved_model.pb").is_file():
         return path
-    if not path.is_dir():
-        return None
-    numbered = [entry for entry in path.iterdir() if entry.name.isdecimal() and entry.name.isascii()]
+    entries = path.iterdir() if path.is_dir() else ()
+    numbered = [entry for entry in entries if entry.name.isdecimal() and entry.name.isascii()]
     versions = [entry for entry in numbered if (entry / "saved_model.pb").is_file()]
     return max(versions, key=lambda entry: int(entry.name), default=None)
 
 
 def is_gguf(path: Path) -> bool:
-    """Whether a file is a GGUF file, by its name or its first bytes."""
     if path.suffix == ".gguf":
         return True
     with open(path, "rb") as file:
         return file.read(4) == b"GGUF"
 
 
-def refused(path: Path, flag: str, taken: str) -> FoundModel:
-    """Refuses a directory that is no model, by what it is instead.
-
-    Raises:
-        UserError: always.
-    """
+def directory_problem(path: Path, forms: str) -> str:
+    """Returns what a directory without a model is instead, and what to give."""
     files = sorted(path.glob("*.gguf"))
-    run = next((parent for parent in (path, *path.parents) if (parent / "flags.cfg").is_file()), None)
     if files:
-        problem = f"holds {len(files)} GGUF files ({shorten_list([file.name for file in files])}); name one of them"
-    elif (path / "search.json").is_file():
-        best = path / "best"
+        return f"holds {len(files)} GGUF files ({shorten_list([file.name for file in files])}); name one of them"
+    if (path / "search.json").is_file():
         command = shell_command("train", f"--flagfile={path / 'best.cfg'}")
-        what = f"give its best run, {best}" if found_in(best, "") else f"{command} trains its best run"
-        problem = f"is a search; {what}"
-    elif run is not None and run != path:
-        problem = f"is no model but a part of the run {run}; give that"
-    elif run is not None:
+        best = path / "best"
+        return "is a search; " + (f"give its best run, {best}" if model_in(best) else f"{command} trains its best run")
+    run = next((parent for parent in (path, *path.parents) if (parent / "flags.cfg").is_file()), None)
+    if run is not None and run != path:
+        return f"is not a model but a part of the run {run}; give that"
+    if run is not None:
         command = shell_command("train", f"--flagfile={run / 'flags.cfg'}")
-        problem = f"is a run without a model, which the run's end writes; {command} goes on with it"
-    else:
-        entries = [*path.iterdir(), *path.glob("snapshots/*")]
-        models = sorted(str(entry.relative_to(path)) for entry in entries if entry.is_dir() and found_in(entry, ""))
-        problem = (
-            f"is no model but a folder of models; name one of {shorten_list(models)}"
-            if models
-            else no_model(path, taken)
-        )
-    raise UserError(f"--{flag}: {path} {problem}")
-
-
-def no_model(path: Path, taken: str) -> str:
-    """Why a directory that may have been meant as one is no model directory."""
-    if not any(path.iterdir()):
-        return f"is empty; what is taken: {taken}"
-    places = f"no config.json in it, nor in {path / 'model'}" if (path / "model").is_dir() else "no config.json in it"
-    return f"is no model: there is {places}, no {ADAPTER_CONFIG} and no saved_model.pb; what is taken: {taken}"
+        return f"is a run without a model, which is written at the run's end; {command} continues it"
+    entries = [*path.iterdir(), *path.glob("snapshots/*")]
+    models = sorted(str(entry.relative_to(path)) for entry in entries if entry.is_dir() and model_in(entry))
+    if models:
+        return f"is not a model but a folder of models; name one of {shorten_list(models)}"
+    if not entries:
+        return f"is empty; what is taken: {forms}"
+    folders = f"in it, nor in {path / 'model'}" if (path / "model").is_dir() else "in it"
+    missing = f"there is no config.json {folders}, no {ADAPTER_CONFIG} and no saved_model.pb"
+    return f"is not a model: {missing}; what is taken: {forms}"
 
 
 def no_weights_error(found: FoundModel, flag: str) -> UserError:
-    """The line for an export given where weights are needed: it names the model that it was made of."""
+    """Returns the error for an export given where weights are needed; it names the model of the export."""
     origin = ""
-    try:
-        made_of = json.loads((found.path / EXPORT_METADATA).read_text(encoding="utf-8"))["model"]
-        there = "" if Path(made_of).expanduser().exists() else ", which is not there now"
-        origin = f" it was made of: {made_of}{there}"
-    except (OSError, ValueError, KeyError, TypeError):
-        pass  # An export of another program.
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # An export of another program.
+        model = json.loads((found.path / EXPORT_METADATA).read_text(encoding="utf-8"))["model"]
+        missing = "" if Path(model).expanduser().exists() else ", which does not exist any more"
+        origin = f" it was made of: {model}{missing}"
     return UserError(
         f"--{flag}: {found.name} is an export, which serve and TensorFlow Serving take; weights are needed here: give "
         f"the model{origin} ({MODEL_FORMS})"
@@ -188,10 +164,10 @@ def no_weights_error(found: FoundModel, flag: str) -> UserError:
 
 
 def find_export(name: str, flag: str = "model") -> Path:
-    """The version of an export that a flag of `serve` means.
+    """Returns the version of an export that a flag of `serve` names.
 
     Raises:
-        UserError: there is none; where there is a model of another form, the line says how to export it.
+        UserError: there is none; the message says how to export a model of another form.
     """
     found = find_model(name, flag, EXPORT_FORMS)
     if found.kind == "export":

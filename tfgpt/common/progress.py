@@ -1,10 +1,9 @@
-"""A progress bar with rate and time left on a terminal, plain lines now and then when piped."""
+"""A progress bar on a terminal, plain lines otherwise; formats of durations, bytes and counts."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
 
 import tqdm
 
@@ -15,71 +14,68 @@ class Progress:
     Args:
         total: units in the whole job, or None when unknown.
         unit: the name of a unit, such as "document" or "step".
-        title: what the job does, in a word or two.
+        title: a word or two for the job.
         initial: units already done (a resumed job).
-        every: seconds between plain lines when standard error is not a terminal.
         silent: shows nothing (a worker whose chief shows it).
+
+    Example:
+
+    >>> with Progress(2, "step", "train", silent=True) as progress:
+    ...     progress.advance(2, loss="2.31")
+    >>> progress.done
+    2
     """
 
-    def __init__(
-        self, total: int | None, unit: str, title: str, initial: int = 0, every: float = 10.0, silent: bool = False
-    ):
-        self.title, self.total, self.every = title, total, every
+    interval = 10.0
+    """Seconds between plain lines."""
+
+    def __init__(self, total: int | None, unit: str, title: str, initial: int = 0, silent: bool = False):
+        self.title, self.total, self.silent = title, total, silent
         self.units = f"{unit}es" if unit.endswith("ch") else f"{unit}s"
-        self.done, self.start_at, self.started = initial, initial, time.monotonic()
-        self.last_line = self.started
-        self.figures = ""
-        self.silent = silent
-        self.terminal = sys.stderr.isatty() and not silent
+        self.done, self.initial, self.metrics = initial, initial, ""
+        self.started = self.last_line = time.monotonic()
+        terminal = sys.stderr.isatty() and not silent
+        self.plain = not terminal and not silent
         self.bar = tqdm.tqdm(
             total=total,
             unit=f" {unit}",
             desc=title,
             initial=initial,
-            disable=not self.terminal,
+            disable=not terminal,
             dynamic_ncols=True,
             unit_scale=unit == "byte",
         )
 
-    def advance(self, count: int = 1, **figures: str) -> None:
-        """Counts `count` more units; `figures` are shown behind the bar (loss="2.31")."""
+    def advance(self, count: int = 1, **metrics: str) -> None:
+        """Counts `count` more units; shows `metrics`, such as loss="2.31", after the bar."""
         self.done += count
-        if figures:
-            self.show(figures)
+        if metrics:
+            self.metrics = "".join(f", {name} {value}" for name, value in metrics.items())
+            self.bar.set_postfix_str(self.metrics[2:], refresh=False)
         self.bar.update(count)
-        if not self.terminal and not self.silent and time.monotonic() - self.last_line >= self.every:
+        if self.plain and time.monotonic() - self.last_line >= self.interval:
             self.last_line = time.monotonic()
-            print(self.line(), file=sys.stderr, flush=True)
-
-    def show(self, figures: Mapping[str, str]) -> None:
-        """Sets the figures behind the bar."""
-        self.figures = "".join(f", {name} {value}" for name, value in figures.items())
-        self.bar.set_postfix_str(self.figures[2:], refresh=False)
+            self.log(self.line())
 
     def line(self) -> str:
-        """The plain line: how far, how fast, how long still."""
-        rate = (self.done - self.start_at) / max(time.monotonic() - self.started, 1e-9)
-        text = f"{self.title}: {self.done}"
-        if self.total:
-            left = (self.total - self.done) / rate if rate > 0 else float("inf")
-            text += f"/{self.total} {self.units}, {rate:.3g}/s, {format_duration(left)} left"
-        else:
-            text += f" {self.units}, {rate:.3g}/s"
-        return text + self.figures
+        """Returns the plain line: units done, rate, time left and metrics."""
+        rate = (self.done - self.initial) / max(time.monotonic() - self.started, 1e-9)
+        if not self.total:
+            return f"{self.title}: {self.done} {self.units}, {rate:.3g}/s{self.metrics}"
+        left = format_duration((self.total - self.done) / rate if rate > 0 else float("inf"))
+        return f"{self.title}: {self.done}/{self.total} {self.units}, {rate:.3g}/s, {left} left{self.metrics}"
 
     def log(self, text: str) -> None:
-        """Prints a line without tearing the bar."""
-        if self.silent:
-            return
-        if self.terminal:
-            self.bar.write(text, file=sys.stderr)
-        else:
+        """Prints a line above the bar."""
+        if self.plain:
             print(text, file=sys.stderr, flush=True)
+        elif not self.silent:
+            self.bar.write(text, file=sys.stderr)
 
     def close(self) -> None:
-        """Ends the bar; when piped, prints the last line."""
-        if not self.terminal and not self.silent and self.done > self.start_at:
-            print(self.line(), file=sys.stderr, flush=True)
+        """Ends the bar, or prints the last plain line."""
+        if self.plain and self.done > self.initial:
+            self.log(self.line())
         self.bar.close()
 
     def __enter__(self) -> Progress:
@@ -90,19 +86,17 @@ class Progress:
 
 
 def format_duration(seconds: float) -> str:
-    """75.4 → "1m15s"; 7300 → "2h01m"."""
+    """Formats a duration: 75.4 → "1m15s"; 7300 → "2h01m"."""
     if seconds == float("inf"):
         return "unknown"
-    whole = int(seconds + 0.5)
-    if whole < 60:
-        return f"{whole}s"
-    if whole < 3600:
-        return f"{whole // 60}m{whole % 60:02d}s"
-    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+    minutes, seconds = divmod(int(seconds + 0.5), 60)
+    if not minutes:
+        return f"{seconds}s"
+    return f"{minutes}m{seconds:02d}s" if minutes < 60 else f"{minutes // 60}h{minutes % 60:02d}m"
 
 
 def format_bytes(count: int) -> str:
-    """1234567 → "1.2 MB"."""
+    """Formats a number of bytes: 1234567 → "1.2 MB"."""
     if count < 1000:
         return f"{count} bytes"
     value, units = count / 1000, ["kB", "MB", "GB", "TB"]

@@ -27,7 +27,7 @@ from tfgpt.common.errors import DivergedError, RunError, TfgptError
 from tfgpt.common.locks import waiting_writer_lock
 from tfgpt.common.output_directories import make_working_directory
 from tfgpt.common.process_memory import forget_peak, peak_memory
-from tfgpt.common.tf_logging import redirect_output
+from tfgpt.common.standard_streams import redirect_output
 from tfgpt.model import cost
 from tfgpt.search.study import TRAIN, Study, TrialSpec, first_values
 from tfgpt.training.checkpoints import Checkpoints
