@@ -157,8 +157,11 @@ def broken(model: Path, place: Path, missing: str) -> Path:
     ("arguments", "words"),
     [
         ([], "--model: is missing"),
-        (["--model={tmp}"], "{tmp} is no model: there is no config.json in it, no adapter_config.json"),
-        (["--model={model}/config.json"], "{model}/config.json is a file, but no GGUF file; give its folder, {model}"),
+        (["--model={tmp}"], "{tmp} is not a model: there is no config.json in it, no adapter_config.json"),
+        (
+            ["--model={model}/config.json"],
+            "{model}/config.json is a file, but not a GGUF file; give its folder, {model}",
+        ),
         (["--model={model}", "--temperature=-1"], "--temperature: -1.0 is below"),
         (["--model={model}", "--temperature=nan"], "--temperature: is not a number"),
         (["--model={model}", "--temperature=inf"], "--temperature: is not a finite number"),

@@ -75,7 +75,7 @@ def test_every_form_is_known(name, kind, path, here):
         ("天地/玄黃", "no such file or directory"),
         ("notes", f"no config.json in it, no adapter_config.json and no saved_model.pb; what is taken: {MODEL_FORMS}"),
         ("notes/plan.txt", f"notes/plan.txt is a file, but not a GGUF file; what is taken: {MODEL_FORMS}"),
-        ("models/smollm2/config.json", "is a file, but not a GGUF file; give its folder, models/smollm2; what is taken"),
+        ("models/smollm2/config.json", "is a file, but not a GGUF file; give its folder, models/smollm2; what"),
     ],
 )  # fmt: skip
 def test_what_is_no_model_is_refused_by_what_it_is(name, line, here):

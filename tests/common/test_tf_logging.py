@@ -48,7 +48,8 @@ def test_known_notices_are_hidden_and_real_warnings_pass():
 
 def run(code: str, *, tensorflow: bool = False, **environment: str) -> subprocess.CompletedProcess:
     name = "import_tensorflow" if tensorflow else "hide_notices"
-    code = f"import logging, os, sys\nfrom tfgpt.common.tf_logging import *\nfrom tfgpt.common.standard_streams import redirect_output\n{name}()\n{code}"
+    modules = "from tfgpt.common.standard_streams import redirect_output\nfrom tfgpt.common.tf_logging import *"
+    code = f"import logging, os, sys\n{modules}\n{name}()\n{code}"
     inherited = {key: value for key, value in os.environ.items() if key != "TF_CPP_MIN_LOG_LEVEL"}
     return subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=inherited | environment
