@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import tensorflow as tf
 
-from tfgpt.pipeline.batches import training_batches
+from tfgpt.pipeline.batches import TokenReader, training_batches
 from tfgpt.pipeline.token_shards import TokenShards, write_token_shards
 from tfgpt.tokenization.train_tokenizer import byte_tokenizer
 
@@ -80,7 +80,7 @@ def random_shards(folder: Path) -> TokenShards:
 
 def contestants(shards: TokenShards, batch_size: int, sequence_length: int) -> dict[str, Callable[[int], Any]]:
     """Each consumes the number of batches it is called with."""
-    ours = training_batches(shards, sequence_length=sequence_length, batch_size=batch_size, seed=1)
+    ours = training_batches(TokenReader(shards, sequence_length, seed=1), batch_size=batch_size)
     plain = plain_tf_data(shards, batch_size, sequence_length)
     generator = nanogpt_batches(shards, batch_size, sequence_length)
     return {

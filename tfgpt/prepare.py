@@ -39,16 +39,15 @@ def run(
         return
     if prepare.preview:
         raise SettingError("preview", "shows conversations, with --objective=chat; tfgpt.doctor shows rows of text")
+    from tfgpt.pipeline.prepare import export_results, tokenizer_report
     from tfgpt.pipeline.prepare import prepare as prepare_data
-    from tfgpt.pipeline.prepare import put_results
-    from tfgpt.pipeline.tokenizer_report import report_of
 
     if prepare.output_dir:
         check_replaceable(prepare.output_dir, "prepared data", "output_dir", prepare.overwrite)
     data = prepare_data(corpus, tokenizer)
-    print("\n".join(["", *report_of(data), ""]))
+    print("\n".join(["", *tokenizer_report(data), ""]))
     if prepare.output_dir:
-        print(f"Results: {put_results(data, prepare.output_dir, prepare.overwrite)}")
+        print(f"Results: {export_results(data, prepare.output_dir, prepare.overwrite)}")
     print(f"Data card: {data.documents.card}")
     print(f"Next: {shell_command('train', *flags_of(corpus, tokenizer))}")
 

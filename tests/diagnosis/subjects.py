@@ -33,7 +33,7 @@ def subject_of(text: Path, *more: str, base: Sequence[str] = SMALL) -> ProbeMode
     """The parts of that run, built."""
     recipe = recipe_of(text, *more, base=base)
     strategy = resolve(recipe.strategy)
-    data = prepare(recipe.corpus, recipe.tokenizer_config(), say=lambda line: None)
+    data = prepare(recipe.corpus, recipe.tokenizer_config(), log=lambda line: None)
     trainer, run_data = build_trainer_and_data(at_constant_rate(recipe), data, strategy)
     return ProbeModel.build(
         recipe,

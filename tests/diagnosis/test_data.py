@@ -28,7 +28,7 @@ def stories(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def batch(text_file: Path) -> dict[str, np.ndarray]:
     """The first batch of a run with document masking."""
     recipe = recipe_of(text_file, "--document_masking")
-    data = prepare(recipe.corpus, recipe.tokenizer, say=lambda line: None)
+    data = prepare(recipe.corpus, recipe.tokenizer, log=lambda line: None)
     return training_batch(recipe, data, get_objective(recipe.objective.objective))
 
 
@@ -78,7 +78,7 @@ def test_token_statistics_are_those_of_the_text(stories: Path):
     # All of it to train on, so that every number can be told by hand: one id a byte, end-of-text around documents.
     recipe = recipe_of(stories, f"--validation_text={stories}x")
     (stories.parent / "stories.jsonlx").write_text("held out " * 1000)
-    data = prepare(recipe.corpus, recipe.tokenizer, say=lambda line: None)
+    data = prepare(recipe.corpus, recipe.tokenizer, log=lambda line: None)
     numbers = check_tokens(data, recipe).numbers
     assert numbers["tokens"] == 100 * (3 + 5 + 1000) + 301
     assert (numbers["shortest_document"], numbers["median_document"], numbers["longest_document"]) == (3, 5, 1000)
@@ -91,7 +91,7 @@ def test_token_statistics_are_those_of_the_text(stories: Path):
 
 def test_counting_can_stop_inside_a_document(stories: Path):
     recipe = recipe_of(stories)
-    data = prepare(recipe.corpus, recipe.tokenizer, say=lambda line: None)
+    data = prepare(recipe.corpus, recipe.tokenizer, log=lambda line: None)
     counts = count_tokens(data.train, limit=50)
     assert counts.counted == 50 == counts.by_id.sum() and counts.document_lengths.max() <= 49
 
@@ -101,7 +101,7 @@ def test_a_vocabulary_that_mostly_never_occurs_gets_a_smaller_one_advised(storie
 
     train_bpe([f"word{number} word{number}" for number in range(3000)], 2048).save(tmp_path)
     recipe = recipe_of(stories, f"--tokenizer={tmp_path}")
-    found = check_tokens(prepare(recipe.corpus, recipe.tokenizer, say=lambda line: None), recipe)
+    found = check_tokens(prepare(recipe.corpus, recipe.tokenizer, log=lambda line: None), recipe)
     assert found.status == "warn" and "--tokenizer=bpe" in found.advice[0]
 
 
@@ -109,12 +109,12 @@ def test_a_vocabulary_that_mostly_never_occurs_gets_a_smaller_one_advised(storie
 def test_a_text_that_is_far_too_small_for_the_run_fails(text_file: Path, steps: int, status: str):
     # About 62,000 tokens; 128 a step: 0.2, 16 and 205 times the text.
     recipe = recipe_of(text_file, f"--max_steps={steps}")
-    found = check_corpus(prepare(recipe.corpus, recipe.tokenizer, say=lambda line: None), recipe, 260)
+    found = check_corpus(prepare(recipe.corpus, recipe.tokenizer, log=lambda line: None), recipe, 260)
     assert found.status == status
     assert found.numbers["tokens_read"] == 128 * steps
     if status == "FAIL":
         # Following the advice helps.
         flags = found.advice[0].split(" reads")[0].split()
         better = recipe_of(text_file, f"--max_steps={steps}", *flags)
-        data = prepare(better.corpus, better.tokenizer, say=lambda line: None)
+        data = prepare(better.corpus, better.tokenizer, log=lambda line: None)
         assert check_corpus(data, better, 260).status == "ok"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import itertools
 import time
 
 import numpy as np
@@ -13,9 +12,19 @@ import tensorflow as tf
 from tests.pipeline.counting_shards import counting_shards, write_raw_shards
 from tfgpt.common.errors import SettingError, UserError
 from tfgpt.pipeline import batches as batches_module
-from tfgpt.pipeline.batches import EpochShuffle, training_batches, validation_batches
+from tfgpt.pipeline.batches import MixtureReader, TokenReader, training_batches, validation_batches
+from tfgpt.pipeline.shuffling import BLOCK
 
 Batch = dict[str, np.ndarray]
+
+
+def training(shards, *, sequence_length, seed, document_masking=False, **options) -> tf.data.Dataset:
+    reader = TokenReader(shards, sequence_length, seed=seed, document_masking=document_masking)
+    return training_batches(reader, **options)
+
+
+def validation(shards, *, sequence_length, document_masking=False, **options) -> tf.data.Dataset:
+    return validation_batches(TokenReader(shards, sequence_length, document_masking=document_masking), **options)
 
 
 def take(dataset: tf.data.Dataset, count: int) -> list[Batch]:
@@ -32,13 +41,13 @@ def assert_equal(first: list[Batch], second: list[Batch]) -> None:
 
 def test_elements_have_the_promised_types_and_shapes(tmp_path):
     shards = counting_shards(tmp_path / "shards", 100)
-    spec = training_batches(shards, sequence_length=8, batch_size=6, seed=0, num_shards=2).element_spec
+    spec = training(shards, sequence_length=8, batch_size=6, seed=0, num_shards=2).element_spec
     assert spec == {
         "token_ids": tf.TensorSpec((3, 8), tf.int32),
         "targets": tf.TensorSpec((3, 8), tf.int32),
         "weights": tf.TensorSpec((3, 8), tf.float32),
     }
-    masked = validation_batches(shards, sequence_length=8, batch_size=6, document_masking=True).element_spec
+    masked = validation(shards, sequence_length=8, batch_size=6, document_masking=True).element_spec
     assert masked.keys() == {"token_ids", "targets", "weights", "segment_ids", "positions"}
     assert masked["positions"] == masked["segment_ids"] == tf.TensorSpec((6, 8), tf.int32)
 
@@ -46,22 +55,22 @@ def test_elements_have_the_promised_types_and_shapes(tmp_path):
 def test_a_step_receives_the_same_whichever_step_came_first(tmp_path):
     shards = counting_shards(tmp_path / "shards", 1000)
     options = {"sequence_length": 7, "batch_size": 5, "seed": 3, "document_masking": True}
-    all_steps = take(training_batches(shards, **options), 120)
+    all_steps = take(training(shards, **options), 120)
     for start in (1, 28, 29, 117):
-        assert_equal(take(training_batches(shards, start_step=start, **options), 3), all_steps[start : start + 3])
+        assert_equal(take(training(shards, start_step=start, **options), 3), all_steps[start : start + 3])
 
 
 def test_neither_files_nor_reading_blocks_change_a_batch(tmp_path, monkeypatch):
     options = {"sequence_length": 7, "batch_size": 5, "seed": 3, "document_masking": True}
     whole = counting_shards(tmp_path / "whole", 1000)
     cut = counting_shards(tmp_path / "cut", 1000, file_tokens=13)
-    expected = take(training_batches(whole, **options), 60)
-    assert_equal(take(training_batches(cut, **options), 60), expected)
-    expected_validation = take(validation_batches(whole, sequence_length=7, batch_size=5), 100)
+    expected = take(training(whole, **options), 60)
+    assert_equal(take(training(cut, **options), 60), expected)
+    expected_validation = take(validation(whole, sequence_length=7, batch_size=5), 100)
     for tokens in (1, 100):
         monkeypatch.setattr(batches_module, "BLOCK_TOKENS", tokens)
-        assert_equal(take(training_batches(whole, **options), 60), expected)
-        assert_equal(take(validation_batches(cut, sequence_length=7, batch_size=5), 100), expected_validation)
+        assert_equal(take(training(whole, **options), 60), expected)
+        assert_equal(take(validation(cut, sequence_length=7, batch_size=5), 100), expected_validation)
 
 
 @pytest.mark.parametrize(("targets", "length", "batch_size"), [(100, 7, 4), (64, 8, 8), (10, 10, 3), (19, 10, 7)])
@@ -70,7 +79,7 @@ def test_an_epoch_reads_every_window_once_and_epochs_differ(tmp_path, targets, l
     windows = targets // length
     epochs = 12
     steps = -(-windows * epochs // batch_size)
-    batches = take(training_batches(shards, sequence_length=length, batch_size=batch_size, seed=1), steps)
+    batches = take(training(shards, sequence_length=length, batch_size=batch_size, seed=1), steps)
     inputs = np.concatenate([batch["token_ids"] for batch in batches])[: windows * epochs]
     outputs = np.concatenate([batch["targets"] for batch in batches])[: windows * epochs]
     # On the circle of tokens 0 … targets-1 the target of each token is the next one.
@@ -89,7 +98,7 @@ def test_an_epoch_reads_every_window_once_and_epochs_differ(tmp_path, targets, l
 def test_tokens_are_left_out_equally_often(tmp_path):
     # 10 targets, windows of 7: an epoch reads one window; over many epochs no place may be favoured.
     shards = counting_shards(tmp_path / "shards", 10)
-    batches = take(training_batches(shards, sequence_length=7, batch_size=1000, seed=5), 4)
+    batches = take(training(shards, sequence_length=7, batch_size=1000, seed=5), 4)
     counts = np.bincount(np.concatenate([batch["token_ids"] for batch in batches]).ravel(), minlength=10)
     # 4,000 windows: each token 2,800 times, give or take five standard deviations of a binomial.
     assert np.abs(counts - 2800).max() < 5 * np.sqrt(4000 * 0.7 * 0.3)
@@ -99,7 +108,7 @@ def test_seeds_give_other_orders_and_any_64_bit_integer_is_one(tmp_path):
     shards = counting_shards(tmp_path / "shards", 1000)
     seeds = [0, 1, 2, -1, 2**32, 2**63 - 1, -(2**63)]
     firsts = {
-        seed: take(training_batches(shards, sequence_length=7, batch_size=8, seed=seed), 1)[0]["token_ids"].tobytes()
+        seed: take(training(shards, sequence_length=7, batch_size=8, seed=seed), 1)[0]["token_ids"].tobytes()
         for seed in seeds
     }
     assert len(set(firsts.values())) == len(seeds)
@@ -108,8 +117,8 @@ def test_seeds_give_other_orders_and_any_64_bit_integer_is_one(tmp_path):
 def test_hosts_share_the_global_batch(tmp_path):
     shards = counting_shards(tmp_path / "shards", 1000)
     options = {"sequence_length": 7, "batch_size": 12, "document_masking": True}
-    for make in (lambda **more: training_batches(shards, seed=9, **options, **more),
-                 lambda **more: validation_batches(shards, **options, **more)):  # fmt: skip
+    for make in (lambda **more: training(shards, seed=9, **options, **more),
+                 lambda **more: validation(shards, **options, **more)):  # fmt: skip
         expected = take(make(), 13)
         for hosts in (2, 3):
             parts = [take(make(num_shards=hosts, shard_index=host), 13) for host in range(hosts)]
@@ -119,32 +128,7 @@ def test_hosts_share_the_global_batch(tmp_path):
             ]
             assert_equal(joined, expected)
     with pytest.raises(SettingError, match="--batch_size: 12 rows do not divide among 5 hosts"):
-        training_batches(shards, seed=9, **options, num_shards=5)
-
-
-@pytest.mark.parametrize("count", [2_000, 20_000])
-def test_neighbouring_windows_epochs_and_seeds_do_not_correlate(count):
-    def permutation(seed: int, epoch: int) -> np.ndarray:
-        order = EpochShuffle(count, 1, seed)
-        number = tf.range(epoch * count, (epoch + 1) * count, dtype=tf.int64)
-        return (order.starts(*map(np.asarray, order.inputs(number))) - order.offset(epoch)) % count
-
-    permutations = [permutation(seed, epoch) for seed, epoch in itertools.product((0, 1, 2**32), (0, 1, 2))]
-    for order in permutations:
-        np.testing.assert_array_equal(np.sort(order), np.arange(count))
-    pairs = [*itertools.combinations(permutations, 2), *((order[:-1], order[1:]) for order in permutations)]
-    correlations = [np.corrcoef(*pair)[0, 1] for pair in pairs]
-    # Chance gives a standard deviation of 1 / sqrt(n); with 4 rounds of the cipher some are 0.2.
-    assert np.abs(correlations).max() < 5 / np.sqrt(count)
-
-
-def test_windows_of_a_terabyte_are_numbered_without_overflow():
-    targets, length = 10**13, 2048
-    order = EpochShuffle(targets, length, seed=1)
-    number = tf.constant([0, 1, order.windows - 1, order.windows, 10**12], tf.int64)
-    starts = order.starts(*map(np.asarray, order.inputs(number)))
-    assert starts.dtype == np.int64 and len(set(starts)) == 5
-    assert starts.min() >= 0 and starts.max() < targets and starts.max() > 2**31
+        training(shards, seed=9, **options, num_shards=5)
 
 
 @pytest.mark.parametrize(
@@ -154,16 +138,16 @@ def test_windows_of_a_terabyte_are_numbered_without_overflow():
 def test_the_order_stays_what_it_was(tmp_path, targets, first_tokens):
     # Written down on 2026-11-22 with TensorFlow 2.21: a run resumed after an update must go on with the same rows.
     shards = counting_shards(tmp_path / "shards", targets)
-    batch = take(training_batches(shards, sequence_length=7, batch_size=6, seed=1337, start_step=40), 1)[0]
+    batch = take(training(shards, sequence_length=7, batch_size=6, seed=1337, start_step=40), 1)[0]
     assert batch["token_ids"][:, 0].tolist() == first_tokens
 
 
 def test_starting_at_a_late_step_costs_nothing(tmp_path):
     shards = counting_shards(tmp_path / "shards", 1000)
     options = {"sequence_length": 7, "batch_size": 4, "seed": 0}
-    take(training_batches(shards, **options), 1)
+    take(training(shards, **options), 1)
     started = time.process_time()
-    batch = take(training_batches(shards, start_step=10**12, **options), 1)[0]
+    batch = take(training(shards, start_step=10**12, **options), 1)[0]
     assert time.process_time() - started < 5
     np.testing.assert_array_equal((batch["token_ids"] + 1) % 1000, batch["targets"])
 
@@ -173,21 +157,21 @@ def test_fewer_tokens_than_a_row_are_refused_with_both_numbers(tmp_path):
     with pytest.raises(
         UserError, match=r"21 tokens are fewer than one row of --sequence_length=21 needs \(22\).*most 20"
     ):
-        training_batches(shards, sequence_length=21, batch_size=1, seed=0)
-    assert take(training_batches(shards, sequence_length=20, batch_size=2, seed=0), 1)[0]["targets"].shape == (2, 20)
+        training(shards, sequence_length=21, batch_size=1, seed=0)
+    assert take(training(shards, sequence_length=20, batch_size=2, seed=0), 1)[0]["targets"].shape == (2, 20)
 
 
 def test_validation_without_a_target_is_refused(tmp_path):
     shards = counting_shards(tmp_path / "shards", 0)
     with pytest.raises(UserError, match="--validation_fraction"):
-        validation_batches(shards, sequence_length=4, batch_size=1)
+        validation(shards, sequence_length=4, batch_size=1)
 
 
 def test_validation_counts_every_target_exactly_once(tmp_path):
     for targets in (1, 2, 7, 8, 9, 24, 31, 32, 33):
         shards = counting_shards(tmp_path / str(targets), targets, file_tokens=9)
         for length, batch_size in ((1, 1), (1, 4), (8, 1), (8, 4), (50, 2)):
-            dataset = validation_batches(shards, sequence_length=length, batch_size=batch_size)
+            dataset = validation(shards, sequence_length=length, batch_size=batch_size)
             batches = take(dataset, -1)
             assert len(batches) == dataset.cardinality() == -(-targets // (length * batch_size))
             weights = np.concatenate([batch["weights"] for batch in batches]).ravel()
@@ -205,7 +189,7 @@ def test_validation_on_several_hosts_counts_every_target_exactly_once(tmp_path):
     for targets in (1, 5, 24, 25, 49):
         shards = counting_shards(tmp_path / str(targets), targets)
         parts = [
-            take(validation_batches(shards, sequence_length=3, batch_size=4, num_shards=2, shard_index=host), -1)
+            take(validation(shards, sequence_length=3, batch_size=4, num_shards=2, shard_index=host), -1)
             for host in range(2)
         ]
         # Equally many batches, or one host would wait for the other for ever.
@@ -233,13 +217,13 @@ def test_document_masking_numbers_documents_and_restarts_positions(tmp_path):
     tokens = np.random.default_rng(0).integers(0, 4, 500)
     tokens[[0, -1]] = 0
     shards = write_raw_shards(tmp_path / "shards", tokens)
-    batches = take(training_batches(shards, sequence_length=16, batch_size=8, seed=2, document_masking=True), 10)
+    batches = take(training(shards, sequence_length=16, batch_size=8, seed=2, document_masking=True), 10)
     for batch in batches:
         for row, segments, positions in zip(batch["token_ids"], batch["segment_ids"], batch["positions"], strict=True):
             assert (segments.tolist(), positions.tolist()) == documents_by_hand(row)
         # The first token of a document is predicted from the end-of-text before it, as generation does.
         assert (batch["weights"] == 1).all()
-    last = take(validation_batches(shards, sequence_length=16, batch_size=8, document_masking=True), -1)[-1]
+    last = take(validation(shards, sequence_length=16, batch_size=8, document_masking=True), -1)[-1]
     padding = last["weights"] == 0
     assert padding.any() and not last["segment_ids"][padding].any() and not last["positions"][padding].any()
 
@@ -248,11 +232,9 @@ def test_stored_weights_are_those_of_the_targets(tmp_path):
     weights = np.random.default_rng(0).integers(0, 2, 201)
     weights[0] = weights[-1]
     shards = counting_shards(tmp_path / "shards", 200, weights=weights, file_tokens=33)
-    for batch in take(training_batches(shards, sequence_length=9, batch_size=5, seed=2), 20):
+    for batch in take(training(shards, sequence_length=9, batch_size=5, seed=2), 20):
         np.testing.assert_array_equal(batch["weights"], weights[batch["targets"]])
-    total = sum(
-        batch["weights"].sum() for batch in take(validation_batches(shards, sequence_length=9, batch_size=5), -1)
-    )
+    total = sum(batch["weights"].sum() for batch in take(validation(shards, sequence_length=9, batch_size=5), -1))
     assert total == weights[1:].sum()
 
 
@@ -263,7 +245,7 @@ def test_a_strategy_hands_out_the_same_rows(tmp_path):
 
     def rows_of_this_host(context: tf.distribute.InputContext) -> tf.data.Dataset:
         hosts = {"num_shards": context.num_input_pipelines, "shard_index": context.input_pipeline_id}
-        return training_batches(shards, **options, **hosts)
+        return training(shards, **options, **hosts)
 
     iterator = iter(strategy.distribute_datasets_from_function(rows_of_this_host))
     gc.collect()
@@ -271,4 +253,36 @@ def test_a_strategy_hands_out_the_same_rows(tmp_path):
         {name: value.numpy() for name, value in strategy.experimental_local_results(next(iterator))[0].items()}
         for _ in range(5)
     ]
-    assert_equal(received, take(training_batches(shards, **options), 5))
+    assert_equal(received, take(training(shards, **options), 5))
+
+
+@pytest.fixture(scope="module")
+def mixture(tmp_path_factory) -> MixtureReader:
+    folder = tmp_path_factory.mktemp("sources")
+    small = counting_shards(folder / "small", 64)
+    large = write_raw_shards(folder / "large", np.append(np.append(0, np.arange(1000, 1800)), 0), padding_id=2000)
+    readers = [TokenReader(shards, 8, seed=5 + n, document_masking=True) for n, shards in enumerate((small, large))]
+    return MixtureReader(readers, seed=5, weights=("1", "3"))
+
+
+def test_rows_come_in_the_shares_asked_for_and_each_epoch_of_a_source_is_read_once(mixture):
+    batches = take(training_batches(mixture, batch_size=8), BLOCK // 8)
+    targets = np.concatenate([batch["targets"] for batch in batches])
+    of_small = targets[targets.max(axis=1) < 1000]
+    assert len(of_small) == BLOCK // 4
+    # The small source has 8 windows an epoch: every epoch reads each of its targets once.
+    for epoch in range(5):
+        assert sorted(of_small[epoch * 8 : (epoch + 1) * 8].reshape(-1)) == list(range(64))
+    for batch in batches[:5]:
+        np.testing.assert_array_equal(batch["token_ids"][:, 1:], batch["targets"][:, :-1])
+        assert batch["weights"].min() == 1 and set(batch) >= {"segment_ids", "positions"}
+
+
+def test_a_step_of_a_mixture_is_the_same_after_a_restart_and_on_hosts(mixture):
+    whole = take(training_batches(mixture, batch_size=8), 30)
+    assert_equal(take(training_batches(mixture, batch_size=8, start_step=25), 5), whole[25:])
+    options = {"batch_size": 8, "num_shards": 2, "parts": 2}
+    hosts = [take(training_batches(mixture, shard_index=host, **options), 60) for host in range(2)]
+    for step in range(30):
+        parts = [part for host in hosts for part in host[2 * step : 2 * step + 2]]
+        assert_equal([{name: np.concatenate([part[name] for part in parts]) for name in parts[0]}], [whole[step]])

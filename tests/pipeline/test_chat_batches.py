@@ -6,16 +6,14 @@ import json
 import numpy as np
 import pytest
 
-from tests.pipeline.test_token_shards import flip_a_byte
+from tests.pipeline.test_manifest import flip_a_byte
 from tfgpt.common.errors import UserError
 from tfgpt.corpus.config import CorpusConfig
-from tfgpt.pipeline.augmentation import Augmentation
-from tfgpt.pipeline.chat_batches import ChatRows, chat_training_batches, chat_validation_batches, packings
-from tfgpt.pipeline.chat_shards import write_conversations
+from tfgpt.pipeline.batches import MixtureReader, training_batches, validation_batches
+from tfgpt.pipeline.chat_batches import ChatReader, Packing, pack_conversations
+from tfgpt.pipeline.chat_shards import write_chat_shards
 from tfgpt.pipeline.config import AugmentationConfig
-from tfgpt.pipeline.mixture import BLOCK, Mixture, mixture_weights
-from tfgpt.pipeline.packing import Packing
-from tfgpt.pipeline.prepare_chat import prepare_chat
+from tfgpt.pipeline.prepare import prepare_chat
 from tfgpt.tokenization.chat_template import encode_messages
 from tfgpt.tokenization.config import TokenizerConfig
 from tfgpt.tokenization.train_tokenizer import byte_tokenizer
@@ -30,7 +28,7 @@ def chat(*turns, system=False):
     return {"messages": [SYSTEM, *said] if system else said}
 
 
-def prepared(tmp_path, *, augmentation=None, files=None, say=lambda line: None, **options):
+def prepared(tmp_path, *, augmentation=None, files=None, log=lambda line: None, **options):
     if files is None:
         files = {
             "a.jsonl": [chat(f"Hello number {n} " + "x" * (n % 17), f"Answer {n}.") for n in range(60)]
@@ -44,7 +42,7 @@ def prepared(tmp_path, *, augmentation=None, files=None, say=lambda line: None, 
     corpus = CorpusConfig(train_text=tuple(paths), validation_fraction=0.2, cache_dir=str(tmp_path / "cache"))
     return prepare_chat(
         corpus, TokenizerConfig(tokenizer="bytes"), augmentation or AugmentationConfig(**options),
-        length=LENGTH, seed=3, say=say,
+        length=LENGTH, seed=3, log=log,
     )  # fmt: skip
 
 
@@ -53,12 +51,13 @@ def data(tmp_path_factory):
     return prepared(tmp_path_factory.mktemp("chats"))
 
 
-def batches(data, *, by_source=True, weights=None, seed=5, **options):
-    packed = packings(data.train, LENGTH, by_source, data.augmentation)
-    sizes = [len(packing) for packing in packed]
-    mixture = Mixture(sizes, mixture_weights(sizes, weights or ()), seed)
-    rows = ChatRows(data.train, LENGTH, data.tokenizer.padding_id, data.augmentation, data.tokenizer)
-    return chat_training_batches(rows, packed, mixture, batch_size=8, **options).as_numpy_iterator()
+def batches(data, *, by_source=True, **options):
+    changes = {"augmentation": data.augmentation, "tokenizer": data.tokenizer}
+    readers = [
+        ChatReader(data.train, packing, LENGTH, data.tokenizer.padding_id, **changes)
+        for packing in pack_conversations(data.train, LENGTH, by_source=by_source, augmentation=data.augmentation)
+    ]
+    return training_batches(MixtureReader(readers, seed=5), batch_size=8, **options).as_numpy_iterator()
 
 
 def segments(batch):
@@ -73,10 +72,10 @@ def segments(batch):
 
 
 def test_a_pass_over_the_rows_is_every_conversation_once_with_the_assistants_tokens_as_targets(data):
-    [packed] = packings(data.train, LENGTH, by_source=False)
-    rows = ChatRows(data.train, LENGTH, data.tokenizer.padding_id)
+    [packed] = pack_conversations(data.train, LENGTH)
+    reader = ChatReader(data.train, packed, LENGTH, data.tokenizer.padding_id)
     found = []
-    for batch in chat_validation_batches(rows, packed, batch_size=8).as_numpy_iterator():
+    for batch in validation_batches(reader, batch_size=8).as_numpy_iterator():
         padding = batch["segment_ids"] == 0
         assert (batch["token_ids"][padding] == data.tokenizer.padding_id).all()
         assert batch["weights"][padding].sum() == 0
@@ -102,7 +101,7 @@ def test_damaged_conversations_in_the_cache_are_made_again(tmp_path, name):
     whole = (directory / name).read_bytes()
     flip_a_byte(directory / name)
     lines = []
-    again = prepared(tmp_path, files=files, say=lines.append)
+    again = prepared(tmp_path, files=files, log=lines.append)
     assert any(line.startswith("train conversations: ") and "making it again" in line for line in lines)
     assert again.train.directory == directory and (directory / name).read_bytes() == whole
 
@@ -139,7 +138,7 @@ def test_calls_of_tools_are_learned_and_every_part_of_a_long_conversation_knows_
     tokenizer = byte_tokenizer()
     tokenizer.config = {**tokenizer.config, "chat_template": TOOL_TEMPLATE}
     document = {"messages": exchange * 3, "tools": [TOOL], "source": "a", "id": "1"}
-    made = write_conversations(
+    made = write_chat_shards(
         [document], tokenizer, tmp_path / "made", length=230, repeat_system=True, sources={"a": "a"}
     )
     assert len(made) == 3 and made.manifest["counts"] == {"cut": 1}
@@ -155,7 +154,7 @@ def test_conversations_whose_tools_the_template_cannot_express_are_counted_in_on
     files = {"a.jsonl": [{"messages": [chat("Go!")["messages"][0], CALLING]}] * 1
              + [{**chat("a", str(n)), "tools": [TOOL] if n < 9 else None} for n in range(40)]}  # fmt: skip
     lines = []
-    data = prepared(tmp_path, files=files, say=lines.append)
+    data = prepared(tmp_path, files=files, log=lines.append)
     said = "\n".join(line for line in lines if "conversations:" in line)
     dropped = {**data.train.manifest["counts"]}
     for reason, count in data.validation.manifest["counts"].items():
@@ -215,37 +214,6 @@ def test_augmentation_changes_what_users_say_in_every_epoch_and_never_the_assist
     assert "HELLO" in changed and "hello" in changed and "Hello" in changed
 
 
-def test_augmentation_is_a_pure_function_of_seed_epoch_and_conversation():
-    config = AugmentationConfig(augment_casing=0.5, augment_word_dropout=0.3, augment_spacing=0.3)
-    messages = [{"role": "user", "content": f"one two three {n} 你好吗"} for n in range(5)] + [
-        {"role": "assistant", "content": "Leave me alone."}
-    ]
-    one, same, other = (Augmentation(config, {}, seed) for seed in (1, 1, 2))
-    assert one.changed(messages, 0, 7) == same.changed(messages, 0, 7)
-    assert one.changed(messages, 0, 7) != other.changed(messages, 0, 7)
-    assert one.changed(messages, 0, 7) != one.changed(messages, 1, 7)
-    assert one.changed(messages, 0, 7) != one.changed(messages, 0, 8)
-    assert one.changed(messages, 0, 7)[-1] == messages[-1]
-    assert all(message["content"].strip() for message in one.changed(messages, 0, 7))
-
-
-def test_mixture_weights_and_temperature_are_the_shares_of_rows():
-    np.testing.assert_allclose(mixture_weights([900, 100], ("1", "3")), [0.25, 0.75])
-    np.testing.assert_allclose(mixture_weights([900, 100]), [0.9, 0.1])
-    # mT5's alpha is 1 / temperature: 900^0.5 / (900^0.5 + 100^0.5) = 30 / 40.
-    np.testing.assert_allclose(mixture_weights([900, 100], temperature=2), [0.75, 0.25])
-    mixture = Mixture([90, 10], np.array([0.25, 0.75]), seed=1)
-    drawn = [mixture.row(number) for number in range(2 * BLOCK)]
-    assert sum(source == 0 for source, _, _ in drawn) == BLOCK // 2
-    for source, size in enumerate((90, 10)):
-        of_source = [(epoch, row) for number, epoch, row in drawn if number == source]
-        for epoch in range(len(of_source) // size):
-            rows = [row for _, row in of_source[epoch * size : (epoch + 1) * size]]
-            assert sorted(rows) == list(range(size)) and rows != list(range(size))
-    tiny = Mixture([5, 5], np.array([0.9999, 0.0001]), seed=1)
-    assert {source for source, _, _ in map(tiny.row, range(BLOCK))} == {0, 1}
-
-
 def test_packing_fills_rows_and_never_overfills_them():
     lengths = np.random.default_rng(0).integers(1, 65, 5000)
     packed = Packing(lengths, 64)
@@ -254,12 +222,6 @@ def test_packing_fills_rows_and_never_overfills_them():
     assert packed.efficiency == lengths.sum() / (64 * len(packed.rows)) > 0.99
 
 
-def test_plain_text_and_wrong_paraphrases_are_refused(tmp_path):
+def test_plain_text_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"a.jsonl: holds plain text \('plain \d+'\), and --objective=chat is for"):
         prepared(tmp_path, files={"a.jsonl": [{"text": f"plain {n}"} for n in range(50)]})
-    (tmp_path / "pairs.tsv").write_text("a\tb\nc\n")
-    with pytest.raises(UserError, match=r"pairs.tsv:2: 1 columns, not two"):
-        prepared(tmp_path, paraphrases=str(tmp_path / "pairs.tsv"))
-    (tmp_path / "pairs.jsonl").write_text('{"text": "a", "paraphrase": 3}\n')
-    with pytest.raises(UserError, match=r"pairs.jsonl:1: needs 'text' and 'paraphrase'"):
-        prepared(tmp_path, paraphrases=str(tmp_path / "pairs.jsonl"))

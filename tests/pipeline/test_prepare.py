@@ -15,9 +15,10 @@ import pytest
 
 from tfgpt.common.errors import UserError
 from tfgpt.corpus.config import CorpusConfig
-from tfgpt.pipeline.batches import validation_batches
-from tfgpt.pipeline.prepare import PreparedData, format_bytes, prepare, put_results
-from tfgpt.pipeline.token_shards import DamagedShards, TokenShards
+from tfgpt.pipeline.batches import TokenReader
+from tfgpt.pipeline.manifest import DamagedShards
+from tfgpt.pipeline.prepare import PreparedData, export_results, prepare
+from tfgpt.pipeline.token_shards import TokenShards
 from tfgpt.tokenization.config import TokenizerConfig
 from tfgpt.tokenization.load import load_tokenizer
 from tfgpt.tokenization.train_tokenizer import byte_tokenizer
@@ -42,7 +43,7 @@ def files_of(data: PreparedData) -> dict[Path, bytes]:
 
 
 def test_the_tokens_of_both_sides_are_the_text(corpus, text_file):
-    data = prepare(corpus, BPE, say=Lines().append)
+    data = prepare(corpus, BPE, log=Lines().append)
     text = "".join(data.tokenizer.decode(side.tokens[:]) for side in (data.train, data.validation))
     assert text == text_file.read_text(encoding="utf-8")
     assert data.train.num_bytes + data.validation.num_bytes == text_file.stat().st_size
@@ -52,20 +53,20 @@ def test_the_tokens_of_both_sides_are_the_text(corpus, text_file):
 
 def test_a_second_run_reuses_everything_and_takes_no_time(corpus):
     lines = Lines()
-    first = prepare(corpus, BPE, say=lines.append)
+    first = prepare(corpus, BPE, log=lines.append)
     assert len(lines) == 4 and all("made in" in line for line in lines)
     again = Lines()
     started = time.process_time()
-    second = prepare(corpus, BPE, say=again.append)
+    second = prepare(corpus, BPE, log=again.append)
     assert time.process_time() - started < 0.5
     assert len(again) == 4 and all("reused" in line for line in again)
     assert second.fingerprint == first.fingerprint and second.train.directory == first.train.directory
 
 
 def test_only_what_depends_on_a_change_is_made_again(corpus):
-    prepare(corpus, BPE, say=Lines().append)
+    prepare(corpus, BPE, log=Lines().append)
     lines = Lines()
-    prepare(corpus, TokenizerConfig(vocabulary_size=310), say=lines.append)
+    prepare(corpus, TokenizerConfig(vocabulary_size=310), log=lines.append)
     made = {stage: "made in" in line for stage, line in lines.stages().items()}
     assert made == {"documents": False, "tokenizer": True, "train tokens": True, "validation tokens": True}
 
@@ -74,12 +75,12 @@ def test_the_same_text_elsewhere_gives_the_same_fingerprint(tmp_path, corpus, te
     moved = tmp_path / "moved" / "other name.txt"
     moved.parent.mkdir()
     moved.write_bytes(text_file.read_bytes())
-    first = prepare(corpus, BPE, say=Lines().append)
+    first = prepare(corpus, BPE, log=Lines().append)
     options = {**corpus.to_dict(), "train_text": [str(moved)], "cache_dir": str(tmp_path / "other cache")}
-    second = prepare(CorpusConfig.from_dict(options), BPE, say=Lines().append)
+    second = prepare(CorpusConfig.from_dict(options), BPE, log=Lines().append)
     assert second.fingerprint == first.fingerprint
     moved.write_text(moved.read_text(encoding="utf-8").replace("fox", "cat"), encoding="utf-8")
-    assert prepare(CorpusConfig.from_dict(options), BPE, say=Lines().append).fingerprint != first.fingerprint
+    assert prepare(CorpusConfig.from_dict(options), BPE, log=Lines().append).fingerprint != first.fingerprint
 
 
 def test_the_tokenizer_sees_the_training_side_only(tmp_path, text_file):
@@ -90,36 +91,39 @@ def test_the_tokenizer_sees_the_training_side_only(tmp_path, text_file):
         corpus = CorpusConfig(
             train_text=(str(text_file),), validation_text=(str(held_out),), cache_dir=str(tmp_path / "cache")
         )
-        fingerprints.add(prepare(corpus, BPE, say=Lines().append).tokenizer.fingerprint)
+        fingerprints.add(prepare(corpus, BPE, log=Lines().append).tokenizer.fingerprint)
     assert len(fingerprints) == 1
 
 
 def test_the_bytes_and_a_given_tokenizer_are_used_as_they_are(tmp_path, corpus, text_file):
-    in_bytes = prepare(corpus, TokenizerConfig(tokenizer="bytes"), say=Lines().append)
+    in_bytes = prepare(corpus, TokenizerConfig(tokenizer="bytes"), log=Lines().append)
     length = text_file.stat().st_size
     # A document a side: an end-of-text before and one behind it.
     assert in_bytes.train.num_tokens + in_bytes.validation.num_tokens == length + 4
-    trained = prepare(corpus, BPE, say=Lines().append)
+    trained = prepare(corpus, BPE, log=Lines().append)
     trained.tokenizer.save(tmp_path / "mine")
     for path in (tmp_path / "mine", tmp_path / "mine" / "tokenizer.json"):
         lines = Lines()
-        given = prepare(corpus, TokenizerConfig(tokenizer=str(path)), say=lines.append)
+        given = prepare(corpus, TokenizerConfig(tokenizer=str(path)), log=lines.append)
         assert given.fingerprint == trained.fingerprint
         assert "reused" in lines.stages()["train tokens"]
 
 
-def test_dialogues_keep_their_weights_when_asked(tmp_path):
-    path = tmp_path / "chat.jsonl"
-    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello there"}]
-    path.write_text(json.dumps({"messages": messages}) + "\n")
-    corpus = CorpusConfig(train_text=(str(path),), validation_fraction=0.0, cache_dir=str(tmp_path / "cache"))
-    in_bytes = TokenizerConfig(tokenizer="bytes")
-    plain = prepare(corpus, in_bytes, say=Lines().append)
-    weighted = prepare(corpus, in_bytes, store_weights=True, say=Lines().append)
-    assert plain.train.weights is None and plain.train.directory != weighted.train.directory
-    np.testing.assert_array_equal(plain.train.tokens[:], weighted.train.tokens[:])
-    # The answer and its end-of-turn.
-    assert weighted.train.weights[1:].sum() == len("Hello there") + 1
+def test_the_tokens_of_each_source_are_those_of_its_documents(tmp_path):
+    for name in "ab":
+        text = "\n<|endoftext|>\n".join(f"text {name} {number}" for number in range(50))
+        (tmp_path / f"{name}.txt").write_text(text)
+    specs = (str(tmp_path / "a.txt"), str(tmp_path / "b.txt"))
+    corpus = CorpusConfig(train_text=specs, validation_fraction=0.2, cache_dir=str(tmp_path / "cache"))
+    data = prepare(corpus, TokenizerConfig(tokenizer="bytes"), by_source=True, log=lambda line: None)
+    assert list(data.train_by_source) == list(data.validation_by_source) == list(specs)
+    for name, shards in zip("ab", data.train_by_source.values(), strict=True):
+        text = data.tokenizer.decode(shards.tokens[:])
+        assert f"text {name}" in text and f"text {'b' if name == 'a' else 'a'}" not in text
+    assert sum(shards.num_documents for shards in data.train_by_source.values()) == data.train.num_documents
+    too_short = r"fewer than one row of --sequence_length=9999 .*b\.txt, 50 documents read"
+    with pytest.raises(UserError, match=too_short):
+        TokenReader(data.train_by_source[specs[1]], 9999, seed=0)
 
 
 def test_dialogues_in_another_chat_template_are_other_tokens(tmp_path):
@@ -132,7 +136,7 @@ def test_dialogues_in_another_chat_template_are_other_tokens(tmp_path):
         tokenizer = byte_tokenizer()
         tokenizer.config["chat_template"] = template
         tokenizer.save(tmp_path / template[12])
-        data = prepare(corpus, TokenizerConfig(tokenizer=str(tmp_path / template[12])), say=Lines().append)
+        data = prepare(corpus, TokenizerConfig(tokenizer=str(tmp_path / template[12])), log=Lines().append)
         texts.append(data.tokenizer.decode(data.train.tokens[1:-1]))
     assert texts == ["Hi", "Hello there"]
 
@@ -144,50 +148,50 @@ def test_what_was_left_out_is_said_with_the_documents(tmp_path):
     prepare(
         CorpusConfig(train_text=(str(path),), cache_dir=str(tmp_path / "cache")),
         TokenizerConfig(tokenizer="bytes"),
-        say=lines.append,
+        log=lines.append,
     )
     assert ", 10 left out (10 duplicate); made in" in lines[0]
 
 
 def test_nothing_held_out_is_a_side_without_targets(tmp_path, text_file):
     corpus = CorpusConfig(train_text=(str(text_file),), validation_fraction=0.0, cache_dir=str(tmp_path / "cache"))
-    data = prepare(corpus, BPE, say=Lines().append)
+    data = prepare(corpus, BPE, log=Lines().append)
     assert data.train.num_bytes == text_file.stat().st_size
     assert data.validation.num_tokens == 1
     with pytest.raises(UserError, match="--validation_fraction: no token is held out: 1 document read"):
-        validation_batches(data.validation, sequence_length=8, batch_size=2)
+        TokenReader(data.validation, 8)
 
 
 def test_a_flipped_byte_in_a_cached_shard_is_named_and_the_shard_made_again(corpus):
-    data = prepare(corpus, BPE, say=Lines().append)
+    data = prepare(corpus, BPE, log=Lines().append)
     before = files_of(data)
     path = data.train.files[0]
     damaged = bytearray(before[path])
     damaged[1000] ^= 4
     path.write_bytes(damaged)
     lines = Lines()
-    again = prepare(corpus, BPE, say=lines.append)
+    again = prepare(corpus, BPE, log=lines.append)
     assert any(str(path) in line and "damaged" in line and "making it again" in line for line in lines)
     assert files_of(again) == before and again.fingerprint == data.fingerprint
 
 
 def test_a_cached_directory_without_its_manifest_is_made_again(corpus):
-    data = prepare(corpus, BPE, say=Lines().append)
+    data = prepare(corpus, BPE, log=Lines().append)
     (data.validation.directory / "manifest.json").unlink()
     lines = Lines()
-    assert prepare(corpus, BPE, say=lines.append).fingerprint == data.fingerprint
+    assert prepare(corpus, BPE, log=lines.append).fingerprint == data.fingerprint
     assert any("validation tokens" in line and "making it again" in line for line in lines)
 
 
 @pytest.mark.parametrize("damage", ["", '{"version": "1.0"}', "other"])
 def test_a_damaged_cached_tokenizer_is_named_and_trained_again(corpus, damage):
-    data = prepare(corpus, BPE, say=Lines().append)
+    data = prepare(corpus, BPE, log=Lines().append)
     (path,) = Path(corpus.cache_dir).glob("tokenizers/*/tokenizer.json")
     # "other" is a good tokenizer file, but not the one that was trained here.
-    other = prepare(corpus, TokenizerConfig(tokenizer="bytes"), say=Lines().append).tokenizer.to_json()
+    other = prepare(corpus, TokenizerConfig(tokenizer="bytes"), log=Lines().append).tokenizer.to_json()
     path.write_text(other if damage == "other" else damage)
     lines = Lines()
-    again = prepare(corpus, BPE, say=lines.append)
+    again = prepare(corpus, BPE, log=lines.append)
     assert again.fingerprint == data.fingerprint
     assert any(str(path.parent) in line and "making it again" in line for line in lines)
     assert load_tokenizer(path).fingerprint == data.tokenizer.fingerprint
@@ -258,43 +262,37 @@ def test_two_processes_at_once_prepare_the_same(tmp_path, larger_text):
 
 
 def test_results_go_where_the_user_wants_them(tmp_path, corpus):
-    data = prepare(corpus, BPE, say=Lines().append)
-    output = put_results(data, tmp_path / "out")
+    data = prepare(corpus, BPE, log=Lines().append)
+    output = export_results(data, tmp_path / "out")
     assert sorted(os.listdir(output)) == ["card.md", "prepared.json", "tfgpt.json", "tokenizer", "train", "validation"]
     copied = TokenShards.open(output / "train", load_tokenizer(output / "tokenizer").fingerprint)
     np.testing.assert_array_equal(copied.tokens[:], data.train.tokens[:])
     # Again, and after the results changed: the directory is ours to replace.
-    assert put_results(data, output) == output
-    other = prepare(corpus, TokenizerConfig(tokenizer="bytes"), say=Lines().append)
-    put_results(other, output)
+    assert export_results(data, output) == output
+    other = prepare(corpus, TokenizerConfig(tokenizer="bytes"), log=Lines().append)
+    export_results(other, output)
     assert TokenShards.open(output / "train").tokenizer_fingerprint == other.tokenizer.fingerprint
 
 
 def test_results_damaged_at_the_users_place_are_put_there_again(tmp_path, corpus):
-    data = prepare(corpus, BPE, say=Lines().append)
-    output = put_results(data, tmp_path / "out")
+    data = prepare(corpus, BPE, log=Lines().append)
+    output = export_results(data, tmp_path / "out")
     path = output / "train" / "tokens-00000.bin"
     content = path.read_bytes()
     path.unlink()
     path.write_bytes(content[:-2] + b"xx")
     with pytest.raises(DamagedShards):
         TokenShards.open(output / "train")
-    put_results(data, output)
+    export_results(data, output)
     assert path.read_bytes() == content
 
 
 def test_results_never_replace_something_else(tmp_path, corpus):
-    data = prepare(corpus, BPE, say=Lines().append)
+    data = prepare(corpus, BPE, log=Lines().append)
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.tex").write_text("years of work")
     with pytest.raises(UserError, match=r"--output_dir: .*thesis holds files .*chapter\.tex"):
-        put_results(data, tmp_path / "thesis")
+        export_results(data, tmp_path / "thesis")
     with pytest.raises(UserError, match="is a file"):
-        put_results(data, tmp_path / "thesis" / "chapter.tex")
+        export_results(data, tmp_path / "thesis" / "chapter.tex")
     assert (tmp_path / "thesis" / "chapter.tex").read_text() == "years of work"
-
-
-def test_amounts_are_written_in_decimal_units():
-    assert [format_bytes(count) for count in (0, 999, 1000, 55_770, 999_960, 1_234_567, 5 * 10**13)] == [
-        "0 bytes", "999 bytes", "1.0 kB", "55.8 kB", "1.0 MB", "1.2 MB", "50.0 TB",
-    ]  # fmt: skip

@@ -43,7 +43,7 @@ def recipe(text, tmp_path_factory) -> TrainConfig:
 
 @pytest.fixture(scope="module")
 def data(recipe) -> PreparedData:
-    return prepare(recipe.corpus, recipe.tokenizer_config(), say=lambda line: None)
+    return prepare(recipe.corpus, recipe.tokenizer_config(), log=lambda line: None)
 
 
 def test_activations_move_alike_at_all_widths_and_do_not_in_the_standard_parametrization(text, tmp_path, capsys):

@@ -9,7 +9,7 @@ import tensorflow as tf
 from tests.serving.conftest import DEFAULTS
 from tfgpt.common.atomic_files import write_json
 from tfgpt.common.errors import UserError
-from tfgpt.pipeline.chat_shards import write_conversations
+from tfgpt.pipeline.chat_shards import write_chat_shards
 from tfgpt.serving.export_quality import bits_per_byte, quality_ids
 from tfgpt.serving.quantization import ServedWeights
 from tfgpt.serving.saved_model import ServedModel
@@ -48,7 +48,7 @@ def test_a_text_is_read_as_far_as_asked(tmp_path, generator):
 
 def test_what_was_held_out_of_a_chat_run_is_read_too(tmp_path, generator):
     said = [{"role": "user", "content": "quick?"}, {"role": "assistant", "content": "The lazy dog."}]
-    conversations = write_conversations(
+    conversations = write_chat_shards(
         [{"messages": said, "source": "a"}],
         generator.tokenizer,
         tmp_path / "held_out",

@@ -69,10 +69,10 @@ def train_cases(shards_directory: Path, logical_cpus: int) -> dict[str, np.ndarr
             trainer = make_trainer(**settings)
 
         def training(shards=shards, **share: int):
-            return batches.training_batches(shards, sequence_length=LENGTH, batch_size=ROWS, seed=1, **share)
+            return batches.training_batches(batches.TokenReader(shards, LENGTH, seed=1), batch_size=ROWS, **share)
 
         def validation(shards=shards, **share: int):
-            return batches.validation_batches(shards, sequence_length=LENGTH, batch_size=ROWS, **share)
+            return batches.validation_batches(batches.TokenReader(shards, LENGTH), batch_size=ROWS, **share)
 
         feed = iter(distributed(strategy, training))
         losses = [trainer.train_steps(feed, count)["loss"] for count in UPDATES]
@@ -80,7 +80,7 @@ def train_cases(shards_directory: Path, logical_cpus: int) -> dict[str, np.ndarr
         results[f"{case}/read"] = np.array(sum(read))
         results[f"{case}/seeds"] = dropout_seeds(strategy, trainer)
         held_out = trainer.evaluator.evaluate(
-            distributed(strategy, validation), batches.validation_steps(shards, LENGTH, ROWS)
+            distributed(strategy, validation), batches.validation_steps(batches.TokenReader(shards, LENGTH), ROWS)
         )
         results[f"{case}/validation"] = np.array(list(held_out.values()))
         results |= {f"{case}/{variable}": value for variable, value in state(trainer).items()}

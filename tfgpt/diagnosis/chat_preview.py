@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tfgpt.diagnosis.preview import preview_learned
-from tfgpt.pipeline.chat_batches import ChatRows, chat_training_batches
+from tfgpt.pipeline.batches import training_batches
 from tfgpt.training.objectives.supervised_fine_tuning import SupervisedFineTuning
 from tfgpt.training.train_config import TrainConfig
 
@@ -20,10 +20,7 @@ def show(recipe: TrainConfig, rows: int, dimmed: bool) -> list[str]:
     data = objective.prepare(recipe)
     lines = ["", f"Packed: {objective.describe_data(recipe, data)}", ""]
     if rows:
-        packed, mixture = objective.training_rows(recipe, data)
-        chat_rows = ChatRows(
-            data.train, recipe.batch.sequence_length, data.tokenizer.padding_id, data.augmentation, data.tokenizer
-        )
-        batch = next(iter(chat_training_batches(chat_rows, packed, mixture, batch_size=rows).as_numpy_iterator()))
+        reader = objective.training_reader(recipe, data)
+        batch = next(iter(training_batches(reader, batch_size=rows).as_numpy_iterator()))
         lines += [*preview_learned(batch, data.tokenizer, rows, dimmed), ""]
     return lines

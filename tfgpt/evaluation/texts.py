@@ -17,13 +17,12 @@ from tfgpt.corpus.build import build_documents
 from tfgpt.corpus.config import CorpusConfig
 from tfgpt.corpus.document_shards import DocumentShards
 from tfgpt.evaluation.config import EvaluateConfig
-from tfgpt.pipeline.batches import validation_batches, validation_steps
-from tfgpt.pipeline.chat_batches import ChatRows, chat_validation_batches, chat_validation_steps, packings
-from tfgpt.pipeline.chat_shards import ChatShards
-from tfgpt.pipeline.prepare import prepared_shards
-from tfgpt.pipeline.prepare_chat import in_words, prepared_side, spec_of_source
-from tfgpt.pipeline.token_shards import DamagedShards, TokenShards
-from tfgpt.pipeline.validation_data import open_held_out
+from tfgpt.pipeline.batches import BatchReader, TokenReader, validation_batches, validation_steps
+from tfgpt.pipeline.chat_batches import ChatReader, pack_conversations
+from tfgpt.pipeline.chat_shards import ChatShards, open_held_out
+from tfgpt.pipeline.manifest import DamagedShards
+from tfgpt.pipeline.stages import describe_cuts, prepare_chat_shards, prepare_token_shards, source_specs
+from tfgpt.pipeline.token_shards import TokenShards
 from tfgpt.tokenization.tokenizer import Tokenizer
 
 HELD_OUT = "held out by the run"
@@ -109,11 +108,11 @@ class Reader:
         check(documents)
         cache = corpus.cache_directory
         if not self.chat:
-            return self.of_shards(name, prepared_shards(documents, side, self.tokenizer, cache, False, say))
-        options = {"length": self.length, "repeat_system": self.flags.get("repeat_system", True)}
-        specs = corpus.validation_text if side == "validation" and corpus.validation_text else corpus.train_text
-        sources = spec_of_source(corpus, specs)
-        return self.of_conversations(name, prepared_side(documents, side, self.tokenizer, cache, sources, options, say))
+            return self.of_shards(name, prepare_token_shards(documents, side, self.tokenizer, cache, say))
+        options: dict[str, Any] = {"length": self.length, "repeat_system": self.flags.get("repeat_system", True)}
+        options["sources"] = source_specs(corpus, side)
+        shards = prepare_chat_shards(documents, side, self.tokenizer, cache, say, **options)
+        return self.of_conversations(name, shards)
 
     def held_out(self) -> EvaluationText:
         """What the model's run held out: the very tokens where they still are, else made again from their sources.
@@ -156,16 +155,19 @@ class Reader:
 
     def of_shards(self, name: str, shards: TokenShards) -> EvaluationText:
         """Documents, one behind the other."""
-        make = functools.partial(validation_batches, shards, sequence_length=self.length, document_masking=self.packed)
-        return EvaluationText(name, shards.fingerprint, make, functools.partial(validation_steps, shards, self.length))
+        return self.of_rows(name, shards.fingerprint, TokenReader(shards, self.length, document_masking=self.packed))
 
     def of_conversations(self, name: str, conversations: ChatShards) -> EvaluationText:
         """Conversations, packed in rows."""
-        [packing] = packings(conversations, self.length, by_source=False)
+        [packing] = pack_conversations(conversations, self.length)
         if not len(packing):
-            counts = in_words(conversations.manifest["counts"], "; ")
+            counts = describe_cuts(conversations.manifest["counts"], "; ")
             words = f"{conversations.origin}{counts}"
             raise UserError(f"--text: {name} has no conversation in which an assistant says something: {words}")
-        rows = ChatRows(conversations, self.length, self.tokenizer.padding_id)
-        make = functools.partial(chat_validation_batches, rows, packing)
-        return EvaluationText(name, conversations.fingerprint, make, functools.partial(chat_validation_steps, packing))
+        reader = ChatReader(conversations, packing, self.length, self.tokenizer.padding_id)
+        return self.of_rows(name, conversations.fingerprint, reader)
+
+    def of_rows(self, name: str, fingerprint: str, reader: BatchReader) -> EvaluationText:
+        """The rows of a reader."""
+        make, steps = (functools.partial(function, reader) for function in (validation_batches, validation_steps))
+        return EvaluationText(name, fingerprint, make, steps)

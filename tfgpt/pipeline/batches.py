@@ -1,329 +1,265 @@
-"""Token shards to batches: what step s receives is a pure function of (shards, shape, seed, s).
+"""Batches as `tf.data` datasets: the batch of a step is a function of (data, shape, seed, step).
 
-Training. The stream of N tokens (first and last are end-of-text) is a circle of N-1 targets. An epoch cuts it into
-`(N-1) // T` windows of T targets, beginning at an offset of its own, so that every epoch cuts elsewhere and the rest
-that fills no window is another one each time. The windows are visited in a permuted order. Row r of step s is window
-number `s * batch_size + r`: epoch `number // windows`, place `number % windows` in that epoch's permutation. Nothing
-is remembered from step to step: going on at step 1,000,000 costs what step 0 costs. An epoch may end within a batch.
-
-Permutations are `RandomIndexShuffle` (the operation behind `tf.random.experimental.index_shuffle`): a block cipher
-that permutes [0, n) one number at a time, in constant time and memory. We call it with 16 rounds: with the public
-function's 4, permutations of 20,000 windows under neighbouring seeds correlate by 0.25 and neighbouring windows by
-0.024 where chance gives 0.007; 8 rounds already show neither. Its smallest block is large: below 4,096 windows it takes
-2,000/n microseconds a number (1 ms for two windows), so that such epochs are permuted by a table instead. Both
-measured on 2026-11-22.
-
-A window's numbers are read through memory maps by one `tf.numpy_function` for a block of steps (up to 260,000 tokens)
-and then dealt out step by step. A design in graph operations only (`ImmutableConst` over the file, `tf.gather`) took
-1.6 times the CPU time at 64 × 256, about as much at 8 × 256, and knows one file.
-
-Documents. End-of-text belongs to the document that it opens: it is position 0, from it the first token is predicted,
-as generation does, and that prediction counts like every other. With `document_masking`, `segment_ids` number the
-documents of a row from 1 and `positions` restart; a row that begins inside a document begins with position 0.
+Row r of step s has the number `s * batch_size + r`, and a `BatchReader` reads rows by their numbers. No state passes
+from step to step: starting at step 1,000,000 costs what starting at step 0 costs, and an epoch may end within a batch.
+One `tf.numpy_function` reads a block of steps (up to 260,000 tokens), which `tf.data` divides into steps.
 """
 
 from __future__ import annotations
 
-import functools
-import hashlib
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
 
 from tfgpt.common.errors import SettingError, UserError
+from tfgpt.pipeline.shuffling import EpochShuffle, Mixture, mixture_weights
 from tfgpt.pipeline.token_shards import TokenShards
 
-# At most so many tokens and rows are read in one go (but always a step).
+# A block has at most so many tokens and rows, but at least one step.
 BLOCK_TOKENS = 1 << 18
 BLOCK_ROWS = 1 << 10
-SHUFFLE_ROUNDS = 16
-# Epochs of fewer windows are permuted by a table.
-SMALL_EPOCH = 1 << 12
 LAST_STEP = 1 << 62
 
 
+class BatchReader:
+    """Reads rows by their numbers. Subclasses set the attributes and implement `read`.
+
+    Attributes:
+        types: name → dtype of each array that `read` returns.
+        shapes: name → shape of one row of each array.
+        num_rows: rows of one pass, for `validation_batches`.
+        rows_per_number: rows of a batch that belong to one number.
+        adds_weights: `read` leaves "weights" out, which are all 1.
+    """
+
+    types: dict[str, np.dtype]
+    shapes: dict[str, tuple[int, ...]]
+    num_rows: int
+    rows_per_number = 1
+    adds_weights = False
+
+    def read(self, numbers: np.ndarray) -> dict[str, np.ndarray]:
+        """Returns arrays [n * rows_per_number, …] for row numbers int64 [n], ascending.
+
+        Numbers from `num_rows` on are further epochs in training, and rows of weight 0 in validation.
+        """
+        raise NotImplementedError
+
+    def read_rows(self, epochs: np.ndarray, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """Returns the arrays of rows of epochs, both int64 [n], for `MixtureReader`."""
+        raise NotImplementedError
+
+
 def training_batches(
-    shards: TokenShards,
+    reader: BatchReader,
     *,
-    sequence_length: int,
     batch_size: int,
-    seed: int,
     start_step: int = 0,
-    document_masking: bool = False,
     num_shards: int = 1,
     shard_index: int = 0,
     parts: int = 1,
 ) -> tf.data.Dataset:
-    """Endless shuffled batches from `start_step` on.
+    """Returns endless batches from `start_step` on.
+
+    Args:
+        reader: reads the rows.
+        batch_size: B, row numbers of the global batch.
+        start_step: the step of the first batch.
+        num_shards: hosts that share a global batch; must divide `batch_size`.
+        shard_index: the number of this host, which gets the contiguous part of that number.
+        parts: devices of this host: a step gives so many elements, one after the other; must divide a host's rows.
+
+    Returns:
+        A `tf.data.Dataset` of dictionaries with R = B / num_shards / parts rows: for text `token_ids` and `targets`
+        int32 [R, T], `weights` float32 [R, T], and, if the reader makes them, `segment_ids` and `positions`
+        int32 [R, T].
+
+    Raises:
+        SettingError: `batch_size` does not divide by `num_shards`, or a host's rows not by `parts`.
+    """
+    return dataset_of(reader, batch_size, range(start_step, LAST_STEP), num_shards, shard_index, parts)
+
+
+def validation_batches(
+    reader: BatchReader, *, batch_size: int, num_shards: int = 1, shard_index: int = 0, parts: int = 1
+) -> tf.data.Dataset:
+    """Returns all rows once, in order; rows of weight 0 fill the last batch. The cardinality is known.
+
+    Arguments, elements and errors are those of `training_batches`. Every host gets equally many batches.
+    """
+    steps = range(validation_steps(reader, batch_size))
+    dataset = dataset_of(reader, batch_size, steps, num_shards, shard_index, parts).take(len(steps) * parts)
+    return dataset.apply(tf.data.experimental.assert_cardinality(len(steps) * parts))
+
+
+def validation_steps(reader: BatchReader, batch_size: int) -> int:
+    """Returns the number of global batches of `validation_batches`."""
+    return -(-reader.num_rows // batch_size)
+
+
+def dataset_of(
+    reader: BatchReader, batch_size: int, steps: range, num_shards: int, shard_index: int, parts: int
+) -> tf.data.Dataset:
+    """Returns the batches of `steps`, and possibly of some steps after them, for one host."""
+    if batch_size % num_shards:
+        raise SettingError("batch_size", f"{batch_size} rows do not divide among {num_shards} hosts")
+    if not 0 <= shard_index < num_shards:
+        raise ValueError(f"shard_index {shard_index} is not one of {num_shards} shards")
+    rows = batch_size // num_shards
+    if rows % parts:
+        raise SettingError("batch_size", f"{rows} rows of a host do not divide by {parts} devices")
+    row_tokens = max(map(np.prod, reader.shapes.values()), default=1) * reader.rows_per_number
+    block = max(1, min(BLOCK_ROWS // rows, int(BLOCK_TOKENS // (rows * row_tokens)), len(steps)))
+    in_block = (np.arange(block)[:, None] * batch_size + shard_index * rows + np.arange(rows)).reshape(-1)
+    shape = (block * parts, rows // parts * reader.rows_per_number)
+
+    def read(step: np.ndarray) -> list[np.ndarray]:
+        arrays = reader.read(step * batch_size + in_block)
+        return [arrays[name] for name in reader.types]
+
+    def read_block(step: tf.Tensor) -> dict[str, tf.Tensor]:
+        arrays = tf.numpy_function(read, [step], list(reader.types.values()), stateful=False)
+        tensors = {name: tf.reshape(array, shape + reader.shapes[name]) for name, array in zip(reader.types, arrays)}
+        if reader.adds_weights:
+            # A constant: tf.ones would be filled again for every block, a quarter of the whole cost.
+            tensors["weights"] = tf.constant(np.ones(shape + reader.shapes["targets"], np.float32))
+        return tensors
+
+    options = tf.data.Options()
+    options.deterministic = True
+    options.autotune.enabled = False
+    # Hosts already have their rows.
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+    options.threading.max_intra_op_parallelism = 1
+    options.threading.private_threadpool_size = 1
+    # The next block is read during the steps of this one.
+    dataset = tf.data.Dataset.range(steps.start, steps.stop, block).map(read_block).prefetch(1).unbatch()
+    return dataset.with_options(options)
+
+
+class TokenReader(BatchReader):
+    """Reads windows of token shards.
+
+    In training the stream is a circle of `num_tokens - 1` targets, whose windows are visited as `EpochShuffle` says.
+    In validation each target has weight 1 (times its stored weight, if the shards have weights) in exactly one row;
+    padding of weight 0 fills the last row.
+
+    End-of-text belongs to the document that it begins: it is position 0, and the first token is predicted from it, as
+    in generation; that prediction counts like every other. With `document_masking`, `segment_ids` number the documents
+    of a row from 1, and `positions` restart; a row that begins inside a document begins with position 0.
 
     Args:
         shards: the tokens.
         sequence_length: T, tokens a row.
-        batch_size: B, rows of the global batch.
-        seed: any integer that fits 64 bits; another seed gives other offsets and orders.
-        start_step: the step whose batch comes first; costs nothing.
-        document_masking: also give `segment_ids` and `positions`.
-        num_shards: hosts that share a global batch; must divide `batch_size`.
-        shard_index: which host this is: its rows are the contiguous part number `shard_index` of the global batch.
-        parts: devices of this host: its rows of a step come as so many elements, one after the other; must divide them.
-
-    Returns:
-        A `tf.data.Dataset` of dictionaries, with R = B / num_shards / parts rows: `token_ids` and `targets` int32
-        [R, T], `weights` float32 [R, T], and with `document_masking` `segment_ids` and `positions` int32 [R, T].
+        seed: seed of offsets and orders, any 64-bit integer; None: validation.
+        document_masking: adds `segment_ids` and `positions`.
 
     Raises:
-        UserError: the shards hold fewer tokens than one window.
-        SettingError: `batch_size` does not divide by `num_shards`, or a host's rows not by `parts`.
-    """
-    rows = rows_of_host(batch_size, num_shards, shard_index, parts)
-    targets = shards.num_tokens - 1
-    windows = targets // sequence_length
-    if windows == 0:
-        raise UserError(
-            f"--train_text: {shards.num_tokens} tokens are fewer than one row of --sequence_length={sequence_length} "
-            f"needs ({sequence_length + 1}): {shards.origin}; give more text or set --sequence_length to at most "
-            f"{max(targets, 1)}"
-        )
-    order = EpochShuffle(targets, sequence_length, seed)
-    steps = steps_of_block(rows, sequence_length)
-    in_block = numbers_in_block(steps, batch_size, rows, shard_index)
-    make = BatchReader(shards, sequence_length, document_masking, circular=True)
+        UserError: the shards hold less than one window (training) or no target (validation).
 
-    def block(step: tf.Tensor) -> dict[str, tf.Tensor]:
-        number = step * batch_size + in_block
-        return make.block(order.starts, order.inputs(number), steps * parts, rows // parts)
+    Example:
 
-    return endless(block, start_step, steps)
-
-
-def validation_batches(
-    shards: TokenShards,
-    *,
-    sequence_length: int,
-    batch_size: int,
-    document_masking: bool = False,
-    num_shards: int = 1,
-    shard_index: int = 0,
-    parts: int = 1,
-) -> tf.data.Dataset:
-    """The whole stream once, in order: each of its `num_tokens - 1` targets has weight 1 in exactly one batch.
-
-    (Times its stored loss weight, when the shards have weights.) The last row is filled up with the padding token and
-    weight 0, the last batch with rows of weight 0, so that all batches have one shape. The cardinality is known.
-
-    Args, element structure and errors are those of `training_batches`; every host gets equally many batches.
-
-    Raises:
-        UserError: the shards hold no target at all.
-    """
-    rows = rows_of_host(batch_size, num_shards, shard_index, parts)
-    batches = validation_steps(shards, sequence_length, batch_size)
-    steps = min(steps_of_block(rows, sequence_length), batches)
-    make = BatchReader(shards, sequence_length, document_masking, circular=False)
-
-    in_block = numbers_in_block(steps, batch_size, rows, shard_index)
-
-    def starts(step: np.ndarray) -> np.ndarray:
-        return (step * batch_size + in_block) * sequence_length
-
-    return once(lambda step: make.block(starts, [step], steps * parts, rows // parts), batches, steps, parts)
-
-
-def validation_steps(shards: TokenShards, sequence_length: int, batch_size: int) -> int:
-    """How many global batches `validation_batches` has.
-
-    Raises:
-        UserError: the shards hold no target at all.
-    """
-    targets = shards.num_tokens - 1
-    if targets == 0:
-        raise UserError(
-            f"--validation_fraction: no token is held out: {shards.origin}; give more text or a larger fraction"
-        )
-    return -(-targets // (sequence_length * batch_size))
-
-
-class EpochShuffle:
-    """Which window each row gets: an offset and a permutation for every epoch.
-
-    Args:
-        targets: tokens on the circle.
-        sequence_length: T, targets a window.
-        seed: any integer of 64 bits.
+    >>> import tempfile
+    >>> from tfgpt.pipeline.token_shards import write_token_shards
+    >>> from tfgpt.tokenization.train_tokenizer import byte_tokenizer
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     shards = write_token_shards([{"text": "abc"}], byte_tokenizer(), f"{folder}/shards")
+    ...     batch = next(iter(training_batches(TokenReader(shards, 2, seed=0), batch_size=8)))
+    >>> batch["targets"].shape
+    TensorShape([8, 2])
     """
 
-    def __init__(self, targets: int, sequence_length: int, seed: int):
-        self.targets, self.sequence_length, self.seed = targets, sequence_length, seed
-        self.windows = targets // sequence_length
-        self.offset = functools.lru_cache(maxsize=1024)(self.computed_offset)
+    def __init__(
+        self, shards: TokenShards, sequence_length: int, *, seed: int | None = None, document_masking: bool = False
+    ):
+        self.shards, self.sequence_length, self.document_masking = shards, sequence_length, document_masking
+        targets = shards.num_tokens - 1
+        self.num_rows = -(-targets // sequence_length) if seed is None else targets // sequence_length
+        if seed is None and not targets:
+            raise UserError(
+                f"--validation_fraction: no token is held out: {shards.origin}; give more text or a larger fraction"
+            )
+        if not self.num_rows:
+            raise UserError(
+                f"--train_text: {shards.num_tokens} tokens are fewer than one row of --sequence_length="
+                f"{sequence_length} needs ({sequence_length + 1}): {shards.origin}; give more text, leave the source "
+                f"out or set --sequence_length to at most {max(targets, 1)}"
+            )
+        self.shuffle = None if seed is None else EpochShuffle(targets, sequence_length, seed)
+        names = ["token_ids", "targets", *(("segment_ids", "positions") if document_masking else ())]
+        self.types = dict.fromkeys(names, np.dtype(np.int32))
+        self.adds_weights = shards.weights is None and self.shuffle is not None
+        if not self.adds_weights:
+            self.types["weights"] = np.dtype(np.float32)
+        self.shapes = dict.fromkeys(self.types, (sequence_length,))
 
-    def inputs(self, number: tf.Tensor) -> list[tf.Tensor]:
-        """What `starts` needs to know of rows with these running numbers (int64 [n]), made in graph."""
-        if self.windows < SMALL_EPOCH:
-            return [number]
-        # The cipher's key: 32 bits of the seed, the other 32, the epoch.
-        key = np.array([[self.seed & 0xFFFFFFFF, (self.seed >> 32) & 0xFFFFFFFF, 0]], np.int64)
-        places = tf.raw_ops.RandomIndexShuffle(
-            index=number % self.windows,
-            seed=key + (number // self.windows)[:, None] * np.array([[0, 0, 1]], np.int64),
-            max_index=np.full(number.shape, self.windows - 1, np.int64),
-            rounds=SHUFFLE_ROUNDS,
-        )
-        return [number, places]
+    def read(self, numbers: np.ndarray) -> dict[str, np.ndarray]:
+        return self.read_windows(self.shuffle.starts(numbers) if self.shuffle else numbers * self.sequence_length)
 
-    def starts(self, number: np.ndarray, places: np.ndarray | None = None) -> np.ndarray:
-        """Where on the circle the windows begin, in [0, targets).
+    def read_rows(self, epochs: np.ndarray, rows: np.ndarray) -> dict[str, np.ndarray]:
+        assert self.shuffle is not None
+        offsets = np.array([self.shuffle.offset(epoch) for epoch in epochs.tolist()], np.int64)
+        return self.read_windows((offsets + rows * self.sequence_length) % self.shuffle.targets)
 
-        Args:
-            number: the rows' running numbers, consecutive or nearly; int64 [n].
-            places: the place of each on its epoch's grid; None for small epochs, which have tables. int64 [n].
-        """
-        epochs, row_epoch = np.unique(number // self.windows, return_inverse=True)
-        offsets = np.array([self.offset(int(epoch)) for epoch in epochs], np.int64)
-        if places is None:
-            tables = np.stack([self.small_permutation(int(epoch)) for epoch in epochs])
-            places = tables[row_epoch, number % self.windows]
-        return (offsets[row_epoch] + places * self.sequence_length) % self.targets
-
-    def computed_offset(self, epoch: int) -> int:
-        """Where an epoch's grid begins, in [0, targets): a hash of seed and epoch."""
-        digest = hashlib.blake2b(f"offset {self.seed} {epoch}".encode(), digest_size=8).digest()
-        return int.from_bytes(digest, "little") % self.targets
-
-    def small_permutation(self, epoch: int) -> np.ndarray:
-        """The permutation of an epoch, whole: [windows]. The order of as many random numbers of 64 bits."""
-        digest = hashlib.shake_256(f"order {self.seed} {epoch}".encode()).digest(8 * self.windows)
-        return np.argsort(np.frombuffer(digest, "<u8"), kind="stable")
-
-
-class BatchReader:
-    """Reads windows and turns them into the tensors of a batch.
-
-    Args:
-        shards: the tokens.
-        sequence_length: T.
-        document_masking: also `segment_ids` and `positions`.
-        circular: windows go round the circle (training); otherwise what lies behind the stream's end is padding.
-    """
-
-    def __init__(self, shards: TokenShards, sequence_length: int, document_masking: bool, circular: bool):
-        self.shards, self.sequence_length = shards, sequence_length
-        self.document_masking, self.circular = document_masking, circular
-        self.types = {"token_ids": tf.int32, "targets": tf.int32}
-        if document_masking:
-            self.types |= {"segment_ids": tf.int32, "positions": tf.int32}
-        if shards.weights is not None or not circular:
-            self.types |= {"weights": tf.float32}
-
-    def block(self, starts: Callable[..., Any], inputs: list[tf.Tensor], steps: int, rows: int) -> dict[str, tf.Tensor]:
-        """The tensors of several steps, each [steps, rows, T].
-
-        Args:
-            starts: gives, from the inputs' values, where the windows begin: int64 [steps * rows].
-            inputs: tensors.
-            steps: steps in the block.
-            rows: rows a step.
-        """
-
-        def read(*values: np.ndarray) -> list[np.ndarray]:
-            return self.read(starts(*values))
-
-        arrays = tf.numpy_function(read, inputs, list(self.types.values()), stateful=False)
-        shape = [steps, rows, self.sequence_length]
-        tensors = {name: tf.reshape(array, shape) for name, array in zip(self.types, arrays)}
-        # A constant, not tf.ones: that would be filled again for every block, a quarter of the whole cost.
-        return tensors if "weights" in tensors else {**tensors, "weights": tf.constant(np.ones(shape, np.float32))}
-
-    def read(self, starts: np.ndarray) -> list[np.ndarray]:
-        """The arrays named in `types` for the windows that begin at `starts` [n], each [n, T]."""
+    def read_windows(self, starts: np.ndarray) -> dict[str, np.ndarray]:
+        """Returns the arrays of the windows that begin at `starts` [n], each [n, T]."""
         shards, length = self.shards, self.sequence_length
-        # Rows that only fill a last batch begin behind the end: they read anything, and count as nothing.
+        # Rows that only fill the last batch begin after the end; what they read is replaced below.
         within = np.minimum(starts, shards.num_tokens - 1)
         windows = shards.tokens.windows(within, length + 1)
         arrays = {"token_ids": windows[:, :-1].astype(np.int32), "targets": windows[:, 1:].astype(np.int32)}
         if self.document_masking:
             arrays |= document_borders(arrays["token_ids"], shards.end_of_text_id)
-        if "weights" in self.types:
-            if shards.weights is not None:
-                arrays["weights"] = shards.weights.windows(within, length + 1)[:, 1:].astype(np.float32)
-            else:
-                arrays["weights"] = np.ones([len(starts), length], np.float32)
-        if not self.circular:
+        if shards.weights is not None:
+            arrays["weights"] = shards.weights.windows(within, length + 1)[:, 1:].astype(np.float32)
+        elif not self.adds_weights:
+            arrays["weights"] = np.ones([len(starts), length], np.float32)
+        if self.shuffle is None:
             padding = starts[:, None] + np.arange(length) >= shards.num_tokens - 1
-            fill = {"token_ids": shards.padding_id, "targets": shards.padding_id}
             for name, array in arrays.items():
-                array[padding] = fill.get(name, 0)
-        return [arrays[name] for name in self.types]
+                array[padding] = shards.padding_id if name in ("token_ids", "targets") else 0
+        return arrays
+
+
+class MixtureReader(BatchReader):
+    """Reads rows of several readers in given shares, for training.
+
+    Args:
+        readers: a reader for each source, with the same arrays.
+        seed: seed of the order.
+        weights, temperature: see `mixture_weights`; sizes are the readers' `num_rows`.
+
+    Attributes:
+        shares: [sources] the share of each source in the rows.
+    """
+
+    def __init__(
+        self, readers: Sequence[BatchReader], *, seed: int, weights: Sequence[str] = (), temperature: float = 1.0
+    ):
+        self.readers = readers
+        sizes = [reader.num_rows for reader in readers]
+        self.mixture = Mixture(sizes, mixture_weights(sizes, weights, temperature), seed)
+        self.shares = self.mixture.counts / self.mixture.counts.sum()
+        self.types, self.shapes, self.adds_weights = readers[0].types, readers[0].shapes, readers[0].adds_weights
+
+    def read(self, numbers: np.ndarray) -> dict[str, np.ndarray]:
+        # (n, 3): source, epoch of the source, row in it
+        rows = np.array([self.mixture.row(number) for number in numbers.tolist()], np.int64)
+        arrays = {name: np.empty((len(numbers), *self.shapes[name]), dtype) for name, dtype in self.types.items()}
+        for source in np.unique(rows[:, 0]):
+            index = np.flatnonzero(rows[:, 0] == source)
+            for name, values in self.readers[source].read_rows(*rows[index, 1:].T).items():
+                arrays[name][index] = values
+        return arrays
 
 
 def document_borders(token_ids: np.ndarray, end_of_text_id: int) -> dict[str, np.ndarray]:
-    """`segment_ids` (from 1) and `positions` (from 0 in each segment), int32 [n, T], of rows of ids [n, T]."""
-    place = np.arange(token_ids.shape[1], dtype=np.int32)
+    """Returns `segment_ids` (from 1) and `positions` (from 0 in each segment), int32 [n, T], of ids [n, T]."""
+    position = np.arange(token_ids.shape[1], dtype=np.int32)
     begins = token_ids == end_of_text_id
     begins[:, 0] = True
     return {
         "segment_ids": np.cumsum(begins, axis=1, dtype=np.int32),
-        "positions": place - np.maximum.accumulate(np.where(begins, place, 0), axis=1),
+        "positions": position - np.maximum.accumulate(np.where(begins, position, 0), axis=1),
     }
-
-
-def rows_of_host(batch_size: int, num_shards: int, shard_index: int, parts: int = 1) -> int:
-    """Rows of the global batch that one of `num_shards` hosts makes, for `parts` devices."""
-    if batch_size % num_shards:
-        raise SettingError("batch_size", f"{batch_size} rows do not divide among {num_shards} hosts")
-    if not 0 <= shard_index < num_shards:
-        raise ValueError(f"shard_index {shard_index} is not one of {num_shards} shards")
-    if batch_size // num_shards % parts:
-        raise SettingError("batch_size", f"{batch_size // num_shards} rows of a host do not divide by {parts} devices")
-    return batch_size // num_shards
-
-
-def steps_of_block(rows: int, sequence_length: int) -> int:
-    """Steps that are read in one go."""
-    return max(1, min(BLOCK_ROWS // rows, BLOCK_TOKENS // (rows * sequence_length)))
-
-
-def numbers_in_block(steps: int, batch_size: int, rows: int, shard_index: int) -> np.ndarray:
-    """The numbers of a host's rows in a block, from the first row of its first step's global batch on: [steps * rows].
-
-    Args:
-        steps: steps of the block.
-        batch_size: rows of a global batch.
-        rows: of them the host's.
-        shard_index: which host this is.
-    """
-    return (np.arange(steps)[:, None] * batch_size + shard_index * rows + np.arange(rows)).reshape(-1)
-
-
-def endless(block: Callable[[tf.Tensor], dict[str, tf.Tensor]], start_step: int, steps: int) -> tf.data.Dataset:
-    """The elements of block after block, for ever.
-
-    Args:
-        block: first step → tensors, each [elements, …].
-        start_step: where the first block begins.
-        steps: steps of a block.
-    """
-    dataset = tf.data.Dataset.range(start_step, LAST_STEP, steps).map(block)
-    # The next block is read while the steps of this one are trained; dealing them out is a copy of some kilobytes.
-    return with_options(dataset.prefetch(1).unbatch())
-
-
-def once(
-    block: Callable[[tf.Tensor], dict[str, tf.Tensor]], batches: int, steps: int, parts: int = 1
-) -> tf.data.Dataset:
-    """The elements of all global batches once, `parts` of each; the cardinality is known. The others as `endless`'."""
-    dataset = tf.data.Dataset.range(0, batches, steps).map(block).prefetch(1).unbatch().take(batches * parts)
-    return with_options(dataset.apply(tf.data.experimental.assert_cardinality(batches * parts)))
-
-
-def with_options(dataset: tf.data.Dataset) -> tf.data.Dataset:
-    """Deterministic, never resharded by a strategy (hosts already have their rows), and frugal with threads."""
-    options = tf.data.Options()
-    options.deterministic = True
-    options.autotune.enabled = False
-    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
-    options.threading.max_intra_op_parallelism = 1
-    options.threading.private_threadpool_size = 1
-    return dataset.with_options(options)

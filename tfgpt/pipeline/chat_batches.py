@@ -1,195 +1,177 @@
-"""Packed conversations to batches: what step s receives is a pure function of (conversations, shape, seed, s).
-
-Row r of step s is row number `s * batch_size + r`, which `mixture.Mixture` turns into a source, an epoch of it and one
-of its packed rows. Each part of a conversation is a segment: attention stays within it and positions restart. What is
-behind the last part of a row is padding of weight 0 in a segment of its own (number 0).
-
-With augmentation, what users say is said in another way in every epoch. A row is packed once and for all, so each part
-is given some room for longer words, an eighth of what is not learned; a change that does not fit is drawn again, and
-after `ATTEMPTS` draws the words stay as they are.
-"""
+"""Batches of packed conversations."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 import numpy as np
-import tensorflow as tf
 
 from tfgpt.common.errors import UserError
 from tfgpt.pipeline.augmentation import Augmentation
-from tfgpt.pipeline.batches import BatchReader, endless, numbers_in_block, once, rows_of_host, steps_of_block
-from tfgpt.pipeline.chat_shards import ChatShards, trimmed
-from tfgpt.pipeline.mixture import Mixture
-from tfgpt.pipeline.packing import Packing
+from tfgpt.pipeline.batches import BatchReader
+from tfgpt.pipeline.chat_shards import ChatShards, drop_unlearned_tail
 from tfgpt.tokenization.chat_template import encode_messages
 from tfgpt.tokenization.tokenizer import Tokenizer
 
+# Draws of an augmentation that do not fit their row, before the part stays as it is.
 ATTEMPTS = 4
+# A part that may be augmented gets one position more for so many that are not targets.
 ROOM = 8
-"""A part that may be changed gets one place more for so many that are not learned."""
 
 
-def packings(
-    conversations: ChatShards, length: int, by_source: bool, augmentation: Augmentation | None = None
-) -> list[Packing]:
-    """The rows of all parts together, or of each source (in the order of `source_names`; one may have no row)."""
-    lengths = np.asarray(conversations.lengths)
-    if augmentation is not None and augmentation.active:
-        lengths = np.minimum(lengths + (lengths - conversations.learned) // ROOM, length)
-    if not by_source:
-        return [Packing(lengths, length)]
-    packed = []
-    for number in range(len(conversations.source_names)):
-        parts = np.flatnonzero(conversations.sources == number)
-        packed.append(Packing(lengths[parts], length, parts))
-    return packed
+class ChatReader(BatchReader):
+    """Reads rows of packed parts of conversations.
 
-
-class ChatRows(BatchReader):
-    """Fills rows with parts of conversations.
+    Each part is a segment: attention stays within it and positions restart. Padding of weight 0 after the last part is
+    segment 0. Augmentation changes the user's words in every epoch. A row is packed once, so each part gets some room
+    for longer words; a change that does not fit is drawn again, and after `ATTEMPTS` draws the part stays as it is.
 
     Args:
-        conversations: the parts.
+        shards: the parts.
+        packing: the parts of each row.
         sequence_length: T.
-        padding_id: the id behind the last part.
-        augmentation: changes of what users say; needs the tokenizer.
-        tokenizer: encodes what was changed.
+        padding_id: the id after the last part.
+        augmentation: changes of the user's words; needs the tokenizer.
+        tokenizer: encodes changed parts.
+
+    Raises:
+        UserError: there is no row.
+
+    Example:
+
+    >>> import pathlib, tempfile
+    >>> from tfgpt.pipeline.batches import validation_batches
+    >>> from tfgpt.pipeline.chat_shards import write_chat_shards
+    >>> from tfgpt.tokenization.train_tokenizer import byte_tokenizer
+    >>> chat = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     documents, directory = [{"messages": chat, "source": "a"}], pathlib.Path(folder, "shards")
+    ...     shards = write_chat_shards(documents, byte_tokenizer(), directory, length=64, sources={"a": "a"})
+    ...     reader = ChatReader(shards, Packing(shards.lengths, 64), 64, padding_id=0)
+    ...     int(next(iter(validation_batches(reader, batch_size=1)))["weights"].numpy().sum())
+    3
     """
 
     def __init__(
         self,
-        conversations: ChatShards,
+        shards: ChatShards,
+        packing: Packing,
         sequence_length: int,
         padding_id: int,
+        *,
         augmentation: Augmentation | None = None,
         tokenizer: Tokenizer | None = None,
     ):
-        self.conversations, self.sequence_length, self.padding_id = conversations, sequence_length, padding_id
+        self.shards, self.packing = shards, packing
+        self.sequence_length, self.padding_id = sequence_length, padding_id
         self.augmentation = augmentation if augmentation is not None and augmentation.active else None
         self.tokenizer = tokenizer
+        self.num_rows = len(packing)
+        if not self.num_rows:
+            raise UserError("--validation_fraction: no conversation is held out; give more text or a larger fraction")
         names = ("token_ids", "targets", "segment_ids", "positions")
-        self.types = {**dict.fromkeys(names, tf.int32), "weights": tf.float32}
+        self.types = {**dict.fromkeys(names, np.dtype(np.int32)), "weights": np.dtype(np.float32)}
+        self.shapes = dict.fromkeys(self.types, (sequence_length,))
 
-    def read(self, starts: Any) -> Any:
-        """What `block` is given is filled already."""
-        return starts
+    def read(self, numbers: np.ndarray) -> dict[str, np.ndarray]:
+        return self.read_rows(np.zeros_like(numbers), numbers)
 
-    def filled(self, rows: Sequence[tuple[int, Sequence[int]]]) -> list[np.ndarray]:
-        """The arrays named in `types`, each [rows, T].
-
-        Args:
-            rows: the epoch and the parts of each.
-        """
+    def read_rows(self, epochs: np.ndarray, rows: np.ndarray) -> dict[str, np.ndarray]:
         shape = (len(rows), self.sequence_length)
-        token_ids = np.full(shape, self.padding_id, np.int32)
-        targets = np.full(shape, self.padding_id, np.int32)
-        segment_ids = np.zeros(shape, np.int32)
-        positions = np.empty(shape, np.int32)
-        weights = np.zeros(shape, np.float32)
-        for row, (epoch, parts) in enumerate(rows):
+        arrays = {name: np.zeros(shape, dtype) for name, dtype in self.types.items()}
+        for name in ("token_ids", "targets"):
+            arrays[name].fill(self.padding_id)
+        for row, (epoch, number) in enumerate(zip(epochs.tolist(), rows.tolist())):
+            # Rows after the last one fill a batch of validation.
+            parts = self.packing.rows[number] if number < self.num_rows else []
             start = 0
-            free = self.sequence_length - sum(int(self.conversations.lengths[part]) for part in parts)
+            free = self.sequence_length - sum(int(self.shards.lengths[part]) for part in parts)
             for segment, part in enumerate(parts, start=1):
-                ids, counted, free = self.part(part, epoch, free)
+                ids, weights, free = self.part(part, epoch, free)
                 end = start + len(ids) - 1
-                token_ids[row, start:end] = ids[:-1]
-                targets[row, start:end] = ids[1:]
-                weights[row, start:end] = counted[1:]
-                segment_ids[row, start:end] = segment
-                positions[row, start:end] = np.arange(end - start)
+                arrays["token_ids"][row, start:end] = ids[:-1]
+                arrays["targets"][row, start:end] = ids[1:]
+                arrays["weights"][row, start:end] = weights[1:]
+                arrays["segment_ids"][row, start:end] = segment
+                arrays["positions"][row, start:end] = np.arange(end - start)
                 start = end
-            positions[row, start:] = np.arange(self.sequence_length - start)
-        return [token_ids, targets, segment_ids, positions, weights]
+            arrays["positions"][row, start:] = np.arange(self.sequence_length - start)
+        return arrays
 
     def part(self, number: int, epoch: int, free: int) -> tuple[np.ndarray, np.ndarray, int]:
-        """Ids and weights of a part in an epoch, and the free places that are left of `free`."""
+        """Returns ids and weights of a part in an epoch, and the positions that are left of `free`."""
         if self.augmentation is not None and self.tokenizer is not None:
-            dialogue = self.conversations.dialogue(number)
+            dialogue = self.shards.dialogue(number)
             messages, tools = dialogue["messages"], dialogue.get("tools")
-            length = int(self.conversations.lengths[number])
+            length = int(self.shards.lengths[number])
             for attempt in range(ATTEMPTS):
-                changed = self.augmentation.changed(messages, epoch, number, attempt)
+                changed = self.augmentation.augment(messages, epoch, number, attempt)
                 if changed == messages:
                     break
                 encoded = encode_messages(self.tokenizer, changed, tools=tools)
-                ids, weights = trimmed(*encoded, self.sequence_length + length)
-                # A part whose end does not fit a row was shortened when it was made; its words stay.
+                ids, weights = drop_unlearned_tail(*encoded, self.sequence_length + length)
+                # A part that was shortened to fit a row stays as it is.
                 more = len(ids) - 1 - length
-                if len(ids) and more <= free and self.conversations.learned[number] == (weights[1:] > 0).sum():
+                if len(ids) and more <= free and self.shards.num_targets[number] == (weights[1:] > 0).sum():
                     return ids, weights, free - more
-        return *self.conversations.part(number), free
+        return *self.shards.part(number), free
 
 
-def chat_training_batches(
-    rows: ChatRows,
-    packed: Sequence[Packing],
-    mixture: Mixture,
-    *,
-    batch_size: int,
-    start_step: int = 0,
-    num_shards: int = 1,
-    shard_index: int = 0,
-    parts: int = 1,
-) -> tf.data.Dataset:
-    """Endless batches from `start_step` on.
+def pack_conversations(
+    shards: ChatShards, length: int, *, by_source: bool = False, augmentation: Augmentation | None = None
+) -> list[Packing]:
+    """Packs all parts together, or each source in the order of `source_names` (some may have no row)."""
+    lengths = np.asarray(shards.lengths)
+    if augmentation is not None and augmentation.active:
+        lengths = np.minimum(lengths + (lengths - shards.num_targets) // ROOM, length)
+    if not by_source:
+        return [Packing(lengths, length)]
+    parts = [np.flatnonzero(shards.sources == number) for number in range(len(shards.source_names))]
+    return [Packing(lengths[numbers], length, numbers) for numbers in parts]
+
+
+class Packing:
+    """Rows of parts, packed so that little is padding.
+
+    Best-fit decreasing: the longest part first, each into the fullest row that still has room. Attention never crosses
+    from one part to another, so any parts can share a row.
 
     Args:
-        rows: fills them.
-        packed: the rows of each source of the mixture.
-        mixture: deals them out.
-        batch_size, start_step, num_shards, shard_index, parts: as `batches.training_batches`'.
+        lengths: [parts] length of each part, between 1 and `capacity`.
+        capacity: T, the length of a row.
+        parts: [parts] the number of each part; None: its index in `lengths`.
 
-    Returns:
-        A `tf.data.Dataset` of dictionaries with R = batch_size / num_shards / parts rows: `token_ids`, `targets`,
-        `segment_ids`, `positions` int32 [R, T], `weights` float32 [R, T].
+    Attributes:
+        rows: for each row the numbers of its parts, in order.
+        efficiency: the share of the rows that is not padding.
+
+    Example:
+
+    >>> packing = Packing(np.array([3, 5, 2, 6]), 8)
+    >>> packing.rows, packing.efficiency
+    ([[3, 2], [1, 0]], 1.0)
     """
-    count = rows_of_host(batch_size, num_shards, shard_index, parts)
-    steps = steps_of_block(count, rows.sequence_length)
-    in_block = numbers_in_block(steps, batch_size, count, shard_index)
 
-    def chosen(number: int) -> tuple[int, list[int]]:
-        source, epoch, row = mixture.row(number)
-        return epoch, packed[source].rows[row]
+    def __init__(self, lengths: np.ndarray, capacity: int, parts: np.ndarray | None = None):
+        numbers = np.arange(len(lengths)) if parts is None else parts
+        self.capacity = capacity
+        self.rows: list[list[int]] = []
+        # Rows by the room they have left; the bits of `some` say which lists are not empty.
+        by_room: list[list[int]] = [[] for _ in range(capacity + 1)]
+        some = 0
+        for index in np.argsort(-lengths, kind="stable").tolist():
+            length = int(lengths[index])
+            fitting = some >> length
+            if fitting:
+                room = length + (fitting & -fitting).bit_length() - 1
+                row = by_room[room].pop()
+                if not by_room[room]:
+                    some &= ~(1 << room)
+            else:
+                room, row = capacity, len(self.rows)
+                self.rows.append([])
+            self.rows[row].append(int(numbers[index]))
+            by_room[room - length].append(row)
+            some |= 1 << (room - length)
+        self.efficiency = int(lengths.sum()) / max(len(self.rows) * capacity, 1)
 
-    def read(step: np.ndarray) -> list[np.ndarray]:
-        return rows.filled([chosen(number) for number in (step * batch_size + in_block).tolist()])
-
-    return endless(lambda step: rows.block(read, [step], steps * parts, count // parts), start_step, steps)
-
-
-def chat_validation_batches(
-    rows: ChatRows,
-    packed: Packing,
-    *,
-    batch_size: int,
-    num_shards: int = 1,
-    shard_index: int = 0,
-    parts: int = 1,
-) -> tf.data.Dataset:
-    """All rows once, in order, filled up with rows of weight 0; the cardinality is known.
-
-    Args and element structure are those of `chat_training_batches`; every host gets equally many batches.
-    """
-    count = rows_of_host(batch_size, num_shards, shard_index, parts)
-    batches = chat_validation_steps(packed, batch_size)
-    steps = min(steps_of_block(count, rows.sequence_length), batches)
-    in_block = numbers_in_block(steps, batch_size, count, shard_index)
-
-    def read(step: np.ndarray) -> list[np.ndarray]:
-        numbers = (step * batch_size + in_block).tolist()
-        return rows.filled([(0, packed.rows[number] if number < len(packed) else []) for number in numbers])
-
-    return once(lambda step: rows.block(read, [step], steps * parts, count // parts), batches, steps, parts)
-
-
-def chat_validation_steps(packed: Packing, batch_size: int) -> int:
-    """How many global batches `chat_validation_batches` has.
-
-    Raises:
-        UserError: nothing is held out.
-    """
-    if not len(packed):
-        raise UserError("--validation_fraction: no conversation is held out; give more text or a larger fraction")
-    return -(-len(packed) // batch_size)
+    def __len__(self) -> int:
+        return len(self.rows)

@@ -1,4 +1,4 @@
-"""One long array that lies in several files, read through memory maps: any window of it, none of it loaded."""
+"""A one-dimensional array in several files, read through memory maps."""
 
 from __future__ import annotations
 
@@ -13,15 +13,24 @@ MAPS_OPEN = 256
 
 
 class MemmapArray:
-    """The concatenation of raw little-endian files, read as if it were one array of `len(stream)` numbers.
+    """The concatenation of raw little-endian files, read as one array.
 
-    The stream is a circle for windows: behind its last number comes its second one. (Both the first and the last
-    token are end-of-text, so that the circle joins the last document to the first as any two others are joined.)
+    `windows` treats the array as a circle: the second number follows the last one. (The first and the last token of
+    token shards are both end-of-text, so the last document joins the first as any two others are joined.)
 
     Args:
         paths: the files in order.
-        counts: how many numbers each holds; none of them zero.
+        counts: how many numbers each file holds, at least 1.
         dtype: the type of the numbers, such as uint16.
+
+    Example:
+
+    >>> import pathlib, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = pathlib.Path(folder, "numbers.bin")
+    ...     np.arange(5, dtype="<u2").tofile(path)
+    ...     MemmapArray([path], [5], "uint16").windows(np.array([1, 3]), 3).tolist()
+    [[1, 2, 3], [3, 4, 1]]
     """
 
     def __init__(self, paths: Sequence[Path], counts: Sequence[int], dtype: np.dtype | type | str):
@@ -29,49 +38,40 @@ class MemmapArray:
         self.dtype = np.dtype(dtype)
         # First position of each file, and the end: (files + 1)
         self.offsets = np.concatenate([[0], np.cumsum(np.asarray(counts, np.int64))]).astype(np.int64)
-        self.mapped = functools.lru_cache(maxsize=MAPS_OPEN)(self.open_map)
+        self.file = functools.lru_cache(maxsize=MAPS_OPEN)(self.open_file)
 
     def __len__(self) -> int:
         return int(self.offsets[-1])
 
     def __getitem__(self, key: int | slice) -> np.ndarray | np.generic:
-        """`stream[i]` or `stream[start:stop]`: a copy, in the stream's dtype."""
+        """Returns a copy of `array[i]` or `array[start:stop]`."""
         if not isinstance(key, slice):
-            position = range(len(self))[key]
-            return self.run(position, 1)[0]
+            return self.read(range(len(self))[key], 1)[0]
         start, stop, stride = key.indices(len(self))
         if stride != 1:
-            raise ValueError("a token stream is read in slices of stride 1")
-        return self.run(start, max(stop - start, 0))
+            raise ValueError("a MemmapArray is read in slices of stride 1")
+        return self.read(start, max(stop - start, 0))
 
     def windows(self, starts: np.ndarray, length: int) -> np.ndarray:
-        """Windows of `length` numbers, going round the circle.
-
-        Args:
-            starts: int64 [n], each in [0, len(stream)).
-            length: numbers a window.
-
-        Returns:
-            [n, length] in the stream's dtype.
-        """
+        """Returns windows of `length` numbers, [n, length]; `starts` is int64 [n], each in [0, len(self))."""
         files = np.searchsorted(self.offsets, starts, side="right") - 1
         inside = starts + length <= self.offsets[files + 1]
         if len(self.paths) == 1 and inside.all():
-            return self.rows(0, length)[starts]
+            return self.windows_of_file(0, length)[starts]
         result = np.empty((len(starts), length), self.dtype)
         for file in np.unique(files[inside]):
             chosen = np.flatnonzero(inside & (files == file))
-            result[chosen] = self.rows(int(file), length)[starts[chosen] - self.offsets[file]]
+            result[chosen] = self.windows_of_file(int(file), length)[starts[chosen] - self.offsets[file]]
         for row in np.flatnonzero(~inside):
-            result[row] = self.run(int(starts[row]), length)
+            result[row] = self.read(int(starts[row]), length)
         return result
 
-    def run(self, start: int, length: int) -> np.ndarray:
-        """`length` numbers from `start` on, across files and round the circle: [length]."""
+    def read(self, start: int, length: int) -> np.ndarray:
+        """Returns `length` numbers from `start` on, across files and around the circle."""
         pieces = [np.empty(0, self.dtype)]
         while length > 0:
             file = int(np.searchsorted(self.offsets, start, side="right")) - 1
-            piece = self.mapped(file)[start - self.offsets[file] :][:length]
+            piece = self.file(file)[start - self.offsets[file] :][:length]
             pieces.append(piece)
             length -= len(piece)
             start += len(piece)
@@ -79,10 +79,16 @@ class MemmapArray:
                 start = min(1, len(self) - 1)
         return np.concatenate(pieces)
 
-    def rows(self, file: int, length: int) -> np.ndarray:
-        """Every window that lies within one file, as overlapping rows of its map: [count - length + 1, length]."""
-        return np.lib.stride_tricks.sliding_window_view(self.mapped(file), length)
+    def windows_of_file(self, file: int, length: int) -> np.ndarray:
+        # Overlapping rows of the map, without a copy: (count - length + 1, length)
+        return np.lib.stride_tricks.sliding_window_view(self.file(file), length)
 
-    def open_map(self, file: int) -> np.ndarray:
-        """The file's numbers, as a plain array over its memory map (indexing np.memmap itself is slower)."""
-        return np.asarray(np.memmap(self.paths[file], self.dtype.newbyteorder("<"), mode="r"))
+    def open_file(self, file: int) -> np.ndarray:
+        return memory_map(self.paths[file], self.dtype)
+
+
+def memory_map(path: Path, dtype: np.dtype | str) -> np.ndarray:
+    """Returns a file's numbers as a plain array over its memory map; indexing `np.memmap` itself is slower."""
+    if not path.stat().st_size:
+        return np.zeros(0, dtype)
+    return np.asarray(np.memmap(path, np.dtype(dtype).newbyteorder("<"), mode="r"))

@@ -12,8 +12,7 @@ import tensorflow as tf
 from tfgpt.common.atomic_files import read_json
 from tfgpt.common.errors import SettingError, UserError
 from tfgpt.corpus.sources.compressed import open_decompressed
-from tfgpt.pipeline.chat_shards import ChatShards
-from tfgpt.pipeline.validation_data import open_held_out
+from tfgpt.pipeline.chat_shards import ChatShards, open_held_out
 from tfgpt.tokenization.tokenizer import Tokenizer
 
 BATCH_TOKENS = 4096

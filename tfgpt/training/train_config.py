@@ -28,8 +28,7 @@ from tfgpt.training.config import (
     StrategyConfig,
     steps_or_minutes,
 )
-from tfgpt.training.objectives.config import NEED_INIT_FROM, ObjectiveConfig
-from tfgpt.training.objectives.preference_config import PreferenceConfig, RewardConfig
+from tfgpt.training.objectives.config import NEED_INIT_FROM, ObjectiveConfig, PreferenceConfig, RewardConfig
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,10 +19,10 @@ from tfgpt.model.checkpoints.huggingface import save_decoder
 from tfgpt.tokenization.config import TokenizerConfig
 from tfgpt.tokenization.train_tokenizer import make_tokenizer
 from tfgpt.training.objectives.base import get_objective
+from tfgpt.training.objectives.config import RewardConfig
 from tfgpt.training.objectives.grpo import GRPO, GRPOLoss, RolloutBuffer, advantages
-from tfgpt.training.objectives.preference_config import RewardConfig
 from tfgpt.training.objectives.prompt_records import PromptRecord
-from tfgpt.training.objectives.rewards import RewardInput, rewards_of, total_reward
+from tfgpt.training.objectives.rewards import RewardInput, load_rewards, total_reward
 from tfgpt.training.run import train
 from tfgpt.training.train_config import TrainConfig
 from tfgpt.training.trainer_builder import build_trainer_and_data
@@ -54,8 +54,8 @@ def test_loss_and_gradient_are_those_of_the_formula():
         "rewards": np.array([1, 0, 0.5, 0], np.float32),
         "passed": np.array([1, 0, 0, 0], np.float32),
         # Some ratios are within the clip range, some outside on both sides.
-        "sampled_nats": (now + random.normal(0, 0.3, now.shape)).astype(np.float32),
-        "reference_nats": (now + random.normal(0, 0.3, now.shape)).astype(np.float32),
+        "sampled_nll": (now + random.normal(0, 0.3, now.shape)).astype(np.float32),
+        "reference_nll": (now + random.normal(0, 0.3, now.shape)).astype(np.float32),
     }
     weights = [variable.value for variable in decoder.trainable_variables]
     with tf.GradientTape() as tape:
@@ -69,11 +69,11 @@ def test_loss_and_gradient_are_those_of_the_formula():
         for row in range(ROWS):
             tokens = np.flatnonzero(batch["weights"][row])
             for token in tokens:
-                ratio = tf.exp(logs[row, token] + batch["sampled_nats"][row, token])
+                ratio = tf.exp(logs[row, token] + batch["sampled_nll"][row, token])
                 gain = tf.minimum(
                     ratio * batch["advantages"][row], tf.clip_by_value(ratio, 0.85, 1.15) * batch["advantages"][row]
                 )
-                change = -batch["reference_nats"][row, token] - logs[row, token]
+                change = -batch["reference_nll"][row, token] - logs[row, token]
                 expected += (-gain + 0.3 * (tf.exp(change) - change - 1.0)) / len(tokens)
                 divergence += (tf.exp(change) - change - 1.0) / len(tokens)
                 clipped += float(gain < ratio * batch["advantages"][row]) / len(tokens)
@@ -100,7 +100,7 @@ def length_parity(given: RewardInput) -> float:
 
 def test_rewards():
     def reward(given: RewardInput, *names: str, **settings) -> tuple[float, float]:
-        return total_reward(rewards_of(RewardConfig(reward=names, **settings)), given)
+        return total_reward(load_rewards(RewardConfig(reward=names, **settings)), given)
 
     assert reward(answer(" 46 ", answer="46"), "exact_match") == (1, 1)
     assert reward(answer("46", answer="46", ended=False), "exact_match") == (0, 0)
@@ -115,8 +115,8 @@ def test_rewards():
     for name, problem in (
         ("speed", "'speed' is not known; there are exact_match, number, format, length and module:function"),
         ("no.such:thing", "no.such:thing: cannot be imported"),
-        ("much*format", "'much' is no number"),
-        ("inf*format", "'inf' is no number"),
+        ("much*format", "'much' is not a number"),
+        ("inf*format", "'inf' is not a number"),
     ):
         with pytest.raises(SettingError, match=problem):
             reward(answer(""), name)
@@ -240,7 +240,5 @@ def test_prompts_that_leave_no_room_for_an_answer_are_counted_under_the_flags_as
     recipe = reward_recipe(base, tmp_path, "--max_completion_length=11")
     with pytest.raises(SettingError) as caught:
         get_objective(recipe.objective.objective).prepare(recipe)
-    assert str(caught.value).startswith("--train_text: none of ")
-    assert "(the shortest has 3 tokens) fits into --sequence_length=12 with --max_completion_length=11 behind" in str(
-        caught.value
-    )
+    assert str(caught.value).startswith("--train_text: none of 12 prompts is left: 12 too long for ")
+    assert str(caught.value).endswith("--sequence_length=12 with --max_completion_length=11 (the shortest takes 3)")

@@ -14,14 +14,14 @@ import pytest
 from sentencepiece import sentencepiece_model_pb2
 
 from tests.conversion.tiny import byte_level_files
-from tfgpt.pipeline.chat_shards import write_conversations
+from tfgpt.pipeline.chat_shards import write_chat_shards
 from tfgpt.pipeline.token_shards import write_token_shards
 from tfgpt.tokenization.hugging_face_tokenizer import load_hugging_face_tokenizer
 from tfgpt.tokenization.sentencepiece_tokenizer import SentencePieceTokenizer
 from tfgpt.tokenization.special_tokens import SpecialTokens
 from tfgpt.tokenization.tokenizer import Tokenizer
 from tfgpt.tokenization.train_tokenizer import byte_tokenizer, train_bpe
-from tfgpt.training.objectives.prompt_records import encoded
+from tfgpt.training.objectives.prompt_records import encode_answer
 
 ANSWERS = ["It is 4.", "Nö, caffe\u0301 汉."]
 """With an accent that some tokenizers join to its letter, and characters that small vocabularies spell in bytes."""
@@ -95,9 +95,9 @@ def said(tokenizer: Tokenizer, answers: list[str]) -> list[str]:
 def test_chat_tuning_learns_the_assistants_words_and_the_ends_of_its_turns(tokenizer: Tokenizer, tmp_path: Path):
     document = {"messages": DIALOGUE, "source": "a"}
     options = {"length": 500, "repeat_system": True, "sources": {"a": "a"}}
-    made = write_conversations([document], tokenizer, tmp_path / "made", **options)
+    made = write_chat_shards([document], tokenizer, tmp_path / "made", **options)
     assert learned(tokenizer, *made.part(0)) == said(tokenizer, ANSWERS)
-    assert made.learned.tolist() == [(made.part(0)[1] > 0).sum()]
+    assert made.num_targets.tolist() == [(made.part(0)[1] > 0).sum()]
 
 
 def test_pretraining_on_dialogues_with_weights_learns_the_same(tokenizer: Tokenizer, tmp_path: Path):
@@ -108,6 +108,6 @@ def test_pretraining_on_dialogues_with_weights_learns_the_same(tokenizer: Tokeni
 
 
 def test_preferences_learn_the_last_answer_only(tokenizer: Tokenizer):
-    assert learned(tokenizer, *encoded(tokenizer, DIALOGUE[:-1], ANSWERS[1])) == said(tokenizer, ANSWERS[1:])
-    plain = encoded(tokenizer, "2+2=", "4.")
+    assert learned(tokenizer, *encode_answer(tokenizer, DIALOGUE[:-1], ANSWERS[1])) == said(tokenizer, ANSWERS[1:])
+    plain = encode_answer(tokenizer, "2+2=", "4.")
     assert learned(tokenizer, *plain) == [f"4.{tokenizer.end_of_text}"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import types
 from pathlib import Path
@@ -17,6 +16,7 @@ from tests.training.test_run import rows
 from tfgpt import train as command
 from tfgpt.common.errors import SettingError, UserError
 from tfgpt.model.checkpoints.huggingface import save_decoder
+from tfgpt.pipeline.batches import training_batches, validation_batches
 from tfgpt.tokenization.chat_template import encode_messages
 from tfgpt.tokenization.config import TokenizerConfig
 from tfgpt.tokenization.tokenizer import Tokenizer
@@ -24,9 +24,10 @@ from tfgpt.tokenization.train_tokenizer import make_tokenizer
 from tfgpt.training.config import OptimizerConfig, ScheduleConfig, StepConfig
 from tfgpt.training.objectives import preferences
 from tfgpt.training.objectives.base import get_objective
-from tfgpt.training.objectives.preference_config import PreferenceConfig
+from tfgpt.training.objectives.config import PreferenceConfig
 from tfgpt.training.objectives.preference_losses import log_of_one_minus_exp, pair_losses
-from tfgpt.training.objectives.prompt_records import encoded, record_of
+from tfgpt.training.objectives.prompt_records import encode_answer, parse_record
+from tfgpt.training.objectives.readers import ExampleReader
 from tfgpt.training.optimizers import build_optimizer
 from tfgpt.training.run import train
 from tfgpt.training.schedules import build_schedule
@@ -170,7 +171,7 @@ def random_pairs(decoder) -> dict[str, np.ndarray]:
         "weights": ((place >= 2) & (place < ends)).astype(np.float32),
         "example_weights": np.ones((PAIRS, 2), np.float32),
     }
-    return arrays | {"reference_nats": preferences.TokenLogProbabilities(decoder)(arrays) + 0.1}
+    return arrays | {"reference_nll": preferences.TokenNLL(decoder)(arrays) + 0.1}
 
 
 def make_trainer(objective: str, step: dict) -> tuple[Trainer, dict[str, np.ndarray]]:
@@ -198,7 +199,7 @@ def test_loss_and_gradient_are_those_of_the_formula():
     with tf.GradientTape() as tape:
         logits = trainer.decoder({"token_ids": flat["token_ids"]})
         nats = tf.nn.sparse_softmax_cross_entropy_with_logits(flat["targets"], logits)
-        scores = tf.reshape(tf.reduce_sum((flat["reference_nats"] - nats) * flat["weights"], 1), [-1, 2])
+        scores = tf.reshape(tf.reduce_sum((flat["reference_nll"] - nats) * flat["weights"], 1), [-1, 2])
         loss = tf.reduce_sum(tf.nn.softplus(-0.1 * (scores[:, 0] - scores[:, 1])))
     expected = tape.gradient(loss, [weight.value for weight in weights])
     np.testing.assert_allclose(sums["loss_sum"], loss, rtol=1e-5)
@@ -217,7 +218,7 @@ def test_what_is_reported_of_pairs_is_what_its_name_says(objective: str):
     policy = -tf.nn.sparse_softmax_cross_entropy_with_logits(arrays["targets"], logits).numpy()
     reference = policy + random.normal(0, 0.5, policy.shape).astype(np.float32)
     found = preferences.PreferenceLoss(objective, PreferenceConfig(preference_beta=0.3), chunk_tokens=16)(
-        decoder, arrays | {"reference_nats": -reference}, training=False
+        decoder, arrays | {"reference_nll": -reference}, training=False
     )
     sums = dict.fromkeys(("weight_sum", "accuracy", "reward_margin"), 0.0)
     sums |= dict.fromkeys(("chosen_log_probability", "rejected_log_probability", "kl"), 0.0)
@@ -243,8 +244,8 @@ def test_accumulation_changes_nothing(objective: str):
     ends = []
     for step in ({}, {"gradient_accumulation_steps": 3}):
         trainer, arrays = make_trainer(objective, step)
-        make = preferences.as_rows(functools.partial(preferences.training_examples, arrays, batch_size=PAIRS, seed=0))
-        logs = trainer.train_steps(iter(make()), 3)
+        batches = training_batches(ExampleReader(arrays, seed=0, pairs=True), batch_size=PAIRS)
+        logs = trainer.train_steps(iter(batches), 3)
         ends.append((state(trainer), logs))
     for name, value in ends[0][0].items():
         np.testing.assert_allclose(ends[1][0][name], value, atol=2e-6)
@@ -252,16 +253,24 @@ def test_accumulation_changes_nothing(objective: str):
 
 
 def test_every_pair_comes_once_an_epoch_and_hosts_share_a_batch():
-    arrays = {"number": np.arange(10, dtype=np.int32)}
-    whole = [step["number"].numpy() for step in preferences.training_examples(arrays, batch_size=4, seed=3).take(5)]
+    reader = ExampleReader({"number": np.arange(10, dtype=np.int32)}, seed=3)
+    whole = [step["number"].numpy() for step in training_batches(reader, batch_size=4).take(5)]
+    # Written down on 2026-11-28: a run resumed after an update must go on with the same pairs.
+    assert np.concatenate(whole)[:10].tolist() == [5, 8, 4, 7, 1, 9, 6, 3, 0, 2]
     assert [sorted(np.concatenate(whole)[start : start + 10]) for start in (0, 10)] == [list(range(10))] * 2
-    later = preferences.training_examples(arrays, batch_size=4, seed=3, start_step=3)
+    later = training_batches(reader, batch_size=4, start_step=3)
     np.testing.assert_array_equal(next(iter(later))["number"], whole[3])
-    halves = [
-        next(iter(preferences.training_examples(arrays, batch_size=4, seed=3, num_shards=2, shard_index=index)))
-        for index in range(2)
-    ]
+    halves = [next(iter(training_batches(reader, batch_size=4, num_shards=2, shard_index=index))) for index in range(2)]
     np.testing.assert_array_equal(np.concatenate([half["number"] for half in halves]), whole[0])
+
+
+def test_validation_of_pairs_is_every_row_once_and_what_fills_the_last_batch_has_no_weight():
+    arrays = {"number": np.arange(10, dtype=np.int32).reshape(5, 2), "example_weights": np.ones((5, 2), np.float32)}
+    batches = list(validation_batches(ExampleReader(arrays, pairs=True), batch_size=2, parts=2))
+    assert len(batches) == 6 and all(batch["number"].shape == [2] for batch in batches)
+    numbers, weights = (np.concatenate([batch[name] for batch in batches]) for name in arrays)
+    assert numbers[:10].tolist() == list(range(10)) and weights.tolist() == [1] * 10 + [0] * 2
+    assert arrays["example_weights"].all()
 
 
 @pytest.fixture(scope="module")
@@ -270,14 +279,14 @@ def byte_tokenizer() -> Tokenizer:
 
 
 def test_only_the_answer_counts(byte_tokenizer: Tokenizer):
-    ids, weights = encoded(byte_tokenizer, "2+2=", "4")
+    ids, weights = encode_answer(byte_tokenizer, "2+2=", "4")
     assert byte_tokenizer.decode(ids[weights > 0][:-1]) == "4" and ids[weights > 0][-1] == byte_tokenizer.end_of_text_id
     turns = [
         {"role": "user", "content": "Hi"},
         {"role": "assistant", "content": "Yes?"},
         {"role": "user", "content": "Go"},
     ]
-    ids, weights = encoded(byte_tokenizer, turns, "Gone.")
+    ids, weights = encode_answer(byte_tokenizer, turns, "Gone.")
     assert byte_tokenizer.decode(ids[weights > 0][:-1]) == "Gone."
     assert ids[weights > 0][-1] == byte_tokenizer.end_of_turn_id
     whole, _ = encode_messages(byte_tokenizer, [*turns, {"role": "assistant", "content": "Gone."}])
@@ -287,7 +296,7 @@ def test_only_the_answer_counts(byte_tokenizer: Tokenizer):
 def test_lines_that_are_no_pairs_are_named():
     turns = [{"role": "user", "content": "Hi"}]
     implicit = {name: [*turns, {"role": "assistant", "content": name}] for name in ("chosen", "rejected")}
-    record = record_of(implicit, "x")
+    record = parse_record(implicit, "x")
     assert record.prompt == turns and record.content["chosen"] == implicit["chosen"][1:]
     for line, problem in (
         ([], "pairs.jsonl:3: should be a JSON object"),
@@ -295,7 +304,7 @@ def test_lines_that_are_no_pairs_are_named():
         (implicit | {"rejected": turns}, "should differ in their last message only"),
     ):
         with pytest.raises(UserError, match=problem):
-            record_of(line, "pairs.jsonl:3")
+            parse_record(line, "pairs.jsonl:3")
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import pytest
 
 from tfgpt.common.errors import UserError
 from tfgpt.tokenization.train_tokenizer import byte_tokenizer
-from tfgpt.training.objectives.prompt_records import PromptRecord, answer_of, encoded, record_of
+from tfgpt.training.objectives.prompt_records import PromptRecord, encode_answer, parse_answer, parse_record
 
 HI = {"role": "user", "content": "Hi"}
 YES = {"role": "assistant", "content": "Yes?"}
@@ -15,7 +15,7 @@ CALL = {"id": "call00001", "type": "function", "function": {"name": "f", "argume
 
 
 def record(**content) -> PromptRecord:
-    return record_of(content, "a.jsonl:1")
+    return parse_record(content, "a.jsonl:1")
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def record(**content) -> PromptRecord:
 def test_pairs_in_every_shape_are_the_same(content):
     made = record(**content)
     assert made.prompt == [HI] and made.tools == []
-    assert [answer_of(made, name) for name in ("chosen", "rejected")] == ["Yes?", "No."]
+    assert [parse_answer(made, name) for name in ("chosen", "rejected")] == ["Yes?", "No."]
 
 
 def test_pairs_with_tools_are_given_to_the_template_with_them():
@@ -57,7 +57,7 @@ def test_pairs_with_tools_are_given_to_the_template_with_them():
         "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
     )
     made = record(prompt=[HI], tools=[TOOL], rejected="No.", chosen=[{**YES, "content": None, "tool_calls": [CALL]}])
-    ids, weights = encoded(tokenizer, made.prompt, answer_of(made, "chosen"), made.tools)
+    ids, weights = encode_answer(tokenizer, made.prompt, parse_answer(made, "chosen"), made.tools)
     assert tokenizer.decode(ids).startswith(json.dumps([TOOL]))
     assert tokenizer.decode(ids[weights > 0], skip_special_tokens=False) == "f<|im_end|>"
 
@@ -77,4 +77,4 @@ def test_pairs_with_tools_are_given_to_the_template_with_them():
 )
 def test_records_that_are_none_are_named(content, problem):
     with pytest.raises(UserError, match=f"^a.jsonl:1.*{problem}"):
-        answer_of(record(**content), "chosen")
+        parse_answer(record(**content), "chosen")

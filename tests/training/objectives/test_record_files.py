@@ -10,7 +10,7 @@ import pytest
 
 from tfgpt.common.errors import UserError
 from tfgpt.corpus.config import CorpusConfig
-from tfgpt.training.objectives.prompt_records import answer_of, read_records, read_sides
+from tfgpt.training.objectives.prompt_records import parse_answer, read_records, read_sides
 
 PREFERENCES = [{"prompt": f"Say {number}", "chosen": "yes", "rejected": "no"} for number in range(3)]
 
@@ -64,7 +64,7 @@ def test_an_odd_record_is_left_out_and_said_unless_strict(tmp_path, capfd):
     path = write(tmp_path / "a.jsonl", *PREFERENCES, {"prompt": "Say 4", "chosen": "yes"})
 
     def check(record):
-        answer_of(record, "rejected")
+        parse_answer(record, "rejected")
 
     assert len(list(read_records([str(path)], "train_text", False, check))) == 3
     problem = f'{path}:4: "rejected" should be a text, or a list of one message'

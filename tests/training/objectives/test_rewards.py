@@ -3,16 +3,16 @@
 import pytest
 
 from tfgpt.common.errors import UserError
-from tfgpt.training.objectives.preference_config import RewardConfig
+from tfgpt.training.objectives.config import RewardConfig
 from tfgpt.training.objectives.prompt_records import PromptRecord
-from tfgpt.training.objectives.rewards import RewardInput, rewards_of, total_reward
+from tfgpt.training.objectives.rewards import RewardInput, load_rewards, total_reward
 
 GSM8K = "She has 16 - 3 - 4 = <<16-3-4=9>>9 eggs.\nShe makes 9 * 2 = $<<9*2=18>>18.\n#### 18"
 
 
 def reward(name: str, text: str, **content) -> float:
     record = PromptRecord("a.jsonl:7", {"prompt": "12+34=", **content}, "12+34=")
-    return total_reward(rewards_of(RewardConfig(reward=(name,))), RewardInput(text, 3, True, record))[0]
+    return total_reward(load_rewards(RewardConfig(reward=(name,))), RewardInput(text, 3, True, record))[0]
 
 
 @pytest.mark.parametrize(
@@ -37,11 +37,11 @@ def test_the_number_reward_reads_answers_as_gsm8k_writes_them(text, given, expec
     ("given", "problem"),
     [
         ("3 or 4", 'a.jsonl:7: "answer" holds 2 numbers and no #### before one'),
-        ("#### none", 'a.jsonl:7: "answer" holds no number behind its last ####'),
+        ("#### none", 'a.jsonl:7: "answer" holds no number after its last ####'),
         ("many", 'a.jsonl:7: "answer" holds no number; --reward=number compares with one'),
-        ([1], r'a.jsonl:7: "answer" is \[1\], no number'),
-        (True, 'a.jsonl:7: "answer" is True, no number'),
-        (float("inf"), 'a.jsonl:7: "answer" is inf, no number'),
+        ([1], r'a.jsonl:7: "answer" is \[1\], not a number'),
+        (True, 'a.jsonl:7: "answer" is True, not a number'),
+        (float("inf"), 'a.jsonl:7: "answer" is inf, not a number'),
     ],
 )
 def test_an_answer_without_one_number_is_named(given, problem):

@@ -1,4 +1,4 @@
-"""Losses of pairs of answers. Every one is a function of log probabilities and gives a loss a pair.
+"""Losses of pairs of answers, as functions of log probabilities.
 
 With p the log probability that the model gives an answer and q the one that the reference gives it (sums over the
 answer's tokens, or means with length normalization), and d the difference between the chosen and the rejected one:
@@ -15,13 +15,13 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from tfgpt.training.objectives.preference_config import PreferenceConfig
+from tfgpt.training.objectives.config import PreferenceConfig
 
 WITH_REFERENCE = ("dpo", "ipo")
 
 
 def normalizes_length(objective: str, config: PreferenceConfig) -> bool:
-    """Whether log probabilities are means over an answer's tokens."""
+    """Returns whether log probabilities are means over an answer's tokens."""
     chosen = config.preference_length_normalization
     return objective != "dpo" if chosen is None else chosen
 
@@ -29,7 +29,7 @@ def normalizes_length(objective: str, config: PreferenceConfig) -> bool:
 def pair_losses(
     objective: str, config: PreferenceConfig, policy: tf.Tensor, reference: tf.Tensor | None
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """The loss of each pair, and its implicit rewards.
+    """Returns the loss and the implicit rewards of each pair.
 
     Args:
         objective: dpo, ipo, orpo or simpo.
@@ -57,10 +57,10 @@ def pair_losses(
 
 
 def log_of_one_minus_exp(values: tf.Tensor) -> tf.Tensor:
-    """log(1 - e^x) for x < 0, exact near 0 and far from it (Mächler 2012, "Accurately computing log(1 - exp(-a))")."""
+    """Returns log(1 - e^x) for x < 0, exact near 0 and far from it (Mächler 2012)."""
     values = tf.minimum(values, -1e-7)
     near = values > -0.6931472
-    # Each branch gets arguments for which it is finite: the gradient of what `where` leaves out counts as well.
+    # Each branch gets arguments for which it is finite: the gradient of the branch not taken counts as well.
     first = tf.math.log(-tf.math.expm1(tf.where(near, values, -0.6931472)))
     second = tf.math.log1p(-tf.exp(tf.where(near, -0.6931472, values)))
     return tf.where(near, first, second)

@@ -1,4 +1,4 @@
-"""JSON Lines of prompts with answers: reading, splitting, and turning them into rows of ids. No TensorFlow."""
+"""Records of prompts with answers in JSON Lines: reading, splitting, encoding. Does not import TensorFlow."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import json
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -18,14 +18,17 @@ from tfgpt.corpus.config import CorpusConfig
 from tfgpt.corpus.sources.chat_formats import MESSAGE_FIELDS, parse_tools, to_openai_messages
 from tfgpt.corpus.sources.find_files import find_files
 from tfgpt.corpus.sources.json_records import SkippedRecords, is_records_file
-from tfgpt.corpus.sources.json_records import read_records as file_records
+from tfgpt.corpus.sources.json_records import read_records as read_json_records
 from tfgpt.corpus.sources.messages import Message, validate_messages
 from tfgpt.corpus.split import hash_side, hash_value
 from tfgpt.generation.prompts import encode
+from tfgpt.pipeline.prepare import PreparedData
 from tfgpt.tokenization.chat_template import encode_messages
 from tfgpt.tokenization.tokenizer import Tokenizer
 
 Prompt = str | list[dict[str, Any]]
+Side = TypeVar("Side")
+Example = TypeVar("Example")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,8 +38,13 @@ class PromptRecord:
     Attributes:
         where: FILE:LINE, for messages.
         content: the whole JSON object.
-        prompt: plain text, or a conversation up to where the assistant speaks next.
+        prompt: plain text, or a conversation up to the assistant's next message.
         tools: definitions of functions that the assistant may call.
+
+    Example:
+
+    >>> parse_record({"prompt": "2+2=", "answer": "4"}, "sums.jsonl:1").prompt
+    '2+2='
     """
 
     where: str
@@ -45,98 +53,168 @@ class PromptRecord:
     tools: Sequence[Mapping[str, Any]] = ()
 
 
+class Unusable(NamedTuple):
+    """The reason why a record is left out, and the tokens that it takes, if it is too long."""
+
+    reason: str
+    tokens: int = 0
+
+
 def read_sides(
     corpus: CorpusConfig, check: Callable[[PromptRecord], Any] = lambda record: None
 ) -> tuple[list[PromptRecord], list[PromptRecord]]:
-    """The records to learn from and those held out: by a hash of the prompt, or from --validation_text.
+    """Returns the training records and the held-out ones, by a hash of the prompt or from --validation_text.
 
     Args:
-        corpus: which files, how split, and whether an odd record is refused or left out.
+        corpus: files, split, and whether odd records are refused or left out.
         check: raises `UserError` for a record that cannot be used.
 
     Raises:
-        UserError: a file is missing, most of its records cannot be used, or a side has none; the line names it.
+        UserError: a file is missing, most of its records cannot be used, or a side has none.
     """
-    records = list(read_records(corpus.train_text, "train_text", corpus.strict, check))
-    if corpus.validation_text:
-        held_out = list(read_records(corpus.validation_text, "validation_text", corpus.strict, check))
-        for flag, side in (("train_text", records), ("validation_text", held_out)):
-            if not side:
-                raise SettingError(flag, f"no record in {', '.join(getattr(corpus, flag))}")
-        return records, held_out
+    given = {
+        flag: list(read_records(getattr(corpus, flag), flag, corpus.strict, check))
+        for flag in ("train_text", "validation_text")
+        if getattr(corpus, flag)
+    }
+    for flag, side in given.items():
+        if not side:
+            raise SettingError(flag, f"no record in {', '.join(getattr(corpus, flag))}")
+    records = given["train_text"]
+    if "validation_text" in given:
+        return records, given["validation_text"]
     documents = [
         {"id": hashlib.sha256(json.dumps(record.prompt, sort_keys=True).encode()).hexdigest()} for record in records
     ]
     sides: dict[str, list[PromptRecord]] = {"train": [], "validation": []}
     for record, document in zip(records, documents):
         sides[hash_side(document, corpus.validation_fraction)].append(record)
-    refuse_empty_side(corpus, sides, sorted({hash_value(document) / 2**64 for document in documents}))
+    for side_name, purpose in (("train", "to learn from"), ("validation", "held out")):
+        if not sides[side_name]:
+            refuse_split(corpus, len(records), purpose, sorted({hash_value(one) / 2**64 for one in documents}))
     return sides["train"], sides["validation"]
 
 
-def refuse_empty_side(corpus: CorpusConfig, sides: Mapping[str, list[PromptRecord]], places: Sequence[float]) -> None:
-    """Refuses a split that leaves a side without a record, and names a fraction that does not.
+def side_flags(corpus: CorpusConfig) -> tuple[str, str]:
+    """Returns the flags that decide the training side and the held-out side."""
+    return "train_text", "validation_text" if corpus.validation_text else "validation_fraction"
+
+
+def refuse_split(corpus: CorpusConfig, records: int, purpose: str, positions: Sequence[float]) -> None:
+    """Raises `SettingError` for a split with an empty side, and names a fraction that leaves none empty.
 
     Args:
         corpus: the settings.
-        sides: the records of "train" and "validation".
-        places: of each different prompt, between 0 and 1: a fraction holds out those below it; sorted.
+        records: number of records.
+        purpose: purpose of the empty side.
+        positions: the position of each different prompt in [0, 1), sorted; a fraction holds out those below it.
     """
-    what = "to learn from" if not sides["train"] else "held out" if not sides["validation"] else ""
-    if not what:
-        return
-    records = [*sides["train"], *sides["validation"]]
-    if not records:
-        raise SettingError("train_text", f"no record in {', '.join(corpus.train_text)}")
-    better = [round(math.ceil(place * 100 + 1e-9) / 100, 2) for place in places[:-1]]
-    better = [fraction for place, fraction in zip(places[1:], better) if fraction <= place and fraction <= 0.9]
+    better = [round(math.ceil(position * 100 + 1e-9) / 100, 2) for position in positions[:-1]]
+    better = [fraction for position, fraction in zip(positions[1:], better) if fraction <= min(position, 0.9)]
     advice = f", or --validation_fraction={better[0]}" if better else ""
     raise SettingError(
         "validation_fraction",
-        f"{corpus.validation_fraction} leaves none of {format_count(len(records), 'record')} {what} "
-        f"({format_count(len(places), 'different prompt')}; a hash of the prompt says on which side it is); give more "
-        f"records, --validation_text{advice}",
+        f"{corpus.validation_fraction} leaves none of {format_count(records, 'record')} {purpose} "
+        f"({format_count(len(positions), 'different prompt')}; a hash of the prompt says on which side it is); give "
+        f"more records, --validation_text{advice}",
     )
-
-
-def are_conversations(records: Sequence[PromptRecord]) -> bool:
-    """Whether the model is asked in messages, in all of them."""
-    return all(not isinstance(record.prompt, str) for record in records)
 
 
 def read_records(
     specs: Sequence[str], flag: str, strict: bool = False, check: Callable[[PromptRecord], Any] = lambda record: None
 ) -> Iterator[PromptRecord]:
-    """The records of the files that the flag names: files, folders of records, globs, each also compressed.
+    """Yields the records of files, folders of records and globs, each also compressed.
 
-    A record that cannot be used is left out and said, unless `strict`.
+    A record that cannot be used is left out with a line on standard error, unless `strict`.
 
     Raises:
-        UserError: a spec stands for nothing, or more than half of a file's records cannot be used.
+        UserError: a spec names no file, or more than half of a file's records cannot be used.
     """
     for spec in specs:
         notes: list[str] = []
         for file in find_files(spec, flag, notes, is_records_file):
-            odd = SkippedRecords(strict)
-            for place, value in file_records(file, odd):
+            skipped = SkippedRecords(strict)
+            for place, value in read_json_records(file, skipped):
                 try:
-                    record = record_of(value, place)
+                    record = parse_record(value, place)
                     check(record)
                 except UserError as error:
-                    odd.skip(error)
+                    skipped.skip(error)
                 else:
                     yield record
-            odd.raise_if_most(str(file))
-            notes += [words] if (words := odd.describe(str(file))) else []
+            skipped.raise_if_most(str(file))
+            notes += [words] if (words := skipped.describe(str(file))) else []
         for note in notes:
             print(note, file=sys.stderr)
 
 
-def record_of(content: Any, where: str) -> PromptRecord:
-    """One line's value as a record.
+def encode_records(
+    records: Sequence[PromptRecord],
+    flag: str,
+    unit: str,
+    encode_record: Callable[[PromptRecord], Example | Unusable],
+    log: Callable[[str], None],
+) -> list[Example]:
+    """Encodes records, and logs how many are left out and why.
 
-    `prompt` is text or messages; `messages` and its like are other names for it. Where both `chosen` and `rejected` are
-    whole conversations, it is what they begin with alike (trl's "implicit prompt"), whatever text `prompt` has.
+    Args:
+        records: records of a side.
+        flag: the flag of that side, for error messages.
+        unit: what a record is called, such as "pairs".
+        encode_record: returns an example, or why there is none.
+        log: receives a line.
+
+    Raises:
+        SettingError: no record is left.
+    """
+    examples: list[Example] = []
+    tokens: dict[str, list[int]] = {}
+    for record in records:
+        example = encode_record(record)
+        if isinstance(example, Unusable):
+            tokens.setdefault(example.reason, []).append(example.tokens)
+        else:
+            examples.append(example)
+    reasons = ", ".join(
+        f"{len(counts)} {reason}{f' (the shortest takes {min(counts)})' if any(counts) else ''}"
+        for reason, counts in tokens.items()
+    )
+    if not examples:
+        raise SettingError(flag, f"none of {len(records)} {unit} is left: {reasons}")
+    if tokens:
+        log(f"{flag}: {len(records) - len(examples)} of {len(records)} {unit} are left out: {reasons}")
+    return examples
+
+
+def prepared_records(
+    corpus: CorpusConfig,
+    unit: str,
+    counts: tuple[int, int],
+    train: Side,
+    validation: Side,
+    tokenizer: Tokenizer,
+    fingerprint: str,
+) -> PreparedData[Side]:
+    """Returns the data of a run on records; `counts` are the sizes of its sides in `unit`."""
+    manifest = {
+        "fingerprint": fingerprint,
+        "corpus": corpus.to_dict(),
+        "train": {unit: counts[0]},
+        "validation": {unit: counts[1]},
+    }
+    return PreparedData(train, validation, tokenizer, fingerprint, manifest)
+
+
+def are_conversations(records: Sequence[PromptRecord]) -> bool:
+    """Returns whether all prompts are messages."""
+    return all(not isinstance(record.prompt, str) for record in records)
+
+
+def parse_record(content: Any, where: str) -> PromptRecord:
+    """Returns the record of a JSON value.
+
+    `prompt` is text or messages; `messages` and similar names are other names for it. If both `chosen` and `rejected`
+    are whole conversations, the prompt is their common beginning (trl's "implicit prompt"), whatever text `prompt` has.
     """
     if not isinstance(content, dict):
         raise UserError(f"{where}: should be a JSON object")
@@ -145,24 +223,23 @@ def record_of(content: Any, where: str) -> PromptRecord:
     answers = [content.get(name) for name in ("chosen", "rejected")]
     lists = [answer for answer in answers if isinstance(answer, list)]
     if not isinstance(prompt, list) and len(lists) == 2 and max(map(len, lists)) > 1:
-        prompt, other = (messages_of(answer[:-1], "chosen", where) for answer in lists)
+        prompt, other = (parse_messages(answer[:-1], "chosen", where) for answer in lists)
         if prompt != other:
             raise UserError(f"{where}: chosen and rejected should differ in their last message only, or give a prompt")
         content = {**content, "chosen": lists[0][-1:], "rejected": lists[1][-1:]}
     elif isinstance(prompt, list) and prompt:
-        prompt = messages_of(prompt, named, where)
+        prompt = parse_messages(prompt, named, where)
     elif not isinstance(prompt, str):
         raise UserError(f'{where}: has neither a "prompt" (text or messages) nor "messages"')
     return PromptRecord(where, content, prompt, tools)
 
 
-def messages_of(turns: list[Any], name: str, where: str) -> list[Message]:
-    """A field's turns as messages, whoever they call the speakers."""
+def parse_messages(turns: list[Any], name: str, where: str) -> list[Message]:
     return validate_messages(to_openai_messages(turns, name, where), where)
 
 
-def answer_of(record: PromptRecord, name: str) -> str | Message:
-    """An answer: a string, a message or a list of one. A message without calls of tools is its text.
+def parse_answer(record: PromptRecord, name: str) -> str | Message:
+    """Returns an answer, given as a string, a message or a list of one; a message without tool calls as its text.
 
     Raises:
         UserError: it is none of them.
@@ -173,35 +250,35 @@ def answer_of(record: PromptRecord, name: str) -> str | Message:
     turns = [answer] if isinstance(answer, Mapping) else answer
     if not isinstance(turns, list) or len(turns) != 1:
         raise UserError(f'{record.where}: "{name}" should be a text, or a list of one message')
-    [message] = messages_of(turns, name, record.where)
+    [message] = parse_messages(turns, name, record.where)
     if message["role"] != "assistant":
         raise UserError(f'{record.where}: "{name}" is a message of the {message["role"]}, not of the assistant')
     message.pop("weight", None)
     return message if set(message) > {"role", "content"} else message["content"]
 
 
-def encoded(
+def encode_answer(
     tokenizer: Tokenizer, prompt: Prompt, answer: str | Message, tools: Sequence[Mapping[str, Any]] = ()
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A prompt and its answer as a model reads them.
+    """Encodes a prompt and its answer.
 
     Returns:
-        [n] int32 ids and [n] float32 weights: 1 on the answer and on what ends it (the end of the turn behind messages,
-        the end of the text behind plain text).
+        [n] int32 ids and [n] float32 weights: 1 on the answer and on its end (the end of the turn after messages, the
+        end of the text after plain text).
     """
     if isinstance(prompt, str) and isinstance(answer, str):
         start, said = encode(tokenizer, prompt), tokenizer.encode(answer)
         ids = np.concatenate([start, said, [tokenizer.end_of_text_id]]).astype(np.int32)
         return ids, (np.arange(len(ids)) >= len(start)).astype(np.float32)
-    asked = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    spoken = {"role": "assistant", "content": answer} if isinstance(answer, str) else answer
-    ids, weights = encode_messages(tokenizer, [*asked, spoken], tools=tools)
-    # Earlier turns of the assistant are the prompt's.
-    return ids, weights * (np.arange(len(ids)) >= len(encode(tokenizer, asked, tools=tools)))
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    reply = {"role": "assistant", "content": answer} if isinstance(answer, str) else answer
+    ids, weights = encode_messages(tokenizer, [*messages, reply], tools=tools)
+    # Earlier turns of the assistant belong to the prompt.
+    return ids, weights * (np.arange(len(ids)) >= len(encode(tokenizer, messages, tools=tools)))
 
 
-def as_row(ids: np.ndarray, weights: np.ndarray, length: int, padding_id: int) -> dict[str, np.ndarray] | None:
-    """`token_ids`, `targets` int32 and `weights` float32, each [length], padded on the right; None: it is too long."""
+def to_row(ids: np.ndarray, weights: np.ndarray, length: int, padding_id: int) -> dict[str, np.ndarray] | None:
+    """Returns `token_ids`, `targets` int32 and `weights` float32, each [length], padded on the right, or None."""
     count = len(ids) - 1
     if count > length:
         return None
@@ -212,8 +289,8 @@ def as_row(ids: np.ndarray, weights: np.ndarray, length: int, padding_id: int) -
     return {"token_ids": row[:-1], "targets": row[1:], "weights": row_weights}
 
 
-def fingerprint_of(arrays: dict[str, np.ndarray], *more: str) -> str:
-    """Hexadecimal SHA-256 of arrays and strings."""
+def hash_arrays(arrays: Mapping[str, np.ndarray], *more: str) -> str:
+    """Returns the hexadecimal SHA-256 of arrays and strings."""
     digest = hashlib.sha256()
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name])

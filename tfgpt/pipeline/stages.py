@@ -1,0 +1,231 @@
+"""The cached stages of data preparation: documents, tokenizer, token shards, chat shards.
+
+Every stage is kept in the cache under a hash of its inputs: documents under their sources and options, the tokenizer
+under the documents and its options, shards under the documents, the side, the tokenizer and its chat template. A
+change makes that stage and the following ones again; earlier entries are kept. A damaged entry is named and made again.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from tfgpt.common.atomic_files import atomic_directory, read_json, sha256_of_json, write_json
+from tfgpt.common.errors import UserError
+from tfgpt.common.progress import format_bytes
+from tfgpt.corpus.build import build_documents
+from tfgpt.corpus.cache import cached_stage, made_or_reused
+from tfgpt.corpus.config import CorpusConfig
+from tfgpt.corpus.document_shards import DocumentShards, describe_dropped
+from tfgpt.corpus.sources import open_sources
+from tfgpt.corpus.sources.base import content_texts
+from tfgpt.corpus.sources.files import FileSource
+from tfgpt.pipeline import chat_shards, token_shards
+from tfgpt.pipeline.chat_shards import ChatShards, write_chat_shards
+from tfgpt.pipeline.token_shards import TokenShards, write_token_shards
+from tfgpt.tokenization.chat_template import get_chat_template
+from tfgpt.tokenization.config import TokenizerConfig
+from tfgpt.tokenization.load import load_tokenizer
+from tfgpt.tokenization.special_tokens import CHAT_TEMPLATE
+from tfgpt.tokenization.tokenizer import Tokenizer
+from tfgpt.tokenization.train_tokenizer import make_tokenizer
+
+# Part of every tokenizer's key: raise it when the same documents and options train another tokenizer than before.
+TOKENIZER_FORMAT = 1
+
+Log = Callable[[str], None]
+
+
+def prepare_documents(corpus: CorpusConfig, log: Log) -> DocumentShards:
+    """Builds the documents, or finds them in the cache."""
+    started = time.monotonic()
+    folder = corpus.cache_directory / "documents"
+    before = set(os.listdir(folder)) if folder.is_dir() else set()
+    documents = build_documents(corpus)
+    counts = [
+        f"{documents.num_documents(side):,} {word} ({format_bytes(documents.num_bytes(side))})"
+        for side, word in (("train", "to train on"), ("validation", "held out"))
+    ]
+    if documents.manifest["dropped"]:
+        counts.append(describe_dropped(documents.manifest["dropped"]))
+    made = made_or_reused(documents.directory.name not in before, started)
+    log(f"documents: {', '.join(counts)}; {made} {documents.directory}")
+    return documents
+
+
+def prepare_tokenizer(config: TokenizerConfig, documents: DocumentShards, cache: Path, log: Log) -> Tokenizer:
+    """Loads or trains the tokenizer. A trained one sees the training side only, and is kept in the cache."""
+    if config.tokenizer != "bpe":
+        tokenizer = make_tokenizer(config, ())
+        origin = "the bytes" if config.tokenizer == "bytes" else f"from {config.tokenizer}"
+        log(f"tokenizer: {tokenizer.vocabulary_size:,} ids, {origin}")
+        return tokenizer
+    key = {"format": TOKENIZER_FORMAT, "documents": documents.fingerprint, "settings": config.to_dict()}
+    directory = cache / "tokenizers" / sha256_of_json(key)[:32]
+
+    def open_tokenizer() -> Tokenizer:
+        tokenizer, manifest = load_tokenizer(directory), read_json(directory / "manifest.json")
+        if not isinstance(manifest, dict) or manifest.get("fingerprint") != tokenizer.fingerprint:
+            raise UserError(f"{directory}: the tokenizer changed since it was trained")
+        return tokenizer
+
+    def train_tokenizer() -> Tokenizer:
+        texts = (text for document in documents.documents("train") for text in content_texts(document))
+        tokenizer = make_tokenizer(config, texts, total_bytes=documents.num_bytes("train"))
+        manifest = {"fingerprint": tokenizer.fingerprint, "settings": config.to_dict()}
+        with atomic_directory(directory) as temporary:
+            tokenizer.save(temporary)
+            write_json(temporary / "manifest.json", manifest)
+        return tokenizer
+
+    return cached_stage(
+        "tokenizer",
+        directory,
+        documents.text,
+        open_entry=open_tokenizer,
+        make_entry=train_tokenizer,
+        describe=lambda tokenizer: f"{tokenizer.vocabulary_size:,} ids",
+        log=log,
+    )
+
+
+def prepare_token_shards(
+    documents: DocumentShards, side: str, tokenizer: Tokenizer, cache: Path, log: Log, sources: Sequence[str] = ()
+) -> TokenShards:
+    """Encodes the documents of one side, or of some sources of it; finds them in the cache the next time.
+
+    Raises:
+        UserError: every training dialogue was refused by the chat template.
+    """
+    template = tokenizer.config.get("chat_template")
+    key = {
+        "format": token_shards.FORMAT_VERSION,
+        "documents": documents.fingerprint,
+        "side": side,
+        "tokenizer": tokenizer.fingerprint,
+        "store_weights": False,
+        # The default template is not named, so that keys from before templates were named stay valid.
+        **({} if template in (None, CHAT_TEMPLATE) else {"template": template}),
+        **({"sources": list(sources)} if sources else {}),
+    }
+    directory = cache / "tokens" / sha256_of_json(key)[:32]
+    chosen = documents.documents(side)
+    if sources:
+        names = frozenset(sources)
+        chosen = (document for document in chosen if document["source"] in names)
+
+    def describe(shards: TokenShards) -> str:
+        rate = f" ({shards.num_bytes / (shards.num_tokens - 1):.2f} bytes a token)" if shards.num_tokens > 1 else ""
+        return f"{shards.num_tokens:,}{rate}"
+
+    stage = f"{side} tokens"
+    if sources:
+        stage += f" of {', '.join(sources[:3])}{', …' if len(sources) > 3 else ''}"
+    shards = cached_stage(
+        stage,
+        directory,
+        documents.text,
+        open_entry=lambda: TokenShards.open(directory, tokenizer.fingerprint),
+        make_entry=lambda: write_token_shards(
+            chosen,
+            tokenizer,
+            directory,
+            num_documents=None if sources else documents.num_documents(side),
+            title=f"encoding {side}",
+        ),
+        describe=describe,
+        log=log,
+    )
+    shards.origin = documents.summary()
+    reasons = [f"{count:,} conversation{'s' * (count > 1)} left out: {why}" for why, count in shards.left_out.items()]
+    for reason in reasons:
+        log(f"{stage}: {reason}")
+    if reasons and side == "train" and not shards.num_documents:
+        raise UserError(f"--train_text: nothing is left to learn from ({', '.join(reasons)})")
+    return shards
+
+
+def prepare_chat_shards(
+    documents: DocumentShards,
+    side: str,
+    tokenizer: Tokenizer,
+    cache: Path,
+    log: Log,
+    *,
+    sources: Mapping[str, str],
+    length: int,
+    repeat_system: bool,
+) -> ChatShards:
+    """Encodes the conversations of one side; finds them in the cache the next time.
+
+    Args:
+        documents: the documents.
+        side: "train" or "validation".
+        tokenizer: encodes in its chat template.
+        cache: the cache directory.
+        log: receives a line.
+        sources, length, repeat_system: see `write_chat_shards`.
+    """
+    options = {"length": length, "repeat_system": repeat_system}
+    key = {
+        "format": chat_shards.FORMAT_VERSION,
+        "documents": documents.fingerprint,
+        "side": side,
+        "tokenizer": tokenizer.fingerprint,
+        "templates": [get_chat_template(tokenizer, with_tools).to_dict() for with_tools in (False, True)],
+        "sources": sources,
+        **options,
+    }
+    directory = cache / "conversations" / sha256_of_json(key)[:32]
+
+    def describe(shards: ChatShards) -> str:
+        counts = shards.manifest
+        return (
+            f"{counts['conversations']:,} in {len(shards):,} parts, {counts['tokens']:,} tokens, "
+            f"{counts['learned']:,} of them the assistant's{describe_cuts(counts['counts'], '; ')}"
+        )
+
+    shards = cached_stage(
+        f"{side} conversations",
+        directory,
+        documents.text,
+        open_entry=lambda: ChatShards.open(directory),
+        make_entry=lambda: write_chat_shards(
+            documents.documents(side),
+            tokenizer,
+            directory,
+            length=length,
+            repeat_system=repeat_system,
+            sources=sources,
+            num_documents=documents.num_documents(side),
+            title=f"encoding {side}",
+        ),
+        describe=describe,
+        log=log,
+    )
+    shards.origin = documents.summary()
+    return shards
+
+
+def describe_cuts(counts: Mapping[str, int], before: str = "") -> str:
+    """Returns what was cut, shortened and dropped, after `before`; "" if nothing was."""
+    words = []
+    if counts.get("cut"):
+        words.append(f"{counts['cut']:,} longer than a row were cut at turns")
+    if counts.get("shortened"):
+        words.append(f"{counts['shortened']:,} single exchanges lost their end")
+    words += [f"{count:,} {reason}" for reason, count in counts.items() if reason.startswith("dropped: ")]
+    return before + ", ".join(words) if words else ""
+
+
+def source_specs(corpus: CorpusConfig, side: str) -> dict[str, str]:
+    """Returns for each `source` of documents of a side the source as the user wrote it."""
+    specs = corpus.validation_text if side == "validation" and corpus.validation_text else corpus.train_text
+    known: dict[str, str] = {}
+    for source in open_sources(specs, cache_dir=corpus.cache_directory, tfds_data_dir=corpus.tfds_data_dir):
+        names = [str(path) for path in source.paths] if isinstance(source, FileSource) else [source.spec]
+        for name in names:
+            known.setdefault(name, source.spec)
+    return known
