@@ -381,7 +381,7 @@ def test_samples_are_answers_where_the_records_are_conversations(
 
 
 def test_objectives_that_need_a_model_say_so(base: Path, tmp_path: Path):
-    with pytest.raises(SettingError, match="dpo goes on from a trained model: name it with --init_from"):
+    with pytest.raises(SettingError, match="dpo starts from a trained model: name it with --init_from"):
         TrainConfig(**command.COMMAND.parse(["--train_text=x", "--objective=dpo"]))
     with pytest.raises(UserError, match=r"none of 25 pairs is left: 25 longer than --sequence_length=4 \(.* takes \d"):
         run(preference_recipe(base, tmp_path, "--objective=simpo", "--sequence_length=4"))
