@@ -17,7 +17,6 @@ def tokenizer_of(*merges: tuple[bytes, bytes]) -> Tokenizer:
 
 def test_trained_tokenizers_run_in_tiktoken(trained):
     assert isinstance(trained.encoder, TiktokenEncoder)
-    assert trained.fast_encoder_limitation is None
 
 
 def test_no_merges_need_no_library():

@@ -9,7 +9,7 @@ import json
 import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import tiktoken
@@ -29,17 +29,20 @@ SAFE_CUT = re.compile(
 and a sign. It lists only characters whose class is the same in all versions of Unicode."""
 
 
-class TextEncoder(Protocol):
+class TextEncoder:
     """Encodes valid Unicode strings; can be called from several threads."""
 
     def encode(self, text: str) -> np.ndarray:
         """Returns [n] int32 ids, without special tokens. Raises UnicodeEncodeError for lone surrogates."""
+        raise NotImplementedError
 
     def encode_many(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Returns the ids of each text."""
+        return [self.encode(text) for text in texts]
 
     def copy(self) -> TextEncoder:
         """Returns an equal encoder for another thread; itself if threads do not slow each other down."""
+        return self
 
 
 def ids_of_bytes(content: bytes, id_of_byte: np.ndarray) -> np.ndarray:
@@ -48,7 +51,7 @@ def ids_of_bytes(content: bytes, id_of_byte: np.ndarray) -> np.ndarray:
     return ids[ids >= 0]
 
 
-class BytesEncoder:
+class BytesEncoder(TextEncoder):
     """Encoder of a vocabulary without merges: one table look-up for each byte.
 
     Args:
@@ -61,14 +64,8 @@ class BytesEncoder:
     def encode(self, text: str) -> np.ndarray:
         return ids_of_bytes(text.encode(), self.id_of_byte)
 
-    def encode_many(self, texts: Sequence[str]) -> list[np.ndarray]:
-        return [self.encode(text) for text in texts]
 
-    def copy(self) -> BytesEncoder:
-        return self
-
-
-class TiktokenEncoder:
+class TiktokenEncoder(TextEncoder):
     """OpenAI's `tiktoken` with our pre-tokenizer.
 
     Args:
@@ -109,7 +106,7 @@ class TiktokenEncoder:
         return TiktokenEncoder(*self.arguments)
 
 
-class ReferenceEncoder:
+class ReferenceEncoder(TextEncoder):
     """`tokenizers` itself; it does not look for special tokens in the text.
 
     Args:
@@ -131,9 +128,6 @@ class ReferenceEncoder:
         encodings = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(encoding.ids, np.int32) for encoding in encodings]
 
-    def copy(self) -> ReferenceEncoder:
-        return self
-
 
 class EncoderThreadPool:
     """Thread pool in which each thread has a copy of the encoder."""
@@ -151,9 +145,6 @@ class EncoderThreadPool:
     ) -> list[list[np.ndarray]]:
         """Returns `function(encoder, item)` for each item, in order."""
         return list(self._pool.map(lambda item: function(self._local.encoder, item), items))
-
-    def close(self) -> None:
-        self._pool.shutdown()
 
 
 def split_text(text: str | bytes) -> Iterator[str | bytes]:

@@ -122,14 +122,13 @@ class SentencePieceTokenizer(Tokenizer):
         assert self.roles is not None
         return sha256_of_json([hashlib.sha256(self.model).hexdigest(), self.roles.to_dict(), self.added])
 
-    fast_encoder_limitation = "it is a SentencePiece model"  # type: ignore[assignment]
     in_graph_limitation = None  # type: ignore[assignment]
 
     def encode(self, text: str | bytes) -> np.ndarray:
         return np.array(self.processor.encode(_valid_text(text)), np.int32)
 
-    def encode_batch(self, texts: Sequence[str | bytes], num_threads: int | None = None) -> list[np.ndarray]:
-        encoded = self.processor.encode([_valid_text(text) for text in texts], num_threads=num_threads or -1)
+    def encode_batch(self, texts: Sequence[str | bytes]) -> list[np.ndarray]:
+        encoded = self.processor.encode([_valid_text(text) for text in texts], num_threads=-1)
         return [np.array(ids, np.int32) for ids in encoded]
 
     def decode_bytes(self, ids: Iterable[int] | np.ndarray, skip_special_tokens: bool = True) -> bytes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
 import os
@@ -156,27 +155,6 @@ class Tokenizer:
         return sha256_of_json(self.document if self.roles is None else [self.document, self.roles.to_dict()])
 
     @functools.cached_property
-    def _tiktoken_ranks(self) -> tuple[dict[bytes, int], np.ndarray] | None:
-        return tiktoken_ranks(self._token_bytes, self.merges, self.id_of_byte.tolist())
-
-    @functools.cached_property
-    def fast_encoder_limitation(self) -> str | None:
-        """The reason why only `tokenizers` gives the ids of this tokenizer; None if tiktoken does."""
-        if any(not token["special"] for token in self.document["added_tokens"]):
-            return "it looks for added tokens in the text"
-        if self.document.get("normalizer"):
-            return "it normalizes text"
-        if not self.merges:
-            return None
-        if self.missing_bytes:
-            return "some bytes have no token"
-        if pre_tokenizers(self.document) != PRE_TOKENIZER["pretokenizers"]:
-            return "its pre-tokenizer is not the one of tokenizers that tfgpt trains"
-        if self._tiktoken_ranks is None:
-            return "its merges are not in the order in which training finds them"
-        return None
-
-    @functools.cached_property
     def in_graph_limitation(self) -> str | None:
         """The reason why `in_graph` does not support this tokenizer; None if it does."""
         reason = added_tokens_limitation(self.document)
@@ -194,12 +172,15 @@ class Tokenizer:
 
     @functools.cached_property
     def encoder(self) -> TextEncoder:
-        """The fastest encoder that gives the ids of this tokenizer; it takes valid text only."""
-        if self.fast_encoder_limitation:
+        """The fastest encoder that gives the ids of this tokenizer."""
+        if self.document.get("normalizer") or any(not token["special"] for token in self.document["added_tokens"]):
             return ReferenceEncoder(self.document)
-        if self._tiktoken_ranks is None or not self.merges:
+        if not self.merges:
             return BytesEncoder(self.id_of_byte)
-        return TiktokenEncoder(*self._tiktoken_ranks)
+        ranks = None
+        if not self.missing_bytes and pre_tokenizers(self.document) == PRE_TOKENIZER["pretokenizers"]:
+            ranks = tiktoken_ranks(self._token_bytes, self.merges, self.id_of_byte.tolist())
+        return TiktokenEncoder(*ranks) if ranks else ReferenceEncoder(self.document)
 
     def encode(self, text: str | bytes) -> np.ndarray:
         """Encodes a text.
@@ -228,12 +209,8 @@ class Tokenizer:
             parts.append(encoder.encode(escaped[position:]))
         return np.concatenate(parts)
 
-    def encode_batch(self, texts: Sequence[str | bytes], num_threads: int | None = None) -> list[np.ndarray]:
-        """Encodes texts in parallel.
-
-        Args:
-            texts: the texts. Long texts are split at positions that do not change their ids.
-            num_threads: number of threads; None for one for each available CPU.
+    def encode_batch(self, texts: Sequence[str | bytes]) -> list[np.ndarray]:
+        """Encodes texts in parallel. Long texts are split at positions that do not change their ids.
 
         Returns:
             For each text [n] int32; read only.
@@ -243,14 +220,10 @@ class Tokenizer:
         parts = ((number, part) for number, text in enumerate(texts) for part in split_text(text))
         jobs = list(batches_by_size(parts, PART_CHARACTERS, lambda part: len(part[1])))
         contents = [[text for _, text in job] for job in jobs]
-        threads = num_threads or available_cpus()
-        if threads == 1 or len(jobs) == 1:
+        if len(jobs) == 1 or available_cpus() == 1:
             encoded = [self._encode_many(self.encoder, job) for job in contents]
-        elif num_threads is None:
-            encoded = self._thread_pool(threads).map(self._encode_many, contents)
         else:
-            with contextlib.closing(EncoderThreadPool(self.encoder, threads)) as pool:
-                encoded = pool.map(self._encode_many, contents)
+            encoded = self._thread_pool().map(self._encode_many, contents)
         pieces: list[list[np.ndarray]] = [[] for _ in texts]
         for job, arrays in zip(jobs, encoded):
             for (number, _), ids in zip(job, arrays):
@@ -263,11 +236,10 @@ class Tokenizer:
         except UnicodeError:
             return [self._encode(encoder, text) for text in texts]
 
-    def _thread_pool(self, count: int) -> EncoderThreadPool:
-        """Returns the threads of this process. A forked child does not inherit those of its parent."""
-        process = os.getpid()
+    def _thread_pool(self) -> EncoderThreadPool:
+        process = os.getpid()  # A forked child does not inherit the threads.
         if process not in self._pools:
-            self._pools = {process: EncoderThreadPool(self.encoder, count)}
+            self._pools = {process: EncoderThreadPool(self.encoder, available_cpus())}
         return self._pools[process]
 
     def decode_bytes(self, ids: Iterable[int] | np.ndarray, skip_special_tokens: bool = True) -> bytes:

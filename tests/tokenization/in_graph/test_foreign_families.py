@@ -154,7 +154,22 @@ def test_added_tokens_are_found_in_the_text_as_tokenizers_finds_them(uncut, mixt
     added = [{**added_token(first + number, name), "special": False} for number, name in enumerate(names)]
     base = of_family(uncut, "qwen2").document
     tokenizer = Tokenizer({**base, "added_tokens": [*base["added_tokens"], *added]})
-    parts = [*names, *names, "<think", "<", "tool_call>", " ", "e\u0301", "\u0301", "a", "\n", "人", "<|im_end|>"]
+    parts = [
+        *names,
+        *names,
+        "<think",
+        "<",
+        "tool_call>",
+        " ",
+        "e\u0301",
+        "\u0301",
+        "a",
+        "\n",
+        "人",
+        "<|im_end|>",
+        "\uf8fe",
+        "\uf8fe2",
+    ]
     texts = ["", *mixtures[:500], *("".join(generator.choices(parts, k=generator.randrange(9))) for _ in range(2000))]
     graph, reference = InGraphTokenizer(tokenizer), reference_encoder(tokenizer)
     for text, ids in zip(texts, graph.encode(texts).to_list(), strict=True):

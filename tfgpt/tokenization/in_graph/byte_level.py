@@ -20,18 +20,19 @@ import numpy as np
 import tensorflow as tf
 
 from tfgpt.common.errors import UserError
+from tfgpt.tokenization.in_graph.ignore_merges import IgnoreMergesLookup, unmerged_tokens
 from tfgpt.tokenization.in_graph.nfc import NFC
 from tfgpt.tokenization.in_graph.pretokenizers import RULES, InGraphPretokenizer
+from tfgpt.tokenization.in_graph.split_tokens import join_with_tokens, split_at_tokens
 from tfgpt.tokenization.in_graph.text_ops import (
     RAW,
     characters,
-    flags_at,
     following,
     position_in_run,
     preceding,
     utf8_bytes,
 )
-from tfgpt.tokenization.in_graph.token_lookup import AddedTokensLookup, IgnoreMergesLookup, unmerged_tokens
+from tfgpt.tokenization.jinja_template import ESCAPE, ITSELF
 from tfgpt.tokenization.pretokenizer import pretrained_family
 from tfgpt.tokenization.tokenizer import Tokenizer
 
@@ -68,9 +69,8 @@ class InGraphTokenizer(tf.Module):
         with tf.device("CPU:0"):
             self._id_of_byte = tf.constant(tokenizer.id_of_byte)
             self._token_bytes = tf.constant(tokenizer.token_bytes(), tf.string)
-        added = [token for token in tokenizer.document["added_tokens"] if not token["special"]]
-        tokens = [(token["content"].encode(), token["id"]) for token in added]
-        self._added_tokens = AddedTokensLookup(tokens) if tokens else None
+        added = tokenizer.document["added_tokens"]
+        self._added_tokens = {token["content"]: token["id"] for token in added if not token["special"]}
         self._normalizer = NFC() if tokenizer.document.get("normalizer") else None
         self._pretokenizer: InGraphPretokenizer | None = None
         self._merger: BytePairMerger | None = None
@@ -93,39 +93,26 @@ class InGraphTokenizer(tf.Module):
             RaggedTensor [B, (ids)] int32.
         """
         with tf.device("CPU:0"):
-            lengths = tf.strings.length(texts)
-            contents = tf.cast(tf.io.decode_raw(tf.strings.reduce_join(texts), tf.uint8), tf.int32)  # (T)
-            if self._added_tokens is not None or self._normalizer is not None:
-                return self._encode_pieces(contents, lengths)
-            splits = tf.concat([[0], tf.cumsum(lengths)], 0)  # (B + 1): where each text starts among all bytes
-            first = flags_at(tf.boolean_mask(splits[:-1], lengths > 0), tf.size(contents))
-            ids = self._ids(contents, first)
-            if self._lossy or self._merger is not None:
-                kept = ids >= 0
-                ids = tf.boolean_mask(ids, kept)
-                splits = tf.gather(tf.concat([[0], tf.cumsum(tf.cast(kept, tf.int32))], 0), splits)
-            return tf.RaggedTensor.from_row_splits(ids, tf.cast(splits, tf.int64), validate=False)
+            if not self._added_tokens:
+                return self._encode_texts(texts)
+            escaped = tf.strings.regex_replace(texts, ESCAPE, ITSELF)
+            parts, has_token, token_ids = split_at_tokens(escaped, self._added_tokens)
+            encoded = self._encode_texts(tf.strings.regex_replace(parts.flat_values, ITSELF, ESCAPE))
+            return join_with_tokens(parts, encoded, has_token, token_ids)
 
-    def _encode_pieces(self, contents: tf.Tensor, lengths: tf.Tensor) -> tf.RaggedTensor:
-        """Encodes texts [T] int32 of [B] int32 lengths with a normalizer or with tokens to look for."""
-        texts = tf.repeat(tf.range(tf.size(lengths)), lengths)  # (T)
-        pieces, text_of_piece = texts, tf.range(tf.size(lengths))
-        token_pieces, token_ids = tf.zeros([0], tf.int32), tf.zeros([0], tf.int32)
-        if self._added_tokens is not None:
-            pieces, rest, token_pieces, token_ids = self._added_tokens(contents, texts)
-            text_of_piece = tf.math.segment_max(texts, pieces)
-            contents, pieces = tf.boolean_mask(contents, rest), tf.boolean_mask(pieces, rest)
+    def _encode_texts(self, texts: tf.Tensor) -> tf.RaggedTensor:
+        rows = tf.repeat(tf.range(tf.size(texts)), tf.strings.length(texts))  # (T): the text of each byte
+        contents = tf.cast(tf.io.decode_raw(tf.strings.reduce_join(texts), tf.uint8), tf.int32)  # (T)
+        first = rows != preceding(rows, 1, filler=-1)
         if self._normalizer is not None:
-            code_points, valid, where = characters(contents, pieces != preceding(pieces, 1, filler=-1))
+            code_points, valid, where = characters(contents, first)
             raw = RAW + tf.gather(contents, where)
-            normalized = self._normalizer(tf.where(valid, code_points, raw), tf.gather(pieces, where))
-            contents, pieces = utf8_bytes(*normalized)
-        ids = self._ids(contents, pieces != preceding(pieces, 1, filler=-1))
-        ids, pieces = tf.boolean_mask(ids, ids >= 0), tf.boolean_mask(pieces, ids >= 0)
-        order = tf.argsort(tf.concat([pieces, token_pieces], 0), stable=True)
-        ids = tf.gather(tf.concat([ids, token_ids], 0), order)
-        owner = tf.gather(text_of_piece, tf.gather(tf.concat([pieces, token_pieces], 0), order))
-        return tf.RaggedTensor.from_value_rowids(ids, owner, tf.size(lengths), validate=False)
+            normalized = self._normalizer(tf.where(valid, code_points, raw), tf.gather(rows, where))
+            contents, rows = utf8_bytes(*normalized)
+            first = rows != preceding(rows, 1, filler=-1)
+        ids = self._ids(contents, first)
+        ids, rows = tf.boolean_mask(ids, ids >= 0), tf.boolean_mask(rows, ids >= 0)
+        return tf.RaggedTensor.from_value_rowids(ids, tf.cast(rows, tf.int64), tf.size(texts, tf.int64), validate=False)
 
     def _ids(self, contents: tf.Tensor, first: tf.Tensor) -> tf.Tensor:
         """Returns [T] int32: the id of each token at its first byte; -1 elsewhere and at bytes without a token."""
