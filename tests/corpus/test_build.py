@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import ROOT
+from tests.corpus.conftest import write_records
 from tfgpt.common.errors import RunError, UserError
 from tfgpt.corpus.build import DocumentBuilder, build_documents
 from tfgpt.corpus.cache import LEFTOVER_SECONDS
@@ -20,27 +22,9 @@ from tfgpt.corpus.config import CorpusConfig
 from tfgpt.corpus.document_shards import DocumentShards
 from tfgpt.corpus.sources import file_hashes
 
-ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture
-def corpus(tmp_path):
-    """Makes a `CorpusConfig` with a cache of its own; files are written below `tmp_path / "text"`."""
-
-    def make(*train_text: object, **options: object) -> CorpusConfig:
-        options.setdefault("cache_dir", str(tmp_path / "cache"))
-        return CorpusConfig(train_text=tuple(map(str, train_text)), **options)  # type: ignore[arg-type]
-
-    return make
-
-
-def write_json_lines(path: Path, values: list[dict]) -> Path:
-    path.write_text("".join(json.dumps(value) + "\n" for value in values))
-    return path
-
 
 def numbered(path: Path, count: int = 1000) -> Path:
-    return write_json_lines(path, [{"text": f"document number {number}"} for number in range(count)])
+    return write_records(path, *[{"text": f"document number {number}"} for number in range(count)])
 
 
 def texts(documents: DocumentShards, side: str) -> list[str]:
@@ -57,8 +41,8 @@ def test_every_document_is_on_one_side(tmp_path, corpus):
 
 def test_sides_do_not_depend_on_order_or_company(tmp_path, corpus):
     values = [{"text": f"document number {number}"} for number in range(1000)]
-    first = build_documents(corpus(write_json_lines(tmp_path / "a.jsonl", values), split="hash"))
-    second = build_documents(corpus(write_json_lines(tmp_path / "b.jsonl", values[::-1][:700]), split="hash"))
+    first = build_documents(corpus(write_records(tmp_path / "a.jsonl", *values), split="hash"))
+    second = build_documents(corpus(write_records(tmp_path / "b.jsonl", *values[::-1][:700]), split="hash"))
     assert set(texts(second, "validation")) == set(texts(first, "validation")) & {
         value["text"] for value in values[300:]
     }
@@ -117,13 +101,13 @@ def test_a_file_that_grows_while_it_is_read_is_not_kept_under_the_hash_it_had(tm
 
 
 def test_ids_that_begin_with_the_number_sign_are_not_all_one_group(tmp_path, corpus):
-    path = write_json_lines(tmp_path / "a.jsonl", [{"id": f"#{n}", "text": f"number {n}"} for n in range(1000)])
+    path = write_records(tmp_path / "a.jsonl", *({"id": f"#{n}", "text": f"number {n}"} for n in range(1000)))
     assert 20 < len(texts(build_documents(corpus(path, split="hash")), "validation")) < 90
 
 
 def test_ids_that_are_all_alike_are_blamed_where_the_hash_cannot_split(tmp_path, corpus, capfd):
     # ageron/handson-ml#340: ids that are none.
-    path = write_json_lines(tmp_path / "a.jsonl", [{"id": 0, "text": f"number {n}"} for n in range(100)])
+    path = write_records(tmp_path / "a.jsonl", *[{"id": 0, "text": f"number {n}"} for n in range(100)])
     words = "(the 100 documents have one id up to the first #, and documents with one id stay together)"
     build_documents(corpus(path))
     assert f"split: by hash the validation side would be empty {words}; the last" in capfd.readouterr().err
@@ -142,22 +126,10 @@ def test_separators_inside_lines_are_said_to_be_letters(tmp_path, corpus, capfd)
     assert "letters" not in capfd.readouterr().err
 
 
-def test_documents_with_one_id_before_the_number_sign_stay_together(tmp_path, corpus):
-    values = [
-        {"text": f"{book} {chapter}", "id": f"book{book}#{chapter}"} for book in range(100) for chapter in range(9)
-    ]
-    made = build_documents(
-        corpus(write_json_lines(tmp_path / "a.jsonl", values), split="hash", validation_fraction=0.3)
-    )
-    books = [{text.split()[0] for text in texts(made, side)} for side in ("train", "validation")]
-    assert not books[0] & books[1]
-    assert len(books[0]) + len(books[1]) == 100
-
-
 def test_exact_duplicates_are_left_out_and_counted(tmp_path, corpus):
     dialogue = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
     values = [*({"text": f"{number % 60}", "id": number} for number in range(100)), dialogue, {**dialogue, "id": 1}]
-    path = write_json_lines(tmp_path / "a.jsonl", values)
+    path = write_records(tmp_path / "a.jsonl", *values)
     once = build_documents(corpus(path))
     assert once.num_documents("train") + once.num_documents("validation") == 61
     assert once.manifest["dropped"] == {"duplicate": 41}
@@ -166,8 +138,8 @@ def test_exact_duplicates_are_left_out_and_counted(tmp_path, corpus):
 
 
 def test_validation_files_are_used_whole_and_taken_out_of_training(tmp_path, corpus):
-    write_json_lines(tmp_path / "train.jsonl", [{"text": letter} for letter in "abcdb"])
-    write_json_lines(tmp_path / "validation.jsonl", [{"text": letter} for letter in "xby"])
+    write_records(tmp_path / "train.jsonl", *[{"text": letter} for letter in "abcdb"])
+    write_records(tmp_path / "validation.jsonl", *[{"text": letter} for letter in "xby"])
     held_out = (str(tmp_path / "validation.jsonl"),)
     made = build_documents(corpus(tmp_path / "train.jsonl", validation_text=held_out, deduplicate=False))
     assert texts(made, "train") == ["a", "c", "d"]
@@ -185,7 +157,7 @@ def test_dialogues_keep_roles_and_contents(tmp_path, corpus):
     messages = [{"role": "system", "content": "Sei kurz."}, {"role": "user", "content": "?\n\u2028"}]
     messages.append({"role": "assistant", "content": "<|im_end|>"})
     made = build_documents(
-        corpus(write_json_lines(tmp_path / "a.jsonl", [{"messages": messages}]), validation_fraction=0.0)
+        corpus(write_records(tmp_path / "a.jsonl", *[{"messages": messages}]), validation_fraction=0.0)
     )
     assert [document["messages"] for document in made.documents("train")] == [messages]
 
@@ -228,18 +200,6 @@ def test_a_second_run_does_not_open_the_text(tmp_path, corpus, monkeypatch):
     assert second.directory == first.directory
     assert str(path) not in opened
     assert any(name.endswith("manifest.json") for name in opened)
-
-
-def test_a_change_of_the_text_is_seen_even_at_the_same_size_and_time(tmp_path, corpus):
-    path = tmp_path / "a.txt"
-    path.write_text("old text " * 100)
-    status = path.stat()
-    first = build_documents(corpus(path))
-    path.write_text("new text " * 100)
-    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
-    second = build_documents(corpus(path))
-    assert second.fingerprint != first.fingerprint
-    assert texts(second, "train")[0].startswith("new")
 
 
 def test_other_options_give_other_documents(tmp_path, corpus):
@@ -369,19 +329,6 @@ def test_a_cache_that_cannot_be_written_has_its_line(tmp_path, corpus):
     assert str(tmp_path / "file") in str(caught.value)
 
 
-def test_a_read_only_cache_that_has_the_documents_is_enough(tmp_path, corpus):
-    config = corpus(numbered(tmp_path / "a.jsonl"))
-    made = build_documents(config)
-    folders = [tmp_path / "cache", *(path for path in (tmp_path / "cache").rglob("*") if path.is_dir())]
-    for folder in folders:
-        folder.chmod(0o555)
-    try:
-        assert build_documents(config).directory == made.directory
-    finally:
-        for folder in folders:
-            folder.chmod(0o755)
-
-
 def test_no_text_at_all_has_its_line(corpus):
     with pytest.raises(UserError, match="^--train_text: nothing to learn from"):
         build_documents(corpus())
@@ -400,15 +347,6 @@ def test_settings_that_cannot_work_are_refused(options, expected):
     with pytest.raises(UserError) as caught:
         CorpusConfig(**options)
     assert str(caught.value).startswith(expected)
-
-
-def test_the_cache_folder_comes_from_flag_environment_or_home(monkeypatch):
-    monkeypatch.setenv("TFGPT_CACHE_DIR", "/from/environment")
-    assert CorpusConfig(cache_dir="/from/flag").cache_directory == Path("/from/flag")
-    assert CorpusConfig().cache_directory == Path("/from/environment")
-    monkeypatch.delenv("TFGPT_CACHE_DIR")
-    monkeypatch.setenv("HOME", "/home/of/somebody")
-    assert CorpusConfig().cache_directory == Path("/home/of/somebody/.cache/tfgpt")
 
 
 def test_building_from_files_never_imports_tensorflow(tmp_path):

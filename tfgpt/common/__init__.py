@@ -1,1 +1,1 @@
-"""What every room may use: errors, validated settings, flags, safe file writing, progress lines. No TensorFlow."""
+"""Modules for every room: errors, settings, flags, atomic files, locks, progress. No TensorFlow."""

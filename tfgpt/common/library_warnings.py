@@ -40,7 +40,7 @@ NOTICES = re.compile(
             r"triggered tf\.function retracing",
             r"AutoGraph could not be applied|could not be transformed and will be executed as-is",
             r"not using nccl allreduce",
-            r"removed in a future version|Instructions for updating",
+            r"removed in a future version|Instructions for updating|FeatureConnector\.dtype. is deprecated",
         )
     )
 )

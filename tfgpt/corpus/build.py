@@ -231,9 +231,9 @@ class DocumentBuilder:
                     position = source.position
                     digest = content_digest(document)
                     if held_out and digest in held_out:
-                        source.dropped["also in --validation_text"] += 1
+                        source.left_out["also in --validation_text"] += 1
                     elif self.options["deduplicate"] and digest in seen:
-                        source.dropped["duplicate"] += 1
+                        source.left_out["duplicate"] += 1
                     else:
                         seen.add(digest)
                         source.kept += 1
@@ -264,7 +264,7 @@ class DocumentBuilder:
 def source_manifest(source: Source, flag: str) -> dict[str, Any]:
     """Returns a source's part of the manifest."""
     skipped = source.skipped.describe(source.spec)
-    dropped = {**source.dropped, "that cannot be read": source.skipped.num_skipped}
+    dropped = {**source.dropped, **source.left_out, "that cannot be read": source.skipped.num_skipped}
     return {
         "spec": source.spec,
         "of": flag,

@@ -1,4 +1,4 @@
-"""What text a run learns from, how it is split and where the result is kept."""
+"""Settings of the corpus and its cache."""
 
 from __future__ import annotations
 
@@ -15,7 +15,13 @@ SMALLEST_VALIDATION_FRACTION = 0.0001
 
 @dataclasses.dataclass(frozen=True)
 class CorpusConfig(Settings):
-    """Sources, split and cache of the documents."""
+    """Sources, split and cache of the documents.
+
+    Example:
+
+    >>> CorpusConfig(train_text=("sample:shakespeare",), split="contiguous").validation_fraction
+    0.05
+    """
 
     title: ClassVar[str] = "Corpus: the text to learn from"
 
@@ -25,7 +31,7 @@ class CorpusConfig(Settings):
         "Files may be plain text, Markdown, JSON Lines or a JSON list of records, each also .gz or .zst.",
     )
     validation_text: tuple[str, ...] = setting(
-        (), "Text to hold out, written as --train_text is; used whole instead of a share of --train_text."
+        (), "Text to hold out, in the form of --train_text; all of it, instead of a share of --train_text."
     )
     validation_fraction: float = setting(
         0.05,
@@ -41,11 +47,11 @@ class CorpusConfig(Settings):
     )
     deduplicate: bool = setting(True, "Keep only the first of documents that are exactly the same.")
     strict: bool = setting(
-        False, "Stop at the first record that cannot be read, instead of leaving it out, counting it and saying so."
+        False, "Stop at the first record that cannot be read, instead of leaving it out and counting it."
     )
     cache_dir: str | None = setting(
         None,
-        "Folder for documents, tokenizers and token shards made on the way. $TFGPT_CACHE_DIR or the system's place, "
+        "Folder that keeps documents, tokenizers and token shards. $TFGPT_CACHE_DIR or the system's cache folder, "
         "such as ~/.cache/tfgpt (python -m tfgpt.cache lists and empties it).",
         path=True,
     )
@@ -72,14 +78,20 @@ class CorpusConfig(Settings):
 
 @dataclasses.dataclass(frozen=True)
 class CacheConfig(Settings):
-    """What to remove from the cache."""
+    """Entries to remove from the cache.
+
+    Example:
+
+    >>> CacheConfig(unused_days=30).remove
+    ()
+    """
 
     title: ClassVar[str] = "Cache"
 
     cache_dir: str | None = setting(
-        None, "The cache's folder. $TFGPT_CACHE_DIR or the system's place, such as ~/.cache/tfgpt.", path=True
+        None, "The cache's folder. $TFGPT_CACHE_DIR or the system's cache folder, such as ~/.cache/tfgpt.", path=True
     )
-    remove: tuple[str, ...] = setting((), "Remove this entry, named as the list names it or by the start of that.")
+    remove: tuple[str, ...] = setting((), "Remove this entry, named as in the list or by the beginning of that name.")
     unused_days: float | None = setting(
         None, "Remove every entry that was not used for this many days; 0 removes all.", minimum=0.0
     )

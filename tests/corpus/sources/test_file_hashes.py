@@ -46,14 +46,16 @@ def test_a_remembered_hash_is_used_and_a_changed_file_is_read_again(tmp_path):
     assert hashes.of([path]) == [sha256(b"two")]
 
 
-def test_a_file_replaced_by_one_of_the_same_size_and_time_is_read_again(tmp_path):
+@pytest.mark.parametrize("replaced", [True, False])
+def test_a_file_with_new_content_of_the_same_size_and_time_is_read_again(tmp_path, replaced):
     path, other = tmp_path / "a", tmp_path / "b"
     path.write_bytes(b"one")
-    other.write_bytes(b"two")
     hashes = FileHashes(tmp_path / "memory")
     hashes.of([path])
-    os.utime(other, ns=(path.stat().st_atime_ns, path.stat().st_mtime_ns))
-    os.replace(other, path)
+    changed, status = other if replaced else path, path.stat()
+    changed.write_bytes(b"two")
+    os.utime(changed, ns=(status.st_atime_ns, status.st_mtime_ns))
+    os.replace(changed, path)
     assert hashes.of([path]) == [sha256(b"two")]
 
 

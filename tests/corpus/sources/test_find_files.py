@@ -114,12 +114,6 @@ def test_other_formats_are_refused_by_name_with_what_to_do(tmp_path, name, expec
         open_sources([str(spec)])
 
 
-def test_a_table_named_as_text_is_learned_as_it_stands(tmp_path):
-    (tmp_path / "data.csv.txt").write_text("a,b\n")
-    (document,) = open_sources([str(tmp_path / "data.csv.txt")])[0].documents()
-    assert document["text"] == "a,b\n"
-
-
 RECORDS = [{"instruction": "Do", "input": "", "output": "Done"}, {"text": "a"}]
 
 

@@ -33,7 +33,8 @@ class Source(abc.ABC):
         size: bytes to be read, or None when unknown; `position` is the number of bytes read so far.
         strict: whether a record that cannot be read is refused instead of counted in `skipped`.
         notes: lines about the files of a folder that are not read.
-        kept, dropped: documents that were used in the last reading, and those that were left out, by reason.
+        dropped: the number of documents of the last reading that the source left out, by reason.
+        kept, left_out: the number of those that the build used, and that it left out, by reason.
         skipped: the records that could not be read in the last reading.
         remarks: further lines about the last reading.
     """
@@ -52,6 +53,7 @@ class Source(abc.ABC):
         """Resets the counters."""
         self.position = self.kept = 0
         self.dropped: collections.Counter[str] = collections.Counter()
+        self.left_out: collections.Counter[str] = collections.Counter()
         self.skipped = SkippedRecords(self.strict)
         self.remarks: list[str] = []
 
@@ -60,12 +62,22 @@ class Source(abc.ABC):
         """Returns the hexadecimal SHA-256 of everything that decides the documents."""
 
     @abc.abstractmethod
+    def read(self) -> Iterator[Document | str]:
+        """Yields all documents in a fixed order, and the reason for each one that is left out."""
+
     def documents(self) -> Iterator[Document]:
-        """Yields the documents in a fixed order; one at a time is in memory.
+        """Yields the documents that can be learned from; one at a time is in memory.
 
         Raises:
             UserError: something in the source cannot be read.
         """
+        self.start_reading()
+        for document in self.read():
+            reason = document if isinstance(document, str) else reason_to_drop(document)
+            if reason:
+                self.dropped[reason] += 1
+            elif isinstance(document, dict):
+                yield document
 
 
 def text_documents(text: str, source: str, identity: str | None = None) -> Iterator[Document]:

@@ -13,7 +13,6 @@
 from __future__ import annotations
 
 import codecs
-import collections
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -64,30 +63,28 @@ class FileSource(base.Source):
     def fingerprint(self) -> str:
         return sha256_of_json([[str(path), digest] for path, digest in zip(self.paths, self.hashes.of(self.paths))])
 
-    def documents(self) -> Iterator[base.Document]:
-        self.start_reading()
+    def read(self) -> Iterator[base.Document]:
         start, count, separators, empty_files = 0, 0, 0, []
         for index, path in enumerate(self.paths, start=1):
-            self.position, before = start, count
-            dropped, skipped = collections.Counter[str](), SkippedRecords(self.strict)
+            # `dropped` counts a document before this generator continues.
+            self.position, num_read, dropped = start, 0, self.dropped.copy()
+            skipped = SkippedRecords(self.strict)
             try:
                 for document in self.file_documents(path, skipped):
-                    if reason := base.reason_to_drop(document):
-                        dropped[reason] += 1
-                        continue
-                    count += 1
+                    num_read += 1
                     separators += document.get("text", "").count(SEPARATOR.decode())
                     yield document
                 skipped.raise_if_most(str(path))
             except UserError as error:
                 if len(self.paths) == 1:
                     raise
-                place = f"file {index} of {len(self.paths)}; documents read before it: {before:,}"
+                place = f"file {index} of {len(self.paths)}; documents read before it: {count:,}"
                 raise UserError(f"{error} ({place})") from None
-            self.dropped.update(dropped)
+            dropped = self.dropped - dropped
             self.skipped.add(skipped)
-            if count == before:
+            if num_read == dropped.total():
                 empty_files.append(f"{path}: {describe_empty(dropped, skipped)}")
+            count += num_read - dropped.total()
             start += file_size(path)
         self.position = start
         if self.paths and not count:

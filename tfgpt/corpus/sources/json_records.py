@@ -19,6 +19,12 @@ SUFFIXES = (".jsonl", ".ndjson", ".json")
 LARGEST_LINE_BYTES = 2**30
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 MAX_ERRORS_SHOWN = 3
+# The first bytes of other formats, and what to do with them.
+FILE_STARTS = {
+    **dict.fromkeys((b"\xff\xfe", b"\xfe\xff"), "it looks like UTF-16; convert it with iconv -f UTF-16 -t UTF-8"),
+    b"\x1f\x8b": "it is compressed by gzip; give it a name that ends in .gz",
+    b"\x28\xb5\x2f\xfd": "it is compressed by Zstandard; give it a name that ends in .zst",
+}
 WHITE_SPACE = re.compile(r"[ \t\r\n]*")
 
 
@@ -40,7 +46,7 @@ class SkippedRecords:
     >>> skipped = SkippedRecords()
     >>> skipped.read += 3
     >>> skipped.skip(UserError("a.jsonl:2: 'text' is null, not a string"))
-    >>> skipped.describe("a.jsonl")[:33]
+    >>> skipped.describe("a.jsonl")[:34]
     'a.jsonl: 1 record is left out of 3'
     """
 
@@ -221,14 +227,11 @@ def decode_utf8(content: bytes, name: str, offset: int, line: int) -> str:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
         line += content.count(b"\n", 0, error.start)
-        hint = "convert it, for example with iconv -f WINDOWS-1252 -t UTF-8 (or what it was written in)"
-        if offset == 0 and content[:2] in (b"\xff\xfe", b"\xfe\xff"):
-            hint = "it looks like UTF-16; convert it with iconv -f UTF-16 -t UTF-8"
-        elif offset == 0 and content[:2] == b"\x1f\x8b":
-            hint = "it is compressed by gzip; give it a name that ends in .gz"
-        elif offset == 0 and content[:4] == b"\x28\xb5\x2f\xfd":
-            hint = "it is compressed by Zstandard; give it a name that ends in .zst"
-        elif b"\0" in content[:4096]:
+        hint = "convert it, for example with iconv -f WINDOWS-1252 -t UTF-8 (or its encoding)"
+        if b"\0" in content[:4096]:
             hint = "it looks like a binary file; leave it out"
+        for start, known in FILE_STARTS.items():
+            if offset == 0 and content.startswith(start):
+                hint = known
         byte = content[error.start]
         raise UserError(f"{name}: line {line}, byte {offset + error.start}: not UTF-8 (0x{byte:02x}); {hint}") from None

@@ -71,14 +71,11 @@ class SampleSource(base.Source):
         names = [str(path.relative_to(str(self.folder))) for path in self.files]
         return sha256_of_json([READER_VERSION, self.variant, list(zip(names, self.hashes.of(self.files)))])
 
-    def documents(self) -> Iterator[base.Document]:
-        self.start_reading()
-        read: sample_readers.Reader = getattr(sample_readers, self.sample.read)
-        for document in read(self.files):
+    def read(self) -> Iterator[base.Document | str]:
+        reader: sample_readers.Reader = getattr(sample_readers, self.sample.read)
+        for document in reader(self.files):
             if isinstance(document, str):
-                self.dropped[document] += 1
-            elif reason := base.reason_to_drop(document):
-                self.dropped[reason] += 1
+                yield document
             else:
                 yield base.with_id({**document, "source": self.spec}, document.get("id"))
         self.position = self.size or 0

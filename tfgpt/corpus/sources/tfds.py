@@ -18,7 +18,6 @@ import contextlib
 import functools
 import itertools
 import json
-import logging
 import os
 import re
 import socket
@@ -87,10 +86,10 @@ class TensorFlowDatasetsSource(base.Source):
         names = [path.name for path in self.files]
         return sha256_of_json([list(zip(names, self.hashes.of(self.files)))])
 
-    def documents(self) -> Iterator[base.Document]:
-        self.start_reading()
+    def read(self) -> Iterator[base.Document]:
         import_tensorflow()
-        tfds = import_tensorflow_datasets(self.spec)
+        import tensorflow_datasets as tfds
+
         try:
             builder = tfds.builder_from_directory(self.directory)
         except Exception as error:  # TFDS raises errors of many classes.
@@ -101,11 +100,7 @@ class TensorFlowDatasetsSource(base.Source):
             self.skipped.read += 1
             try:
                 values = [functools.reduce(lambda value, name: value[name], path, example) for path in paths]
-                for document in self.example_documents(values, f"{self.spec}: example {self.skipped.read}"):
-                    if reason := base.reason_to_drop(document):
-                        self.dropped[reason] += 1
-                    else:
-                        yield document
+                yield from self.example_documents(values, f"{self.spec}: example {self.skipped.read}")
             except UserError as error:
                 self.skipped.skip(error)
         if not self.skipped.read:
@@ -120,15 +115,14 @@ class TensorFlowDatasetsSource(base.Source):
         """
         file = str(self.directory)
         try:
-            with errors_logged_only():
-                decoding = tfds.decode.PartialDecoding(dict.fromkeys(names, True))
-                read = RECORD_READERS.get(builder.info.file_format.value)
-                if read is None:
-                    dataset = builder.as_dataset(split=self.split, shuffle_files=False, decoders=decoding)
-                    yield from dataset.as_numpy_iterator()
-                    return
-                features = decoding.extract_features(builder.info.features)
-                instructions = builder.info.splits[self.split].file_instructions
+            decoding = tfds.decode.PartialDecoding(dict.fromkeys(names, True))
+            read = RECORD_READERS.get(builder.info.file_format.value)
+            if read is None:
+                dataset = builder.as_dataset(split=self.split, shuffle_files=False, decoders=decoding)
+                yield from dataset.as_numpy_iterator()
+                return
+            features = decoding.extract_features(builder.info.features)
+            instructions = builder.info.splits[self.split].file_instructions
             total, count = sum(instruction.take for instruction in instructions), 0
             for instruction in instructions:
                 file, end = str(instruction.filename), count + instruction.take
@@ -215,7 +209,8 @@ class TensorFlowDatasetsSource(base.Source):
 
     def prepare(self) -> Path:
         """Downloads and prepares a dataset that TFDS has code for."""
-        tfds = import_tensorflow_datasets(self.spec)
+        import tensorflow_datasets as tfds
+
         missing = f"not prepared in {self.root}"
         try:
             builder = tfds.builder(":".join(filter(None, (self.dataset, self.version))), data_dir=self.root)
@@ -239,9 +234,8 @@ def read_tfrecords(path: str, start: int, end: int) -> Iterator[bytes]:
     """Yields the records `start` to `end` of a TFRecord file; checks their checksums."""
     import tensorflow as tf
 
-    with errors_logged_only():  # "deprecated": in favour of tf.data, which starts the runtime
-        records = tf.compat.v1.io.tf_record_iterator(path)
-    yield from itertools.islice(records, start, end)
+    # Deprecated in favour of tf.data, which starts the runtime.
+    yield from itertools.islice(tf.compat.v1.io.tf_record_iterator(path), start, end)
 
 
 def read_array_records(path: str, start: int, end: int) -> Iterator[bytes]:
@@ -253,15 +247,6 @@ def read_array_records(path: str, start: int, end: int) -> Iterator[bytes]:
 
 
 RECORD_READERS = {"tfrecord": read_tfrecords, "array_record": read_array_records}
-
-
-def import_tensorflow_datasets(spec: str) -> Any:
-    try:
-        import tensorflow_datasets
-    except ImportError as error:
-        problem = f"needs tensorflow-datasets ({one_line(error)}); pip install tensorflow-datasets"
-        raise UserError(f"{spec}: {problem}") from None
-    return tensorflow_datasets
 
 
 def read_information(directory: Path) -> dict[str, Any]:
@@ -308,19 +293,6 @@ def check_network(missing: str, addresses: Iterable[str]) -> None:
         f"{missing}, and cannot be downloaded: no network here ({hosts[0]} has no address); "
         "prepare it on a machine with a network and copy its folder"
     )
-
-
-@contextlib.contextmanager
-def errors_logged_only() -> Iterator[None]:
-    """Hides warnings of TFDS and TensorFlow about deprecated names."""
-    levels = {logger: logger.level for logger in map(logging.getLogger, ("absl", "tensorflow"))}
-    for logger in levels:
-        logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        for logger, level in levels.items():
-            logger.setLevel(level)
 
 
 def feature_kinds(features: Any, prefix: str = "") -> dict[str, str]:

@@ -2,36 +2,19 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import pytest
 
+from tests.corpus.conftest import write_records
 from tfgpt.common.errors import UserError
 from tfgpt.corpus.build import build_documents
-from tfgpt.corpus.config import CorpusConfig
 
 EXCHANGE = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]
 
 
 @pytest.fixture
-def build(tmp_path):
-    """Builds the documents of some text, in a cache of its own."""
-
-    def made(*train_text: object, flag: str = "train_text", **options: object):
-        config = CorpusConfig(
-            train_text=tuple(map(str, train_text)),
-            cache_dir=str(tmp_path / "cache"),
-            **options,  # type: ignore[arg-type]
-        )
-        return build_documents(config, flag)
-
-    return made
-
-
-def write_lines(path: Path, *lines: object) -> Path:
-    path.write_text("".join(f"{line if isinstance(line, str) else json.dumps(line)}\n" for line in lines))
-    return path
+def build(corpus):
+    """Builds the documents of some text."""
+    return lambda *train_text, flag="train_text", **options: build_documents(corpus(*train_text, **options), flag)
 
 
 def refusal(build, *specs, **options) -> str:
@@ -42,7 +25,7 @@ def refusal(build, *specs, **options) -> str:
 
 
 def test_copies_of_one_conversation_are_named_as_the_trouble(tmp_path, build):
-    path = write_lines(tmp_path / "a.jsonl", *[{"messages": EXCHANGE}] * 60)
+    path = write_records(tmp_path / "a.jsonl", *[{"messages": EXCHANGE}] * 60)
     assert refusal(build, path) == (
         "--train_text: 1 document is left, which cannot be on both sides: 60 documents read, 59 left out (59 "
         "duplicate); 0 documents (0 bytes) to train on, 1 document (8 bytes) held out; give more text that differs, or "
@@ -50,16 +33,8 @@ def test_copies_of_one_conversation_are_named_as_the_trouble(tmp_path, build):
     )
 
 
-def test_text_that_is_all_held_out_is_named_as_the_trouble(tmp_path, build):
-    path = write_lines(tmp_path / "a.jsonl", *({"text": letter} for letter in "abc"))
-    assert refusal(build, path, validation_text=(str(path),)) == (
-        "--train_text: no document is left to train on: 6 documents read, 3 left out (3 also in --validation_text); "
-        "0 documents (0 bytes) to train on, 3 documents (3 bytes) held out; give other text than held out"
-    )
-
-
 def test_a_split_that_leaves_a_side_empty_is_named_with_what_was_read(tmp_path, build):
-    path = write_lines(tmp_path / "a.jsonl", *({"text": letter} for letter in "aabc"))
+    path = write_records(tmp_path / "a.jsonl", *({"text": letter} for letter in "aabc"))
     assert refusal(build, path, split="hash", validation_fraction=0.0001) == (
         "--train_text: --split=hash with --validation_fraction=0.0001 leaves nothing to hold out: 4 documents read, "
         "1 left out (1 duplicate); 3 documents (3 bytes) to train on, 0 documents (0 bytes) held out; give more text, "
@@ -68,7 +43,7 @@ def test_a_split_that_leaves_a_side_empty_is_named_with_what_was_read(tmp_path, 
 
 
 def test_dialogues_in_which_no_assistant_speaks_are_named_so(tmp_path, build):
-    path = write_lines(tmp_path / "a.jsonl", *[{"messages": EXCHANGE[:1]}] * 5)
+    path = write_records(tmp_path / "a.jsonl", *[{"messages": EXCHANGE[:1]}] * 5)
     assert refusal(build, path) == (
         f"{path}: holds no document that can be used (5 without a turn of the assistant); leave it out"
     )
@@ -81,7 +56,7 @@ def test_the_flag_that_the_text_was_given_with_is_the_one_named(tmp_path, build)
 
 def test_an_odd_record_is_left_out_and_said_with_its_line(tmp_path, build, capfd):
     good = ({"text": f"document {number}"} for number in range(9))
-    path = write_lines(tmp_path / "a.jsonl", *good, '{"text": "cut', {"text": 7})
+    path = write_records(tmp_path / "a.jsonl", *good, '{"text": "cut', {"text": 7})
     for _ in range(2):  # the second time from the cache
         documents = build(path, validation_fraction=0.0)
         assert documents.num_documents("train") == 9
@@ -95,14 +70,14 @@ def test_an_odd_record_is_left_out_and_said_with_its_line(tmp_path, build, capfd
 
 @pytest.mark.parametrize("cached", [False, True])
 def test_strict_stops_at_an_odd_record(tmp_path, build, cached):
-    path = write_lines(tmp_path / "a.jsonl", {"text": "a"}, {"text": "b"}, {"text": None})
+    path = write_records(tmp_path / "a.jsonl", {"text": "a"}, {"text": "b"}, {"text": None})
     if cached:
         build(path, validation_fraction=0.0)
     assert refusal(build, path, validation_fraction=0.0, strict=True) == f"{path}:3: 'text' is null, not a string"
 
 
 def test_a_file_of_odd_records_is_refused_with_their_number(tmp_path, build):
-    path = write_lines(tmp_path / "a.jsonl", {"text": "a"}, {"body": "b"}, {"body": "c"})
+    path = write_records(tmp_path / "a.jsonl", {"text": "a"}, {"body": "b"}, {"body": "c"})
     assert refusal(build, path).startswith(
         f"{path}: 2 of its 3 records cannot be read; the first: {path}:2: neither 'text' nor 'messages'"
     )
@@ -129,17 +104,19 @@ def test_what_a_folder_holds_and_is_not_read_is_said_each_time(tmp_path, build, 
         )
 
 
-def test_documents_that_all_have_one_id_are_named_as_the_trouble(tmp_path, build):
-    path = write_lines(tmp_path / "a.jsonl", *({"text": f"text {number}", "id": 7} for number in range(60)))
-    words = "(the 60 documents have one id up to the first #, and documents with one id stay together)"
-    assert words in refusal(build, path, split="hash")
-
-
 def test_a_file_in_the_wrong_encoding_beside_good_ones_is_named_with_its_place(tmp_path, build):
     (tmp_path / "text").mkdir()
     (tmp_path / "text/a.txt").write_text("good")
     (tmp_path / "text/b.txt").write_bytes("schön".encode("latin-1"))
     assert refusal(build, tmp_path / "text") == (
         f"{tmp_path}/text/b.txt: line 1, byte 3: not UTF-8 (0xf6); convert it, for example with iconv -f WINDOWS-1252 "
-        "-t UTF-8 (or what it was written in) (file 2 of 2; documents read before it: 1)"
+        "-t UTF-8 (or its encoding) (file 2 of 2; documents read before it: 1)"
+    )
+
+
+def test_text_that_is_all_held_out_is_named_as_the_trouble(tmp_path, build):
+    path = write_records(tmp_path / "a.jsonl", *({"text": letter} for letter in "abc"))
+    assert refusal(build, path, validation_text=(str(path),)) == (
+        "--train_text: no document is left to train on: 6 documents read, 3 left out (3 also in --validation_text); "
+        "0 documents (0 bytes) to train on, 3 documents (3 bytes) held out; give other text than held out"
     )
