@@ -7,21 +7,44 @@ converted model. This is exact for models like Llama 2's and Mistral's.
 
 from __future__ import annotations
 
+import enum
 import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+import struct
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from tfgpt.common.errors import UserError
 from tfgpt.tokenization.pretokenizer import FAMILY_OF_GGUF
-from tfgpt.tokenization.sentencepiece_model import Piece, PieceType, bpe_model
 from tfgpt.tokenization.sentencepiece_tokenizer import BYTE_PIECE, SPACE
-from tfgpt.tokenization.tokenizer_json import added_token, pretrained_document
+from tfgpt.tokenization.tokenizer_json import added_token, bpe_document
 
 DEFAULT_IDS = {"unknown": 0, "bos": 1, "eos": 2}
 """llama.cpp's defaults for SentencePiece (`llama_vocab::impl::load`, LLAMA_VOCAB_TYPE_SPM)."""
 
 FILLER = re.compile(r"\[PAD\d+\]")
 """Name that convert_hf_to_gguf.py gives to rows of the model without a piece."""
+
+Field = tuple[int, bytes | str | float]
+"""Field number and value of a protocol buffer."""
+
+
+class PieceType(enum.IntEnum):
+    """`tokenizer.ggml.token_type` of llama.cpp, and the types of SentencePiece."""
+
+    NORMAL = 1
+    UNKNOWN = 2
+    CONTROL = 3
+    USER_DEFINED = 4
+    UNUSED = 5
+    BYTE = 6
+
+
+class Piece(NamedTuple):
+    """An entry of a vocabulary; the pair with the highest score is merged first."""
+
+    text: str
+    score: float
+    type: PieceType
 
 
 def gguf_document(metadata: Mapping[str, Any], long_field: Callable[[str], list[Any]], origin: str) -> dict:
@@ -51,7 +74,7 @@ def gguf_document(metadata: Mapping[str, Any], long_field: Callable[[str], list[
         if type_ in (PieceType.CONTROL, PieceType.USER_DEFINED)
     ]
     vocabulary = {token: identifier for identifier, token in enumerate(tokens)}
-    return pretrained_document(FAMILY_OF_GGUF[name], vocabulary, [merge.split(" ", 1) for merge in merges], added)
+    return bpe_document(FAMILY_OF_GGUF[name], vocabulary, [merge.split(" ", 1) for merge in merges], added)
 
 
 def gguf_sentencepiece_model(
@@ -159,3 +182,45 @@ def begins_with_bos(metadata: Mapping[str, Any]) -> bool:
     default = FAMILY_OF_GGUF.get(metadata.get("tokenizer.ggml.pre", "")) == "llama3"
     default = default or metadata.get("tokenizer.ggml.model") == "llama"
     return bool(metadata.get("tokenizer.ggml.add_bos_token", default))
+
+
+def bpe_model(pieces: Sequence[Piece], roles: dict[str, int], add_dummy_prefix: bool) -> bytes:
+    """Returns the content of a `tokenizer.model` with BPE that changes only the spaces of a text.
+
+    Format: https://github.com/google/sentencepiece/blob/master/src/sentencepiece_model.proto. The Python module that
+    `sentencepiece` generates from it requires a newer `protobuf` than TensorFlow does.
+
+    Args:
+        pieces: by id. One of them is unknown; either all 256 bytes (`<0x00>`, …) or none are included.
+        roles: ids of "unk", "bos", "eos" and "pad", if there are such pieces.
+        add_dummy_prefix: whether to encode a text as if a space stood before it.
+    """
+    ids = [roles.get(name, -1) for name in ("unk", "bos", "eos", "pad")]
+    fallback = any(piece.type == PieceType.BYTE for piece in pieces)
+    trainer: list[Field] = [(3, 2), (4, len(pieces)), (35, fallback), *enumerate(ids, 40)]
+    trainer += [(number, pieces[index].text) for number, index in enumerate(ids, 45) if index >= 0]
+    normalizer: list[Field] = [(1, "identity"), (3, add_dummy_prefix), (4, False), (5, True)]
+    model: list[Field] = [
+        (1, encode_message([(1, piece.text), (2, float(piece.score)), (3, piece.type)])) for piece in pieces
+    ]
+    return encode_message([*model, (2, encode_message(trainer)), (3, encode_message(normalizer))])
+
+
+def encode_message(fields: Iterable[Field]) -> bytes:
+    """Encodes a protocol buffer: bytes and str with their lengths, float as 32 bits, int as a varint."""
+    parts = []
+    for number, value in fields:
+        if isinstance(value, (bytes, str)):
+            content = value.encode() if isinstance(value, str) else value
+            parts += [_varint(number << 3 | 2), _varint(len(content)), content]
+        elif isinstance(value, float):
+            parts += [_varint(number << 3 | 5), struct.pack("<f", value)]
+        else:
+            parts += [_varint(number << 3), _varint(value)]
+    return b"".join(parts)
+
+
+def _varint(value: int) -> bytes:
+    value &= (1 << 64) - 1  # Negative numbers have ten bytes.
+    groups = [value >> shift & 0x7F for shift in range(0, max(value.bit_length(), 1), 7)]
+    return bytes([*(group | 0x80 for group in groups[:-1]), groups[-1]])

@@ -12,7 +12,7 @@ from tfgpt.tokenization.load import load_tokenizer, read_tokenizer_config
 from tfgpt.tokenization.sentencepiece_tokenizer import FILE, SentencePieceTokenizer, pretrained_sentencepiece
 from tfgpt.tokenization.special_tokens import KEY, SPECIAL_TOKENS, choose_special_tokens, token_name
 from tfgpt.tokenization.tokenizer import Tokenizer
-from tfgpt.tokenization.tokenizer_json import added_token, lossy_reason, pretrained_document, read_document
+from tfgpt.tokenization.tokenizer_json import added_token, bpe_document, lossy_reason, read_document
 
 
 def load_hugging_face_tokenizer(directory: Path, model_type: str, stop_ids: Iterable[int] = ()) -> Tokenizer:
@@ -115,4 +115,4 @@ def _read_vocabulary_and_merges(directory: Path, model_type: str) -> dict[str, A
     if "<|endoftext|>" in vocabulary:
         added["<|endoftext|>"] = vocabulary["<|endoftext|>"]
     tokens = [added_token(number, name) for name, number in sorted(added.items(), key=lambda item: item[1])]
-    return pretrained_document(family, vocabulary, merges, tokens)
+    return bpe_document(family, vocabulary, merges, tokens)

@@ -12,7 +12,7 @@ from tfgpt.tokenization.hugging_face_tokenizer import read_merges
 from tfgpt.tokenization.sentencepiece_tokenizer import pretrained_sentencepiece
 from tfgpt.tokenization.special_tokens import choose_special_tokens
 from tfgpt.tokenization.tokenizer import Tokenizer
-from tfgpt.tokenization.tokenizer_json import added_token, pretrained_document
+from tfgpt.tokenization.tokenizer_json import added_token, bpe_document
 
 SPECIAL_TOKEN = re.compile(r"<\|[^|]+\|>")
 
@@ -55,7 +55,7 @@ def load_keras_hub_tokenizer(directory: Path) -> Tokenizer:
     try:
         names = [token["content"] for token in added]
         roles = choose_special_tokens(names, end=end, start_of_text=start, more_ends=["<|eot_id|>"])
-        return Tokenizer(pretrained_document(family, vocabulary, merges, added), str(path), roles, config)
+        return Tokenizer(bpe_document(family, vocabulary, merges, added), str(path), roles, config)
     except (ValueError, KeyError) as error:
         raise UserError(f"{path}: its vocabulary is not complete ({error})") from error
 

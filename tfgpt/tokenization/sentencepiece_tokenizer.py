@@ -44,7 +44,7 @@ class SentencePieceTokenizer(Tokenizer):
 
     Example:
 
-    >>> from tfgpt.tokenization.sentencepiece_model import Piece, PieceType, bpe_model
+    >>> from tfgpt.tokenization.gguf_tokenizer import Piece, PieceType, bpe_model
     >>> pieces = [Piece("<unk>", 0, PieceType.UNKNOWN), Piece("</s>", 0, PieceType.CONTROL)]
     >>> pieces += [Piece(text, -rank, PieceType.NORMAL) for rank, text in enumerate(["▁a", "▁", "a"])]
     >>> roles = SpecialTokens("</s>", "<unk>", "</s>", "</s>")

@@ -49,39 +49,30 @@ def new_document(merges: Iterable[tuple[bytes, bytes]]) -> dict[str, Any]:
         pairs.append([left, right])
         vocabulary.setdefault(left + right, len(vocabulary))
     added = [added_token(len(vocabulary) + number, name) for number, name in enumerate(SPECIAL_TOKENS)]
-    return _bpe_document(vocabulary, pairs, added, PRE_TOKENIZER)
+    return bpe_document(None, vocabulary, pairs, added)
 
 
-def pretrained_document(
-    family: str, vocabulary: Mapping[str, int], merges: Sequence[Sequence[str]], added: Sequence[dict[str, Any]]
+def bpe_document(
+    family: str | None,
+    vocabulary: Mapping[str, int],
+    merges: Sequence[Sequence[str]],
+    added: Sequence[dict[str, Any]],
 ) -> dict[str, Any]:
-    """Returns the `tokenizer.json` of a pretrained model whose tokenizer is stored in another form.
+    """Returns a `tokenizer.json` with byte-level BPE.
 
     Args:
-        family: a key of `pretokenizer.FAMILIES`.
+        family: family of the pretrained model, a key of `pretokenizer.FAMILIES`; None for our own pre-tokenizer.
         vocabulary: token in the byte alphabet → id; the tokens of `added` can be missing.
         merges: pairs in order of rank.
         added: results of `added_token`, in the order of their ids.
     """
-    normalizer = {"type": "NFC"} if family == "qwen2" else None
-    return _bpe_document(vocabulary, merges, added, FAMILIES[family], normalizer, ignore_merges=family == "llama3")
-
-
-def _bpe_document(
-    vocabulary: Mapping[str, int],
-    merges: Sequence[Sequence[str]],
-    added: Sequence[dict[str, Any]],
-    pre_tokenizer: Any,
-    normalizer: dict[str, Any] | None = None,
-    ignore_merges: bool = False,
-) -> dict[str, Any]:
     return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
         "added_tokens": list(added),
-        "normalizer": normalizer,
-        "pre_tokenizer": pre_tokenizer,
+        "normalizer": {"type": "NFC"} if family == "qwen2" else None,
+        "pre_tokenizer": FAMILIES[family] if family else PRE_TOKENIZER,
         "post_processor": None,
         "decoder": DECODER,
         "model": {
@@ -92,7 +83,7 @@ def _bpe_document(
             "end_of_word_suffix": None,
             "fuse_unk": False,
             "byte_fallback": False,
-            "ignore_merges": ignore_merges,
+            "ignore_merges": family == "llama3",
             "vocab": dict(vocabulary),
             "merges": [list(pair) for pair in merges],
         },

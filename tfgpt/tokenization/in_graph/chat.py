@@ -7,7 +7,7 @@ import tensorflow as tf
 from tfgpt.common.errors import UserError
 from tfgpt.tokenization.chat_template import get_chat_template
 from tfgpt.tokenization.in_graph.byte_level import InGraphTokenizer
-from tfgpt.tokenization.in_graph.split_tokens import join_with_tokens, split_at_tokens
+from tfgpt.tokenization.in_graph.text_ops import join_with_tokens, split_at_tokens
 from tfgpt.tokenization.jinja_template import BREAK, ESCAPE, ITSELF
 from tfgpt.tokenization.tokenizer import Tokenizer
 

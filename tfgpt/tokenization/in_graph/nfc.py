@@ -16,29 +16,17 @@ import tokenizers
 
 from tfgpt.tokenization.in_graph.text_ops import RAW, position_in_run, preceding
 
-LONGEST = 4
-"""Largest number of code points in a decomposition."""
-
 WIDE = 1 << 21
 LATER = np.int32(2**31 - 1)
 
 
 class NFC(tf.Module):
-    """Normalizes characters.
-
-    Example:
-
-    >>> code_points, _ = NFC()(tf.constant([ord("e"), 0x301]), tf.constant([0, 0]))
-    >>> chr(code_points[0])
-    'é'
-    """
-
     def __init__(self) -> None:
         super().__init__()
         tables = nfc_tables()
         with tf.device("CPU:0"):
             self._page_of, self._pages = tf.constant(tables["page_of"]), tf.constant(tables["pages"])
-            self._parts, self._lengths = tf.constant(tables["parts"]), tf.constant(tables["lengths"])
+            self._parts = tf.RaggedTensor.from_row_lengths(tables["parts"], tables["lengths"])
             self._pairs, self._composed = tf.constant(tables["pairs"]), tf.constant(tables["composed"])
 
     def __call__(self, code_points: tf.Tensor, pieces: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -57,18 +45,15 @@ class NFC(tf.Module):
         )
 
     def _properties(self, code_points: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """Returns [C] ordinal of the combining class, [C] row of the decomposition, [C] whether nothing changes."""
+        """Returns [C] combining class, [C] row of the decomposition, [C] whether nothing changes."""
         packed = tf.gather(self._pages, tf.gather(self._page_of, code_points // 256) * 256 + code_points % 256)
         return packed % 256, packed // 512, packed == 0
 
     def _normalized(self, code_points: tf.Tensor, pieces: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         _, rows, _ = self._properties(code_points)
-        lengths = tf.gather(self._lengths, rows)
-        source = tf.repeat(tf.range(tf.size(rows)), lengths)
-        index = tf.range(tf.size(source)) - tf.gather(tf.cumsum(lengths, exclusive=True), source)
-        row = tf.gather(rows, source)
-        part = tf.gather_nd(self._parts, tf.stack([row, index], 1))
-        code_points = tf.where(row == 0, tf.gather(code_points, source), part)
+        decomposed = tf.gather(self._parts, rows)
+        source = decomposed.value_rowids()
+        code_points = tf.where(tf.gather(rows, source) == 0, tf.gather(code_points, source), decomposed.flat_values)
         pieces = tf.gather(pieces, source)
         classes, _, _ = self._properties(code_points)
         groups = tf.cumsum(tf.cast(_starts(classes, pieces), tf.int64))
@@ -129,7 +114,7 @@ def nfc_tables() -> dict[str, np.ndarray]:
     """Returns the tables, for every character that is a mark or has a decomposition in Python's newer Unicode.
 
     Returns:
-        page_of, pages: by code point, the ordinal of the combining class + 256 if it can be the second of a pair + 512
+        page_of, pages: by code point, the combining class + 256 if it can be the second of a pair + 512
         x its row in parts. parts, lengths: decompositions; row 0 is none. pairs, composed: sorted keys (left x WIDE +
         right), and their compositions.
     """
@@ -154,9 +139,7 @@ def nfc_tables() -> dict[str, np.ndarray]:
     if neighbors & {left for left, _ in pairs}:
         raise ValueError("a character is both the second and the first of a pair, so rounds are not exact")
     packed = np.zeros(RAW + 256, np.int32)
-    table, lengths = np.zeros((len(changed) + 1, LONGEST), np.int32), np.ones(len(changed) + 1, np.int32)
-    for row, (character, found) in enumerate(changed.items(), 1):
-        table[row, : len(found)], lengths[row] = [ord(part) for part in found], len(found)
+    for row, character in enumerate(changed, 1):
         packed[ord(character)] += 512 * row
     for character, number in classes.items():
         packed[ord(character)] += number
@@ -167,26 +150,18 @@ def nfc_tables() -> dict[str, np.ndarray]:
     order = np.argsort(keys)
     composed = np.array([ord(character) for character in pairs.values()], np.int32)[order]
     return {
-        "page_of": page_of.reshape(-1).astype(np.int32), "pages": pages.reshape(-1), "parts": table,
-        "lengths": lengths, "pairs": keys[order], "composed": composed,
+        "page_of": page_of.reshape(-1).astype(np.int32), "pages": pages.reshape(-1),
+        "parts": np.array([0, *map(ord, "".join(changed.values()))], np.int32),
+        "lengths": np.array([1, *map(len, changed.values())]), "pairs": keys[order], "composed": composed,
     }  # fmt: skip
 
 
 def combining_classes(characters: list[str]) -> dict[str, int]:
-    """Returns the ordinal, from 1, of each character's combining class, derived from the order of pairs of marks."""
-    decompose = tokenizers.normalizers.NFD().normalize_str
-    low, high = "\u0334", "\u0345"  # of the lowest class and of the highest
-
-    def lower_than(left: str, candidates: list[str]) -> set[str]:
-        # Normalization moves marks of lower class before `left`.
-        found = decompose("\n".join("a" + left + candidate for candidate in candidates)).split("\n")
-        return {candidate for candidate, text in zip(candidates, found) if text == "a" + candidate + left}
-
-    swapped = decompose("\n".join("a" + candidate + low for candidate in characters)).split("\n")
-    marks = {candidate for candidate, text in zip(characters, swapped) if text == "a" + low + candidate}
-    marks |= lower_than(high, characters)
-    marks |= {high} | ({low} & set(characters))
-    ordered = sorted(marks)
-    below = {mark: lower_than(mark, ordered) for mark in ordered}
-    counts = sorted({len(lower) for lower in below.values()})
-    return {mark: counts.index(len(lower)) + 1 for mark, lower in below.items()}
+    """Returns the combining class of each mark that the Unicode version of `tokenizers` knows."""
+    classes = {character: unicodedata.combining(character) for character in characters}
+    low, high = "\u0334", "\u0345"  # classes 1 and 240
+    # `tokenizers` reorders marks if it knows their classes.
+    pairs = {mark: (low, mark) if number > 1 else (mark, high) for mark, number in classes.items() if number}
+    swapped = "\n".join(f"a{second}{first}" for first, second in pairs.values())
+    found = tokenizers.normalizers.NFD().normalize_str(swapped).split("\n")
+    return {mark: classes[mark] for (mark, pair), text in zip(pairs.items(), found) if text == f"a{''.join(pair)}"}
