@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import dataclasses
 import itertools
 import json
 import sys
@@ -94,41 +95,27 @@ def split_options(config: CorpusConfig) -> dict[str, Any]:
 
 
 def check_unchanged(directory: Path, read: Sequence[Sequence[str]]) -> None:
-    """Raises `RunError` where a file changed after it was hashed: its documents would be kept under a wrong hash.
-
-    Args:
-        directory: the finished documents.
-        read: spec and fingerprint of each source before the reading.
-    """
+    """Raises `RunError` where a source changed after it was hashed: its documents would be kept under a wrong hash."""
     for (spec, before), source in zip(read, read_json(directory / MANIFEST)["sources"], strict=True):
         if source["fingerprint"] != before:
             raise RunError(f"{spec}: changed while it was read; run again when it does not change any more")
 
 
+@dataclasses.dataclass
 class DocumentBuilder:
-    """Reads sources and writes document shards.
+    """Reads the sources of --train_text and --validation_text, and writes document shards to an empty directory."""
 
-    Args:
-        options: the result of `split_options`.
-        training: the sources of `--train_text`.
-        held_out: the sources of `--validation_text`.
-        directory: an empty directory to write to.
-        flag: the flag's name, for error messages.
-    """
+    options: dict[str, Any]
+    training: Sequence[Source]
+    held_out: Sequence[Source]
+    directory: Path
+    flag: str
+    note: str | None = None
+    id_problem: str = ""
 
-    def __init__(
-        self,
-        options: dict[str, Any],
-        training: Sequence[Source],
-        held_out: Sequence[Source],
-        directory: Path,
-        flag: str,
-    ):
-        self.options, self.training, self.held_out, self.directory = options, training, held_out, directory
-        self.flag = flag
-        self.fraction = options["validation_fraction"] or 0.0
-        self.note: str | None = None
-        self.id_problem = ""
+    @property
+    def fraction(self) -> float:
+        return self.options["validation_fraction"] or 0.0
 
     def run(self, fingerprint: str) -> None:
         """Writes shards, manifest and card."""

@@ -11,12 +11,7 @@ EXAMPLE_CHARACTERS = 300
 
 
 def data_card(manifest: dict[str, Any], examples: Sequence[Document]) -> str:
-    """Returns the text of `card.md`.
-
-    Args:
-        manifest: the manifest of the documents.
-        examples: a few training documents; their beginnings are shown.
-    """
+    """Returns the text of `card.md` from the manifest; shows the beginnings of a few training documents."""
     fraction = manifest["options"]["validation_fraction"]
     split = {
         "hash": f"By a hash of each document (or of its group); share asked for: {fraction}.",

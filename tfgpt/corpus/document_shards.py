@@ -132,13 +132,7 @@ def read_shard(path: Path, sha256: str) -> Iterator[Document]:
 def summarize_sources(
     sources: Sequence[Mapping[str, Any]], sides: Mapping[str, Mapping[str, Any]] | None, split: str
 ) -> str:
-    """Returns the numbers of documents read, left out and why, and left.
-
-    Args:
-        sources: the number of "documents" kept and "dropped" by reason of each source.
-        sides: "documents" and "bytes" of "train" and "validation"; None omits what is left.
-        split: the split; "none" has one side.
-    """
+    """Returns the numbers of documents read, left out and why, and (with `sides`) left, of parts of a manifest."""
     dropped: collections.Counter[str] = collections.Counter()
     for source in sources:
         dropped.update(source["dropped"])
@@ -160,12 +154,7 @@ def describe_dropped(dropped: Mapping[str, int]) -> str:
 
 
 class ShardWriter:
-    """Writes the documents of one side as shards of at most about 256 MiB.
-
-    Args:
-        directory: the directory to write to; the caller renames it when all is done.
-        side: "train" or "validation".
-    """
+    """Writes the documents of one side as shards of at most about 256 MiB."""
 
     def __init__(self, directory: Path, side: str):
         self.directory, self.side = directory, side

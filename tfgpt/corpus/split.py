@@ -34,12 +34,7 @@ def split_group(document: Document) -> str:
 
 
 def describe_few_groups(count: int, groups: int) -> str:
-    """Returns a remark about ids that make a hash split fail; "" where they do not.
-
-    Args:
-        count: documents.
-        groups: their different groups, counted up to `FEWEST_DOCUMENTS`.
-    """
+    """Returns a remark about few groups (counted up to `FEWEST_DOCUMENTS`) of many documents; "" for enough."""
     if groups >= min(count, FEWEST_DOCUMENTS):
         return ""
     ids = "one id" if groups == 1 else f"only {groups} different ids"
@@ -47,12 +42,7 @@ def describe_few_groups(count: int, groups: int) -> str:
 
 
 def hash_split_problem(sides: Mapping[str, Mapping[str, Any]], validation_fraction: float) -> str | None:
-    """Returns why a hash split of these documents is not a good one, or None when it is.
-
-    Args:
-        sides: the numbers of `documents` and `characters` of "train" and "validation".
-        validation_fraction: the share asked for.
-    """
+    """Returns why a hash split into sides of these `documents` and `characters` is not a good one, or None."""
     count = sum(side["documents"] for side in sides.values())
     if count < FEWEST_DOCUMENTS:
         return f"{count} document{'s are' if count != 1 else ' is'} too few to split by hash"

@@ -35,7 +35,7 @@ def quality_ids(model: Path, text: str, tokenizer: Tokenizer, byte_limit: int) -
         return None
     if text:
         try:
-            with open_decompressed(Path(text).expanduser(), text) as (file, _):
+            with open_decompressed(Path(text).expanduser()) as (file, _):
                 content = file.read(byte_limit)
         except UserError as error:
             raise SettingError("evaluation_text", str(error)) from error

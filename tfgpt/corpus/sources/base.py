@@ -100,7 +100,7 @@ def part_id(identity: str, part: int) -> str:
     return f"{identity}#part{part:05d}"
 
 
-def part_end(content: bytes) -> int:
+def part_end(content: bytes | bytearray) -> int:
     """Returns where to cut a long text: after the last empty line of its first part, else its last line, else
     character."""
     limit = LARGEST_DOCUMENT_BYTES

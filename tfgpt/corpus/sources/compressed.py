@@ -24,15 +24,8 @@ def format_suffix(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def open_decompressed(path: Path, name: str) -> Iterator[tuple[BinaryIO, BinaryIO]]:
-    """Opens a file for reading its decompressed bytes.
-
-    Args:
-        path: the file; `.gz` and `.zst` are decompressed while reading.
-        name: the name of the file in error messages.
-
-    Yields:
-        The decompressed stream, and the file below it, whose `tell()` shows the progress.
+def open_decompressed(path: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
+    """Yields the decompressed stream of a file, and the file below it, whose `tell()` shows the progress.
 
     Raises:
         UserError: the file cannot be opened, or (from anywhere inside the block) is truncated or damaged.
@@ -42,9 +35,9 @@ def open_decompressed(path: Path, name: str) -> Iterator[tuple[BinaryIO, BinaryI
         try:
             file = stack.enter_context(open(path, "rb"))
         except OSError as error:
-            raise UserError(cannot_read(path, error).replace(str(path), name, 1)) from error
+            raise UserError(cannot_read(path, error)) from error
         with contextlib.suppress(OSError):  # Reading it reports the problem.
-            refuse_pointer(name, file.peek(100)[:100])
+            refuse_pointer(path, file.peek(100)[:100])
         stream: Any = file
         if suffix == ".gz":
             stream = io.BufferedReader(gzip.GzipFile(fileobj=file), 1 << 20)  # type: ignore[arg-type]
@@ -53,8 +46,8 @@ def open_decompressed(path: Path, name: str) -> Iterator[tuple[BinaryIO, BinaryI
         try:
             yield stream, file
         except EOFError as error:
-            raise UserError(f"{name}: the file ends too early (truncated {suffix}); fetch or make it again") from error
+            raise UserError(f"{path}: the file ends too early (truncated {suffix}); fetch or make it again") from error
         except (gzip.BadGzipFile, zlib.error, zstd.ZstdError) as error:
-            raise UserError(f"{name}: damaged, or not a {suffix} file ({error}); fetch or make it again") from error
+            raise UserError(f"{path}: damaged, or not a {suffix} file ({error}); fetch or make it again") from error
         except OSError as error:
-            raise UserError(f"{name}: cannot be read ({error.strerror})") from error
+            raise UserError(f"{path}: cannot be read ({error.strerror})") from error

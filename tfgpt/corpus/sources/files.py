@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -32,7 +33,8 @@ from tfgpt.corpus.sources.json_records import (
     skip_byte_order_mark,
 )
 
-SEPARATOR = b"<|endoftext|>"
+SEPARATOR = "<|endoftext|>"
+SEPARATOR_LINE = re.compile(rb"<\|endoftext\|>[^\S\n]*(?:\n|\Z)")
 BLOCK_BYTES = 1 << 20
 
 
@@ -72,7 +74,7 @@ class FileSource(base.Source):
             try:
                 for document in self.file_documents(path, skipped):
                     num_read += 1
-                    separators += document.get("text", "").count(SEPARATOR.decode())
+                    separators += document.get("text", "").count(SEPARATOR)
                     yield document
                 skipped.raise_if_most(str(path))
             except UserError as error:
@@ -92,7 +94,7 @@ class FileSource(base.Source):
             raise UserError(f"{empty_files[0]}{others}; leave it out")
         if separators:
             self.remarks.append(
-                f"{self.spec}: {SEPARATOR.decode()} occurs {separators:,} times inside a line, where it is learned as "
+                f"{self.spec}: {SEPARATOR} occurs {separators:,} times inside a line, where it is learned as "
                 "letters; on a line by itself it separates documents"
             )
         if empty_files:
@@ -102,7 +104,7 @@ class FileSource(base.Source):
     def file_documents(self, path: Path, skipped: SkippedRecords) -> Iterator[base.Document]:
         """Yields the documents of one file, empty ones too."""
         start, name = self.position, str(path)
-        with open_decompressed(path, name) as (stream, file):
+        with open_decompressed(path) as (stream, file):
             read = record_documents(stream, name, skipped) if is_records_file(path) else plain_text(stream, name)
             for document in read:
                 self.position = start + file.tell()
@@ -167,73 +169,35 @@ def parse_id(value: Any, place: str) -> str | None:
 
 def plain_text(stream: BinaryIO, name: str) -> Iterator[base.Document]:
     """Yields the documents of a plain text: cut at separator lines, very long ones in parts."""
-    cutter = TextCutter(name, skip_byte_order_mark(stream))
+    offset, line, content = skip_byte_order_mark(stream), 1, bytearray()
+    part, identity = 0, None
     refuse_utf16(stream.peek(1 << 12)[: 1 << 12], name)  # type: ignore[attr-defined]
+    for more, separator in split_documents(stream):
+        content += more
+        while len(content) > base.LARGEST_DOCUMENT_BYTES or (content and separator is not None):
+            end = base.part_end(content) if len(content) > base.LARGEST_DOCUMENT_BYTES else len(content)
+            text = decode_utf8(content[:end], name, offset, line)
+            offset, line = offset + end, line + content.count(b"\n", 0, end)
+            del content[:end]
+            document = base.with_id({"text": text, "source": name}, identity)
+            identity = document["id"]
+            yield {**document, "id": base.part_id(identity, part)} if part or content or separator is None else document
+            part += 1
+        if separator is not None:
+            offset, line, part, identity = offset + separator, line + 1, 0, None
+
+
+def split_documents(stream: BinaryIO) -> Iterator[tuple[bytes, int | None]]:
+    """Yields pieces of a document; with its last one the number of bytes of the separator line, else None."""
     for lines, line_start in read_blocks(stream):
         position = 0
-        for start, end in separator_lines(lines, line_start):
-            yield from cutter.add(lines[position:start])
-            yield from cutter.end_document(end - start)
-            position = end
-        yield from cutter.add(lines[position:])
-    yield from cutter.end_document(0)
-
-
-def refuse_utf16(start: bytes, name: str) -> None:
-    """Refuses UTF-16 without a byte-order mark: valid UTF-8 in which at least a quarter of the bytes is 0."""
-    with contextlib.suppress(UnicodeDecodeError):
-        codecs.getincrementaldecoder("utf-8")().decode(start)
-        if start.count(b"\0") * 4 < max(1, len(start)):
-            return
-        order = "LE" if start[1::2].count(b"\0") >= start[::2].count(b"\0") else "BE"
-        raise UserError(f"{name}: looks like UTF-16 (zero bytes); convert it with iconv -f UTF-16{order} -t UTF-8")
-
-
-class TextCutter:
-    """Collects the bytes of a document and yields it, in parts when it is very long.
-
-    Args:
-        name: the name of the file in documents and error messages.
-        offset: the position of the first byte in the file.
-    """
-
-    def __init__(self, name: str, offset: int):
-        self.name, self.offset, self.line = name, offset, 1
-        self.start_document()
-
-    def start_document(self) -> None:
-        self.blocks: list[bytes] = []
-        self.length = self.part = 0
-        self.identity: str | None = None
-
-    def add(self, content: bytes) -> Iterator[base.Document]:
-        """Adds bytes to the current document; yields a part of it when it is very long."""
-        if content:
-            self.blocks.append(content)
-            self.length += len(content)
-        while self.length > base.LARGEST_DOCUMENT_BYTES:
-            content = b"".join(self.blocks)
-            end = base.part_end(content)
-            document = self.document(content[:end])
-            yield {**document, "id": base.part_id(document["id"], self.part)}
-            self.blocks, self.length, self.part = [content[end:]], len(content) - end, self.part + 1
-
-    def end_document(self, separator_bytes: int) -> Iterator[base.Document]:
-        """Yields the current document, if it is not empty, and starts the next one after the separator line."""
-        if self.blocks:
-            document = self.document(b"".join(self.blocks))
-            yield {**document, "id": base.part_id(document["id"], self.part)} if self.part else document
-        self.offset += separator_bytes
-        self.line += 1
-        self.start_document()
-
-    def document(self, content: bytes) -> base.Document:
-        text = decode_utf8(content, self.name, self.offset, self.line)
-        document = base.with_id({"text": text, "source": self.name}, self.identity)
-        self.identity = document["id"]
-        self.offset += len(content)
-        self.line += content.count(b"\n")
-        return document
+        for match in SEPARATOR_LINE.finditer(lines):
+            start = match.start()
+            if lines[start - 1 : start] == b"\n" if start else line_start:
+                yield lines[position:start], len(match[0])
+                position = match.end()
+        yield lines[position:], None
+    yield b"", 0
 
 
 def read_blocks(stream: BinaryIO) -> Iterator[tuple[bytes, bool]]:
@@ -251,12 +215,11 @@ def read_blocks(stream: BinaryIO) -> Iterator[tuple[bytes, bool]]:
         yield rest, line_start
 
 
-def separator_lines(lines: bytes, line_start: bool) -> Iterator[tuple[int, int]]:
-    """Yields the start and end of each separator line, the line end included."""
-    start = lines.find(SEPARATOR)
-    while start >= 0:
-        end = lines.find(b"\n", start) + 1 or len(lines)
-        begins_line = lines[start - 1 : start] == b"\n" if start else line_start
-        if begins_line and not lines[start + len(SEPARATOR) : end].strip():
-            yield start, end
-        start = lines.find(SEPARATOR, end)
+def refuse_utf16(start: bytes, name: str) -> None:
+    """Refuses UTF-16 without a byte-order mark: valid UTF-8 in which at least a quarter of the bytes is 0."""
+    with contextlib.suppress(UnicodeDecodeError):
+        codecs.getincrementaldecoder("utf-8")().decode(start)
+        if start.count(b"\0") * 4 < max(1, len(start)):
+            return
+        order = "LE" if start[1::2].count(b"\0") >= start[::2].count(b"\0") else "BE"
+        raise UserError(f"{name}: looks like UTF-16 (zero bytes); convert it with iconv -f UTF-16{order} -t UTF-8")

@@ -84,22 +84,13 @@ class SkippedRecords:
         return f"{name}: {number} left out of {self.read:,} ({errors}); --strict stops there instead"
 
 
-def read_records(
-    path: Path, skipped: SkippedRecords | None = None, name: str | None = None
-) -> Iterator[tuple[str, Any]]:
+def read_records(path: Path, skipped: SkippedRecords | None = None) -> Iterator[tuple[str, Any]]:
     """Yields the place (FILE:LINE) and value of each record of a file.
 
-    Args:
-        path: the file.
-        skipped: counts the records that cannot be read; None refuses them.
-        name: the name of the file in error messages; None takes the path.
-
-    Raises:
-        UserError: the file cannot be read, or a record is refused.
+    `skipped` counts the records that cannot be read; None refuses them.
     """
-    name = name or str(path)
-    with open_decompressed(path, name) as (stream, _):
-        yield from records(stream, name, skipped or SkippedRecords(strict=True))
+    with open_decompressed(path) as (stream, _):
+        yield from records(stream, str(path), skipped or SkippedRecords(strict=True))
 
 
 def records(stream: BinaryIO, name: str, skipped: SkippedRecords) -> Iterator[tuple[str, Any]]:
@@ -186,22 +177,20 @@ def list_items(stream: BinaryIO, name: str, offset: int) -> Iterator[tuple[str, 
         raise UserError(f"{name}:{line + 1}: not JSON (there is more after the list's closing bracket)")
 
 
-def read_lines(path: Path, name: str | None = None) -> Iterator[tuple[int, str]]:
+def read_lines(path: Path) -> Iterator[tuple[int, str]]:
     """Yields the number, from 1, and text of each line of a UTF-8 file, plain or compressed, without line ends."""
-    name = name or str(path)
-    with open_decompressed(path, name) as (stream, _):
+    with open_decompressed(path) as (stream, _):
         offset = skip_byte_order_mark(stream)
         for number, content in enumerate(stream, start=1):
-            yield number, decode_utf8(content, name, offset, number).removesuffix("\n").removesuffix("\r")
+            yield number, decode_utf8(content, str(path), offset, number).removesuffix("\n").removesuffix("\r")
             offset += len(content)
 
 
-def read_text(path: Path, name: str | None = None) -> str:
+def read_text(path: Path) -> str:
     """Returns the text of a UTF-8 file, plain or compressed, with its line ends."""
-    name = name or str(path)
-    with open_decompressed(path, name) as (stream, _):
+    with open_decompressed(path) as (stream, _):
         offset = skip_byte_order_mark(stream)
-        return decode_utf8(stream.read(), name, offset, 1)
+        return decode_utf8(stream.read(), str(path), offset, 1)
 
 
 def skip_byte_order_mark(stream: BinaryIO) -> int:
@@ -211,17 +200,11 @@ def skip_byte_order_mark(stream: BinaryIO) -> int:
     return len(stream.read(3))
 
 
-def decode_utf8(content: bytes, name: str, offset: int, line: int) -> str:
-    """Returns the text of some bytes of a file.
-
-    Args:
-        content: the bytes.
-        name: the file.
-        offset: the position of the first byte in the file, from 0.
-        line: the line of the first byte, from 1.
+def decode_utf8(content: bytes | bytearray, name: str, offset: int, line: int) -> str:
+    """Returns the text of some bytes of a file, of which the first is at `offset`, from 0, and in `line`, from 1.
 
     Raises:
-        UserError: not UTF-8; the message names the file, the line and the byte, and guesses the reason.
+        UserError: not UTF-8; the message guesses the reason.
     """
     try:
         return content.decode("utf-8")

@@ -22,11 +22,7 @@ Message = dict[str, Any]
 
 
 def validate_messages(messages: Sequence[Mapping[str, Any]], place: str) -> list[Message]:
-    """Returns the messages with their known fields.
-
-    Args:
-        messages: objects, as `chat_formats.to_openai_messages` returns them.
-        place: FILE:LINE, for error messages.
+    """Returns the messages of `chat_formats.to_openai_messages` with their known fields.
 
     Raises:
         UserError: a message has no known role, or a field of the wrong type.

@@ -34,6 +34,17 @@ CONTACT = re.compile(
     re.VERBOSE,
 )
 
+# Topic, field of the fact, question and answer.
+COUNTRY_QUESTIONS = (
+    ("capital", "capital", "What is the capital of {name}?", "The capital of {name} is {fact}."),
+    ("capital_of", "capital", "Which country has the capital {fact}?", "{name}."),
+    ("region", "subregion", "Where is {name}?", "{name} is in {fact}."),
+    ("demonym", "demonym", "What are people from {name} called?", "{fact}."),
+    ("borders", "borders", "Which countries does {name} share a border with?", "{name} borders {fact}."),
+    ("area", "area", "How big is {name}?", "About {fact:,} square kilometres."),
+    ("currency", "currencies", "Which currency is used in {name}? Give the code.", "{fact}."),
+)
+
 
 def bible_chapters(files: Sequence[Path]) -> Iterator[Document | str]:
     """The chapters of a pythonbible translation; the same book of every translation belongs together.
@@ -187,22 +198,13 @@ def countryinfo(files: Sequence[Path]) -> Iterator[Document | str]:
 def country_questions(country: dict[str, Any], names: dict[str, str]) -> Iterator[tuple[str, str, str]]:
     """Yields topic, question and answer for each known fact."""
     name = country["name"]
-    if capital := country.get("capital"):
-        yield "capital", f"What is the capital of {name}?", f"The capital of {name} is {capital}."
-        yield "capital_of", f"Which country has the capital {capital}?", f"{name}."
-    if country.get("subregion"):
-        yield "region", f"Where is {name}?", f"{name} is in {country['subregion']}."
-    if country.get("demonym"):
-        yield "demonym", f"What are people from {name} called?", f"{country['demonym']}."
     neighbours = sorted(names[code] for code in country.get("borders") or [] if code in names)
-    if neighbours:
-        listed = " and ".join([", ".join(neighbours[:-1]), neighbours[-1]] if neighbours[1:] else neighbours)
-        yield "borders", f"Which countries does {name} share a border with?", f"{name} borders {listed}."
-    if country.get("area"):
-        yield "area", f"How big is {name}?", f"About {country['area']:,} square kilometres."
-    if country.get("currencies"):
-        currencies = " and ".join(country["currencies"])
-        yield "currency", f"Which currency is used in {name}? Give the code.", f"{currencies}."
+    listed = [", ".join(neighbours[:-1]), neighbours[-1]] if neighbours[1:] else neighbours
+    currencies = country.get("currencies") or []
+    facts = {**country, "borders": " and ".join(listed), "currencies": " and ".join(currencies)}
+    for topic, field, question, answer in COUNTRY_QUESTIONS:
+        if fact := facts.get(field):
+            yield topic, question.format(name=name, fact=fact), answer.format(name=name, fact=fact)
 
 
 def read_json(path: Path) -> Any:

@@ -51,9 +51,6 @@ class TensorFlowDatasetsSource(base.Source):
         flag: the flag's name, for error messages.
         hashes: computes the hashes of the files.
         data_dir: the folder of prepared datasets; None: $TFDS_DATA_DIR or ~/tensorflow_datasets.
-
-    Raises:
-        UserError: there is no such dataset or split, or it cannot be prepared.
     """
 
     def __init__(self, spec: str, flag: str, hashes: FileHashes, data_dir: str | None = None):
