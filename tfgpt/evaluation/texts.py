@@ -19,9 +19,9 @@ from tfgpt.corpus.document_shards import DocumentShards
 from tfgpt.evaluation.config import EvaluateConfig
 from tfgpt.pipeline.batches import BatchReader, TokenReader, validation_batches, validation_steps
 from tfgpt.pipeline.chat_batches import ChatReader, pack_conversations
-from tfgpt.pipeline.chat_shards import ChatShards, open_held_out
+from tfgpt.pipeline.chat_shards import ChatShards, describe_cuts, open_held_out
 from tfgpt.pipeline.manifest import DamagedShards
-from tfgpt.pipeline.stages import describe_cuts, prepare_chat_shards, prepare_token_shards, source_specs
+from tfgpt.pipeline.stages import prepare_chat_shards, prepare_token_shards, source_specs
 from tfgpt.pipeline.token_shards import TokenShards
 from tfgpt.tokenization.tokenizer import Tokenizer
 

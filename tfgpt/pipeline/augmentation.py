@@ -31,19 +31,7 @@ Messages = Sequence[Mapping[str, str]]
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
-    """Changes of user messages.
-
-    Attributes:
-        config: probabilities of the changes.
-        paraphrases: a user's message → other ways to say it.
-        seed: seed of all draws.
-
-    Example:
-
-    >>> augmentation = Augmentation(AugmentationConfig(augment_paraphrase=1.0), {"Hi": ["Hello"]}, seed=0)
-    >>> augmentation.augment([{"role": "user", "content": "Hi"}], epoch=0, part=0)
-    [{'role': 'user', 'content': 'Hello'}]
-    """
+    """Changes of user messages; `paraphrases` has other ways to say a message."""
 
     config: AugmentationConfig
     paraphrases: Mapping[str, Sequence[str]]
@@ -51,20 +39,13 @@ class Augmentation:
 
     @property
     def active(self) -> bool:
-        """Whether any message can change."""
+        """Some message can change."""
         config = self.config
         changes = (config.augment_word_dropout, config.augment_casing, config.augment_spacing)
         return any(changes) or bool(self.paraphrases and config.augment_paraphrase)
 
     def augment(self, messages: Messages, epoch: int, part: int, attempt: int = 0) -> list[dict[str, str]]:
-        """Returns the messages of an epoch.
-
-        Args:
-            messages: messages of one part of a conversation.
-            epoch: epoch of the part's source.
-            part: number of the part.
-            attempt: another attempt gives another draw.
-        """
+        """Returns the messages of a part of a conversation as they are in an epoch of its source."""
         digest = hashlib.blake2b(f"{self.seed} {epoch} {part} {attempt}".encode(), digest_size=8).digest()
         draw = random.Random(int.from_bytes(digest, "little"))
         return [

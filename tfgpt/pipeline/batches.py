@@ -31,6 +31,15 @@ class BatchReader:
         num_rows: rows of one pass, for `validation_batches`.
         rows_per_number: rows of a batch that belong to one number.
         adds_weights: `read` leaves "weights" out, which are all 1.
+
+    Example:
+
+    >>> class Numbers(BatchReader):
+    ...     num_rows, types, shapes = 3, {"number": np.dtype(np.int64)}, {"number": ()}
+    ...     def read(self, numbers):
+    ...         return {"number": numbers}
+    >>> [batch["number"].numpy().tolist() for batch in training_batches(Numbers(), batch_size=2, start_step=5).take(2)]
+    [[10, 11], [12, 13]]
     """
 
     types: dict[str, np.dtype]
@@ -150,13 +159,10 @@ class TokenReader(BatchReader):
     of a row from 1, and `positions` restart; a row that begins inside a document begins with position 0.
 
     Args:
-        shards: the tokens.
+        shards: the tokens; `UserError` if they hold less than one window (training) or no target (validation).
         sequence_length: T, tokens a row.
         seed: seed of offsets and orders, any 64-bit integer; None: validation.
         document_masking: adds `segment_ids` and `positions`.
-
-    Raises:
-        UserError: the shards hold less than one window (training) or no target (validation).
 
     Example:
 
@@ -232,6 +238,16 @@ class MixtureReader(BatchReader):
 
     Attributes:
         shares: [sources] the share of each source in the rows.
+
+    Example:
+
+    >>> class Constant(BatchReader):
+    ...     num_rows, types, shapes = 4, {"targets": np.dtype(np.int32)}, {"targets": ()}
+    ...     def read_rows(self, epochs, rows):
+    ...         return {"targets": rows}
+    >>> batches = training_batches(MixtureReader([Constant(), Constant()], seed=0), batch_size=8)
+    >>> sorted(next(iter(batches))["targets"].numpy().tolist())
+    [0, 0, 1, 1, 2, 2, 3, 3]
     """
 
     def __init__(

@@ -24,16 +24,7 @@ class ChatReader(BatchReader):
     segment 0. Augmentation changes the user's words in every epoch. A row is packed once, so each part gets some room
     for longer words; a change that does not fit is drawn again, and after `ATTEMPTS` draws the part stays as it is.
 
-    Args:
-        shards: the parts.
-        packing: the parts of each row.
-        sequence_length: T.
-        padding_id: the id after the last part.
-        augmentation: changes of the user's words; needs the tokenizer.
-        tokenizer: encodes changed parts.
-
-    Raises:
-        UserError: there is no row.
+    `augmentation` needs `tokenizer`. Raises `UserError` if there is no row.
 
     Example:
 
@@ -142,12 +133,6 @@ class Packing:
     Attributes:
         rows: for each row the numbers of its parts, in order.
         efficiency: the share of the rows that is not padding.
-
-    Example:
-
-    >>> packing = Packing(np.array([3, 5, 2, 6]), 8)
-    >>> packing.rows, packing.efficiency
-    ([[3, 2], [1, 0]], 1.0)
     """
 
     def __init__(self, lengths: np.ndarray, capacity: int, parts: np.ndarray | None = None):

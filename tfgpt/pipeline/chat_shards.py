@@ -1,10 +1,9 @@
 """Chat shards: conversations as ids on disk, cut between turns to the length of a row, with the weight of each target.
 
-A conversation is kept in parts that fit a row. One that fits is a single part. A longer one is cut before user
-messages: each part consists of whole exchanges, and begins (unless `repeat_system` is off) with the system message
-again, so that it reads as a conversation. Only an exchange that alone is longer than a row loses its end; one that has
-no target left then is dropped. A part ends with its last target: line ends after the last end of turn, and a user
-message without a reply, teach nothing.
+A conversation longer than a row is cut before user messages: each part consists of whole exchanges, and begins (unless
+`repeat_system` is off) with the system message again. Only an exchange that alone is longer than a row loses its end;
+one that has no target left then is dropped. A part ends with its last target: line ends after the last end of turn, and
+a user message without a reply, teach nothing.
 
 A directory holds `tokens.bin` (uint16 or uint32), `weights.bin` (uint8, of each token as a target), `parts.jsonl` (the
 messages of each part and the tools that may be called in it, for augmentation and for people), `index.npy` and
@@ -21,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tfgpt.common.atomic_files import atomic_directory, read_json, sha256_of_file, sha256_of_json, write_json
+from tfgpt.common.atomic_files import atomic_directory, sha256_of_file, sha256_of_json, write_json
 from tfgpt.common.errors import UserError
 from tfgpt.common.progress import Progress
 from tfgpt.pipeline.manifest import MANIFEST, check_files, read_manifest
@@ -42,14 +41,23 @@ class ChatShards:
     """An opened, checked directory of conversations.
 
     Attributes:
-        directory: the directory.
-        manifest: counts and hashes.
         fingerprint: SHA-256 of the manifest, and so of all content.
         lengths: [parts] int64, positions of a row that each part takes: its ids less the last, which is only a target.
         num_targets: [parts] int64, targets that count.
         sources: [parts] int64, number of each part's source in `source_names`.
         source_names: the sources as the user wrote them.
         origin: description of the sources, for error messages.
+
+    Example:
+
+    >>> import tempfile
+    >>> from tfgpt.tokenization.train_tokenizer import byte_tokenizer
+    >>> chat = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     documents, directory = [{"messages": chat, "source": "a"}], Path(folder, "shards")
+    ...     shards = write_chat_shards(documents, byte_tokenizer(), directory, length=64, sources={"a": "a"})
+    ...     len(shards), shards.num_targets.tolist()
+    (1, [3])
     """
 
     def __init__(self, directory: Path, manifest: Mapping[str, Any]):
@@ -83,6 +91,14 @@ class ChatShards:
         """Returns the `messages` of a part, and the `tools` that may be called in it."""
         return json.loads(self.text[self.lines[number] : self.lines[number + 1]].tobytes())
 
+    def describe(self) -> str:
+        """Returns the counts for a log line."""
+        counts = self.manifest
+        return (
+            f"{counts['conversations']:,} in {len(self):,} parts, {counts['tokens']:,} tokens, "
+            f"{counts['learned']:,} of them the assistant's{describe_cuts(counts['counts'], '; ')}"
+        )
+
     def summary(self) -> dict[str, Any]:
         """Returns the part of a run's provenance about these conversations."""
         counts = {name: self.manifest[name] for name in ("conversations", "parts", "tokens", "learned", "counts")}
@@ -90,26 +106,20 @@ class ChatShards:
 
 
 def open_held_out(held_out: Mapping[str, Any], tokenizer: Tokenizer) -> TokenShards | ChatShards | None:
-    """Opens the tokens or conversations that a run held out.
+    """Opens the tokens or conversations that a run held out; raises `DamagedShards` if they are damaged.
 
     Args:
         held_out: "validation" under "data" in training.json.
-        tokenizer: the model's.
+        tokenizer: the tokenizer of the model.
 
     Returns:
-        None if the run held out neither (a run on preferences, for example), or if they are no longer in the cache or
-        have changed, or if the tokenizer is another.
-
-    Raises:
-        DamagedShards: the directory is damaged.
+        None if the run held out neither (a run on preferences, for example), if they are no longer in the cache or
+        have changed, or if the tokenizer is another one.
     """
     directory = Path(held_out.get("directory") or "")
     if not held_out.get("directory") or not (directory / MANIFEST).is_file():
         return None
-    try:
-        holds_chats = read_json(directory / MANIFEST)["format"] == FORMAT
-    except (UserError, KeyError, TypeError):
-        holds_chats = False  # TokenShards reports the damage.
+    holds_chats = f'"{FORMAT}"' in (directory / MANIFEST).read_text(encoding="utf-8", errors="replace")
     opened = ChatShards.open(directory) if holds_chats else TokenShards.open(directory)
     found = opened.fingerprint, opened.manifest["tokenizer_fingerprint"]
     return opened if found == (held_out.get("fingerprint"), tokenizer.fingerprint) else None
@@ -133,10 +143,9 @@ def write_chat_shards(
         tokenizer: encodes in its chat template.
         directory: the directory to write.
         length: T, tokens of a row.
-        repeat_system: whether every part of a conversation begins with the system message.
+        repeat_system: begins every part of a conversation with the system message.
         sources: a document's source → the source as the user wrote it.
-        num_documents: number of documents, for the progress bar.
-        title: title of the progress bar.
+        num_documents, title: total and title of the progress bar.
 
     Raises:
         UserError: a document is not a conversation.
@@ -202,14 +211,7 @@ class ChatExample(NamedTuple):
 
 
 class ConversationSplitter:
-    """Encodes conversations in parts.
-
-    Args:
-        tokenizer, length, repeat_system: see `write_chat_shards`.
-
-    Attributes:
-        counts: number of "cut" conversations, of "shortened" exchanges, and of dropped ones by reason.
-    """
+    """Encodes conversations in parts; counts "cut" and dropped conversations, and "shortened" exchanges."""
 
     def __init__(self, tokenizer: Tokenizer, length: int, repeat_system: bool):
         self.tokenizer, self.length, self.repeat_system = tokenizer, length, repeat_system
@@ -277,3 +279,14 @@ def split_exchanges(messages: Messages) -> tuple[list[Mapping[str, Any]], list[l
             runs.append([])
         runs[-1].append(message)
     return system, runs
+
+
+def describe_cuts(counts: Mapping[str, int], before: str = "") -> str:
+    """Returns what was cut, shortened and dropped, after `before`; "" if nothing was."""
+    words = []
+    if counts.get("cut"):
+        words.append(f"{counts['cut']:,} longer than a row were cut at turns")
+    if counts.get("shortened"):
+        words.append(f"{counts['shortened']:,} single exchanges lost their end")
+    words += [f"{count:,} {reason}" for reason, count in counts.items() if reason.startswith("dropped: ")]
+    return before + ", ".join(words) if words else ""

@@ -1,4 +1,4 @@
-"""The settings of batches: their shape, what conversations become, how sources are mixed. No TensorFlow."""
+"""Settings of batches, mixtures and augmentation. Does not import TensorFlow."""
 
 from __future__ import annotations
 
@@ -11,7 +11,13 @@ from tfgpt.common.settings import Settings, setting
 
 @dataclasses.dataclass(frozen=True)
 class BatchConfig(Settings):
-    """The shape of a batch and what attention may see across documents."""
+    """Settings of the batches.
+
+    Example:
+
+    >>> BatchConfig(batch_size=8).sequence_length
+    256
+    """
 
     title: ClassVar[str] = "Batches"
 
@@ -31,7 +37,13 @@ class BatchConfig(Settings):
 
 @dataclasses.dataclass(frozen=True)
 class MixtureConfig(Settings):
-    """How often each source is read."""
+    """Settings of the shares of sources.
+
+    Example:
+
+    >>> MixtureConfig(mixture=("3", "1")).active
+    True
+    """
 
     title: ClassVar[str] = "Mixture of sources"
 
@@ -60,13 +72,19 @@ class MixtureConfig(Settings):
 
     @property
     def active(self) -> bool:
-        """Whether rows are dealt out by source."""
+        """Rows are drawn by source."""
         return bool(self.mixture) or self.mixture_temperature != 1
 
 
 @dataclasses.dataclass(frozen=True)
 class AugmentationConfig(Settings):
-    """How what users say is varied, in every epoch in another way; what the assistant says never is."""
+    """Settings of conversations, and of the augmentation of user messages.
+
+    Example:
+
+    >>> AugmentationConfig(augment_casing=0.1).repeat_system
+    True
+    """
 
     title: ClassVar[str] = "Conversations (with --objective=chat)"
 
@@ -75,29 +93,38 @@ class AugmentationConfig(Settings):
     )
     paraphrases: str | None = setting(
         None,
-        "Pairs of phrasings, other ways to say what users say: a file of JSON Lines with text and paraphrase or of two "
-        "columns separated by a tab, or tfds:NAME:SPLIT#FEATURE,FEATURE.",
+        "Pairs of phrasings of user messages: a file of JSON Lines with text and paraphrase, or of two columns "
+        "separated by a tab, or tfds:NAME:SPLIT#FEATURE,FEATURE.",
     )
     augment_paraphrase: float = setting(
-        0.5, "Probability that a user's words that have paraphrases are said in another way.", minimum=0.0, maximum=1.0
+        0.5, "Probability that a user message with paraphrases is replaced by one.", minimum=0.0, maximum=1.0
     )
     augment_word_dropout: float = setting(
-        0.0, "Probability that a word of a user is left out (a character, in Chinese).", minimum=0.0, maximum=0.9
+        0.0,
+        "Probability that a word of a user message is left out (a character, in Chinese).",
+        minimum=0.0,
+        maximum=0.9,
     )
     augment_casing: float = setting(
         0.0,
-        "Probability that a user's message is put into other case: all small, all capitals, …",
+        "Probability that a user message changes its case: all small, all capitals, …",
         minimum=0.0,
         maximum=1.0,
     )
     augment_spacing: float = setting(
-        0.0, "Probability that a space of a user becomes none or two.", minimum=0.0, maximum=1.0
+        0.0, "Probability that a space of a user message becomes none or two.", minimum=0.0, maximum=1.0
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class PrepareConfig(Settings):
-    """What the `prepare` command does besides filling the cache."""
+    """Settings of the `prepare` command.
+
+    Example:
+
+    >>> PrepareConfig().overwrite
+    False
+    """
 
     title: ClassVar[str] = "Results"
 
@@ -106,7 +133,7 @@ class PrepareConfig(Settings):
         "Also put tokenizer, token shards and data card here: hard links to the cache, copies on another disk.",
         path=True,
     )
-    overwrite: bool = setting(False, "Replace --output_dir whatever it holds.")
+    overwrite: bool = setting(False, "Replace --output_dir, even if it holds other files.")
     preview: int = setting(
         0, "With --objective=chat: rows to show as the model sees them, what it does not learn dimmed.", minimum=0
     )

@@ -26,11 +26,7 @@ class DamagedShards(UserError):
 
 
 def read_manifest(directory: Path, format_name: str, version: int) -> dict[str, Any]:
-    """Returns a directory's manifest after checking its format, its version and its own SHA-256, if it has one.
-
-    Raises:
-        DamagedShards: the manifest is missing, damaged or of another format.
-    """
+    """Returns a manifest after checking its format, version and own SHA-256, if any; raises `DamagedShards`."""
     path = directory / MANIFEST
     if not path.is_file():
         raise DamagedShards(f"{directory}: not a directory of {format_name} ({MANIFEST} is missing); {ADVICE}")
@@ -49,17 +45,8 @@ def read_manifest(directory: Path, format_name: str, version: int) -> dict[str, 
     return manifest
 
 
-def check_files(directory: Path, files: Iterable[Mapping[str, Any]], verify: bool = False) -> None:
-    """Compares files with their manifest entries: "file" (the name), "sha256" and, optionally, "bytes".
-
-    Args:
-        directory: the directory of the files.
-        files: the manifest entries.
-        verify: hashes large files even if their hash is recorded.
-
-    Raises:
-        DamagedShards: a file is missing or damaged.
-    """
+def check_files(directory: Path, files: Iterable[Mapping[str, Any]]) -> None:
+    """Raises `DamagedShards` for a file that differs from its entry: "file" (its name), "sha256", perhaps "bytes"."""
     recorded: Any = None
     with contextlib.suppress(UserError):
         recorded = read_json(directory / VERIFIED)
@@ -74,7 +61,7 @@ def check_files(directory: Path, files: Iterable[Mapping[str, Any]], verify: boo
             raise DamagedShards(f"{path}: has {status.st_size} bytes instead of {file['bytes']}; {ADVICE}")
         identity = [status.st_size, status.st_mtime_ns, status.st_ino]
         large = status.st_size > SMALL_FILE_BYTES
-        known = large and not verify and isinstance(recorded, dict) and recorded.get(file["file"]) == identity
+        known = large and isinstance(recorded, dict) and recorded.get(file["file"]) == identity
         if not known and sha256_of_file(path) != file["sha256"]:
             raise DamagedShards(f"{path}: damaged (its sha256 differs from the manifest's); {ADVICE}")
         if large:

@@ -19,18 +19,8 @@ class MemmapArray:
     token shards are both end-of-text, so the last document joins the first as any two others are joined.)
 
     Args:
-        paths: the files in order.
-        counts: how many numbers each file holds, at least 1.
+        paths, counts: the files in order, and how many numbers each holds, at least 1.
         dtype: the type of the numbers, such as uint16.
-
-    Example:
-
-    >>> import pathlib, tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     path = pathlib.Path(folder, "numbers.bin")
-    ...     np.arange(5, dtype="<u2").tofile(path)
-    ...     MemmapArray([path], [5], "uint16").windows(np.array([1, 3]), 3).tolist()
-    [[1, 2, 3], [3, 4, 1]]
     """
 
     def __init__(self, paths: Sequence[Path], counts: Sequence[int], dtype: np.dtype | type | str):
@@ -38,7 +28,7 @@ class MemmapArray:
         self.dtype = np.dtype(dtype)
         # First position of each file, and the end: (files + 1)
         self.offsets = np.concatenate([[0], np.cumsum(np.asarray(counts, np.int64))]).astype(np.int64)
-        self.file = functools.lru_cache(maxsize=MAPS_OPEN)(self.open_file)
+        self.file = functools.lru_cache(maxsize=MAPS_OPEN)(lambda file: memory_map(self.paths[file], self.dtype))
 
     def __len__(self) -> int:
         return int(self.offsets[-1])
@@ -82,9 +72,6 @@ class MemmapArray:
     def windows_of_file(self, file: int, length: int) -> np.ndarray:
         # Overlapping rows of the map, without a copy: (count - length + 1, length)
         return np.lib.stride_tricks.sliding_window_view(self.file(file), length)
-
-    def open_file(self, file: int) -> np.ndarray:
-        return memory_map(self.paths[file], self.dtype)
 
 
 def memory_map(path: Path, dtype: np.dtype | str) -> np.ndarray:

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
+import functools
 import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from tfgpt.common.atomic_files import read_json, readable_write_errors, sha256_of_json, write_json
-from tfgpt.common.errors import SettingError, UserError
+from tfgpt.common.atomic_files import readable_write_errors, sha256_of_json, write_json
+from tfgpt.common.errors import SettingError
 from tfgpt.common.output_directories import result_directory
 from tfgpt.corpus.config import CorpusConfig
 from tfgpt.corpus.document_shards import DocumentShards
 from tfgpt.corpus.sources.base import content_texts
 from tfgpt.pipeline.augmentation import Augmentation, read_paraphrases
-from tfgpt.pipeline.chat_shards import ChatShards
+from tfgpt.pipeline.chat_shards import ChatShards, describe_cuts
 from tfgpt.pipeline.config import AugmentationConfig
-from tfgpt.pipeline.manifest import MANIFEST, DamagedShards
+from tfgpt.pipeline.manifest import MANIFEST
 from tfgpt.pipeline.stages import (
-    describe_cuts,
+    Shards,
     prepare_chat_shards,
     prepare_documents,
     prepare_token_shards,
@@ -34,13 +34,11 @@ from tfgpt.tokenization.load import load_tokenizer
 from tfgpt.tokenization.tokenizer import Tokenizer
 from tfgpt.tokenization.vocabulary_report import vocabulary_report
 
-PREPARED = "prepared.json"
 SIDES = ("train", "validation")
 # The tokenizer report encodes at most so much text.
 REPORT_CHARACTERS = 5_000_000
 
 Side = TypeVar("Side")
-Shards = TypeVar("Shards", TokenShards, ChatShards)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,14 +46,18 @@ class PreparedData(Generic[Side]):
     """The data of a run.
 
     Attributes:
-        train: the training side: token shards, chat shards, arrays or records, as the objective needs them.
-        validation: the held-out side.
-        tokenizer: the tokenizer that encoded both.
+        train, validation: both sides: token shards, chat shards, arrays or records, as the objective needs them.
         fingerprint: hexadecimal SHA-256 of all data and the tokenizer; file names and directories do not count.
         manifest: how the data were made: fingerprints of every stage, counts, directories; JSON.
         documents: the `DocumentShards` that both sides were made from; None for records.
         augmentation: changes of user messages in training.
         train_by_source, validation_by_source: the tokens of each source, where they were asked for.
+
+    Example:
+
+    >>> from tfgpt.tokenization.train_tokenizer import byte_tokenizer
+    >>> PreparedData(["a", "b"], ["c"], byte_tokenizer(), fingerprint="12ab", manifest={}).train
+    ['a', 'b']
     """
 
     train: Side
@@ -89,19 +91,17 @@ def prepare(
         UserError: the text or a flag is at fault.
         RunError: the disk is full, or documents in the cache are damaged.
     """
-    cache = corpus.cache_directory
-    documents, tokenizer = prepare_text(corpus, tokenizer_config, log)
-    train, validation = (prepare_token_shards(documents, side, tokenizer, cache, log) for side in SIDES)
+    prepare_side = functools.partial(prepare_token_shards, cache=corpus.cache_directory, log=log)
+    data = prepare_sides(corpus, tokenizer_config, log, prepare_side)
     sources: dict[str, dict[str, TokenShards]] = {side: {} for side in SIDES}
     for side in SIDES if by_source else ():
         names: dict[str, list[str]] = {}
         for name, spec in source_specs(corpus, side).items():
             names.setdefault(spec, []).append(name)
         for spec, names_of_spec in names.items():
-            shards = prepare_token_shards(documents, side, tokenizer, cache, log, names_of_spec)
-            shards.origin = f"{spec}, {documents.summary(spec)}"
+            shards = prepare_side(data.documents, side, data.tokenizer, sources=names_of_spec)
+            shards.origin = f"{spec}, {data.documents.summary(spec)}"
             sources[side][spec] = shards
-    data = prepared(corpus, tokenizer_config, documents, tokenizer, train, validation)
     return dataclasses.replace(data, train_by_source=sources["train"], validation_by_source=sources["validation"])
 
 
@@ -116,43 +116,30 @@ def prepare_chat(
 ) -> PreparedData[ChatShards]:
     """Makes the documents, the tokenizer and the chat shards of both sides, or finds them in the cache.
 
+    Arguments and errors are those of `prepare`, with
+
     Args:
-        corpus: dialogues, split and cache directory.
-        tokenizer_config: tokenizer settings, with the chat template.
         augmentation: how long conversations are cut, and what changes in training.
         length: T, tokens of a row.
         seed: seed of the augmentation.
-        log: receives one line a stage.
-
-    Raises:
-        UserError: the text or a flag is at fault, or no conversation is left.
-        RunError: the disk is full, or documents in the cache are damaged.
     """
-    cache = corpus.cache_directory
     paraphrases = read_paraphrases(augmentation.paraphrases, corpus.tfds_data_dir) if augmentation.paraphrases else {}
-    documents, tokenizer = prepare_text(corpus, tokenizer_config, log)
-    train, validation = (
-        prepare_chat_shards(
-            documents,
-            side,
-            tokenizer,
-            cache,
-            log,
-            sources=source_specs(corpus, side),
-            length=length,
-            repeat_system=augmentation.repeat_system,
-        )
-        for side in SIDES
-    )
-    refuse_empty(train, "train_text", "to learn from")
+
+    def prepare_side(documents: DocumentShards, side: str, tokenizer: Tokenizer) -> ChatShards:
+        specs = source_specs(corpus, side)
+        options: dict[str, Any] = {"length": length, "repeat_system": augmentation.repeat_system, "sources": specs}
+        return prepare_chat_shards(documents, side, tokenizer, corpus.cache_directory, log, **options)
+
+    data = prepare_sides(corpus, tokenizer_config, log, prepare_side, paraphrases)
+    refuse_empty(data.train, "train_text", "to learn from")
     if corpus.validation_text or corpus.validation_fraction:
-        refuse_empty(validation, "validation_text" if corpus.validation_text else "validation_fraction", "held out")
+        flag = "validation_text" if corpus.validation_text else "validation_fraction"
+        refuse_empty(data.validation, flag, "held out")
     if paraphrases:
-        dialogues = map(train.dialogue, range(len(train)))
+        dialogues = map(data.train.dialogue, range(len(data.train)))
         said = {(message["content"] or "").strip() for part in dialogues for message in part["messages"]}
         found = len(said & paraphrases.keys())
         log(f"paraphrases: {len(paraphrases):,} phrasings, {found:,} of them are said in the training conversations")
-    data = prepared(corpus, tokenizer_config, documents, tokenizer, train, validation, paraphrases)
     return dataclasses.replace(data, augmentation=Augmentation(augmentation, paraphrases, seed))
 
 
@@ -177,25 +164,15 @@ def tokenizer_report(data: PreparedData[TokenShards]) -> list[str]:
 def export_results(data: PreparedData[TokenShards], output_dir: str | os.PathLike, overwrite: bool = False) -> Path:
     """Writes `tokenizer/`, `train/`, `validation/`, `card.md` and `prepared.json` to a directory.
 
-    The files of the shards are hard links to the cache, or copies on another disk. An earlier result is replaced if it
-    differs.
+    The files of the shards are hard links to the cache, or copies on another disk. An earlier result is replaced.
 
     Raises:
         UserError: the directory holds other files and `overwrite` is off.
     """
     output = Path(output_dir).expanduser()
-    earlier = output / PREPARED
-    sides = {"train": data.train, "validation": data.validation}
-    if earlier.is_file() and read_json(earlier).get("fingerprint") == data.fingerprint:
-        with contextlib.suppress(UserError):
-            fingerprint = load_tokenizer(output / "tokenizer").fingerprint
-            for side, shards in sides.items():
-                if TokenShards.open(output / side, fingerprint).fingerprint != shards.fingerprint:
-                    raise DamagedShards(f"{output / side}: shards of another side")
-            return output
     with result_directory(output, "prepared data", "output_dir", overwrite) as temporary:
         data.tokenizer.save(temporary / "tokenizer")
-        for side, shards in sides.items():
+        for side, shards in (("train", data.train), ("validation", data.validation)):
             (temporary / side).mkdir()
             for path in (shards.directory / MANIFEST, *shards.files):
                 target = temporary / side / path.name
@@ -205,29 +182,23 @@ def export_results(data: PreparedData[TokenShards], output_dir: str | os.PathLik
                     with readable_write_errors(target):
                         shutil.copyfile(path, target)
         shutil.copyfile(data.documents.card, temporary / "card.md")
-        write_json(temporary / PREPARED, data.manifest)
+        write_json(temporary / "prepared.json", data.manifest)
     return output
 
 
-def prepare_text(
-    corpus: CorpusConfig, tokenizer_config: TokenizerConfig, log: Callable[[str], None]
-) -> tuple[DocumentShards, Tokenizer]:
+def prepare_sides(
+    corpus: CorpusConfig,
+    tokenizer_config: TokenizerConfig,
+    log: Callable[[str], None],
+    prepare_side: Callable[[DocumentShards, str, Tokenizer], Shards],
+    *more: Any,
+) -> PreparedData[Shards]:
+    """Prepares documents, tokenizer and both sides; `more` enters the fingerprint."""
     if tokenizer_config.tokenizer not in ("bpe", "bytes"):
         load_tokenizer(tokenizer_config.tokenizer)  # Reports its faults before the text is read.
     documents = prepare_documents(corpus, log)
-    return documents, prepare_tokenizer(tokenizer_config, documents, corpus.cache_directory, log)
-
-
-def prepared(
-    corpus: CorpusConfig,
-    tokenizer_config: TokenizerConfig,
-    documents: DocumentShards,
-    tokenizer: Tokenizer,
-    train: Shards,
-    validation: Shards,
-    *more: Any,
-) -> PreparedData[Shards]:
-    """Returns the prepared data; `more` enters the fingerprint."""
+    tokenizer = prepare_tokenizer(tokenizer_config, documents, corpus.cache_directory, log)
+    train, validation = (prepare_side(documents, side, tokenizer) for side in SIDES)
     fingerprint = sha256_of_json([train.fingerprint, validation.fingerprint, *more])
     manifest = {
         "fingerprint": fingerprint,
@@ -246,7 +217,6 @@ def refuse_empty(shards: ChatShards, flag: str, purpose: str) -> None:
         return
     counts = shards.manifest["counts"]
     cuts = f" of {shards.manifest['conversations']:,} ({describe_cuts(counts)})" if counts else ""
-    advice = "more conversations or other ones"
-    if counts.get("cut"):
-        advice = f"a longer --sequence_length than {shards.manifest['length']}"
+    longer = f"a longer --sequence_length than {shards.manifest['length']}"
+    advice = longer if counts.get("cut") else "more conversations or other ones"
     raise SettingError(flag, f"no conversation is left {purpose}{cuts}: {shards.origin}; give {advice}")

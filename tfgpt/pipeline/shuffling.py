@@ -31,14 +31,8 @@ class EpochShuffle:
     on, so that every epoch cuts elsewhere and the rest that fills no window differs, and visits them in its own order.
 
     Args:
-        targets: tokens on the circle.
-        sequence_length: T, targets a window.
+        targets, sequence_length: tokens on the circle, and of a window.
         seed: any 64-bit integer.
-
-    Example:
-
-    >>> sorted(EpochShuffle(targets=10, sequence_length=1, seed=0).starts(np.arange(10)).tolist())
-    [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]
     """
 
     def __init__(self, targets: int, sequence_length: int, seed: int):
@@ -56,14 +50,11 @@ class EpochShuffle:
             index = orders[row_epoch, index]
         else:
             # The cipher's key: the low and the high 32 bits of the seed, and the epoch.
-            key = np.empty((len(numbers), 3), np.int64)
-            key[:] = self.seed & 0xFFFFFFFF, (self.seed >> 32) & 0xFFFFFFFF, 0
-            key[:, 2] = epochs[row_epoch]
-            last = np.full(numbers.shape, self.windows - 1, np.int64)
+            halves = [np.full_like(index, half & 0xFFFFFFFF) for half in (self.seed, self.seed >> 32)]
+            key, last = np.stack([*halves, epochs[row_epoch]], axis=1), np.full_like(index, self.windows - 1)
             with tf.device("CPU"):
-                index = tf.raw_ops.RandomIndexShuffle(
-                    index=index, seed=key, max_index=last, rounds=SHUFFLE_ROUNDS
-                ).numpy()
+                shuffled = tf.raw_ops.RandomIndexShuffle(index=index, seed=key, max_index=last, rounds=SHUFFLE_ROUNDS)
+            index = shuffled.numpy()
         return (offsets[row_epoch] + index * self.sequence_length) % self.targets
 
     def compute_offset(self, epoch: int) -> int:
@@ -82,13 +73,6 @@ class Mixture:
         sizes: [sources] rows of each, at least 1.
         weights: [sources] shares, adding up to 1.
         seed: any integer.
-
-    Example:
-
-    >>> mixture = Mixture([10, 30], np.array([0.5, 0.5]), seed=1)
-    >>> source, epoch, row = mixture.row(0)
-    >>> source in (0, 1), epoch, row < 30
-    (True, 0, True)
     """
 
     def __init__(self, sizes: Sequence[int], weights: np.ndarray, seed: int):

@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 from tfgpt.common.atomic_files import atomic_directory, read_json, sha256_of_json, write_json
 from tfgpt.common.errors import UserError
@@ -36,6 +37,7 @@ from tfgpt.tokenization.train_tokenizer import make_tokenizer
 TOKENIZER_FORMAT = 1
 
 Log = Callable[[str], None]
+Shards = TypeVar("Shards", TokenShards, ChatShards)
 
 
 def prepare_documents(corpus: CorpusConfig, log: Log) -> DocumentShards:
@@ -110,35 +112,19 @@ def prepare_token_shards(
         **({} if template in (None, CHAT_TEMPLATE) else {"template": template}),
         **({"sources": list(sources)} if sources else {}),
     }
-    directory = cache / "tokens" / sha256_of_json(key)[:32]
     chosen = documents.documents(side)
     if sources:
         names = frozenset(sources)
         chosen = (document for document in chosen if document["source"] in names)
-
-    def describe(shards: TokenShards) -> str:
-        rate = f" ({shards.num_bytes / (shards.num_tokens - 1):.2f} bytes a token)" if shards.num_tokens > 1 else ""
-        return f"{shards.num_tokens:,}{rate}"
-
+    total = None if sources else documents.num_documents(side)
     stage = f"{side} tokens"
     if sources:
         stage += f" of {', '.join(sources[:3])}{', …' if len(sources) > 3 else ''}"
-    shards = cached_stage(
-        stage,
-        directory,
-        documents.text,
-        open_entry=lambda: TokenShards.open(directory, tokenizer.fingerprint),
-        make_entry=lambda: write_token_shards(
-            chosen,
-            tokenizer,
-            directory,
-            num_documents=None if sources else documents.num_documents(side),
-            title=f"encoding {side}",
-        ),
-        describe=describe,
-        log=log,
-    )
-    shards.origin = documents.summary()
+
+    def write(directory: Path) -> TokenShards:
+        return write_token_shards(chosen, tokenizer, directory, num_documents=total, title=f"encoding {side}")
+
+    shards = cached_shards(stage, documents, cache / "tokens", key, TokenShards, write, log)
     reasons = [f"{count:,} conversation{'s' * (count > 1)} left out: {why}" for why, count in shards.left_out.items()]
     for reason in reasons:
         log(f"{stage}: {reason}")
@@ -158,17 +144,8 @@ def prepare_chat_shards(
     length: int,
     repeat_system: bool,
 ) -> ChatShards:
-    """Encodes the conversations of one side; finds them in the cache the next time.
-
-    Args:
-        documents: the documents.
-        side: "train" or "validation".
-        tokenizer: encodes in its chat template.
-        cache: the cache directory.
-        log: receives a line.
-        sources, length, repeat_system: see `write_chat_shards`.
-    """
-    options = {"length": length, "repeat_system": repeat_system}
+    """Encodes the conversations of one side in parts of `length` tokens; finds them in the cache the next time."""
+    options: dict[str, Any] = {"length": length, "repeat_system": repeat_system}
     key = {
         "format": chat_shards.FORMAT_VERSION,
         "documents": documents.fingerprint,
@@ -178,46 +155,38 @@ def prepare_chat_shards(
         "sources": sources,
         **options,
     }
-    directory = cache / "conversations" / sha256_of_json(key)[:32]
 
-    def describe(shards: ChatShards) -> str:
-        counts = shards.manifest
-        return (
-            f"{counts['conversations']:,} in {len(shards):,} parts, {counts['tokens']:,} tokens, "
-            f"{counts['learned']:,} of them the assistant's{describe_cuts(counts['counts'], '; ')}"
+    def write(directory: Path) -> ChatShards:
+        progress: dict[str, Any] = {"num_documents": documents.num_documents(side), "title": f"encoding {side}"}
+        return write_chat_shards(
+            documents.documents(side), tokenizer, directory, sources=sources, **options, **progress
         )
 
+    return cached_shards(f"{side} conversations", documents, cache / "conversations", key, ChatShards, write, log)
+
+
+def cached_shards(
+    stage: str,
+    documents: DocumentShards,
+    folder: Path,
+    key: Mapping[str, Any],
+    kind: type[Shards],
+    write: Callable[[Path], Shards],
+    log: Log,
+) -> Shards:
+    """Opens the shards of a key in a folder of the cache, or writes them."""
+    directory = folder / sha256_of_json(key)[:32]
     shards = cached_stage(
-        f"{side} conversations",
+        stage,
         directory,
         documents.text,
-        open_entry=lambda: ChatShards.open(directory),
-        make_entry=lambda: write_chat_shards(
-            documents.documents(side),
-            tokenizer,
-            directory,
-            length=length,
-            repeat_system=repeat_system,
-            sources=sources,
-            num_documents=documents.num_documents(side),
-            title=f"encoding {side}",
-        ),
-        describe=describe,
+        open_entry=lambda: kind.open(directory),
+        make_entry=lambda: write(directory),
+        describe=kind.describe,
         log=log,
     )
     shards.origin = documents.summary()
     return shards
-
-
-def describe_cuts(counts: Mapping[str, int], before: str = "") -> str:
-    """Returns what was cut, shortened and dropped, after `before`; "" if nothing was."""
-    words = []
-    if counts.get("cut"):
-        words.append(f"{counts['cut']:,} longer than a row were cut at turns")
-    if counts.get("shortened"):
-        words.append(f"{counts['shortened']:,} single exchanges lost their end")
-    words += [f"{count:,} {reason}" for reason, count in counts.items() if reason.startswith("dropped: ")]
-    return before + ", ".join(words) if words else ""
 
 
 def source_specs(corpus: CorpusConfig, side: str) -> dict[str, str]:

@@ -19,7 +19,7 @@ import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -29,9 +29,8 @@ from tfgpt.common.progress import Progress
 from tfgpt.corpus.sources.base import content_texts
 from tfgpt.pipeline.manifest import MANIFEST, check_files, read_manifest
 from tfgpt.pipeline.memmap_array import MemmapArray
-
-if TYPE_CHECKING:
-    from tfgpt.tokenization.tokenizer import Tokenizer
+from tfgpt.tokenization.chat_template import encode_messages
+from tfgpt.tokenization.tokenizer import Tokenizer
 
 FORMAT = "tfgpt token shards"
 FORMAT_VERSION = 1
@@ -45,17 +44,11 @@ class TokenShards:
     """An opened, checked directory of token shards.
 
     Attributes:
-        directory: the directory.
-        manifest: the parsed `manifest.json`.
         tokens: the ids, a `MemmapArray` of uint16 or uint32.
         weights: the loss weight of each token as a target, a `MemmapArray` of uint8, or None (all count).
         num_tokens: ids in the stream, the first end-of-text included; `num_tokens - 1` are predicted.
         num_bytes: bytes that the ids stand for; special tokens stand for none. Bits per byte divides by it.
-        num_documents: documents in the stream.
         left_out: how many dialogues the chat template refused, by reason.
-        end_of_text_id: the id between documents.
-        padding_id: the id that fills rows; never in the stream.
-        tokenizer_fingerprint: fingerprint of the tokenizer that made the ids.
         fingerprint: sha256 of the manifest, and so of all content.
         origin: description of the sources, for error messages.
 
@@ -95,21 +88,19 @@ class TokenShards:
         """The files of tokens and weights."""
         return [self.directory / file["file"] for file in self.manifest["shards"] + self.manifest["weights"]]
 
+    def describe(self) -> str:
+        """Returns the counts for a log line."""
+        rate = f" ({self.num_bytes / (self.num_tokens - 1):.2f} bytes a token)" if self.num_tokens > 1 else ""
+        return f"{self.num_tokens:,}{rate}"
+
     def summary(self) -> dict[str, Any]:
         """Returns the part of a run's provenance about these shards."""
         counts = {name: self.manifest[name] for name in ("tokens", "bytes", "documents")}
         return {"fingerprint": self.fingerprint, "directory": str(self.directory), **counts}
 
     @classmethod
-    def open(
-        cls, directory: str | os.PathLike, tokenizer_fingerprint: str | None = None, verify: bool = False
-    ) -> TokenShards:
-        """Opens a directory of shards after checking it as `tfgpt.pipeline.manifest` describes.
-
-        Args:
-            directory: the directory of `manifest.json`.
-            tokenizer_fingerprint: `Tokenizer.fingerprint` of the tokenizer in use; None accepts any.
-            verify: hashes every file, even if its hash is recorded.
+    def open(cls, directory: str | os.PathLike, tokenizer_fingerprint: str | None = None) -> TokenShards:
+        """Opens a directory of shards of a tokenizer, or of any, after checking it; see `tfgpt.pipeline.manifest`.
 
         Raises:
             DamagedShards: a file is missing or damaged.
@@ -123,7 +114,7 @@ class TokenShards:
                 f"({manifest['tokenizer_fingerprint'][:12]}…, yours is {str(tokenizer_fingerprint)[:12]}…); "
                 "use that tokenizer, or run `python -m tfgpt.prepare` with yours"
             )
-        check_files(directory, manifest["shards"] + manifest["weights"], verify)
+        check_files(directory, manifest["shards"] + manifest["weights"])
         return cls(directory, manifest)
 
 
@@ -137,9 +128,9 @@ def write_token_shards(
     num_documents: int | None = None,
     title: str = "encode",
 ) -> TokenShards:
-    """Encodes documents in parallel and writes them as token shards; the same input gives the same bytes.
+    """Encodes documents in parallel, writes them as token shards and opens these.
 
-    The directory appears when it is complete and replaces an earlier one.
+    The same input gives the same bytes. The directory appears when it is complete and replaces an earlier one.
 
     Args:
         documents: `{"text": …}` or `{"messages": […]}`, read once, never all in memory. Dialogues are written in the
@@ -150,11 +141,7 @@ def write_token_shards(
         store_weights: writes loss weights: 1 for all of a text, and only for the assistant's words in a dialogue.
             Without it every token counts, as in pretraining.
         shard_tokens: ids a file.
-        num_documents: number of documents, for the progress bar.
-        title: title of the progress bar.
-
-    Returns:
-        The shards, opened.
+        num_documents, title: total and title of the progress bar.
 
     Raises:
         RunError: the disk is full.
@@ -220,14 +207,7 @@ def batches_of_documents(documents: Iterable[Mapping[str, Any]]) -> Iterator[lis
 def encode_documents(
     batch: list[Mapping[str, Any]], tokenizer: Tokenizer, left_out: collections.Counter[str]
 ) -> tuple[np.ndarray, np.ndarray, int]:
-    """Encodes documents, each followed by end-of-text.
-
-    Returns:
-        Ids [n], weights [n], and the number of documents with at least one token. Dialogues that the chat template
-        refuses are counted in `left_out`.
-    """
-    from tfgpt.tokenization.chat_template import encode_messages
-
+    """Returns ids [n] and weights [n] of documents, each followed by end-of-text, and how many had a token."""
     texts = iter(tokenizer.encode_batch([document["text"] for document in batch if "text" in document]))
     end = np.array([tokenizer.end_of_text_id], np.int32)
     ids, weights = [end[:0]], [np.empty(0, np.float32)]
