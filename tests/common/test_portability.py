@@ -9,8 +9,6 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 
-import pytest
-
 from tests.conftest import ROOT
 
 MODULES = {
@@ -121,26 +119,3 @@ def test_nothing_that_windows_lacks_is_used_unasked():
         for problem in problems(path.read_text(encoding="utf-8"))
     ]
     assert found == []
-
-
-@pytest.mark.parametrize(
-    ("source", "expected"),
-    [
-        ("import fcntl", ["1: import fcntl"]),
-        ("def f():\n    import resource\n", ["2: import resource"]),
-        ("try:\n    import fcntl\nexcept ImportError:\n    fcntl = None\n", []),
-        ("import os\nos.fork()", ["2: os.fork"]),
-        ("import os\nn = os.sched_getaffinity(0) if hasattr(os, 'sched_getaffinity') else 1", []),
-        ("import os, sys\nif sys.platform != 'win32':\n    os.sync()\nelse:\n    pass", []),
-        ("def f():\n    if sys.platform == 'win32':\n        return\n    os.sync()\n", []),
-        ("def f():\n    os.sync()\n    if sys.platform == 'win32':\n        return\n", ["2: os.sync"]),
-        ("from signal import SIGKILL", ["1: from signal import SIGKILL"]),
-        ("multiprocessing.get_context('fork')", ["1: get_context('fork')"]),
-        ("multiprocessing.Process(target=f)", ["1: multiprocessing.Process"]),
-        ("multiprocessing.get_context('spawn').Process(target=f)", []),
-        ("subprocess.Popen(a, preexec_fn=f)", ["1: preexec_fn="]),
-        ("subprocess.Popen(a, preexec_fn=f if sys.platform == 'linux' else None)", []),
-    ],
-)
-def test_the_reader_of_the_source_finds_what_it_should(source: str, expected: list[str]):
-    assert problems(source) == expected

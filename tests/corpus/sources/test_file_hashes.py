@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
 import os
-from pathlib import Path
 
 import pytest
 
@@ -80,25 +78,6 @@ def test_a_memory_that_cannot_be_written_only_costs_time(tmp_path):
     (tmp_path / "a").write_bytes(b"one")
     (tmp_path / "memory").write_text("a file in the way")
     assert FileHashes(tmp_path / "memory").of([tmp_path / "a"]) == [sha256(b"one")]
-
-
-def hash_many_times(folder: str) -> bool:
-    """Hashes two files again and again, and makes itself and the others forget them each time."""
-    file_hashes.SETTLED_SECONDS = -60.0
-    memory = Path(folder, "memory")
-    for _ in range(50):
-        if FileHashes(memory).of([Path(folder, name) for name in "ab"]) != [sha256(b"a"), sha256(b"b")]:
-            return False
-        for file in memory.glob("*.json"):
-            file.unlink(missing_ok=True)
-    return True
-
-
-def test_writers_at_the_same_time_do_no_harm(tmp_path):
-    for name in "ab":
-        (tmp_path / name).write_bytes(name.encode())
-    with multiprocessing.get_context("spawn").Pool(3) as pool:
-        assert pool.map(hash_many_times, [str(tmp_path)] * 6) == [True] * 6
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path):

@@ -86,19 +86,12 @@ def test_ids_are_taken_from_json_lines_and_else_made_of_the_content(tmp_path):
     assert re.fullmatch("[0-9a-f]{32}", identities[2])
 
 
-def test_blank_documents_are_left_out_and_counted(tmp_path):
-    (tmp_path / "a.jsonl").write_bytes(json_lines({"text": " \n"}, {"text": "a"}, {"messages": []}))
+def test_documents_of_no_use_are_left_out_and_counted(tmp_path):
+    question = {"messages": [{"role": "user", "content": "Anybody?"}]}
+    (tmp_path / "a.jsonl").write_bytes(json_lines({"text": " \n"}, {"text": "a"}, {"messages": []}, question))
     (source,) = open_sources([str(tmp_path / "a.jsonl")])
     assert [document["text"] for document in source.documents()] == ["a"]
-    assert source.dropped == {"empty": 2}
-
-
-def test_a_dialogue_without_an_answer_is_left_out_and_counted(tmp_path):
-    question = {"messages": [{"role": "user", "content": "Anybody?"}]}
-    (tmp_path / "a.jsonl").write_bytes(json_lines(question, {"text": "a"}))
-    (source,) = open_sources([str(tmp_path / "a.jsonl")])
-    assert len(list(source.documents())) == 1
-    assert source.dropped == {"without a turn of the assistant": 1}
+    assert source.dropped == {"empty": 2, "without a turn of the assistant": 1}
 
 
 def compressed_forms(content: bytes) -> dict[str, bytes]:
@@ -121,14 +114,6 @@ def test_compressed_files_give_the_same_documents(tmp_path, form, inner):
     plain.write_bytes(content)
     compressed.write_bytes(compressed_forms(content)[form])
     assert texts(compressed) == texts(plain)
-
-
-def test_a_folder_is_read_sorted_with_its_folders_and_without_hidden_files(tmp_path):
-    for name in ("b.txt", "a/z.md", "a/b/y.txt", ".hidden", ".git/config", "c.jsonl"):
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"text": name}) if name.endswith("l") else name)
-    assert texts(tmp_path) == ["a/b/y.txt", "a/z.md", "b.txt", "c.jsonl"]
 
 
 def test_globs_are_sorted_and_may_go_down(tmp_path):

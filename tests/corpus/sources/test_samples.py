@@ -159,10 +159,17 @@ def test_a_documentation_page_is_found_once_through_two_folders(tmp_path):
     assert documents == [{"text": "os\n==\n", "id": "python_docs/library/os.rst.txt"}]
 
 
-def test_an_unknown_sample_is_told_what_there_is():
+@pytest.mark.parametrize(
+    ("spec", "line"),
+    [
+        ("sample:chitcat", "--train_text: sample:chitcat: no such sample; did you mean sample:chitchat?"),
+        ("sample:bible_kjv/x", "--train_text: sample:bible_kjv/x: sample:bible_kjv has no variants"),
+    ],
+)
+def test_an_unknown_sample_or_variant_is_named(spec, line):
     with pytest.raises(UserError) as caught:
-        open_sources(["sample:chitcat"])
-    assert str(caught.value) == "--train_text: sample:chitcat: no such sample; did you mean sample:chitchat?"
+        open_sources([spec])
+    assert str(caught.value) == line
 
 
 def test_a_sample_that_is_not_installed_names_the_command(monkeypatch):
@@ -225,8 +232,3 @@ def test_chatterbot_has_a_variant_for_each_language(cache):
     assert "什么是ai" in {document["messages"][0]["content"] for document in made.documents("train")}
     with pytest.raises(UserError, match="sample:chatterbot/klingon: no such variant; there are bengali, chinese"):
         open_sources(["sample:chatterbot/klingon"])
-
-
-def test_a_sample_without_variants_says_so():
-    with pytest.raises(UserError, match="sample:bible_kjv has no variants"):
-        open_sources(["sample:bible_kjv/x"])

@@ -10,11 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import ROOT
 from tfgpt.common.errors import UserError
 from tfgpt.corpus.sources import Source, open_sources, tfds
 from tfgpt.pipeline.augmentation import read_paraphrases
-
-ROOT = Path(__file__).resolve().parents[3]
 
 
 def example(number: int) -> dict:
@@ -134,42 +133,29 @@ def test_the_default_configuration_is_taken_when_none_is_named(data_dir, tmp_pat
     assert len(texts("tfds:letters:test#text", tmp_path)) == 10
 
 
-def test_the_only_text_needs_no_name(data_dir):
-    assert texts("tfds:only_text:train[:1]", data_dir) == ["0"]
-
-
-def test_the_fingerprint_follows_the_split_and_needs_no_tensorflow_datasets(data_dir):
+def test_the_fingerprint_needs_no_tensorflow_and_reading_leaves_the_choice_of_logical_devices_open(data_dir):
     prints = {
         opened(f"tfds:letters/{config}:{split}#text", data_dir).fingerprint()
         for config in ("plain", "records")
         for split in ("train", "test")
     }
     assert len(prints) == 4
-    code = (
-        "import sys; from tfgpt.corpus.sources import open_sources; "
-        f"print(open_sources(['tfds:letters/plain:train#text'], tfds_data_dir={str(data_dir)!r})[0].fingerprint(), "
-        "'tensorflow' in sys.modules, 'tensorflow_datasets' in sys.modules)"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
-    fingerprint, *imported = result.stdout.split()
-    assert fingerprint in prints
-    assert imported == ["False", "False"]
-
-
-def test_reading_leaves_the_choice_of_logical_devices_open(data_dir):
-    code = (
-        "from tfgpt.corpus.sources import open_sources; "
-        f"source = open_sources(['tfds:letters/plain:train#text'], tfds_data_dir={str(data_dir)!r})[0]; "
-        "count = len(list(source.documents())); "
-        "import tensorflow as tf; "
-        "tf.config.set_logical_device_configuration("
-        "tf.config.list_physical_devices('CPU')[0], [tf.config.LogicalDeviceConfiguration()] * 2); "
-        "print(count, len(tf.config.list_logical_devices('CPU')))"
-    )
+    code = f"""
+import sys
+from tfgpt.corpus.sources import open_sources
+source = open_sources(['tfds:letters/plain:train#text'], tfds_data_dir={str(data_dir)!r})[0]
+print(source.fingerprint(), 'tensorflow' in sys.modules, 'tensorflow_datasets' in sys.modules)
+count = len(list(source.documents()))
+import tensorflow as tf
+cpu = tf.config.list_physical_devices('CPU')[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+print(count, len(tf.config.list_logical_devices('CPU')))
+"""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
-    assert result.stdout.split() == ["50", "2"], result.stderr
+    fingerprint, *rest = result.stdout.split()
+    assert fingerprint in prints
+    assert rest == ["False", "False", "50", "2"], result.stderr
 
 
 LISTED = (
@@ -202,9 +188,9 @@ def test_what_is_not_there_has_one_line(data_dir, spec, expected):
 
 
 def test_an_odd_example_is_left_out_and_counted_unless_strict(data_dir):
-    source = opened("tfds:only_text:train#body", data_dir)
+    source = opened("tfds:only_text:train", data_dir)  # The only text needs no name.
     assert [document["text"] for document in source.documents()] == ["0", "2"]
-    words = "tfds:only_text:train#body: example 2: byte 3: not UTF-8 (0xe9)"
+    words = "tfds:only_text:train: example 2: byte 3: not UTF-8 (0xe9)"
     assert (source.skipped.num_skipped, source.skipped.read, source.skipped.first) == (1, 3, [words])
     source.strict = True
     with pytest.raises(UserError, match=re.escape(words)):

@@ -59,7 +59,7 @@ class FileSource(base.Source):
     def __init__(self, spec: str, paths: Sequence[Path], hashes: FileHashes):
         super().__init__(spec)
         self.paths, self.hashes = list(paths), hashes
-        self.size = sum(file_size(path) for path in self.paths)
+        self.size = sum(path.stat().st_size for path in self.paths)
         self.description = f"{len(self.paths)} file{'s' if len(self.paths) > 1 else ''}"
 
     def fingerprint(self) -> str:
@@ -87,7 +87,7 @@ class FileSource(base.Source):
             if num_read == dropped.total():
                 empty_files.append(f"{path}: {describe_empty(dropped, skipped)}")
             count += num_read - dropped.total()
-            start += file_size(path)
+            start += path.stat().st_size
         self.position = start
         if self.paths and not count:
             others = f"; the other {len(self.paths) - 1} files hold none either" if empty_files[1:] else ""
@@ -120,13 +120,6 @@ def describe_empty(dropped: Mapping[str, int], skipped: SkippedRecords) -> str:
     if set(dropped) == {"empty"} and not skipped.num_skipped:
         return "holds no document (only blank text)"
     return f"holds no document that can be used ({', '.join(reasons)})"
-
-
-def file_size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
 
 
 def record_documents(stream: BinaryIO, name: str, skipped: SkippedRecords) -> Iterator[base.Document]:

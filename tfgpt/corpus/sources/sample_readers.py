@@ -5,12 +5,12 @@ from __future__ import annotations
 import ast
 import collections
 import hashlib
-import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from tfgpt.common.atomic_files import read_json
 from tfgpt.common.errors import UserError
 from tfgpt.corpus.sources.base import Document
 
@@ -205,13 +205,6 @@ def country_questions(country: dict[str, Any], names: dict[str, str]) -> Iterato
     for topic, field, question, answer in COUNTRY_QUESTIONS:
         if fact := facts.get(field):
             yield topic, question.format(name=name, fact=fact), answer.format(name=name, fact=fact)
-
-
-def read_json(path: Path) -> Any:
-    try:
-        return json.loads(read_text(path))
-    except ValueError as error:
-        raise UserError(f"{path}: cannot be read as JSON ({error}); install its package again") from None
 
 
 def read_text(path: Path) -> str:

@@ -17,7 +17,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
-import json
 import os
 import re
 import socket
@@ -27,7 +26,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tfgpt.common.atomic_files import sha256_of_json
+from tfgpt.common.atomic_files import read_json, sha256_of_json
 from tfgpt.common.did_you_mean import did_you_mean
 from tfgpt.common.errors import SettingError, UserError
 from tfgpt.common.tf_logging import import_tensorflow
@@ -63,7 +62,8 @@ class TensorFlowDatasetsSource(base.Source):
         self.dataset, self.version, self.split = match["dataset"], match["version"] or "", match["split"]
         self.root = Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
         self.directory = self.find_directory()
-        information = read_information(self.directory)
+        information = read_json(self.directory / INFORMATION)
+        information = information if isinstance(information, dict) else {}
         splits = [split.get("name", "") for split in information.get("splits", [])]
         names = [re.split(r"\[", name.strip())[0] for name in self.split.split("+")]
         for name in names:
@@ -246,15 +246,6 @@ def read_array_records(path: str, start: int, end: int) -> Iterator[bytes]:
 RECORD_READERS = {"tfrecord": read_tfrecords, "array_record": read_array_records}
 
 
-def read_information(directory: Path) -> dict[str, Any]:
-    path = directory / INFORMATION
-    try:
-        information = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: damaged ({error}); prepare the dataset again") from None
-    return information if isinstance(information, dict) else {}
-
-
 def split_files(directory: Path, splits: Iterable[str]) -> list[Path]:
     """Returns the files that decide the documents of some splits: all files where their names do not tell."""
     files = sorted(path for path in directory.iterdir() if path.is_file())
@@ -268,10 +259,9 @@ def subfolders(folder: Path) -> dict[str, Path]:
 
 def default_config(folder: Path) -> str:
     """Returns the name of a dataset's default configuration, as TFDS keeps it, or ""."""
-    try:
-        return json.loads((folder / ".config" / "metadata.json").read_bytes())["default_config_name"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""
+    with contextlib.suppress(UserError, KeyError, TypeError):
+        return read_json(folder / ".config" / "metadata.json")["default_config_name"]
+    return ""
 
 
 def check_network(missing: str, addresses: Iterable[str]) -> None:
