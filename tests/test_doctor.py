@@ -6,7 +6,7 @@ import json
 import time
 from pathlib import Path
 
-from tests.diagnosis.subjects import SMALL
+from tests.diagnosis.probes import SMALL
 from tfgpt import doctor, train
 from tfgpt.diagnosis.run_checks import MODEL_CHECKS, SPEED_CHECKS
 

@@ -172,7 +172,7 @@ def test_held_out_text_is_made_again_where_the_cache_is_gone_and_refused_where_i
     )
     said["flags"]["objective"] = "dpo"
     (moved / "training.json").write_text(json.dumps(said))
-    assert "what --objective=dpo holds out is no text" in refused(capsys, f"--model={moved}", cache)
+    assert "what --objective=dpo holds out is not a text" in refused(capsys, f"--model={moved}", cache)
     said["flags"]["objective"] = "pretrain"
     said["data"]["corpus"]["train_text"] = [str(tmp_path / "missing.txt")]
     (moved / "training.json").write_text(json.dumps(said))

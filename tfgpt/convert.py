@@ -12,7 +12,7 @@ import sys
 
 from tfgpt.common.command_line import Command, shell_command
 from tfgpt.conversion.config import ConvertConfig
-from tfgpt.diagnosis.suggest_config import SuggestConfig
+from tfgpt.diagnosis.config import SuggestConfig
 
 
 def run(convert: ConvertConfig, suggest: SuggestConfig) -> None:

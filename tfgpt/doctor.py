@@ -21,9 +21,9 @@ def run(doctor: DoctorConfig, **settings: Any) -> int:
     """Checks the settings together, then examines the run they describe."""
     recipe = TrainConfig(**settings)
     import_tensorflow()
-    from tfgpt.diagnosis.run_checks import examine
+    from tfgpt.diagnosis.run_checks import run_checks
 
-    report = examine(recipe, doctor, say)
+    report = run_checks(recipe, doctor, say)
     say("")
     say(report.summary())
     if doctor.json:

@@ -70,9 +70,9 @@ def prepare_conversations(
         corpus=corpus, tokenizer=tokenizer, objective=objective, batch=batch, mixture=mixture, augmentation=augmentation
     )
     import_tensorflow()
-    from tfgpt.diagnosis.chat_preview import show
+    from tfgpt.diagnosis.preview import preview_chat_data
 
-    for line in show(recipe, prepare.preview, dimmed=sys.stdout.isatty()):
+    for line in preview_chat_data(recipe, prepare.preview, dim=sys.stdout.isatty()):
         print(line)
     given = flags_of(corpus, tokenizer, objective, batch, mixture, augmentation)
     print(f"Next: {shell_command('train', *given, '--init_from=MODEL')}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tfgpt.diagnosis.preview import preview, visible
+from tfgpt.diagnosis.preview import escape, preview_text
 from tfgpt.pipeline.batches import document_borders
 from tfgpt.tokenization.train_tokenizer import byte_tokenizer
 
@@ -21,7 +21,7 @@ def batch(text: str, masked: bool = False) -> dict[str, np.ndarray]:
 
 
 def shown(*arguments, **options) -> str:
-    return "".join(line.removeprefix("    ") for line in preview(batch(*arguments, **options), TOKENIZER, 1)[1:])
+    return "".join(line.removeprefix("    ") for line in preview_text(batch(*arguments, **options), TOKENIZER, 1)[1:])
 
 
 def test_boundaries_are_shown_and_text_that_looks_like_one_is_not():
@@ -34,10 +34,10 @@ def test_the_cut_of_attention_is_shown_with_document_masking_only():
 
 
 def test_control_characters_and_half_characters_are_harmless():
-    assert visible("a\x1b[31m\tb\nc\u202e") == "a\\x1b[31m⇥b⏎c\\u202e"
+    assert escape("a\x1b[31m\tb\nc\u202e") == "a\\x1b[31m⇥b⏎c\\u202e"
     halved = batch("é")
     halved["token_ids"] = halved["token_ids"][:, :1]
-    assert "\ufffd" in preview(halved, TOKENIZER, 1)[1]
+    assert "\ufffd" in preview_text(halved, TOKENIZER, 1)[1]
 
 
 def test_long_rows_show_beginning_borders_and_end():
@@ -48,11 +48,11 @@ def test_long_rows_show_beginning_borders_and_end():
 
 def test_rows_with_a_border_come_first():
     rows = {name: np.concatenate([batch("plain__")[name], batch("one¶two")[name]]) for name in ("token_ids", "weights")}
-    lines = preview(rows, TOKENIZER, 1)
+    lines = preview_text(rows, TOKENIZER, 1)
     assert lines[0] == "row 1: 7 tokens, 2 documents or parts of them"
 
 
 def test_targets_that_do_not_count_are_mentioned():
     rows = batch("abc")
     rows["weights"][0, :2] = 0
-    assert preview(rows, TOKENIZER, 1)[0].endswith("1 targets count")
+    assert preview_text(rows, TOKENIZER, 1)[0].endswith("1 targets count")

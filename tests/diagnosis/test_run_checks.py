@@ -1,4 +1,4 @@
-"""Claims about a whole examination, that ends early."""
+"""All checks together, and runs whose checks end early."""
 
 from __future__ import annotations
 
@@ -8,20 +8,23 @@ from pathlib import Path
 
 import pytest
 
-from tests.diagnosis.subjects import recipe_of
+from tests.diagnosis.probes import config_of, probe_of, save_model
 from tfgpt.common.errors import SettingError
 from tfgpt.diagnosis import speed
 from tfgpt.diagnosis.check_results import Report
 from tfgpt.diagnosis.config import DoctorConfig
 from tfgpt.diagnosis.memory import Machine
-from tfgpt.diagnosis.run_checks import DATA_CHECKS, MODEL_CHECKS, SPEED_CHECKS, attempted, examine
+from tfgpt.diagnosis.run_checks import DATA_CHECKS, MODEL_CHECKS, SPEED_CHECKS, attempt, local_strategy, run_checks
 from tfgpt.diagnosis.system_memory import Memory
 from tfgpt.model import decoder
-from tfgpt.model.checkpoints.huggingface import save_decoder
-from tfgpt.training.objectives.base import get_objective
-from tfgpt.training.trainer_builder import build_trainer
+from tfgpt.training.train_config import TrainConfig
 
 QUICK = DoctorConfig(max_probe_seconds=20.0)
+TOO_SMALL = Machine(Memory(1 << 20, 1 << 20, "RAM"), 1, gpu=False)
+
+
+def check(config: TrainConfig, doctor: DoctorConfig = QUICK, machine: Machine | None = None) -> Report:
+    return run_checks(config, doctor, lambda line: None, machine)
 
 
 def test_a_run_that_does_not_fit_is_not_built(text_file: Path, monkeypatch: pytest.MonkeyPatch):
@@ -29,8 +32,7 @@ def test_a_run_that_does_not_fit_is_not_built(text_file: Path, monkeypatch: pyte
         raise AssertionError("the model was built")
 
     monkeypatch.setattr(decoder.Decoder, "__init__", built)
-    machine = Machine(Memory(1 << 20, 1 << 20, "RAM"), 1, gpu=False)
-    report = examine(recipe_of(text_file), QUICK, lambda line: None, machine)
+    report = check(config_of(text_file), machine=TOO_SMALL)
     assert report.with_status("FAIL") == ["memory"]
     assert report.skipped == [*MODEL_CHECKS, *SPEED_CHECKS]
 
@@ -40,8 +42,8 @@ def test_a_model_that_breaks_is_a_failed_check_and_no_traceback(text_file: Path,
         raise ValueError("shapes do not\nmatch")
 
     monkeypatch.setattr(decoder.TransformerBlock, "call", broken)
-    report = examine(recipe_of(text_file), QUICK, lambda line: None)
-    assert report.with_status("FAIL") == ["model"] and "shapes do not match" in report.result("model").line
+    report = check(config_of(text_file))
+    assert report.with_status("FAIL") == ["model"] and "shapes do not match" in report.results["model"].line
 
 
 def test_targets_that_the_pipeline_shifts_wrongly_fail_the_first_batch(
@@ -56,66 +58,61 @@ def test_targets_that_the_pipeline_shifts_wrongly_fail_the_first_batch(
         return arrays | {"targets": arrays["token_ids"]}
 
     monkeypatch.setattr(batches.TokenReader, "read_windows", shifted)
-    machine = Machine(Memory(1 << 20, 1 << 20, "RAM"), 1, gpu=False)
-    report = examine(recipe_of(text_file), QUICK, lambda line: None, machine)
+    report = check(config_of(text_file), machine=TOO_SMALL)
     assert "first batch" in report.with_status("FAIL")
 
 
 CHAT = (
-    "--objective=chat --train_text=FOLDER/chats.jsonl --tokenizer=bytes --preset=tiny --num_layers=1 --hidden_dim=32 "
+    "--objective=chat --tokenizer=bytes --preset=tiny --num_layers=1 --hidden_dim=32 "
     "--num_query_heads=2 --num_key_value_heads=1 --head_dim=16 --intermediate_dim=64 --sequence_length=96 "
     "--batch_size=4 --compile=graph --max_steps=20 --learning_rate=0.01"
-)
+).split()
 
 
 @pytest.fixture(scope="module")
 def chats(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with small talk."""
-    folder = tmp_path_factory.mktemp("chats")
+    """A file of conversations."""
+    path = tmp_path_factory.mktemp("chats") / "chats.jsonl"
     talks = [[{"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": f"It is {n}."}] for n in range(99)]
-    (folder / "chats.jsonl").write_text("".join(json.dumps({"messages": talk}) + "\n" for talk in talks))
-    return folder
+    path.write_text("".join(json.dumps({"messages": talk}) + "\n" for talk in talks))
+    return path
 
 
 def test_conversations_are_examined(chats: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(speed, "TIMED_SECONDS", 0.3)
-    recipe = recipe_of(chats / "chats.jsonl", base=CHAT.replace("FOLDER", str(chats)).split())
-    report = examine(recipe, QUICK, lambda line: None)
-    assert report.with_status("FAIL") == [], [finding.lines() for finding in report.results]
-    assert {finding.check for finding in report.results} == {
+    config = config_of(chats, base=CHAT)
+    report = check(config)
+    assert report.with_status("FAIL") == [], [finding.lines() for finding in report.results.values()]
+    assert set(report.results) == {
         "first batch", "disk", "memory", *MODEL_CHECKS, *SPEED_CHECKS[:-1]
     }  # fmt: skip
-    assert "targets count" in report.result("first batch").line
+    assert "targets count" in report.results["first batch"].line
     assert any("«It is " in line for line in report.preview)
 
 
 def test_adapters_are_examined_and_other_objectives_as_far_as_memory(
-    chats: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    text_file: Path, chats: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(speed, "TIMED_SECONDS", 0.3)
-    plain = recipe_of(chats / "chats.jsonl", base=CHAT.replace("FOLDER", str(chats)).split())
-    data = get_objective(plain.objective.objective).prepare(plain, lambda line: None)
-    trainer = build_trainer(plain, data.tokenizer.vocabulary_size)
-    save_decoder(trainer.decoder, tmp_path, end_of_text_id=data.tokenizer.end_of_text_id)
-    data.tokenizer.save(tmp_path)
+    save_model(probe_of(text_file, "--max_sequence_length=96"), tmp_path)
     flags = f"--objective=chat --init_from={tmp_path} --sequence_length=96 --batch_size=4 --compile=graph --lora_rank=8"
-    recipe = recipe_of(chats / "chats.jsonl", base=flags.split())
-    report = examine(recipe, dataclasses.replace(QUICK, overfit_steps=0), lambda line: None)
-    assert "frozen below the adapters" in report.result("gradients").line
-    assert "trained ones" in report.result("memory").line
+    config = config_of(chats, base=flags.split())
+    report = check(config, dataclasses.replace(QUICK, overfit_steps=0))
+    assert "frozen below the adapters" in report.results["gradients"].line
+    assert "trained ones" in report.results["memory"].line
     assert [name for name in report.with_status("FAIL") if name not in ("loss at step 0", "memory measured")] == []
-    recipe = recipe_of(chats / "chats.jsonl", base=flags.replace("=chat", "=simpo").split())
-    report = examine(recipe, QUICK, lambda line: None)
-    assert [finding.check for finding in report.results] == ["disk", "memory"]
+    config = config_of(chats, base=flags.replace("=chat", "=simpo").split())
+    report = check(config)
+    assert list(report.results) == ["disk", "memory"]
     assert set(report.skipped) == {*DATA_CHECKS, *MODEL_CHECKS, *SPEED_CHECKS}
 
 
 def test_a_cluster_is_not_examined_and_the_line_says_what_to_do_instead(text_file: Path, monkeypatch):
     with pytest.raises(SettingError, match="^--strategy: doctor examines one machine, not a cluster"):
-        examine(recipe_of(text_file, "--strategy=multiworker"), QUICK, lambda line: None)
+        check(config_of(text_file, "--strategy=multiworker"))
     monkeypatch.setenv("TF_CONFIG", '{"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": 0}}')
     with pytest.raises(SettingError, match="leave TF_CONFIG out"):
-        examine(recipe_of(text_file), QUICK, lambda line: None)
+        check(config_of(text_file))
 
 
 def test_a_check_that_breaks_is_a_finding_and_its_traceback_is_not_lost(tmp_path: Path, capsys, monkeypatch):
@@ -125,7 +122,14 @@ def test_a_check_that_breaks_is_a_finding_and_its_traceback_is_not_lost(tmp_path
         raise ValueError("one\ntwo")
 
     report = Report(print)
-    assert attempted(report, "speed", broken) is None
+    assert attempt(report, "speed", broken) is None
     (crash,) = tmp_path.rglob("crash-doctor-*.txt")
     assert capsys.readouterr().out == f"FAIL  speed: broke with ValueError: one two; {crash} has the traceback\n"
     assert "in broken" in crash.read_text()
+
+
+def test_a_machine_without_a_tpu_still_examines_the_run(text_file: Path):
+    lines: list[str] = []
+    strategy = local_strategy(config_of(text_file, "--strategy=tpu"), lines.append)
+    assert strategy.num_replicas_in_sync == 1
+    assert len(lines) == 1 and lines[0].startswith("No TPU here")

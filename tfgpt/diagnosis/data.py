@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 
 import numpy as np
 
-from tfgpt.diagnosis.check_results import FAIL, OK, WARN, CheckResult, format_count, pluralize
+from tfgpt.common.formatting import format_count, pluralize
+from tfgpt.diagnosis.check_results import FAIL, OK, WARN, CheckResult
 from tfgpt.model import cost
 from tfgpt.pipeline.prepare import PreparedData
 from tfgpt.pipeline.token_shards import TokenShards
@@ -15,13 +15,10 @@ from tfgpt.training.train_config import TrainConfig
 
 # At most this many tokens are counted, which takes some seconds, in chunks.
 MAX_COUNTED_TOKENS, CHUNK_TOKENS = 200_000_000, 1 << 24
-
+# Epochs up to which repeated text is almost as good as new text (Muennighoff et al. 2023, arXiv:2305.16264).
 LITTLE_REPETITION = 4.0
-"""Epochs up to which repeated text is almost as good as new text (Muennighoff et al. 2023, arXiv:2305.16264)."""
-
+# Epochs after which more repetition has no value (the same, section 6).
 WORTHLESS_REPETITION = 40.0
-"""Epochs after which more repetition has no value (the same, section 6)."""
-
 FEW_VALIDATION_TOKENS = 2000
 UNUSED_SHARE = 0.2
 
@@ -87,23 +84,12 @@ def value_problem(batch: Mapping[str, np.ndarray], vocabulary_size: int) -> str 
     return None
 
 
-@dataclasses.dataclass(frozen=True)
-class TokenCounts:
-    """Counts of the first tokens of a data set.
+def count_tokens(shards: TokenShards, limit: int = MAX_COUNTED_TOKENS) -> tuple[np.ndarray, np.ndarray]:
+    """Counts the first `limit` tokens, one chunk at a time.
 
-    Attributes:
-        counted: number of tokens counted.
-        by_id: [V] int64, occurrences of each id.
-        document_lengths: [documents] tokens in each document, without end-of-text.
+    Returns:
+        [V] int64, occurrences of each id, and [documents] tokens in each document, without end-of-text.
     """
-
-    counted: int
-    by_id: np.ndarray
-    document_lengths: np.ndarray
-
-
-def count_tokens(shards: TokenShards, limit: int = MAX_COUNTED_TOKENS) -> TokenCounts:
-    """Counts the first `limit` tokens, one chunk at a time."""
     counted = min(shards.num_tokens, limit)
     by_id = np.zeros(shards.vocabulary_size, np.int64)
     ends = []
@@ -113,22 +99,21 @@ def count_tokens(shards: TokenShards, limit: int = MAX_COUNTED_TOKENS) -> TokenC
         ends.append(np.flatnonzero(chunk == shards.end_of_text_id) + start)
     lengths = np.diff(np.concatenate(ends)) - 1
     # Without two ends, one document is longer than the limit.
-    return TokenCounts(counted, by_id, lengths if len(lengths) else np.array([counted - 1]))
+    return by_id, lengths if len(lengths) else np.array([counted - 1])
 
 
 def check_tokens(data: PreparedData, config: TrainConfig) -> CheckResult:
     """Reports token statistics; warns if much of the vocabulary is unused."""
     shards, vocabulary_size = data.train, data.tokenizer.vocabulary_size
-    counts = count_tokens(shards)
-    ordinary = data.tokenizer.byte_lengths() > 0
-    unused = int((ordinary & (counts.by_id[: len(ordinary)] == 0)).sum())
+    by_id, lengths = count_tokens(shards)
+    counted, ordinary = int(by_id.sum()), data.tokenizer.byte_lengths() > 0
+    unused = int((ordinary & (by_id[: len(ordinary)] == 0)).sum())
     share = unused / max(int(ordinary.sum()), 1)
-    lengths = counts.document_lengths
     bytes_per_token = shards.num_bytes / max(shards.num_tokens - 1, 1)
     numbers: dict[str, object] = {
         "tokens": shards.num_tokens,
         "validation_tokens": data.validation.num_tokens,
-        "tokens_counted": counts.counted,
+        "tokens_counted": counted,
         "bytes_per_token": bytes_per_token,
         "vocabulary_size": vocabulary_size,
         "unused_ids": unused,
@@ -138,7 +123,7 @@ def check_tokens(data: PreparedData, config: TrainConfig) -> CheckResult:
         "median_document": float(np.median(lengths)),
         "longest_document": int(lengths.max()),
     }
-    where = "" if counts.counted == shards.num_tokens else f" (of the first {format_count(counts.counted)})"
+    where = "" if counted == shards.num_tokens else f" (of the first {format_count(counted)})"
     line = (
         f"{shards.num_tokens:,} to train on, {data.validation.num_tokens:,} held out; {bytes_per_token:.2f} bytes a "
         f"token; {unused:,} of {int(ordinary.sum()):,} ids never occur{where}; "
@@ -197,10 +182,6 @@ def check_corpus(data: PreparedData, config: TrainConfig, vocabulary_size: int) 
         line += f"; only {validation_targets:,} tokens are held out, so the validation loss is noisy"
         advice.append("--validation_fraction=0.1 or --validation_text=… holds out more")
         status = WARN if status == OK else status
-    numbers = {
-        "tokens_read": tokens_read,
-        "epochs": epochs,
-        "tokens_per_parameter": per_parameter,
-        "validation_targets": validation_targets,
-    }
+    numbers = {"tokens_read": tokens_read, "epochs": epochs}
+    numbers |= {"tokens_per_parameter": per_parameter, "validation_targets": validation_targets}
     return CheckResult("corpus", status, line, tuple(advice), numbers)

@@ -1,4 +1,4 @@
-"""Memory and disk checks: what a run needs, what the machine has, and flags that make it fit."""
+"""Memory and disk checks: needs of a run, resources of the machine, and flags that make the run fit."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import itertools
 from collections.abc import Iterator
 
 from tfgpt.common.errors import UserError
-from tfgpt.diagnosis.check_results import FAIL, OK, WARN, CheckResult, format_bytes, format_count
+from tfgpt.common.formatting import format_count, format_memory
+from tfgpt.diagnosis.check_results import FAIL, OK, WARN, CheckResult
 from tfgpt.diagnosis.system_memory import Memory, free_disk
 from tfgpt.model import cost, presets
 from tfgpt.model.config import DecoderConfig
@@ -18,29 +19,23 @@ RUNTIME_BYTES = {"cpu": 1 << 30, "gpu": 600 << 20, "tpu": 600 << 20}
 """Memory of Python, TensorFlow and its compiled programs (docs/measurements.md). It grows with the model, which is not
 counted: the estimate is too low for adapters on a large vocabulary."""
 
+# The same for the second of the two steps that --compile=auto compiles.
 SECOND_MODE_BYTES = 400 << 20
-"""The same for the second of the two steps that --compile=auto compiles."""
-
+# Share of the memory above which an estimate is a warning.
+COMFORTABLE = 0.85
 PAIR_OBJECTIVES = ("dpo", "ipo", "orpo", "simpo")
 
-COMFORTABLE = 0.85
-"""Share of the memory above which an estimate is a warning."""
+GIB = 1 << 30
+TPU_BYTES = {"v5e": 15.75 * GIB, "v4": 30.75 * GIB, "v6e": 31.24 * GIB, "v5p": 95.73 * GIB}
+"""Bytes that the compiler (libtpu 0.0.52) lets a program use on one chip; on v4 with both cores as one device."""
+
+TPU_PROGRAM_BYTES = int(0.4 * GIB)
+"""Machine code of an unrolled decoder, at most."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-    """The devices of a run.
-
-    Attributes:
-        memory: RAM, or memory of the smallest GPU; None if unknown.
-        replicas: number of devices that share the batch.
-        gpu: whether the devices are GPUs.
-
-    Example:
-
-    >>> Machine(Memory(total=16 << 30, available=14 << 30, source="RAM"), replicas=1, gpu=False).replicas
-    1
-    """
+    """The devices of a run, and the RAM or the memory of the smallest GPU; None if unknown."""
 
     memory: Memory | None
     replicas: int
@@ -86,30 +81,69 @@ def check_memory(config: TrainConfig, decoder_config: DecoderConfig, machine: Ma
     total, memory = parts["total"], machine.memory
     parameters = cost.count_parameters(decoder_config)
     trained = cost.count_trained_parameters(decoder_config, config.lora)
-    numbers: dict[str, object] = {
-        "estimate": parts,
-        "replicas": machine.replicas,
-        "trained_parameters": trained,
-        "frozen_parameters": parameters if config.lora.lora_rank else 0,
-    }
-    line = f"about {format_parts(parts)} for {format_count(parameters)} "
+    numbers: dict[str, object] = {"estimate": parts, "replicas": machine.replicas, "trained_parameters": trained}
+    numbers["frozen_parameters"] = parameters if config.lora.lora_rank else 0
+    words = f"{format_count(parameters)} parameters"
     if config.lora.lora_rank:
-        line += f"frozen parameters ({config.lora.base_weights}) and {format_count(trained)} trained ones"
-    else:
-        line += "parameters"
+        words = f"{format_count(parameters)} frozen parameters ({config.lora.base_weights}) and "
+        words += f"{format_count(trained)} trained ones"
+    line = f"about {format_parts(parts)} for {words}"
     if memory is None:
-        line += "; the memory of this system is unknown"
-        return CheckResult("memory", OK, line, numbers=numbers)
+        return CheckResult("memory", OK, f"{line}; the memory of this system is unknown", numbers=numbers)
     numbers |= {"available": memory.available, "there": memory.total, "source": memory.source}
-    line += f"; there is {format_bytes(memory.total)} ({memory.source}), {format_bytes(memory.available)} of it free"
+    line += f"; there is {format_memory(memory.total)} ({memory.source}), {format_memory(memory.available)} of it free"
     if total <= COMFORTABLE * memory.available:
         return CheckResult("memory", OK, line, numbers=numbers)
-    advice = list(ways_to_fit(config, machine, decoder_config.vocabulary_size, COMFORTABLE * memory.available))
+    advice = tuple(ways_to_fit(config, machine, decoder_config.vocabulary_size, COMFORTABLE * memory.available))
     if total <= memory.available:
-        return CheckResult("memory", WARN, f"{line}: that is tight", tuple(advice), numbers)
+        return CheckResult("memory", WARN, f"{line}: that is tight", advice, numbers)
     if total <= memory.total:
-        advice.insert(0, "stop other programs that use memory")
-    return CheckResult("memory", FAIL, f"{line}: it does not fit", tuple(advice), numbers)
+        advice = ("stop other programs that use memory", *advice)
+    return CheckResult("memory", FAIL, f"{line}: it does not fit", advice, numbers)
+
+
+def estimate_tpu_memory(config: TrainConfig, decoder_config: DecoderConfig, optimizer: str = "") -> dict[str, int]:
+    """Estimates the bytes on each chip before any activation, by kind, and their "total".
+
+    With accumulation the compiler keeps bfloat16 copies of the weights for all micro-batches. `optimizer` replaces the
+    run's.
+    """
+    copies = config.step.gradient_accumulation_steps > 1 and config.step.dtype == "mixed_bfloat16"
+    parts = {
+        "weights": cost.weight_bytes(decoder_config, config.lora, ema=bool(config.optimizer.ema_decay)),
+        "optimizer": cost.optimizer_bytes(optimizer or config.optimizer.optimizer, decoder_config, config.lora),
+        "gradients": 4 * cost.count_trained_parameters(decoder_config, config.lora),
+        "bfloat16 weights": 2 * cost.count_parameters(decoder_config) if copies else 0,
+        "program": TPU_PROGRAM_BYTES,
+    }
+    return parts | {"total": sum(parts.values())}
+
+
+def check_tpu(config: TrainConfig, decoder_config: DecoderConfig) -> CheckResult:
+    """Checks which TPU chips can hold the model."""
+    parts = estimate_tpu_memory(config, decoder_config)
+    fits = chips_with(parts["total"])
+    chips = ", ".join(f"{chip} {format_memory(usable)}" for chip, usable in TPU_BYTES.items())
+    numbers = {"needed": parts, "fits": fits, "usable": TPU_BYTES}
+    line = f"each chip holds a whole copy: {format_parts(parts)}, activations not counted, for "
+    line += f"{format_count(cost.count_parameters(decoder_config))} parameters; "
+    if len(fits) == len(TPU_BYTES):
+        return CheckResult("TPU", OK, f"{line}every chip has more ({chips})", numbers=numbers)
+    advice = []
+    if config.step.gradient_accumulation_steps > 1:
+        advice.append("without --gradient_accumulation_steps no copies are kept, where the batch is small enough")
+    if not decoder_config.rematerialize:
+        advice.append("--rematerialize keeps one tensor a block instead of all")
+    if config.optimizer.ema_decay:
+        advice.append("--ema_decay=0 saves a copy of the weights")
+    for optimizer in ("lion", "adafactor"):
+        total = estimate_tpu_memory(config, decoder_config, optimizer)["total"]
+        if total < parts["total"]:
+            fitting = ", ".join(chips_with(total)) or "none"
+            advice.append(f"--optimizer={optimizer} needs {format_memory(total)}: fits {fitting}")
+    advice.append("a smaller --preset; tfgpt does not split a model over several chips")
+    line += f"only {', '.join(fits)} can hold it" if fits else "no chip has so much"
+    return CheckResult("TPU", WARN if fits else FAIL, f"{line} ({chips})", tuple(advice), numbers)
 
 
 def check_disk(config: TrainConfig, decoder_config: DecoderConfig) -> CheckResult:
@@ -123,17 +157,22 @@ def check_disk(config: TrainConfig, decoder_config: DecoderConfig) -> CheckResul
     model = 4 * cost.count_parameters(decoder_config) + (4 * trained if config.lora.lora_rank else 0)
     needed, free = kept * checkpoint + model, free_disk(config.run_dir)
     numbers = {"needed": needed, "free": free, "checkpoint": checkpoint}
-    line = f"checkpoints and model take {format_bytes(needed)} in {config.run_dir}; {format_bytes(free)} are free there"
+    line = (
+        f"checkpoints and model take {format_memory(needed)} in {config.run_dir}; {format_memory(free)} are free there"
+    )
     if needed <= free:
         return CheckResult("disk", OK, line, numbers=numbers)
     advice = "--run_dir=… on a larger disk, or free some space", "--checkpoints_kept=1 and --save_best=false keep fewer"
     return CheckResult("disk", FAIL, line, advice, numbers)
 
 
+def chips_with(size: float) -> list[str]:
+    return [chip for chip, usable in TPU_BYTES.items() if size <= usable]
+
+
 def format_parts(parts: dict[str, int]) -> str:
-    """Formats an estimate as its total and, in parentheses, its parts."""
-    kinds = ", ".join(f"{kind} {format_bytes(size)}" for kind, size in parts.items() if kind != "total")
-    return f"{format_bytes(parts['total'])} ({kinds})"
+    kinds = ", ".join(f"{kind} {format_memory(size)}" for kind, size in parts.items() if kind != "total")
+    return f"{format_memory(parts['total'])} ({kinds})"
 
 
 def ways_to_fit(config: TrainConfig, machine: Machine, vocabulary_size: int, limit: float) -> Iterator[str]:
@@ -143,7 +182,7 @@ def ways_to_fit(config: TrainConfig, machine: Machine, vocabulary_size: int, lim
         for more_flags, changed in savings(config, machine):
             size = estimate_memory(changed, changed.decoder_config(vocabulary_size), machine)["total"]
             if size <= limit:
-                yield f"{' '.join([*flags.split(), *more_flags])} needs about {format_bytes(size)}"
+                yield f"{' '.join([*flags.split(), *more_flags])} needs about {format_memory(size)}"
 
     found = list(itertools.islice(fitting("", config), 2))
     if found:

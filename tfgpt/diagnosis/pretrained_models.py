@@ -16,13 +16,7 @@ OPEN_LICENCES = ("Apache-2.0", "MIT")
 
 @dataclasses.dataclass(frozen=True)
 class PretrainedModelInfo:
-    """One published model. The head of the table describes the fields.
-
-    Example:
-
-    >>> load_pretrained_models()[0].base
-    'openai-community/gpt2'
-    """
+    """One published model. The head of the table describes the fields."""
 
     base: str
     config: DecoderConfig

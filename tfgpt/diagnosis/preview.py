@@ -1,4 +1,4 @@
-"""Rows of a batch as a person can read them: decoded, with special tokens and the borders of documents visible."""
+"""Decoded rows of a batch, with special tokens and the boundaries of documents visible."""
 
 from __future__ import annotations
 
@@ -7,130 +7,122 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from tfgpt.diagnosis.check_results import pluralize
+from tfgpt.common.formatting import pluralize
+from tfgpt.pipeline.batches import training_batches
 from tfgpt.tokenization.tokenizer import Tokenizer
+from tfgpt.training.objectives.supervised_fine_tuning import SupervisedFineTuning
+from tfgpt.training.train_config import TrainConfig
 
-CUT = "✂"
-"""Stands where attention is cut between two documents of a row."""
-
-# Characters of a row that are shown: of its beginning, around each border, of its end.
-BEGINNING, AROUND, ENDING = 240, 90, 60
+CUT = "✂"  # Between two documents, where attention is cut.
 COLUMNS = 100
+# Characters of a row that are shown: at its beginning, around each boundary and at its end.
+BEGINNING, AROUND, ENDING = 240, 90, 60
 
 
-def preview(batch: Mapping[str, np.ndarray], tokenizer: Tokenizer, rows: int) -> list[str]:
-    """Some rows of a batch, decoded; those with the border of two documents first.
+def preview_text(batch: Mapping[str, np.ndarray], tokenizer: Tokenizer, rows: int) -> list[str]:
+    """Returns rows of a batch as lines of about 100 characters; rows with a document boundary are preferred.
 
-    Special tokens stand in ⟦ ⟧, so that text that only looks like one does not; a line feed is shown as ⏎, a tab as ⇥,
-    other control characters as \\x1b. With `segment_ids` in the batch, ✂ stands where attention is cut.
-
-    Args:
-        batch: `token_ids` [B, T], and perhaps `segment_ids` and `weights`.
-        tokenizer: decodes.
-        rows: how many.
-
-    Returns:
-        Lines of at most about 100 characters.
+    Special tokens are shown in ⟦ ⟧, a line feed as ⏎, a tab as ⇥ and other control characters as \\x1b. With
+    `segment_ids` in the batch, ✂ marks where attention is cut.
     """
     token_ids, segment_ids = batch["token_ids"], batch.get("segment_ids")
-    borders = (token_ids[:, 1:] == tokenizer.end_of_text_id).any(axis=1)
-    chosen = sorted(range(len(token_ids)), key=lambda row: not borders[row])[:rows]
+    boundaries = token_ids[:, 1:] == tokenizer.end_of_text_id
+    chosen = np.argsort(~boundaries.any(axis=1), kind="stable")[:rows]
     lines = []
     for row in sorted(chosen):
-        text, marks = readable(token_ids[row], None if segment_ids is None else segment_ids[row], tokenizer)
-        documents = 1 + int((token_ids[row, 1:] == tokenizer.end_of_text_id).sum())
-        learned = int((batch["weights"][row] > 0).sum())
-        lines.append(
-            f"row {row}: {token_ids.shape[1]} tokens, {pluralize(documents, 'document')} or parts of them"
-            + (f", {learned} targets count" if learned < token_ids.shape[1] else "")
-        )
+        text, marks = decode_row(token_ids[row], None if segment_ids is None else segment_ids[row], tokenizer)
+        targets, length = int((batch["weights"][row] > 0).sum()), token_ids.shape[1]
+        documents = pluralize(1 + int(boundaries[row].sum()), "document")
+        counted = f", {targets} targets count" if targets < length else ""
+        lines.append(f"row {row}: {length} tokens, {documents} or parts of them{counted}")
         shown = excerpt(text, marks)
         lines += [f"    {shown[start : start + COLUMNS]}" for start in range(0, len(shown), COLUMNS)]
     return lines
 
 
-def preview_learned(batch: Mapping[str, np.ndarray], tokenizer: Tokenizer, rows: int, dimmed: bool) -> list[str]:
-    """Whole rows of packed conversations, what is not learned dimmed; padding is only counted.
+def preview_conversations(
+    batch: Mapping[str, np.ndarray], tokenizer: Tokenizer, rows: int, dim: bool = False
+) -> list[str]:
+    """Returns rows of packed conversations as lines, one per conversation.
 
-    Args:
-        batch: `token_ids`, `targets`, `weights` and `segment_ids` [B, T].
-        tokenizer: decodes.
-        rows: how many, from the first.
-        dimmed: use the terminal's faint letters; otherwise what is learned stands in « ».
-
-    Returns:
-        A few lines a row: its figures, then the text, a line for each conversation.
+    Targets are shown in « »; with `dim`, for terminals, all other tokens are dimmed instead.
     """
     lines = []
     for row in range(min(rows, len(batch["token_ids"]))):
-        segments = batch["segment_ids"][row]
-        learned, used = int((batch["weights"][row] > 0).sum()), int((segments > 0).sum())
-        lines.append(
-            f"row {row}: {len(segments)} tokens, {used} of "
-            f"{pluralize(int(segments.max()), 'conversation')} or parts of them, "
-            f"{learned} are learned, {len(segments) - used} are padding"
+        token_ids, targets, weights, segments = (
+            batch[name][row] for name in ("token_ids", "targets", "weights", "segment_ids")
         )
-        for segment in range(1, int(segments.max()) + 1):
+        used, count = int((segments > 0).sum()), int(segments.max())
+        lines.append(
+            f"row {row}: {len(segments)} tokens, {used} of {pluralize(count, 'conversation')} or parts of them, "
+            f"{int((weights > 0).sum())} are learned, {len(segments) - used} are padding"
+        )
+        for segment in range(1, count + 1):
             here = segments == segment
-            # A target stands for its token; the first token of a conversation is nobody's target.
-            ids = [*batch["token_ids"][row][here][:1], *batch["targets"][row][here]]
-            counts = [False, *(batch["weights"][row][here] > 0)]
+            # The first token of a conversation is not a target.
+            ids = np.concatenate([token_ids[here][:1], targets[here]])
+            learned = np.concatenate([[False], weights[here] > 0])
             pieces = []
-            for learned_here, group in itertools.groupby(zip(counts, ids), key=lambda pair: pair[0]):
-                text = readable(np.array([identifier for _, identifier in group]), None, tokenizer)[0]
-                marked = text if learned_here else f"\x1b[2m{text}\x1b[0m"
-                pieces.append(marked if dimmed else f"«{text}»" if learned_here else text)
+            for is_learned, group in itertools.groupby(range(len(ids)), key=learned.__getitem__):
+                text, _ = decode_row(ids[list(group)], None, tokenizer)
+                if is_learned:
+                    pieces.append(text if dim else f"«{text}»")
+                else:
+                    pieces.append(f"\x1b[2m{text}\x1b[0m" if dim else text)
             lines.append("    " + "".join(pieces))
     return lines
 
 
-def readable(token_ids: np.ndarray, segment_ids: np.ndarray | None, tokenizer: Tokenizer) -> tuple[str, list[int]]:
-    """A row as text, and the places in it where a document begins behind another one."""
-    names = {identifier: name for name, identifier in tokenizer.special_tokens.items()}
-    pieces: list[str] = []
+def preview_chat_data(config: TrainConfig, rows: int, dim: bool) -> list[str]:
+    """Prepares the conversations of a run and returns lines about their packing and the first rows."""
+    objective = SupervisedFineTuning()
+    data = objective.prepare(config)
+    lines = ["", f"Packed: {objective.describe_data(config, data)}", ""]
+    if rows:
+        reader = objective.training_reader(config, data)
+        batch = next(iter(training_batches(reader, batch_size=rows).as_numpy_iterator()))
+        lines += [*preview_conversations(batch, data.tokenizer, rows, dim), ""]
+    return lines
+
+
+def decode_row(token_ids: np.ndarray, segment_ids: np.ndarray | None, tokenizer: Tokenizer) -> tuple[str, list[int]]:
+    """Returns a row as text and the offsets in it where a document follows another one."""
+    names = {token_id: name for name, token_id in tokenizer.special_tokens.items()}
+    text = ""
     marks: list[int] = []
     pending: list[int] = []
-
-    def flush() -> None:
-        if pending:
-            pieces.append(visible(tokenizer.decode(pending)))
-            pending.clear()
-
-    for place, identifier in enumerate(token_ids.tolist()):
-        cut = segment_ids is not None and place > 0 and segment_ids[place] != segment_ids[place - 1]
-        if cut or identifier in names:
-            flush()
-        if place > 0 and (cut or identifier == tokenizer.end_of_text_id):
-            marks.append(sum(map(len, pieces)))
+    for position, token_id in enumerate(token_ids.tolist()):
+        cut = segment_ids is not None and position > 0 and segment_ids[position] != segment_ids[position - 1]
+        if cut or token_id in names:
+            text += escape(tokenizer.decode(pending))
+            pending = []
+        if position > 0 and (cut or token_id == tokenizer.end_of_text_id):
+            marks.append(len(text))
         if cut:
-            pieces.append(CUT)
-        if identifier in names:
-            pieces.append(f"⟦{names[identifier]}⟧")
+            text += CUT
+        if token_id in names:
+            text += f"⟦{names[token_id]}⟧"
         else:
-            pending.append(identifier)
-    flush()
-    return "".join(pieces), marks
+            pending.append(token_id)
+    return text + escape(tokenizer.decode(pending)), marks
 
 
-def visible(text: str) -> str:
-    """Text on one line and harmless to a terminal."""
+def escape(text: str) -> str:
+    """Returns text on one line, without control characters."""
     shown = text.replace("\n", "⏎").replace("\t", "⇥")
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in shown)
 
 
 def excerpt(text: str, marks: list[int]) -> str:
-    """The beginning, the surroundings of every mark and the end, with … for what is left out."""
     keep = np.zeros(len(text), bool)
     keep[:BEGINNING] = True
     keep[max(len(text) - ENDING, 0) :] = True
     for mark in marks:
         keep[max(mark - AROUND, 0) : mark + AROUND] = True
-    pieces, position = [], 0
-    while position < len(text):
-        end = position
-        while end < len(text) and keep[end] == keep[position]:
-            end += 1
-        # What is hardly longer than its ellipsis is shown.
-        pieces.append(text[position:end] if keep[position] or end - position < 20 else " … ")
-        position = end
+    pieces = []
+    for kept, group in itertools.groupby(range(len(text)), key=keep.__getitem__):
+        positions = list(group)
+        # An ellipsis replaces at least 20 characters.
+        shown = kept or len(positions) < 20
+        pieces.append(text[positions[0] : positions[-1] + 1] if shown else " … ")
     return "".join(pieces)

@@ -1,4 +1,4 @@
-"""What is examined: the run's decoder with its step, and a small batch on which trials are quick."""
+"""The model under test: the run's decoder and training step, with a small batch for quick trials."""
 
 from __future__ import annotations
 
@@ -18,43 +18,29 @@ from tfgpt.training.trainer import Trainer
 
 Batch = dict[str, np.ndarray]
 
-# Rows and tokens a row of the small batch; fewer where the model is large.
-SMALL_ROWS, SMALL_LENGTH, SHORTEST = 4, 128, 16
+# Rows and tokens per row of the small batch; fewer for large models.
+SMALL_ROWS, SMALL_LENGTH, MIN_LENGTH = 4, 128, 16
 WARMUP_STEPS = 5
-# Of the measured peak, about what a small batch reaches (2 cores).
+# Share of the measured peak FLOP/s that a small batch reaches, approximately (2 cores).
 SMALL_UTILIZATION = 0.25
 
 
-@dataclasses.dataclass
 class ProbeModel:
-    """The parts of the run that trials work on; nothing of it is kept.
+    """The parts of a run that are tested; its weights change during the trials and are not saved.
+
+    Args:
+        batch: the first training batch.
+        small_tokens: size of the small batch, approximately.
+        forward_tokens: number of tokens whose forward pass takes only a few seconds.
 
     Attributes:
-        recipe: the run's settings.
-        data: what the objective prepared.
-        strategy: where the variables live.
-        run_trainer: the run's trainer; its weights are as initialized until a trial changes them.
-        run_data: the run's batches.
-        batch: the first training batch.
-        small: a few of its rows, perhaps shortened.
-        forward_tokens: how many tokens a forward pass may have to take only a few seconds.
-        trainer: another step over the same decoder and optimizer, for the small batch: no accumulation, graph mode.
+        small: a few rows of `batch`, perhaps truncated.
+        trainer: a second training step for the small batch, with the same decoder and optimizer.
     """
 
-    recipe: TrainConfig
-    data: Any
-    strategy: tf.distribute.Strategy
-    run_trainer: Trainer
-    run_data: TrainingData
-    batch: Batch
-    small: Batch
-    trainer: Trainer
-    forward_tokens: int = 1 << 20
-
-    @classmethod
-    def build(
-        cls,
-        recipe: TrainConfig,
+    def __init__(
+        self,
+        config: TrainConfig,
         data: Any,
         strategy: tf.distribute.Strategy,
         run_trainer: Trainer,
@@ -62,111 +48,76 @@ class ProbeModel:
         batch: Batch,
         small_tokens: int,
         forward_tokens: int = 1 << 20,
-    ) -> ProbeModel:
-        """Adds the small batch, of about `small_tokens` tokens, and its trainer to the run's."""
-        small = small_batch(batch, small_tokens, strategy.num_replicas_in_sync)
-        trainer = trainer_of_shape(recipe, strategy, run_trainer, small["token_ids"].shape, "graph")
-        return cls(recipe, data, strategy, run_trainer, run_data, batch, small, trainer, forward_tokens)
+    ):
+        self.config, self.data, self.strategy = config, data, strategy
+        self.run_trainer, self.run_data = run_trainer, run_data
+        self.batch, self.forward_tokens = batch, forward_tokens
+        self.small = small_batch(batch, small_tokens, strategy.num_replicas_in_sync)
+        self.trainer = self.trainer_of_shape(self.small["token_ids"].shape, "graph")
+        self.decoder, self.decoder_config = self.trainer.decoder, self.trainer.decoder.config
+        self.flops_per_token = cost.training_flops_per_token(self.decoder_config, config.batch.sequence_length)
+        self.tokens_per_update = config.batch.batch_size * config.batch.sequence_length
+        self.loss_sums = self.traced(lambda batch: self.trainer.loss_function(self.decoder, batch, training=False))
 
-    @property
-    def decoder(self) -> Any:
-        """The decoder."""
-        return self.trainer.decoder
-
-    @property
-    def config(self) -> DecoderConfig:
-        """The decoder's shape."""
-        return self.decoder.config
-
-    def run(self, function: Callable[[Mapping[str, tf.Tensor]], Any], batch: Mapping[str, np.ndarray]) -> Any:
-        """`function(batch)` in one replica's place, in a graph, as NumPy.
-
-        Args:
-            function: from a batch of tensors to tensors.
-            batch: arrays.
-        """
-        return self.traced(function)(batch)
+    def trainer_of_shape(self, shape: tuple[int, int], mode: str) -> Trainer:
+        """Returns a training step for batches of another shape, without accumulation and averages."""
+        with self.strategy.scope():
+            trainer = Trainer(
+                self.run_trainer.decoder,
+                self.run_trainer.loss_function,
+                dataclasses.replace(self.config.step, gradient_accumulation_steps=1, compile=mode),
+                dataclasses.replace(self.config.optimizer, ema_decay=0.0),
+                seed=self.config.run.seed,
+                batch_shape=shape,
+            )
+            trainer.compile(self.run_trainer.optimizer)
+        return trainer
 
     def traced(self, function: Callable[[Mapping[str, tf.Tensor]], Any]) -> Callable[[Mapping[str, np.ndarray]], Any]:
-        """`function` as a graph that is traced at the first call, for batches of one shape.
+        # Every replica computes the same.
+        graph = tf.function(lambda batch: self.strategy.run(function, args=(batch,)), autograph=False)
 
-        Every replica is given the whole batch; the first one's answer counts.
-        """
-        traced = tf.function(lambda batch: self.strategy.run(function, args=(batch,)), autograph=False)
-        graphs: list[Any] = []
-
-        def answer(batch: Mapping[str, np.ndarray]) -> Any:
-            tensors = {name: tf.constant(array) for name, array in batch.items()}
-            if not graphs:
-                graphs.append(traced.get_concrete_function(tensors))
-            given = graphs[0](tensors)
+        def call(batch: Mapping[str, np.ndarray]) -> Any:
+            results = graph({name: tf.constant(array) for name, array in batch.items()})
             return tf.nest.map_structure(
-                lambda value: self.strategy.experimental_local_results(value)[0].numpy(), given
+                lambda value: self.strategy.experimental_local_results(value)[0].numpy(), results
             )
 
-        return answer
+        return call
 
-    def small_batches(self) -> Any:
-        """An endless iterator of the small batch, for `trainer.train_steps`."""
-        return self.repeated(self.small)
+    def loss(self, batch: Batch) -> float:
+        """Returns the mean cross-entropy of a batch in nats per token, without dropout."""
+        sums = self.loss_sums(batch)
+        return float(sums["nll_sum"]) / float(sums["weight_sum"])
 
-    def repeated(self, batch: Batch) -> Any:
-        """An endless iterator of one batch."""
+    def decoder_inputs(self, batch: Batch) -> Batch:
+        """Returns the arrays of a batch that the decoder reads."""
+        names = ("token_ids", "positions", "segment_ids") if self.decoder.packed else ("token_ids",)
+        return {name: batch[name] for name in names}
+
+    def repeat(self, batch: Batch) -> Any:
+        """Returns an infinite iterator of one batch, for `Trainer.train_steps`."""
         dataset = tf.data.Dataset.from_tensors(batch).repeat()
         if self.strategy.num_replicas_in_sync > 1:
             return iter(self.strategy.experimental_distribute_dataset(dataset))
         return iter(dataset)
 
-    def small_loss(self) -> Callable[[], float]:
-        """A function that measures the plain cross-entropy of the small batch, nats per token, dropout off."""
-        traced = self.traced(lambda batch: self.trainer.loss_function(self.decoder, batch, training=False))
 
-        def measure() -> float:
-            sums = traced(self.small)
-            return float(sums["nll_sum"]) / float(sums["weight_sum"])
-
-        return measure
-
-
-def trainer_of_shape(
-    recipe: TrainConfig, strategy: tf.distribute.Strategy, run_trainer: Trainer, shape: tuple[int, int], mode: str
-) -> Trainer:
-    """A step over a trainer's decoder and optimizer for batches of another shape, without accumulation."""
-    with strategy.scope():
-        trainer = Trainer(
-            run_trainer.decoder,
-            run_trainer.loss_function,
-            dataclasses.replace(recipe.step, gradient_accumulation_steps=1, compile=mode),
-            dataclasses.replace(recipe.optimizer, ema_decay=0.0),
-            seed=recipe.run.seed,
-            batch_shape=shape,
-        )
-        trainer.compile(run_trainer.optimizer)
-    return trainer
-
-
-def at_constant_rate(recipe: TrainConfig) -> TrainConfig:
-    """The recipe with its highest learning rate throughout, after a few updates of warm-up: what trials run with."""
-    return dataclasses.replace(recipe, schedule=ScheduleConfig(schedule="constant", warmup_steps=WARMUP_STEPS))
-
-
-def first_batch(dataset: Any) -> Batch:
-    """The first element of an iterator of batches, as arrays."""
-    return {name: np.asarray(tensor) for name, tensor in next(dataset).items()}
+def with_constant_rate(config: TrainConfig) -> TrainConfig:
+    """Returns the configuration of trials: the highest learning rate after a short warm-up."""
+    return dataclasses.replace(config, schedule=ScheduleConfig(schedule="constant", warmup_steps=WARMUP_STEPS))
 
 
 def small_batch(batch: Batch, tokens: int, replicas: int) -> Batch:
-    """A part of a batch with about so many tokens: the rows with most targets, equally many for each replica."""
-    length = batch["token_ids"].shape[1]
-    length = min(length, SMALL_LENGTH, max(SHORTEST, tokens // replicas))
+    """Returns about `tokens` tokens of a batch: the rows with most targets, equally many for each replica."""
+    length = min(batch["token_ids"].shape[1], SMALL_LENGTH, max(MIN_LENGTH, tokens // replicas))
     rows = max(1, min(SMALL_ROWS, tokens // (length * replicas))) * replicas
-    weights = batch["weights"][:, :length].sum(axis=1)
-    chosen = np.argsort(-weights, kind="stable")[:rows]
-    # Fewer rows than replicas cannot be: the step refuses such a batch.
+    targets = batch["weights"][:, :length].sum(axis=1)
+    chosen = np.argsort(-targets, kind="stable")[:rows]
     return {name: np.ascontiguousarray(array[chosen, :length]) for name, array in batch.items()}
 
 
 def affordable_tokens(config: DecoderConfig, peak_flops: float, steps: int, seconds: float) -> int:
-    """Tokens of a batch of which `steps` updates take at most about `seconds`."""
+    """Returns the batch size in tokens with which `steps` updates take at most about `seconds`."""
     flops = cost.training_flops_per_token(config, SMALL_LENGTH)
-    return max(SHORTEST, int(seconds * SMALL_UTILIZATION * peak_flops / (flops * max(steps, 1))))
+    return max(MIN_LENGTH, int(seconds * SMALL_UTILIZATION * peak_flops / (flops * max(steps, 1))))

@@ -8,29 +8,24 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
 
 from tfgpt.common.errors import UserError
-from tfgpt.diagnosis.check_results import format_bytes, format_count
+from tfgpt.common.formatting import format_count, format_memory, format_seconds, pluralize
+from tfgpt.diagnosis.config import SuggestConfig
 from tfgpt.diagnosis.memory import COMFORTABLE, RUNTIME_BYTES
 from tfgpt.diagnosis.pretrained_models import OPEN_LICENCES, PretrainedModelInfo, load_pretrained_models
-from tfgpt.diagnosis.suggest_config import SuggestConfig
 from tfgpt.model import cost, presets
 from tfgpt.model.config import DecoderConfig
 from tfgpt.model.lora import LoraConfig
 
+# English text with vocabularies of 32,000 to 152,000 entries, approximately.
 BYTES_PER_TOKEN = 4
-"""English text with vocabularies of 32,000 to 152,000 entries, approximately."""
-
+# Tasks tuned on conversations, from a chat version; the others start from the base version.
 CHAT_TASKS = ("chat", "languages")
-"""Tasks tuned on conversations, from a chat version; the others start from the base version."""
-
+# FLOP/s while tuning: one CPU core with AVX-512, a GPU such as an A10 and a TPU v5e chip (docs/measurements.md).
 FLOPS = {"cpu": 50e9, "gpu": 30e12, "tpu": 60e12}
-"""FLOP/s while tuning: one CPU core with AVX-512, a GPU such as an A10 and a TPU v5e chip (docs/measurements.md)."""
-
+# Longest conversation that serving is estimated for.
 SERVED_TOKENS = 4096
-"""Longest conversation that serving is estimated for."""
-
 # The printed command: tokens in a row, rows in an update (more with more devices), rank of the adapters.
 ROW_TOKENS, ROWS, RANK = 512, 8, 16
 
@@ -41,18 +36,13 @@ METHODS = {
     "lora": (f"LoRA, rank {RANK}", LORA_FLAGS),
     "int8": (f"LoRA, rank {RANK}, over int8", f"{LORA_FLAGS} --base_weights=int8"),
 }
+LORA = {"full": LoraConfig(), "lora": LoraConfig(lora_rank=RANK)}
+LORA["int8"] = dataclasses.replace(LORA["lora"], base_weights="int8")
 
 
 @dataclasses.dataclass(frozen=True)
 class Tuning:
-    """A way to tune a model.
-
-    Attributes:
-        name: for the printed lines.
-        flags: of `train`.
-        memory: peak bytes.
-        days: time of one epoch.
-    """
+    """A way to tune a model: the flags of `train`, the peak bytes and the days of one epoch."""
 
     name: str
     flags: str
@@ -62,17 +52,14 @@ class Tuning:
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """A model with what it needs.
+    """An assessed model.
 
     Attributes:
-        model: the model.
         name: the version to start from.
-        tuning: the first way to tune that fits in memory, otherwise the smallest.
-        serving: bytes to serve it.
+        tuning: the best way to tune it that fits in memory, otherwise the smallest.
+        serving: bytes.
         mismatch: why it does not suit the task; "" if it does.
         too_large: why it does not suit the machine; "" if it does.
-        needs_chat_tuning: whether it has to be taught to chat first.
-        loss: expected by the scaling law.
     """
 
     model: PretrainedModelInfo
@@ -86,7 +73,6 @@ class Candidate:
 
     @property
     def problem(self) -> str:
-        """Why it cannot be used; "" if it can."""
         return self.mismatch or self.too_large
 
 
@@ -98,14 +84,10 @@ def suggest_models(config: SuggestConfig, count: int = 4) -> list[str]:
     if not good:
         close = [candidate for candidate in candidates if not candidate.mismatch] or candidates
         problems = "; ".join(f"{candidate.name}: {candidate.problem}" for candidate in close[-3:])
-        raise UserError(
-            f"no model fits: {problems}. Give more --memory or --days, a smaller --context, or train a new model with "
-            "--preset=tiny"
-        )
-    name, each = {"cpu": ("CPU core", ""), "gpu": ("GPU", " each"), "tpu": ("TPU chip", " each")}[config.device]
-    machine = f"{config.cores} {name}s with {format_bytes(memory)}{each}"
-    if config.cores == 1:
-        machine = f"1 {name} with {format_bytes(memory)}"
+        advice = "Give more --memory or --days, a smaller --context, or train a new model with --preset=tiny"
+        raise UserError(f"no model fits: {problems}. {advice}")
+    machine = pluralize(config.cores, {"cpu": "CPU core", "gpu": "GPU", "tpu": "TPU chip"}[config.device])
+    machine += f" with {format_memory(memory)}{' each' if config.device != 'cpu' and config.cores > 1 else ''}"
     lines = [f"For {config.task}, {format_count(tokens)} tokens of text ({config.data_size}), {machine}:"]
     lines += [f"{place:>2}. {describe(candidate, config, place)}" for place, candidate in enumerate(good[:count], 1)]
     if len(good) > count:
@@ -119,10 +101,8 @@ def suggest_models(config: SuggestConfig, count: int = 4) -> list[str]:
     sizes = {name: cost.count_parameters(presets.resolve(name)) for name in ("tiny", "mini", "small", "base")}
     trainable = [name for name, size in sizes.items() if 20 * size <= tokens]
     if trainable:
-        lines.append(
-            f"The text is also enough to train a new model: --preset={trainable[-1]} (20 tokens a parameter, "
-            "arXiv:2203.15556, table 3)."
-        )
+        preset = f"--preset={trainable[-1]} (20 tokens a parameter, arXiv:2203.15556, table 3)"
+        lines.append(f"The text is also enough to train a new model: {preset}.")
     convert, train = next_commands(good[0], config)
     return [*lines, f"Next:    {convert}", f"then:    {train}"]
 
@@ -149,58 +129,42 @@ def assess(model: PretrainedModelInfo, config: SuggestConfig, memory: int) -> Ca
         mismatch = "it was made for English"
     elif config.task == "code" and not model.code:
         mismatch = "its maker does not name programs among its training data"
-    tunings = list(ways_to_tune(model, config))
+    # With fewer tokens than parameters the model would memorize the text, and adapters are enough.
+    tokens = config.data_bytes() / BYTES_PER_TOKEN
+    methods = ("full", "lora", "int8") if tokens >= cost.count_parameters(model.config) else ("lora", "int8")
+    tunings = []
+    for method in methods:
+        days = epoch_days(model.config, tokens, method == "full", config.device, config.cores)
+        tunings.append(Tuning(*METHODS[method], tuning_memory(model.config, method, config.device), days))
     smallest = min(tunings, key=lambda tuning: tuning.memory)
     tuning = next((tuning for tuning in tunings if tuning.memory <= COMFORTABLE * memory), smallest)
     serving = serving_memory(model.config, context, config.device)
     if tuning.memory > COMFORTABLE * memory:
-        too_large = f"tuning needs about {format_bytes(tuning.memory)} ({tuning.name})"
+        too_large = f"tuning needs about {format_memory(tuning.memory)} ({tuning.name})"
     elif serving > COMFORTABLE * memory:
-        too_large = f"serving needs about {format_bytes(serving)}"
+        too_large = f"serving needs about {format_memory(serving)}"
     elif tuning.days > config.days:
-        too_large = f"an epoch takes about {format_days(tuning.days)}"
+        too_large = f"an epoch takes about {format_seconds(86_400 * tuning.days)}"
     needs_chat_tuning = for_chat and not model.chat
     return Candidate(model, name, tuning, serving, mismatch, too_large, needs_chat_tuning, expected_loss(model))
-
-
-def ways_to_tune(model: PretrainedModelInfo, config: SuggestConfig) -> Iterator[Tuning]:
-    """Yields the ways to tune a model, best first.
-
-    All weights are tuned if the text has as many tokens as the model has parameters. With less, the model would
-    memorize the text, and adapters are enough.
-    """
-    tokens = config.data_bytes() / BYTES_PER_TOKEN
-    methods = ("full", "lora", "int8") if tokens >= cost.count_parameters(model.config) else ("lora", "int8")
-    for method in methods:
-        days = epoch_days(model.config, tokens, method == "full", config.device, config.cores)
-        yield Tuning(*METHODS[method], tuning_memory(model.config, method, config.device), days)
 
 
 def expected_loss(model: PretrainedModelInfo) -> float:
     """Returns the loss in nats per token by the scaling law of Hoffmann et al. 2022 (arXiv 2203.15556, section 3.3).
 
-    L(N, D) = 1.69 + 406.4 / N^0.34 + 410.7 / D^0.28 for N parameters and D training tokens. D is 2e12, as for Llama 2,
-    if it is not published.
+    Training tokens are 2e12, as for Llama 2, if they are not published.
     """
     parameters = cost.count_parameters(model.config)
     return 1.69 + 406.4 / parameters**0.34 + 410.7 / (model.training_tokens or 2e12) ** 0.28
 
 
 def tuning_memory(config: DecoderConfig, method: str, device: str) -> int:
-    """Returns the peak bytes of tuning with AdamW, one row at a time, with recomputation.
-
-    Args:
-        config: the model's shape.
-        method: "full", "lora", or "int8" for adapters on int8 projections.
-        device: "cpu" computes in float32, "gpu" and "tpu" in bfloat16.
-    """
+    """Returns the peak bytes of tuning with AdamW and a method of `METHODS`, one row at a time, with recomputation."""
     parts = cost.training_memory(
         dataclasses.replace(config, rematerialize=True),
         batch_size=1,
         sequence_length=min(ROW_TOKENS, config.max_sequence_length),
-        lora=LoraConfig(
-            lora_rank=0 if method == "full" else RANK, base_weights="int8" if method == "int8" else "float"
-        ),
+        lora=LORA[method],
         mixed=device != "cpu",
     )
     return parts["total"] + RUNTIME_BYTES[device]
@@ -213,27 +177,14 @@ def serving_memory(config: DecoderConfig, context: int, device: str) -> int:
 
 
 def epoch_days(config: DecoderConfig, tokens: float, full: bool, device: str, cores: int) -> float:
-    """Returns the days of one epoch.
-
-    A parameter costs 2 FLOPs per token forward, 2 in recomputation, 2 for the gradient of the inputs, and, if it is
-    tuned itself (`full`), 2 for its own gradient.
+    """Returns the days of one epoch: 2 FLOPs per parameter and token forward, 2 in recomputation, 2 for the gradient of
+    the inputs, and 2 for its own gradient if all weights are tuned (`full`).
     """
     operations = (8 if full else 6) * cost.count_parameters(config) * tokens
     return operations / (FLOPS[device] * cores) / 86_400
 
 
-def format_days(days: float) -> str:
-    """0.01 → "14 minutes"."""
-    minutes = days * 1440
-    if minutes < 1:
-        return "less than a minute"
-    if minutes < 120:
-        return f"{minutes:.0f} minutes"
-    return f"{minutes / 60:.0f} hours" if minutes < 2 * 1440 else f"{days:.0f} days"
-
-
 def describe(candidate: Candidate, config: SuggestConfig, place: int) -> str:
-    """Returns one line about a model."""
     model, tuning = candidate.model, candidate.tuning
     tokens = f"up to {format_count(model.training_tokens)}" if model.training_tokens else "an unpublished number of"
     chat = "tuned for chat, " if candidate.name == model.chat else ""
@@ -241,11 +192,12 @@ def describe(candidate: Candidate, config: SuggestConfig, place: int) -> str:
         chat = "not yet tuned for chat, "
     languages = f" in {', '.join(model.languages)}" if config.task == "languages" or config.language else ""
     conditions = f" ({model.conditions})" if model.conditions else ""
+    needs = f"takes about {format_memory(tuning.memory)} and {format_seconds(86_400 * tuning.days)} an epoch, serving "
+    needs += format_memory(candidate.serving)
     return (
         f"{candidate.name}: {'the lowest loss is expected of it: ' if place == 1 else ''}{chat}"
         f"{format_count(cost.count_parameters(model.config))} parameters trained on {tokens} tokens; tuning "
-        f"({tuning.name}) takes about {format_bytes(tuning.memory)} and {format_days(tuning.days)} an epoch, serving "
-        f"{format_bytes(candidate.serving)}; it reads {model.context_of(candidate.name):,} tokens{languages}; licence: "
+        f"({tuning.name}) {needs}; it reads {model.context_of(candidate.name):,} tokens{languages}; licence: "
         f"{model.licence}{conditions}."
     )
 

@@ -1,4 +1,4 @@
-"""What is evaluated on what. No TensorFlow."""
+"""Settings of `evaluate`. Does not import TensorFlow."""
 
 from __future__ import annotations
 
@@ -12,46 +12,49 @@ from tfgpt.common.settings import Settings, setting
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateConfig(Settings):
-    """What `python -m tfgpt.evaluate` reads and how it prints."""
+    """The model and the text to evaluate.
+
+    Example:
+
+    >>> EvaluateConfig(model="runs/quickstart", text=("book.txt",)).objective
+    'auto'
+    """
 
     title: ClassVar[str] = "Model and text"
 
     model: str = setting("", MODEL_HELP, path=True)
     text: tuple[str, ...] = setting(
         (),
-        "Text to predict, written as --train_text of train is: a file, a folder, a glob, tfds:… or sample:NAME. Given "
-        "several times, each has a row of its own. Not given: what the model's run held out.",
+        "Text to evaluate on, given as --train_text of train is: a file, a folder, a glob, tfds:… or sample:NAME. "
+        "Several texts have a row each. Default: the text that the model's run held out.",
     )
     objective: str = setting(
         "auto",
-        "What counts. pretrain: every token of the text; chat: what the assistant says in conversations; auto: as the "
-        "model was trained.",
+        "Tokens that count. pretrain: all; chat: those of the assistant in conversations; auto: as in training.",
         choices=("auto", "pretrain", "chat"),
     )
     sequence_length: int = setting(
         0,
-        "Tokens a row: within it, each token is predicted from all before it. 0: as the model was trained; of a model "
-        "that does not say, its positions, at most 1024.",
+        "Tokens in a row: each token is predicted from those before it in its row. 0: as in training; if that is "
+        "unknown, the model's positions, at most 1024.",
         minimum=0,
     )
     batch_size: int = setting(
-        0, "Rows at a time, over all devices; changes no figure. 0: 8 for each device.", minimum=0
+        0, "Rows in a batch, over all devices; changes no result. 0: 8 for each device.", minimum=0
     )
     dtype: str = setting(
         "float32",
         "float32, or mixed_bfloat16: matrix products in bfloat16.",
         choices=("float32", "mixed_bfloat16"),
     )
-    strict: bool = setting(
-        False, "Stop at the first record that cannot be read, instead of leaving it out, counting it and saying so."
-    )
+    strict: bool = setting(False, "Stop at the first unreadable record, instead of skipping and counting it.")
     cache_dir: str | None = setting(
         None,
-        "Folder for documents and token shards made on the way. $TFGPT_CACHE_DIR or the system's place.",
+        "Folder for intermediate documents and token shards. Default: $TFGPT_CACHE_DIR or the system's cache folder.",
         path=True,
     )
     tfds_data_dir: str | None = setting(
-        None, "Folder of prepared TensorFlow Datasets. $TFDS_DATA_DIR or ~/tensorflow_datasets."
+        None, "Folder of prepared TensorFlow Datasets. Default: $TFDS_DATA_DIR or ~/tensorflow_datasets."
     )
     json: bool = setting(False, "Print one JSON object instead of the table.")
 

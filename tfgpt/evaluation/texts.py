@@ -1,173 +1,134 @@
-"""The text to evaluate on: given as `--text`, or what the model's run held out; as documents or as conversations."""
+"""Texts to evaluate on: those of --text, or the text that the model's run held out."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import tensorflow as tf
-
 from tfgpt.common.atomic_files import read_json
-from tfgpt.common.errors import UserError
+from tfgpt.common.errors import SettingError, UserError
 from tfgpt.corpus.build import build_documents
 from tfgpt.corpus.config import CorpusConfig
-from tfgpt.corpus.document_shards import DocumentShards
 from tfgpt.evaluation.config import EvaluateConfig
-from tfgpt.pipeline.batches import BatchReader, TokenReader, validation_batches, validation_steps
+from tfgpt.model.checkpoints.huggingface import load_config
+from tfgpt.pipeline.batches import BatchReader, TokenReader
 from tfgpt.pipeline.chat_batches import ChatReader, pack_conversations
 from tfgpt.pipeline.chat_shards import ChatShards, describe_cuts, open_held_out
 from tfgpt.pipeline.manifest import DamagedShards
 from tfgpt.pipeline.stages import prepare_chat_shards, prepare_token_shards, source_specs
 from tfgpt.pipeline.token_shards import TokenShards
-from tfgpt.tokenization.tokenizer import Tokenizer
+from tfgpt.tokenization.load import load_tokenizer
 
 HELD_OUT = "held out by the run"
+# Tokens in a row for models without a training length: attention over longer rows needs gigabytes.
+MAX_DEFAULT_LENGTH = 1024
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationText:
-    """One text, ready to be predicted.
-
-    Attributes:
-        name: what the table calls it.
-        fingerprint: of its tokens.
-        batches: makes the finite dataset from `batch_size` and a host's share, as `batches.validation_batches` does.
-        steps: rows of a global batch → global batches.
-    """
+    """An encoded text with its name in the table."""
 
     name: str
     fingerprint: str
-    batches: Callable[..., tf.data.Dataset]
-    steps: Callable[[int], int]
+    reader: BatchReader
 
 
-def say(line: str) -> None:
-    """A line for the person watching; the table alone goes to standard output."""
-    print(line, file=sys.stderr, flush=True)
-
-
-def provenance(model: Path) -> dict[str, Any]:
-    """What training.json says of the model's run; {} for a model that was not trained here."""
-    path = model / "training.json"
-    return read_json(path) if path.is_file() else {}
-
-
-class Reader:
-    """Finds and encodes texts.
-
-    Args:
-        config: which, and where the cache is.
-        model: the model directory.
-        tokenizer: the model's.
-        length: T, tokens of a row.
+class TextLoader:
+    """Finds and encodes texts for a model directory.
 
     Attributes:
-        trained: the objective of the model's run.
-        chat: whether only what an assistant says in conversations counts.
+        length: tokens in a row.
+        chat: whether only the assistant's tokens in conversations count.
         packed: whether attention stays within a document or conversation.
     """
 
-    def __init__(self, config: EvaluateConfig, model: Path, tokenizer: Tokenizer, length: int):
-        self.config, self.model, self.tokenizer, self.length = config, model, tokenizer, length
-        self.provenance = provenance(model)
+    def __init__(self, config: EvaluateConfig, model: Path):
+        self.config, self.model, self.tokenizer = config, model, load_tokenizer(model)
+        provenance = model / "training.json"
+        self.provenance = read_json(provenance) if provenance.is_file() else {}
         self.flags: dict[str, Any] = self.provenance.get("flags", {})
-        self.trained = self.flags.get("objective", "pretrain")
-        self.chat = config.objective == "chat" or (config.objective == "auto" and self.trained != "pretrain")
+        self.trained_objective = self.flags.get("objective", "pretrain")
+        objective = self.trained_objective if config.objective == "auto" else config.objective
+        self.chat = objective != "pretrain"
         self.packed = self.chat or bool(self.flags.get("document_masking", False))
+        positions = load_config(model).max_sequence_length
+        trained_length = self.flags.get("sequence_length")
+        self.length = config.sequence_length or trained_length or min(positions, MAX_DEFAULT_LENGTH)
+        if self.length > positions:
+            raise SettingError("sequence_length", f"{self.length} is longer than the model's {positions} positions")
 
     def texts(self) -> list[EvaluationText]:
-        """The texts of the settings, encoded unless they are in the cache.
-
-        Raises:
-            UserError: a text is at fault, or the model has no held-out text any more; the line says what to do.
-        """
         if not self.config.text:
             return [self.held_out()]
-        return [self.encoded(text, self.corpus(train_text=(text,)), "train") for text in self.config.text]
-
-    def corpus(self, **options: Any) -> CorpusConfig:
-        """All of a text as it is, nothing held out and repeated documents kept, unless the options say otherwise."""
-        places = {name: getattr(self.config, name) for name in ("cache_dir", "tfds_data_dir")}
-        given = {name: place for name, place in places.items() if place}
-        settings = {"validation_fraction": 0.0, "deduplicate": False, "strict": self.config.strict}
-        return CorpusConfig.from_dict({**settings, **options, **given})
-
-    def encoded(
-        self,
-        name: str,
-        corpus: CorpusConfig,
-        side: str,
-        check: Callable[[DocumentShards], None] = lambda documents: None,
-    ) -> EvaluationText:
-        """One side of a corpus; the cache's when it is there."""
-        documents = build_documents(corpus, "text" if self.config.text else "train_text")
-        check(documents)
-        cache = corpus.cache_directory
-        if not self.chat:
-            return self.of_shards(name, prepare_token_shards(documents, side, self.tokenizer, cache, say))
-        options: dict[str, Any] = {"length": self.length, "repeat_system": self.flags.get("repeat_system", True)}
-        options["sources"] = source_specs(corpus, side)
-        shards = prepare_chat_shards(documents, side, self.tokenizer, cache, say, **options)
-        return self.of_conversations(name, shards)
+        return [self.encode(text, self.corpus(train_text=(text,)), "train") for text in self.config.text]
 
     def held_out(self) -> EvaluationText:
-        """What the model's run held out: the very tokens where they still are, else made again from their sources.
-
-        Raises:
-            UserError: the model has no run, or its text is gone or has changed.
-        """
+        """Returns the text that the model's run held out, from the cache or made again from its sources."""
         data = self.provenance.get("data", {})
-        wanted = data.get("validation", {})
-        if not wanted:
+        if not data.get("validation"):
             raise UserError(f"--text: is needed, {self.model} does not say what was held out when it was trained")
-        if self.trained not in ("pretrain", "chat"):
-            raise UserError(f"--text: is needed, what --objective={self.trained} holds out is no text to predict")
-        found = self.in_the_cache(wanted)
-        if found is not None:
+        if self.trained_objective not in ("pretrain", "chat"):
+            objective = f"--objective={self.trained_objective}"
+            raise UserError(f"--text: is needed, what {objective} holds out is not a text to predict")
+        if found := self.cached(data["validation"]):
             return found
-
-        def check(documents: DocumentShards) -> None:
-            if documents.fingerprint != data.get("documents", {}).get("fingerprint"):
-                raise UserError("it, or how it is read, has changed since")
-
         try:
-            return self.encoded(HELD_OUT, self.corpus(**data.get("corpus", {})), "validation", check)
+            return self.encode(HELD_OUT, self.corpus(**data.get("corpus", {})), "validation", data.get("documents", {}))
         except UserError as error:
-            raise UserError(
-                f"--text: is needed, the text that the run held out cannot be made again: {error}"
-            ) from error
+            problem = f"the text that the run held out cannot be made again: {error}"
+            raise UserError(f"--text: is needed, {problem}") from error
 
-    def in_the_cache(self, wanted: dict[str, Any]) -> EvaluationText | None:
-        """The tokens that the run itself was judged by, if they are where they were."""
+    def cached(self, held_out: dict[str, Any]) -> EvaluationText | None:
+        """Returns the tokens of the run's own validations, or None if they are gone or were cut differently."""
         try:
-            opened = open_held_out(wanted, self.tokenizer)
+            shards = open_held_out(held_out, self.tokenizer)
         except DamagedShards as error:
-            say(f"held out: {str(error).split(';')[0]}; making it again from its text")
+            log(f"held out: {str(error).split(';')[0]}; making it again from its text")
             return None
-        if isinstance(opened, ChatShards):
-            as_wanted = self.chat and self.length == self.flags.get("sequence_length")
-            return self.of_conversations(HELD_OUT, opened) if as_wanted else None
-        return None if opened is None or self.chat else self.of_shards(HELD_OUT, opened)
+        if isinstance(shards, ChatShards):
+            usable = self.chat and self.length == self.flags.get("sequence_length")
+            return self.from_conversations(HELD_OUT, shards) if usable else None
+        return None if shards is None or self.chat else self.from_tokens(HELD_OUT, shards)
 
-    def of_shards(self, name: str, shards: TokenShards) -> EvaluationText:
-        """Documents, one behind the other."""
-        return self.of_rows(name, shards.fingerprint, TokenReader(shards, self.length, document_masking=self.packed))
+    def corpus(self, **options: Any) -> CorpusConfig:
+        # Unless the options say otherwise, the whole text is read.
+        folders = {name: getattr(self.config, name) for name in ("cache_dir", "tfds_data_dir")}
+        settings = {"validation_fraction": 0.0, "deduplicate": False, "strict": self.config.strict, **options}
+        return CorpusConfig.from_dict(settings | {name: folder for name, folder in folders.items() if folder})
 
-    def of_conversations(self, name: str, conversations: ChatShards) -> EvaluationText:
-        """Conversations, packed in rows."""
-        [packing] = pack_conversations(conversations, self.length)
+    def encode(
+        self, name: str, corpus: CorpusConfig, side: str, expected: dict[str, Any] | None = None
+    ) -> EvaluationText:
+        """Returns one side of a corpus, whose documents must have the `expected` fingerprint, if it is given."""
+        documents = build_documents(corpus, "text" if self.config.text else "train_text")
+        if expected is not None and documents.fingerprint != expected.get("fingerprint"):
+            raise UserError("it, or how it is read, has changed since")
+        arguments = (documents, side, self.tokenizer, corpus.cache_directory, log)
+        if not self.chat:
+            return self.from_tokens(name, prepare_token_shards(*arguments))
+        shards = prepare_chat_shards(
+            *arguments,
+            length=self.length,
+            repeat_system=self.flags.get("repeat_system", True),
+            sources=source_specs(corpus, side),
+        )
+        return self.from_conversations(name, shards)
+
+    def from_tokens(self, name: str, shards: TokenShards) -> EvaluationText:
+        reader = TokenReader(shards, self.length, document_masking=self.packed)
+        return EvaluationText(name, shards.fingerprint, reader)
+
+    def from_conversations(self, name: str, shards: ChatShards) -> EvaluationText:
+        [packing] = pack_conversations(shards, self.length)
         if not len(packing):
-            counts = describe_cuts(conversations.manifest["counts"], "; ")
-            words = f"{conversations.origin}{counts}"
-            raise UserError(f"--text: {name} has no conversation in which an assistant says something: {words}")
-        reader = ChatReader(conversations, packing, self.length, self.tokenizer.padding_id)
-        return self.of_rows(name, conversations.fingerprint, reader)
+            found = f"{shards.origin}{describe_cuts(shards.manifest['counts'], '; ')}"
+            raise UserError(f"--text: {name} has no conversation in which an assistant says something: {found}")
+        reader = ChatReader(shards, packing, self.length, self.tokenizer.padding_id)
+        return EvaluationText(name, shards.fingerprint, reader)
 
-    def of_rows(self, name: str, fingerprint: str, reader: BatchReader) -> EvaluationText:
-        """The rows of a reader."""
-        make, steps = (functools.partial(function, reader) for function in (validation_batches, validation_steps))
-        return EvaluationText(name, fingerprint, make, steps)
+
+def log(line: str) -> None:
+    """Prints to standard error; standard output has the results only."""
+    print(line, file=sys.stderr, flush=True)
