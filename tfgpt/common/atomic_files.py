@@ -54,9 +54,9 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
         temporary.touch(0o666, exist_ok=False)
         try:
             yield temporary
-            sync_file(temporary)
+            sync(temporary)
             os.replace(temporary, path)
-            sync_directory(path.parent)
+            sync(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -75,11 +75,10 @@ def atomic_directory(path: str | os.PathLike) -> Iterator[Path]:
         temporary.mkdir()
         try:
             yield temporary
-            for file in temporary.rglob("*"):
-                if file.is_file():
-                    sync_file(file)
+            for file in filter(Path.is_file, temporary.rglob("*")):
+                sync(file)
             replace_directory(temporary, path)
-            sync_directory(path.parent)
+            sync(path.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
@@ -109,13 +108,13 @@ def recover_leftovers(folder: Path, min_age: float = 0.0) -> int:
     are deleted.
 
     Args:
-        folder: a folder that no other process writes to, or only for less than `min_age`.
-        min_age: seconds since the last change of what is recovered.
+        folder: a folder that no other process writes to now.
+        min_age: ignore what changed in the last seconds: another process may write it.
 
     Returns:
         The deleted bytes.
     """
-    newest, freed = time.time() - min_age, 0
+    newest, freed = time.time() - min_age if min_age else float("inf"), 0
     leftovers = [entry for entry in folder.iterdir() if re.fullmatch(r"\..+\.[a-z0-9_]{8}\.(tmp|old)", entry.name)]
     with readable_write_errors(folder):
         for entry in leftovers:
@@ -125,11 +124,16 @@ def recover_leftovers(folder: Path, min_age: float = 0.0) -> int:
                 if entry.suffix == ".old":
                     put_back(folder / entry.name[1:].rsplit(".", 2)[0])
                 freed += disk_size(entry)
-                if entry.is_dir():
-                    shutil.rmtree(entry, ignore_errors=True)
-                else:
-                    entry.unlink()
+                remove(entry)
     return freed
+
+
+def remove(path: Path) -> None:
+    """Removes a file or a directory."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink()
 
 
 def disk_size(path: Path) -> int:
@@ -151,17 +155,11 @@ def new_sibling(path: Path, suffix: str) -> Path:
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}{suffix}")
 
 
-def sync_file(path: Path) -> None:
-    """Makes a file's content survive a power cut; Windows syncs only files that are open for writing."""
-    with open(path, "r+b" if os.name == "nt" else "rb") as file:
-        os.fsync(file.fileno())
-
-
-def sync_directory(path: Path) -> None:
-    """Makes a rename inside `path` survive a power cut; Windows neither opens directories nor needs this."""
-    if os.name == "nt":
+def sync(path: Path) -> None:
+    """Makes a file's content, or the renames in a directory, survive a power cut; Windows needs it for files only."""
+    if os.name == "nt" and path.is_dir():
         return
-    handle = os.open(path, os.O_RDONLY)
+    handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

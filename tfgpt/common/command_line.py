@@ -6,6 +6,7 @@ parsed and checked before TensorFlow is imported.
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import os
 import shlex
@@ -55,10 +56,11 @@ PATH_ERRNOS = (
 NUMBER_ERRORS = {": invalid literal for int": "not a whole number", ": could not convert": "not a number"}
 
 
+@dataclasses.dataclass(frozen=True)
 class Command:
     """One `python -m tfgpt.NAME`.
 
-    Args:
+    Attributes:
         name: the command's name.
         description: its module's docstring, which begins `--help`.
         groups: the settings classes whose fields become flags. A class is passed to the function under its
@@ -76,17 +78,12 @@ class Command:
     30.0
     """
 
-    def __init__(
-        self,
-        name: str,
-        description: str,
-        groups: Sequence[Group],
-        function: Callable[..., int | None],
-        flag_file_lines: Callable[[str, list[str]], list[str]] | None = None,
-        resumable: bool = False,
-    ):
-        self.name, self.description, self.groups, self.function = name, description, tuple(groups), function
-        self.flag_file_lines, self.resumable = flag_file_lines, resumable
+    name: str
+    description: str
+    groups: Sequence[Group]
+    function: Callable[..., int | None]
+    flag_file_lines: Callable[[str, list[str]], list[str]] | None = None
+    resumable: bool = False
 
     def parse(self, arguments: Sequence[str]) -> dict[str, Any]:
         """Returns the function's keyword arguments of a command line, flag files included; later flags win.

@@ -32,11 +32,6 @@ SHORTEST_SECRET = 6  # characters; a shorter value of a variable, such as KEY_CO
 def write_crash_file(command: str, arguments: Sequence[str], error: BaseException) -> Path | None:
     """Writes traceback, versions and flags into the user's log folder, or else the system's temporary one.
 
-    Args:
-        command: the command's name.
-        arguments: its command line.
-        error: the exception.
-
     Returns:
         The file, readable by this user only; None where no folder can be written.
     """
@@ -66,10 +61,9 @@ def write_crash_file(command: str, arguments: Sequence[str], error: BaseExceptio
 
 
 def installed_version(package: str) -> str:
-    try:
+    with contextlib.suppress(metadata.PackageNotFoundError):
         return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "not installed"
+    return "not installed"
 
 
 def redact_secrets(text: str, arguments: Sequence[str] = ()) -> str:

@@ -24,10 +24,7 @@ def closest_names(name: str, names: Iterable[str]) -> list[str]:
 def did_you_mean(name: str, names: Iterable[str], prefix: str = "") -> str:
     """Returns the end of an error message, "; did you mean --learning_rate?", or "" when no name is close.
 
-    Args:
-        name: the name that was given.
-        names: the known names.
-        prefix: written before each name, such as "--".
+    `prefix`, such as "--", is written before each name.
     """
     found = [f"{prefix}{known}" for known in closest_names(name, names)]
     return f"; did you mean {' or '.join(found)}?" if found else ""
@@ -41,12 +38,7 @@ def cannot_read(path: str | os.PathLike, error: OSError) -> str:
 
 
 def no_such_file(path: str | os.PathLike, problem: str = "no such file") -> str:
-    """Returns the message for a path that does not exist, with the closest names or the content of its folder.
-
-    Args:
-        path: the path that was given.
-        problem: "no such file", or another problem ("no such file or folder").
-    """
+    """Returns the message for a path that does not exist, with the closest names or the content of its folder."""
     wanted = Path(path).expanduser()
     try:
         folder = next(parent for parent in wanted.parents if parent.is_dir())

@@ -96,11 +96,10 @@ def group_settings(group: Group, values: absl_flags.FlagValues) -> Settings | di
 
 def flag_strings(value: Any) -> list[str]:
     """Returns the values of a setting's flags: none for None, one per item for a list."""
-    if value is None:
-        return []
     if isinstance(value, bool):
-        return ["true" if value else "false"]
-    return [str(item) for item in value] if isinstance(value, (list, tuple)) else [str(value)]
+        return [str(value).lower()]
+    items = value if isinstance(value, (list, tuple)) else [value]
+    return [str(item) for item in items if item is not None]
 
 
 def flags_help(group: Group) -> list[str]:
@@ -141,11 +140,7 @@ def is_quoted(value: str) -> bool:
 def read_flag_file(path: str, within: tuple[Path, ...] = ()) -> list[str]:
     """Returns the flags of a flag file, and of those that it names, as arguments.
 
-    Lines that begin with # or // are comments.
-
-    Args:
-        path: the file.
-        within: the files that name it.
+    Lines that begin with # or // are comments. `within` holds the files that name this one.
 
     Raises:
         UserError: the file is missing, is not UTF-8, names itself, or has a quoted value that is not a JSON string.

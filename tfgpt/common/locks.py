@@ -26,10 +26,9 @@ from tfgpt.common.atomic_files import readable_write_errors
 from tfgpt.common.errors import UserError
 
 LEASE_SECONDS, RENEWAL_SECONDS = 60.0, 10.0
-NETWORK_FILE_SYSTEMS = (
-    "9p", "afs", "beegfs", "ceph", "cifs", "fuse.", "gfs2", "glusterfs", "gpfs", "lustre", "ncpfs", "nfs", "ocfs2",
-    "smb", "virtiofs", "webdav",
-)  # fmt: skip
+NETWORK_FILE_SYSTEMS = tuple(
+    "9p afs beegfs ceph cifs fuse. gfs2 glusterfs gpfs lustre ncpfs nfs ocfs2 smb virtiofs webdav".split()
+)
 
 
 class DirectoryInUse(UserError):
@@ -103,7 +102,7 @@ def acquire(lock_file: Path) -> filelock.BaseFileLock | filelock.AcquireReturnPr
             # A file system without native locks is treated as a network disk.
             if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK):
                 raise
-    lease_file = lease_of(lock_file)
+    lease_file = lock_file.with_name(f"{lock_file.name}.lease")
     try:
         return lease(lease_file).acquire()
     except filelock.Timeout:
@@ -115,10 +114,6 @@ def acquire(lock_file: Path) -> filelock.BaseFileLock | filelock.AcquireReturnPr
         if seconds_since_renewal(lease_file) >= LEASE_SECONDS:
             lease_file.unlink(missing_ok=True)
         return lease(lease_file).acquire()
-
-
-def lease_of(lock_file: Path) -> Path:
-    return lock_file.with_name(f"{lock_file.name}.lease")
 
 
 def lease(path: Path) -> filelock.SoftFileLease:
@@ -193,7 +188,8 @@ def describe_holder(lock_file: Path) -> str:
 
 
 def describe_lease(lock_file: Path) -> str:
-    if not (lease_of(lock_file).exists() and on_network_disk(lock_file.parent)):
+    lease_file = lock_file.with_name(f"{lock_file.name}.lease")
+    if not (lease_file.exists() and on_network_disk(lock_file.parent)):
         return ""
-    left = max(0.0, LEASE_SECONDS - seconds_since_renewal(lease_of(lock_file)))
+    left = max(0.0, LEASE_SECONDS - seconds_since_renewal(lease_file))
     return f" (if it is dead, its lease ends in {left:.0f} s)"

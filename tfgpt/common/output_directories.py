@@ -20,15 +20,8 @@ from tfgpt.common.locks import writer_lock
 # The kinds of directories and the numbers of their formats. Increase a number when older programs would misread the
 # new format; a directory of another number is refused.
 FORMATS = {
-    "run": 1,
-    "cache entry": 1,
-    "model directory": 1,
-    "adapter": 1,
-    "prepared data": 1,
-    "search": 1,
-    "scaling runs": 1,
-    "export": 1,
-    "serving files": 1,
+    **{"run": 1, "search": 1, "scaling runs": 1, "cache entry": 1, "prepared data": 1},
+    **{"model directory": 1, "adapter": 1, "export": 1, "serving files": 1},
 }
 DESCRIPTION = "tfgpt.json"
 LOCK = ".tfgpt.lock"

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import TypeVar
 
 import platformdirs
 
-from tfgpt.common.atomic_files import disk_size, new_sibling, read_json, recover_leftovers
+from tfgpt.common.atomic_files import disk_size, new_sibling, read_json, recover_leftovers, remove
 from tfgpt.common.errors import SettingError, UserError
 from tfgpt.common.locks import waiting_writer_lock, writer_lock
 from tfgpt.common.output_directories import DESCRIPTION, write_description
@@ -188,4 +187,4 @@ def remove_entry(entry: CacheEntry) -> None:
             return
         except OSError as error:
             raise UserError(f"{entry.path}: cannot be removed ({error.strerror})") from error
-        shutil.rmtree(doomed) if doomed.is_dir() else doomed.unlink()
+        remove(doomed)
