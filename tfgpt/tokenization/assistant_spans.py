@@ -1,13 +1,10 @@
 """Finds the characters that the assistant writes in a rendered conversation, without `{% generation %}` tags.
 
-A turn begins where the generation prompt ends: the template is rendered with the messages before the turn and
-`add_generation_prompt`. It ends with the first special token after its content. After calls of tools, which may contain
-special tokens, it ends as it does where the conversation ends with this turn. Contents and calls are located by marks:
-unused private-use characters around them, inside the white space that templates trim. If the prompt is not a prefix of
-the text (in templates that treat the last turn, or the last user message, differently), the turn begins after the
-same last characters, or with its content.
-
-The marks also show which calls, answers of tools and later system messages a template leaves out.
+A turn begins where the generation prompt of the messages before it ends. It ends with the first special token after its
+content, or, after calls of tools, as it does where the conversation ends with this turn. Contents and calls are located
+by marks: unused private-use characters around them, inside the white space that templates trim. If the prompt is not a
+prefix of the text (in templates that treat the last turn differently), the turn begins after the same last characters,
+or with its content. The marks also show what a template leaves out.
 """
 
 from __future__ import annotations
@@ -40,8 +37,7 @@ class MarkedConversation:
 
     Args:
         render: the template.
-        messages: the messages, as the template takes them.
-        text: the rendered text.
+        messages, text: the conversation and its rendered text.
         marks: `marks_needed` unused characters.
 
     Attributes:
@@ -70,7 +66,6 @@ class MarkedConversation:
 
     @staticmethod
     def marks_needed(messages: Sequence[dict[str, Any]]) -> int:
-        """Returns the number of unused characters that `messages` need."""
         return len(OTHER_ROLES) + MARKS_PER_TURN * sum(message["role"] == "assistant" for message in messages)
 
     def _with_marks(self, number: int, message: dict[str, Any]) -> dict[str, Any]:
@@ -125,8 +120,7 @@ def assistant_spans(render: Render, specials: re.Pattern[str], marked: MarkedCon
     Args:
         render: the template.
         specials: matches special tokens.
-        marked: the conversation with marks.
-        text: the rendered conversation.
+        marked, text: the conversation with marks, and rendered.
 
     Raises:
         UserError: the span of a turn is ambiguous.
@@ -197,7 +191,6 @@ def _turn_end(specials: re.Pattern[str], text: str, start: int, content_end: int
 
 
 def unused_characters(count: int, text: str) -> str:
-    """Returns private-use characters that do not occur in `text`."""
     used = set(text)
     free = (chr(code) for codes in PRIVATE_USE for code in codes if chr(code) not in used)
     found = "".join(character for character, _ in zip(free, range(count)))
@@ -228,7 +221,6 @@ def surround(content: str, opening: str, closing: str) -> str:
 
 
 def has_late_system_message(messages: Sequence[dict[str, Any]]) -> bool:
-    """Returns whether a system message follows another message."""
     return any(message["role"] == "system" for message in messages[1:])
 
 
@@ -238,6 +230,5 @@ def function_of(call: dict[str, Any]) -> dict[str, Any]:
 
 
 def renamed_call(call: dict[str, Any], name: str) -> dict[str, Any]:
-    """Returns a call with another function name."""
     function = {**function_of(call), "name": name}
     return {**call, "function": function} if "function" in call else function

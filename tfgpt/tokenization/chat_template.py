@@ -1,7 +1,4 @@
-"""Encoding of conversations with the chat template of a tokenizer.
-
-Training, generation and serving all use `encode_messages`, or the text of `ChatTemplate.render`.
-"""
+"""Encoding of conversations with the chat template of a tokenizer."""
 
 from __future__ import annotations
 
@@ -36,8 +33,7 @@ def encode_messages(
         tokenizer: the tokenizer and its template.
         messages: `{"role": "system"|"user"|"assistant"|"tool", "content": text}` in order. An assistant's message can
             have `tool_calls` (then its content can be None) and `weight`; a weight of 0 excludes it from training.
-        add_generation_prompt: whether to end with the beginning of an assistant's turn.
-        tools: definitions of functions that the assistant can call, as JSON schemas.
+        add_generation_prompt, tools: see `ChatTemplate.render`.
 
     Returns:
         [n] int32 ids and [n] float32 weights: 1 for the assistant's text and the token that ends its turn, otherwise 0.
@@ -75,12 +71,7 @@ def encode_messages(
 
 
 def get_chat_template(tokenizer: Tokenizer, with_tools: bool = False) -> ChatTemplate:
-    """Returns the chat template of a tokenizer; ChatML if it has none.
-
-    Args:
-        tokenizer: the tokenizer.
-        with_tools: whether to prefer the template for tools, if there are several.
-    """
+    """Returns the chat template of a tokenizer (of several, the one with or without tools); ChatML if it has none."""
     config = tokenizer.config
     source = config.get("chat_template")
     if not source:
@@ -88,23 +79,17 @@ def get_chat_template(tokenizer: Tokenizer, with_tools: bool = False) -> ChatTem
         for mark, name in (("<|im_start|>", tokenizer.start_of_turn), ("<|im_end|>", tokenizer.end_of_turn)):
             source = source.replace(mark, name.replace("\\", "\\\\").replace("'", "\\'"))
     if isinstance(source, list):
-        source = _choose_template({entry["name"]: entry["template"] for entry in source}, with_tools)
+        templates = {entry["name"]: entry["template"] for entry in source}
+        wanted = [*(["tool_use"] if with_tools else []), "default", *(templates if len(templates) == 1 else ())]
+        source = next((templates[name] for name in wanted if name in templates), None)
+        if source is None:
+            raise UserError(
+                f"the model has several chat templates ({', '.join(templates)}) and none is called default; rename the "
+                "right one in its tokenizer_config.json"
+            )
     names = {key: token_name(config.get(key)) for key in ("bos_token", "eos_token", "pad_token", "unk_token")}
     variables = tuple((key, name) for key, name in names.items() if isinstance(name, str))
     return _cached_template(source, tuple(tokenizer.special_tokens), variables)
-
-
-def _choose_template(templates: Mapping[str, str], with_tools: bool) -> str:
-    # The same choice as in transformers.
-    wanted = ["tool_use", "default"] if with_tools else ["default"]
-    wanted += list(templates) if len(templates) == 1 else []
-    source = next((templates[name] for name in wanted if name in templates), None)
-    if source is None:
-        raise UserError(
-            f"the model has several chat templates ({', '.join(templates)}) and none is called default; rename the "
-            "right one in its tokenizer_config.json"
-        )
-    return source
 
 
 @functools.lru_cache(maxsize=64)

@@ -52,11 +52,7 @@ def ids_of_bytes(content: bytes, id_of_byte: np.ndarray) -> np.ndarray:
 
 
 class BytesEncoder(TextEncoder):
-    """Encoder of a vocabulary without merges: one table look-up for each byte.
-
-    Args:
-        id_of_byte: [256] int32.
-    """
+    """Encoder of a vocabulary without merges; `id_of_byte` is [256] int32."""
 
     def __init__(self, id_of_byte: np.ndarray):
         self.id_of_byte = id_of_byte
@@ -66,12 +62,7 @@ class BytesEncoder(TextEncoder):
 
 
 class TiktokenEncoder(TextEncoder):
-    """OpenAI's `tiktoken` with our pre-tokenizer.
-
-    Args:
-        ranks: rank of each token, including all 256 bytes; see `tiktoken_ranks`.
-        id_of_rank: [highest rank + 1] int32.
-    """
+    """OpenAI's `tiktoken` with our pre-tokenizer and the results of `tiktoken_ranks`."""
 
     separator = "<|between two texts of a batch|>"
     """The only special token of tiktoken; it joins the texts of a batch and is not looked for in the texts."""
@@ -107,11 +98,7 @@ class TiktokenEncoder(TextEncoder):
 
 
 class ReferenceEncoder(TextEncoder):
-    """`tokenizers` itself; it does not look for special tokens in the text.
-
-    Args:
-        document: content of `tokenizer.json`.
-    """
+    """`tokenizers` itself, which reads the content of `tokenizer.json`."""
 
     def __init__(self, document: dict[str, Any]):
         content = {**document, "truncation": None, "padding": None, "post_processor": None}
@@ -180,17 +167,12 @@ def batches_by_size(items: Iterable[Item], size: int, length: Callable[[Item], i
 def tiktoken_ranks(
     token_bytes: Sequence[bytes], merges: Sequence[tuple[int, int, int]], byte_ids: Sequence[int]
 ) -> tuple[dict[bytes, int], np.ndarray] | None:
-    """Returns ranks with which tiktoken merges exactly as the list of merges does.
+    """Returns ranks with which tiktoken merges exactly as the list of merges (left, right, result) in order of rank.
 
     The rank of a token is that of the first merge that makes it. tiktoken joins *any* neighbors that make the token,
     the list only the pairs in it. Both are equal if BPE of each token's own bytes, with the merges of lower rank, ends
     in the pair of its first merge: the merges inside a part of a text that spells the token and is bounded by token
     boundaries are those of the token alone, so no other pair can occur.
-
-    Args:
-        token_bytes: bytes of each id.
-        merges: (left id, right id, id of the result) in order of rank.
-        byte_ids: id of each byte.
 
     Returns:
         `{bytes: rank}` and [number of ranks] int32 ids by rank; None if there are no such ranks.

@@ -1,8 +1,7 @@
 """Tokenizers of GGUF files, converted from the metadata to `tokenizer.json` or to a SentencePiece model.
 
-A GGUF file has the pieces of a SentencePiece model with their scores and types, but not its training and normalizer
-settings. llama.cpp runs all of these models as BPE that changes only spaces (`llm_tokenizer_spm`), and so does the
-converted model. This is exact for models like Llama 2's and Mistral's.
+A GGUF file has the pieces of a SentencePiece model, but not its settings. As in llama.cpp (`llm_tokenizer_spm`), the
+converted model is BPE that changes only spaces, which is exact for Llama 2's and Mistral's.
 """
 
 from __future__ import annotations
@@ -84,11 +83,10 @@ def gguf_sentencepiece_model(
 
     Args:
         metadata: result of `with_default_ids`.
-        long_field, origin: as in `gguf_document`.
+        long_field, origin: see `gguf_document`.
 
     Returns:
-        The content of a `tokenizer.model`, and the names of its pieces by id, without those that only fill the last
-        rows of the model.
+        The content of a `tokenizer.model`, and the names of its pieces by id, without `FILLER`.
 
     Raises:
         UserError: the lists do not fit each other or do not describe BPE.
@@ -155,7 +153,6 @@ def _pieces(long_field: Callable[[str], list[Any]], origin: str) -> list[Piece]:
 
 
 def with_default_ids(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the metadata, completed by llama.cpp's default ids of the unknown, first and last piece."""
     return {f"tokenizer.ggml.{name}_token_id": number for name, number in DEFAULT_IDS.items()} | dict(metadata)
 
 
@@ -172,7 +169,6 @@ def token_names(metadata: Mapping[str, Any], tokens: Sequence[str]) -> dict[str,
 
 
 def stop_ids(metadata: Mapping[str, Any]) -> list[int]:
-    """Returns the ids that end a generated text."""
     found = [metadata.get(f"tokenizer.ggml.{key}_token_id") for key in ("eot", "eom", "eos")]
     return list(dict.fromkeys(identifier for identifier in found if identifier is not None))
 

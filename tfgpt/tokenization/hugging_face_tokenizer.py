@@ -21,7 +21,7 @@ def load_hugging_face_tokenizer(directory: Path, model_type: str, stop_ids: Iter
     Args:
         directory: the directory.
         model_type: `model_type` of config.json.
-        stop_ids: ids that end a generated text, according to the model's files.
+        stop_ids: ids that end a generated text.
 
     Raises:
         UserError: a file is missing, damaged or not supported.
@@ -59,7 +59,6 @@ def load_hugging_face_tokenizer(directory: Path, model_type: str, stop_ids: Iter
 
 
 def read_merges(path: Path) -> list[list[str]]:
-    """Reads the pairs of a `merges.txt`."""
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:

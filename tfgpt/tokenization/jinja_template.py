@@ -2,11 +2,8 @@
 
 A template is code that comes with a model, so it runs in Jinja's `ImmutableSandboxedEnvironment`, configured as in
 `transformers.utils.chat_template_utils` (5.x). Messages cannot spell special tokens: `ChatTemplate.escape` breaks up
-their names before rendering, and `unescape` restores the text after the rendered text is split at the special tokens
-of the template itself. The ids differ from those of `transformers` only where a message spells a special token.
-
-The assistant's characters are those inside `{% generation %}` if the template has that tag; otherwise
-`assistant_spans` finds them.
+their names before rendering, and `unescape` restores the text after it is split at the template's own special tokens.
+The assistant's characters are those inside `{% generation %}`, or those that `assistant_spans` finds.
 """
 
 from __future__ import annotations
@@ -73,11 +70,9 @@ class ChatTemplate:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ChatTemplate:
-        """Reverses `to_dict`."""
         return cls(str(values["source"]), tuple(values["special_tokens"]), tuple(sorted(values["variables"].items())))
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns plain JSON values."""
         return {
             "source": self.source,
             "special_tokens": list(self.special_tokens),
@@ -104,12 +99,9 @@ class ChatTemplate:
     def render_with_spans(
         self, messages: Sequence[Message], add_generation_prompt: bool = False, tools: Tools | None = None
     ) -> tuple[str, list[Span]]:
-        """Renders a conversation and finds the characters that the assistant writes, including the ends of its turns.
+        """Renders a conversation and finds the spans (start, end) that the assistant writes.
 
-        Args: as in `render`. Turns with `weight` 0 have no span.
-
-        Returns:
-            The text and the spans (start, end), in order.
+        Spans include the tokens that end the turns. Turns with `weight` 0 have no span.
 
         Raises:
             UserError: as in `render`, or the spans are ambiguous, or the template leaves out calls of tools, answers of
@@ -164,26 +156,19 @@ class ChatTemplate:
             raise UserError(f"the chat template cannot express {', '.join(omitted)}")
 
     def split_special_tokens(self, text: str) -> list[tuple[bool, int, int]]:
-        """Splits a rendered text at its special tokens.
-
-        Returns:
-            For each part that is not empty: whether it is a special token, its start and its end.
-        """
+        """Returns, for each part of a rendered text, whether it is a special token, its start and its end."""
         found, position = [], 0
-        for match in self.special_token_pattern.finditer(text):
-            if match.start() > position:
-                found.append((False, position, match.start()))
-            found.append((True, match.start(), match.end()))
-            position = match.end()
-        if position < len(text):
-            found.append((False, position, len(text)))
+        for number, part in enumerate(self.special_token_pattern.split(text)):
+            if part:
+                found.append((number % 2 == 1, position, position + len(part)))
+                position += len(part)
         return found
 
     @functools.cached_property
     def special_token_pattern(self) -> re.Pattern[str]:
-        """Matches the name of a special token; the longest one if several match."""
+        """Matches the name of a special token, as a group; the longest one if several match."""
         names = sorted((name for name in self.special_tokens if name), key=len, reverse=True)
-        return re.compile("|".join(map(re.escape, names)) if names else r"(?!)")
+        return re.compile(f"({'|'.join(map(re.escape, names)) if names else '(?!)'})")
 
     def escape(self, value: Any) -> Any:
         """Returns JSON values in which no text contains the name of a special token; `unescape` reverses it."""
@@ -245,7 +230,6 @@ def template_fields(message: Message) -> dict[str, Any]:
 
 @functools.lru_cache(maxsize=16)
 def compile_template(source: str) -> Any:
-    """Compiles a template with the extensions of `transformers`."""
     import jinja2
     from jinja2.ext import Extension, loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment

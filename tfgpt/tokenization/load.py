@@ -20,20 +20,10 @@ def load_tokenizer(path: str | os.PathLike) -> Tokenizer:
 
     Special tokens that a foreign file lacks are added to it, unless `convert` wrote the directory.
 
-    Args:
-        path: a file or a directory. A directory with a SentencePiece model gives a `SentencePieceTokenizer`.
+    A directory with a SentencePiece model gives a `SentencePieceTokenizer`.
 
     Raises:
         UserError: the file is missing, damaged or not a lossless byte-level BPE tokenizer.
-
-    Example:
-
-    >>> import tempfile
-    >>> from tfgpt.tokenization.train_tokenizer import byte_tokenizer
-    >>> with tempfile.TemporaryDirectory() as directory:
-    ...     byte_tokenizer().save(directory)
-    ...     load_tokenizer(directory).vocabulary_size
-    260
     """
     path = Path(path).expanduser()
     if (path / "model" / "config.json").is_file() and not (path / "config.json").is_file():
@@ -59,11 +49,7 @@ def load_tokenizer(path: str | os.PathLike) -> Tokenizer:
 
 
 def read_tokenizer_config(directory: Path) -> dict[str, Any]:
-    """Reads `tokenizer_config.json`, completed by the files in which some versions of transformers keep parts of it.
-
-    Returns:
-        The settings. `chat_template` is the content of `chat_template.jinja` where there is one.
-    """
+    """Reads `tokenizer_config.json` and the files in which some versions of transformers keep parts of it."""
     config: dict[str, Any] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         path = directory / name

@@ -1,10 +1,8 @@
 """Pre-tokenizers: our regular expression, those of pretrained models, and GPT-2's byte alphabet.
 
 BPE merges only within pre-tokens. Our expression follows GPT-2's (a word includes the space before it), without English
-contractions, with groups of three digits, and with a limit on the length of every run. The limit makes the cost of each
-encoder linear: the cost of BPE grows faster than the length of a pre-token, and in the graph each merge within the
-longest pre-token is another round for the whole batch. At 32 characters no ordinary word is cut, and the engine of
-tiktoken, which unrolls bounded repeats, still runs at full speed (docs/measurements.md).
+contractions, with groups of three digits, and with a limit on the length of every run, which makes the cost of each
+encoder linear. At 32 characters no ordinary word is cut, and tiktoken still runs at full speed (docs/measurements.md).
 
 A byte outside any well-formed UTF-8 sequence (The Unicode Standard, table 3-7) is a pre-token, and the text before and
 after it is split as if it stood alone. This is Python's `surrogateescape` decoding.
@@ -96,10 +94,9 @@ def pretrained_family(document: Mapping[str, Any]) -> str | None:
 
 
 def byte_alphabet() -> list[str]:
-    """Returns the printable character that stands for each of the 256 bytes in a byte-level vocabulary.
+    """Returns the printable character for each of the 256 bytes: Latin-1 if printable, otherwise from U+0100 on.
 
-    Source: `bytes_to_unicode` in GPT-2's `encoder.py` (Radford et al. 2019): printable Latin-1 stands for itself, each
-    other byte for the next character from U+0100 on.
+    Source: `bytes_to_unicode` in GPT-2's `encoder.py` (Radford et al. 2019).
     """
     printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
     others = iter(range(256, 512))

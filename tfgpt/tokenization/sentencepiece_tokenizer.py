@@ -30,17 +30,13 @@ class SentencePieceTokenizer(Tokenizer):
     """A SentencePiece model with the interface of `Tokenizer`; in a graph `in_graph.sentencepiece` gives the same ids.
 
     It is not lossless: most models put a space before every text, some normalize text (NFKC), and bytes that are not
-    UTF-8 become U+FFFD. `decode` removes the space before the text, as `transformers` does, and `token_bytes` keeps it.
-    To continue another text, join the results of `token_bytes`.
+    UTF-8 become U+FFFD. `decode` removes the space before the text, as `transformers` does; `token_bytes` keeps it.
 
     Args:
         model: content of `tokenizer.model`.
         origin, roles, config: as in `Tokenizer`.
         added: special tokens after the model's own, name → id.
         reference: content of the `tokenizer.json` that `transformers` reads, or None.
-
-    Raises:
-        UserError: `model` is not a SentencePiece model.
 
     Example:
 
@@ -75,11 +71,7 @@ class SentencePieceTokenizer(Tokenizer):
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> SentencePieceTokenizer:
-        """Reads a directory that `save` wrote.
-
-        Raises:
-            UserError: a file is missing or damaged.
-        """
+        """Reads a directory that `save` wrote, or raises UserError."""
         directory = Path(path).expanduser()
         config = read_json(directory / "tokenizer_config.json")
         if not isinstance(config, dict) or KEY not in config:

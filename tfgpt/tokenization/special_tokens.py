@@ -1,9 +1,4 @@
-"""Special tokens: their names, the roles they play in training and generation, and our chat template.
-
-A tokenizer that tfgpt trains has four special tokens. A pretrained model has other ones, and no id can be added because
-the model has no row for it. Existing tokens therefore get the roles, which are saved under "tfgpt" in
-`tokenizer_config.json`, next to the keys of `transformers`.
-"""
+"""Special tokens: their names, the roles they play in training and generation, and our chat template."""
 
 from __future__ import annotations
 
@@ -24,7 +19,7 @@ CHAT_TEMPLATE = (
 """ChatML (of OpenAI, Qwen and SmolLM2), after the token that begins every text."""
 
 KEY = "tfgpt"
-"""The key of the roles in `tokenizer_config.json`."""
+"""The key in `tokenizer_config.json` under which the roles of a pretrained model's tokens are saved."""
 
 # Known names of each role, best first.
 ENDS_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>")
@@ -44,7 +39,7 @@ LAST_BYTE = "ÿ"
 
 @dataclasses.dataclass(frozen=True)
 class SpecialTokens:
-    """Names of the tokens that play each role.
+    """Names of the tokens that play each role; no id can be added to a pretrained model, so existing tokens get them.
 
     Attributes:
         end_of_text: separates documents.
@@ -54,12 +49,6 @@ class SpecialTokens:
             without such tokens (GPT-2, Mistral, base models) both are the end of the text.
         start_of_text: begins every text; None for models that expect nothing (GPT-2, Qwen, SmolLM2).
         more_ends: further tokens that end a generated text (Llama 3: <|eom_id|>).
-
-    Example:
-
-    >>> tokens = choose_special_tokens(["<s>", "</s>", "<pad>"], end="</s>", start_of_text="<s>")
-    >>> tokens.end_of_text, tokens.padding, tokens.start_of_text
-    ('</s>', '<pad>', '<s>')
     """
 
     end_of_text: str
@@ -70,12 +59,11 @@ class SpecialTokens:
     more_ends: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns plain JSON values."""
         return {**dataclasses.asdict(self), "more_ends": list(self.more_ends)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> SpecialTokens:
-        """Reverses `to_dict`. Raises TypeError for missing or unknown fields."""
+        # A TypeError names missing or unknown fields.
         return cls(**{**values, "more_ends": tuple(values.get("more_ends", ()))})
 
 
@@ -92,8 +80,7 @@ def choose_special_tokens(
 
     Args:
         specials: names of the special tokens, in the order of their ids.
-        end: the end token that the model's files name.
-        padding: the padding token that the files name.
+        end, padding: the tokens that the model's files name.
         start_of_text: the token that the files put before every text.
         chat_template: the model's template; tokens that occur in it are not spare.
         more_ends: other tokens that end a generated text.

@@ -35,7 +35,7 @@ from tfgpt.tokenization.tokenizer_json import (
     special_token_names,
 )
 
-INVALID_BYTES = re.compile("[\udc80-\udcff]+")
+INVALID_BYTES = re.compile("([\udc80-\udcff]+)")
 """Bytes that are not UTF-8, decoded with Python's `surrogateescape`."""
 
 
@@ -44,10 +44,8 @@ class Tokenizer:
 
     Every byte string can be encoded, and `decode_bytes(encode(b)) == b`. Each byte that is not UTF-8 becomes one id,
     and the text between such bytes is encoded separately. A `str` with lone surrogates is encoded as its
-    "surrogatepass" UTF-8 bytes. `encode` never returns special tokens.
-
-    The tokenizer of a pretrained model keeps its own behavior: it drops `missing_bytes`, and a normalizer (Qwen's NFC)
-    may change the text.
+    "surrogatepass" UTF-8 bytes. `encode` never returns special tokens. The tokenizer of a pretrained model may drop
+    `missing_bytes` and normalize text (Qwen's NFC).
 
     Args:
         document: content of a `tokenizer.json`, from `tokenizer_json.new_document` or `read_document`.
@@ -130,12 +128,7 @@ class Tokenizer:
     def save(self, directory: str | os.PathLike, model_max_length: int | None = None) -> None:
         """Writes `tokenizer.json` and `tokenizer_config.json`, which `transformers.AutoTokenizer` opens.
 
-        If the `model_type` in `config.json` is "qwen2", transformers 5 ignores `tokenizer.json` and uses its own Qwen2
-        pre-tokenizer and normalizer.
-
-        Args:
-            directory: created if missing; other files in it are kept.
-            model_max_length: the model's largest number of tokens.
+        If `config.json` has the `model_type` "qwen2", transformers 5 uses its own Qwen2 pre-tokenizer and normalizer.
         """
         config = dict(self.config)
         if self.roles is not None:
@@ -146,7 +139,6 @@ class Tokenizer:
         write_json(Path(directory) / "tokenizer_config.json", config)
 
     def to_json(self) -> str:
-        """Returns the text of `tokenizer.json`."""
         return json.dumps(self.document, ensure_ascii=False, indent=1) + "\n"
 
     @functools.cached_property
@@ -158,12 +150,8 @@ class Tokenizer:
     def in_graph_limitation(self) -> str | None:
         """The reason why `in_graph` does not support this tokenizer; None if it does."""
         reason = added_tokens_limitation(self.document)
-        if reason:
+        if reason or not self.merges:
             return reason
-        if self.document.get("normalizer") not in (None, {"type": "NFC"}):
-            return "its normalizer is not NFC"
-        if not self.merges:
-            return None
         if pre_tokenizers(self.document) != PRE_TOKENIZER["pretokenizers"] and pretrained_family(self.document) is None:
             return "its pre-tokenizer is not supported"
         if not rank_order_is_merge_order(self.merges):
@@ -183,11 +171,7 @@ class Tokenizer:
         return TiktokenEncoder(*ranks) if ranks else ReferenceEncoder(self.document)
 
     def encode(self, text: str | bytes) -> np.ndarray:
-        """Encodes a text.
-
-        Returns:
-            [n] int32; read only.
-        """
+        """Encodes a text to [n] int32 ids, read only."""
         return self._encode(self.encoder, text)
 
     def _encode(self, encoder: TextEncoder, text: str | bytes) -> np.ndarray:
@@ -198,23 +182,16 @@ class Tokenizer:
 
     def _encode_invalid(self, encoder: TextEncoder, text: str | bytes) -> np.ndarray:
         content = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
-        escaped = content.decode("utf-8", "surrogateescape")
-        parts, position = [], 0
-        for match in INVALID_BYTES.finditer(escaped):
-            if match.start() > position:
-                parts.append(encoder.encode(escaped[position : match.start()]))
-            parts.append(ids_of_bytes(match.group().encode("utf-8", "surrogateescape"), self.id_of_byte))
-            position = match.end()
-        if position < len(escaped):
-            parts.append(encoder.encode(escaped[position:]))
-        return np.concatenate(parts)
+        ids = []
+        for number, part in enumerate(INVALID_BYTES.split(content.decode("utf-8", "surrogateescape"))):
+            if number % 2:
+                ids.append(ids_of_bytes(part.encode("utf-8", "surrogateescape"), self.id_of_byte))
+            elif part:
+                ids.append(encoder.encode(part))
+        return np.concatenate(ids)
 
     def encode_batch(self, texts: Sequence[str | bytes]) -> list[np.ndarray]:
-        """Encodes texts in parallel. Long texts are split at positions that do not change their ids.
-
-        Returns:
-            For each text [n] int32; read only.
-        """
+        """Encodes texts in parallel to [n] int32 ids each, read only."""
         if isinstance(self.encoder, ReferenceEncoder):
             return self._encode_many(self.encoder, texts)  # `tokenizers` starts its own threads.
         parts = ((number, part) for number, text in enumerate(texts) for part in split_text(text))
@@ -243,11 +220,7 @@ class Tokenizer:
         return self._pools[process]
 
     def decode_bytes(self, ids: Iterable[int] | np.ndarray, skip_special_tokens: bool = True) -> bytes:
-        """Decodes ids to bytes.
-
-        Args:
-            ids: [n] integers.
-            skip_special_tokens: whether to leave out special tokens instead of writing their names.
+        """Decodes [n] ids to bytes, with or without the names of special tokens.
 
         Raises:
             IndexError: an id is outside the vocabulary.

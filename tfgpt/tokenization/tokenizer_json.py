@@ -36,10 +36,9 @@ def added_token(identifier: int, content: str) -> dict[str, Any]:
 
 
 def new_document(merges: Iterable[tuple[bytes, bytes]]) -> dict[str, Any]:
-    """Returns a `tokenizer.json` in which ids 0 to 255 are the bytes, followed by the merges and the special tokens.
+    """Returns a `tokenizer.json` with ids 0 to 255 for the bytes, followed by the merges and the special tokens.
 
-    Args:
-        merges: pairs of tokens in the order of their ranks. A pair whose result exists takes no new id.
+    A pair whose result exists takes no new id.
     """
     alphabet = byte_alphabet()
     vocabulary = {character: byte for byte, character in enumerate(alphabet)}
@@ -61,7 +60,7 @@ def bpe_document(
     """Returns a `tokenizer.json` with byte-level BPE.
 
     Args:
-        family: family of the pretrained model, a key of `pretokenizer.FAMILIES`; None for our own pre-tokenizer.
+        family: a key of `pretokenizer.FAMILIES`; None for our own pre-tokenizer.
         vocabulary: token in the byte alphabet → id; the tokens of `added` can be missing.
         merges: pairs in order of rank.
         added: results of `added_token`, in the order of their ids.
@@ -133,8 +132,7 @@ def read_document(path: Path, complete: bool = True) -> dict[str, Any]:
 def lossy_reason(document: dict[str, Any], every_byte: bool = True) -> str | None:
     """Returns why the tokenizer loses text, or None.
 
-    Without `every_byte`, bytes may have no token (SmolLM2 has none for 21 bytes, most of which never occur in UTF-8;
-    `tokenizers` drops them), and Qwen's NFC may change text.
+    Without `every_byte`, bytes may have no token (SmolLM2 has none for 21 rare bytes), and Qwen's NFC may change text.
     """
     if not isinstance(document, dict) or not isinstance(document.get("model"), dict):
         return "is not a tokenizer.json (it has no model)"
@@ -173,7 +171,7 @@ def rank_order_is_merge_order(merges: Sequence[tuple[int, int, int]]) -> bool:
     the merge that made it.
 
     Args:
-        merges: (left id, right id, id of the result) in order of rank.
+        merges: ids (left, right, result) in order of rank.
     """
     last_rank = {result: rank for rank, (_, _, result) in enumerate(merges)}
     return all(last_rank.get(token, -1) < rank for rank, pair in enumerate(merges) for token in pair[:2])

@@ -32,12 +32,7 @@ def make_tokenizer(
     total_bytes: int | None = None,
     log: Callable[[str], None] = print_to_stderr,
 ) -> Tokenizer:
-    """Loads or trains the tokenizer that the settings describe.
-
-    Args:
-        config: the settings.
-        texts: the training text; read only to train a tokenizer.
-        total_bytes, log: see `train_bpe`.
+    """Loads or trains the tokenizer that the settings describe; the other arguments are those of `train_bpe`.
 
     Raises:
         UserError: the file of `--tokenizer` cannot be used, or there is no text to train on.
@@ -71,7 +66,7 @@ def train_bpe(
 
     Args:
         texts: the training text.
-        vocabulary_size: number of entries: 256 bytes, the merges and the special tokens.
+        vocabulary_size: number of entries, including the 256 bytes and the special tokens.
         sample_bytes: largest number of bytes to train on; None for all.
         total_bytes: bytes of all texts, if known. The sample is then spread over all texts; otherwise it is their
             beginning.

@@ -13,13 +13,7 @@ BATCH_CHARACTERS = 1 << 22
 
 
 def vocabulary_report(tokenizer: Tokenizer, texts: Iterable[str], longest: int = 10) -> list[str]:
-    """Returns one line for each statistic of a tokenizer on texts.
-
-    Args:
-        tokenizer: the tokenizer.
-        texts: the texts to measure on; read once, in batches of a few megabytes.
-        longest: how many of the longest tokens to list.
-    """
+    """Returns one line for each statistic of a tokenizer on texts, which are read once, a few megabytes at a time."""
     counts = np.zeros(tokenizer.vocabulary_size, np.int64)
     documents = characters = 0
     for batch in batches_by_size(texts, BATCH_CHARACTERS, len):

@@ -1,15 +1,9 @@
 """Byte-level BPE as TensorFlow operations: the same ids as the other encoders, inside a SavedModel.
 
-Only core operations are used, so a server needs no custom library. There is no state and no cache. Memory is linear in
-the bytes of a batch, about 70 bytes for each, so a server should limit them. Every step works on the flat bytes of the
-whole batch:
-
-1. bytes → characters (`text_ops.characters`);
-2. characters → pre-tokens (`pretokenizers.InGraphPretokenizer`);
-3. BPE: in each round every pre-token joins all occurrences of its lowest-ranked pair; finished pre-tokens leave
-   (`BytePairMerger`). A pre-token has at most 4 × `MAXIMUM_RUN` bytes and a space, which limits the rounds.
-
-The pre-tokens of pretrained models have no limit: a word of 30,000 letters takes seconds.
+Only core operations are used, so a server needs no custom library. There is no state. Memory is about 70 bytes for each
+byte of a batch, so a server should limit them. Each step works on the flat bytes of the batch: bytes → characters →
+pre-tokens → BPE, which in each round joins all occurrences of every pre-token's lowest-ranked pair. The length of our
+pre-tokens limits the rounds; those of pretrained models have no limit, and a word of 30,000 letters takes seconds.
 """
 
 from __future__ import annotations
@@ -48,11 +42,8 @@ class InGraphTokenizer(tf.Module):
     """Encodes and decodes batches of strings with core TensorFlow operations.
 
     Args:
-        tokenizer: a tokenizer that tfgpt trained, or one of a family in `pretokenizer.FAMILIES`.
+        tokenizer: a tokenizer that tfgpt trained, or one of a family in `pretokenizer.FAMILIES`. UserError for others.
         name: name of the module.
-
-    Raises:
-        UserError: the tokenizer is not supported (`Tokenizer.in_graph_limitation`).
 
     Example:
 
@@ -88,14 +79,7 @@ class InGraphTokenizer(tf.Module):
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string)], autograph=False)
     def encode(self, texts: tf.Tensor) -> tf.RaggedTensor:
-        """Encodes texts, without special tokens.
-
-        Args:
-            texts: [B] strings; they can contain any bytes.
-
-        Returns:
-            RaggedTensor [B, (ids)] int32.
-        """
+        """Encodes [B] strings of any bytes to RaggedTensor [B, (ids)] int32, without special tokens."""
         with tf.device("CPU:0"):
             if not self._added_tokens:
                 return self._encode_texts(texts)
@@ -135,7 +119,7 @@ class InGraphTokenizer(tf.Module):
         return tf.tensor_scatter_nd_update(known, positions, merged)
 
     def decode(self, ids: tf.RaggedTensor | tf.Tensor) -> tf.Tensor:
-        """Decodes rows of ids to bytes. Special tokens, including padding, have no bytes.
+        """Decodes ids to bytes, without special tokens (including padding).
 
         Args:
             ids: RaggedTensor [B, (ids)] or tensor [B, T], int32. Ids outside the vocabulary raise InvalidArgumentError.
@@ -148,12 +132,7 @@ class InGraphTokenizer(tf.Module):
 
 
 class BytePairMerger(tf.Module):
-    """Merges the bytes of all pre-tokens of a batch in parallel.
-
-    Args:
-        merges: (left id, right id, id of the result) in order of rank.
-        vocabulary_size: one more than the largest id.
-    """
+    """Merges all pre-tokens of a batch in parallel; `merges` has (left, right, result) ids in order of rank."""
 
     def __init__(self, merges: Sequence[tuple[int, int, int]], vocabulary_size: int):
         super().__init__()
@@ -167,14 +146,11 @@ class BytePairMerger(tf.Module):
             self._results = tf.constant(result.astype(np.int32))
 
     def __call__(self, ids: tf.Tensor, words: tf.Tensor) -> tf.Tensor:
-        """Merges within pre-tokens.
+        """Returns [T] int32: the id of each token at its first byte, -1 elsewhere.
 
         Args:
             ids: [T] int32 ids of the bytes.
             words: [T] int32, ascending: the pre-token of each byte.
-
-        Returns:
-            [T] int32: the id of each token at its first byte, -1 elsewhere.
         """
         result, *_ = tf.while_loop(
             lambda result, positions, ids, words: tf.size(ids) > 0,
@@ -188,14 +164,8 @@ class BytePairMerger(tf.Module):
     def _round(
         self, result: tf.Tensor, positions: tf.Tensor, ids: tf.Tensor, words: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
-        """Applies one merge, at all its occurrences, in every word; words without a merge leave.
-
-        Args:
-            result: [T] the result so far.
-            positions: [m] where the tokens of unfinished words start in `result`.
-            ids: [m] their ids.
-            words: [m] their words, ascending.
-        """
+        # One merge, at all its occurrences, in every word. positions, ids and words (m) are those of the tokens of
+        # unfinished words; result (T) is indexed by positions.
         starts = words != preceding(words, 1, filler=-1)
         words = tf.cumsum(tf.cast(starts, tf.int32)) - 1  # numbered without gaps
         ranks = self._ranks_with_next(ids, ~following(starts, True))  # (m)
@@ -213,7 +183,6 @@ class BytePairMerger(tf.Module):
         return result, tf.gather(positions, left), tf.gather(ids, left), tf.gather(words, left)
 
     def _ranks_with_next(self, ids: tf.Tensor, next_in_word: tf.Tensor) -> tf.Tensor:
-        """Returns [m] int32: the rank of each token's merge with the next token, or NO_RANK."""
         wide = tf.cast(ids, tf.int64)
         keys = wide * self._vocabulary_size + following(wide, tf.constant(0, tf.int64))
         index = tf.minimum(tf.searchsorted(self._keys, keys), tf.size(self._keys) - 1)
@@ -222,11 +191,7 @@ class BytePairMerger(tf.Module):
 
 
 class IgnoreMergesLookup(tf.Module):
-    """Finds the pre-tokens that equal a token and are not split by BPE (Llama 3's `ignore_merges`).
-
-    Args:
-        tokens: (bytes, id).
-    """
+    """Finds the pre-tokens that equal one of `tokens` (bytes, id), which BPE does not split."""
 
     def __init__(self, tokens: Sequence[tuple[bytes, int]]):
         super().__init__()
@@ -241,15 +206,11 @@ class IgnoreMergesLookup(tf.Module):
             raise ValueError("two tokens have the same hash")
 
     def __call__(self, contents: tf.Tensor, words: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Looks up all pre-tokens.
+        """Returns [T] int32 ids at the first bytes of pre-tokens that are tokens, else -1, and [T] bool their bytes.
 
         Args:
             contents: [T] int32 bytes.
             words: [T] int32, ascending from 0 without gaps: the pre-token of each byte.
-
-        Returns:
-            [T] int32: the id at the first byte of a pre-token that is a token, -1 elsewhere; and [T] bool: the bytes of
-            such pre-tokens.
         """
         starts = words != preceding(words, 1, filler=-1)
         count = tf.math.count_nonzero(starts, dtype=tf.int32)
@@ -262,7 +223,7 @@ class IgnoreMergesLookup(tf.Module):
 
 
 def unmerged_tokens(tokenizer: Tokenizer) -> list[tuple[bytes, int]]:
-    """Returns (bytes, id) of the tokens that BPE of their own bytes does not make, if the file sets `ignore_merges`."""
+    """Returns (bytes, id) of tokens that BPE of their bytes does not make, for Llama 3's `ignore_merges`."""
     model = tokenizer.document["model"]
     if not model.get("ignore_merges"):
         return []

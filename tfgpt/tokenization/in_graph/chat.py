@@ -19,8 +19,7 @@ def encode_conversations(tokenizer: Tokenizer, in_graph: InGraphTokenizer, conve
     end-of-text), it is added.
 
     Args:
-        tokenizer: the tokenizer.
-        in_graph: operations of the same tokenizer.
+        tokenizer, in_graph: the tokenizer and its operations.
         conversations: [B] strings.
 
     Returns:

@@ -114,18 +114,16 @@ def nfc_tables() -> dict[str, np.ndarray]:
     """Returns the tables, for every character that is a mark or has a decomposition in Python's newer Unicode.
 
     Returns:
-        page_of, pages: by code point, the combining class + 256 if it can be the second of a pair + 512
-        x its row in parts. parts, lengths: decompositions; row 0 is none. pairs, composed: sorted keys (left x WIDE +
-        right), and their compositions.
+        page_of, pages: by code point, the combining class + 256 if it can be the second of a pair + 512 x its row in
+        parts. parts, lengths: decompositions; row 0 is none. pairs, composed: sorted keys (left x WIDE + right), and
+        their compositions.
     """
     decompose = tokenizers.normalizers.NFD().normalize_str
     compose = tokenizers.normalizers.NFC().normalize_str
     characters = [
         character
         for character in map(chr, [*range(0xD800), *range(0xE000, RAW)])
-        if unicodedata.category(character)[0] == "M"
-        or unicodedata.decomposition(character)
-        or "가" <= character <= "힣"
+        if unicodedata.category(character)[0] == "M" or unicodedata.normalize("NFD", character) != character
     ]
     decomposed = zip(characters, decompose("\n".join(characters)).split("\n"))
     changed = {character: parts for character, parts in decomposed if parts != character}

@@ -1,16 +1,14 @@
 r"""Pre-tokenizers as TensorFlow operations: exact vectorized forms of the regular expressions in `pretokenizer`.
 
-Our expression (`_our_starts`): between two classes of characters it always cuts, except that a letter, number or other
-sign takes one U+0020 before it. A run of one class is cut every `LARGEST_RUN` characters from its own start (the space
-that it takes does not count). White space before something else leaves its last character for itself or for the next
-word: `\s{1,32}(?!\S)` steps back by one exactly if it would reach the end of the run. So the run is cut every 32
-characters and before its last one, except at the end of the text.
+Ours cuts between classes of characters, except that a letter, number or other sign takes one U+0020 before it. A run
+of one class is cut every `LARGEST_RUN` characters from its own start (the space that it takes does not count). A run of
+white space is also cut before its last character, except at the end of the text: `\s{1,32}(?!\S)` steps back by one
+exactly if it would reach the end of the run.
 
-Pretrained expressions (`_pretrained_starts`): matching resumes where the last match ended, and each alternative takes a
-whole run of one class, so matches begin at the starts of runs, with exceptions that depend on a few neighbors:
+The pretrained ones take a whole run of one class with each match, so matches begin where runs begin, except that
 
-- a run of letters (GPT-2: also of numbers) takes one character before it, unless that character is already taken:
-  GPT-2 a space, Llama 3 any sign or white space except line ends;
+- a run of letters (GPT-2: also of numbers) takes one character before it that is not taken yet: GPT-2 a space, Llama 3
+  any sign or white space except line ends;
 - a run of signs takes one space before it and (Llama 3) the line ends after it;
 - white space up to its last line end is one match (Llama 3); of the rest, the last character stands alone or is taken
   by what follows, except at the end of the text;
@@ -69,11 +67,7 @@ RULES = {
 
 
 class InGraphPretokenizer(tf.Module):
-    """Cuts the bytes of a batch of texts into pre-tokens.
-
-    Args:
-        rules: rules of a pretrained family; None for our own expression.
-    """
+    """Cuts the bytes of a batch of texts into pre-tokens, with the rules of a pretrained family or our own."""
 
     def __init__(self, rules: PretokenizerRules | None = None) -> None:
         super().__init__()
@@ -85,12 +79,7 @@ class InGraphPretokenizer(tf.Module):
             self._largest_run = tf.constant([LARGEST_RUN[kind] for kind in range(6)])
 
     def __call__(self, contents: tf.Tensor, first: tf.Tensor) -> tf.Tensor:
-        """Returns [T] bool, the bytes that start a pre-token.
-
-        Args:
-            contents: [T] int32, the bytes of all texts.
-            first: [T] bool, the bytes that start a text.
-        """
+        """Returns [T] bool, the starts of pre-tokens in [T] int32 bytes; `first` [T] bool are the starts of texts."""
         code_points, valid, where = characters(contents, first)  # from here (C): one entry for each character
         first = tf.gather(first, where)
         page = tf.gather(self._page_of, code_points // 256)
@@ -111,8 +100,7 @@ def _our_starts(code_points: tf.Tensor, kinds: tf.Tensor, first: tf.Tensor, larg
     cut = position % tf.gather(largest_run, kinds) == 0
     takes_space = (position == 0) & (preceding(code_points, 1) == 0x20) & (before == SPACE)
     last_space = (after != SPACE) & (after != NOTHING) & (after != INVALID)
-    is_space, is_invalid = kinds == SPACE, kinds == INVALID
-    return tf.where(is_space, cut | last_space, cut & (is_invalid | ~takes_space))
+    return tf.where(kinds == SPACE, cut | last_space, cut & ((kinds == INVALID) | ~takes_space))
 
 
 def _pretrained_starts(
@@ -189,11 +177,8 @@ def _with_contractions(
 def class_pages(digits_step: bool = False) -> tuple[np.ndarray, np.ndarray]:
     r"""Returns the class of every code point, in pages of 256 without duplicates.
 
-    The classes come from the regular expression engine of tiktoken, because Python's `unicodedata` has another version
-    of Unicode. (The engine of `tokenizers` agrees on every code point.)
-
-    Args:
-        digits_step: whether numbers are what the Digits step of `tokenizers` cuts; its version of Unicode is newer.
+    The classes come from the regular expression engine of tiktoken, which agrees with that of `tokenizers` (Python has
+    another version of Unicode). With `digits_step`, numbers are what the Digits step of `tokenizers` cuts.
 
     Returns:
         [pages × 256] uint8 classes and [0x1100] int32 page of each code point's upper bits.

@@ -1,4 +1,4 @@
-"""SentencePiece as TensorFlow operations (`tensorflow_text`), and the choice of the operations for a tokenizer."""
+"""SentencePiece as TensorFlow operations, and the choice of the operations for a tokenizer."""
 
 from __future__ import annotations
 
@@ -11,28 +11,17 @@ from tfgpt.tokenization.tokenizer import Tokenizer
 
 
 def in_graph_tokenizer(tokenizer: Tokenizer) -> InGraphTokenizer | InGraphSentencePiece:
-    """Returns the TensorFlow operations that give the ids of a tokenizer.
-
-    Raises:
-        UserError: the tokenizer is not supported.
-    """
+    """Returns the TensorFlow operations that give the ids of a tokenizer, or raises UserError if there are none."""
     if isinstance(tokenizer, SentencePieceTokenizer):
         return InGraphSentencePiece(tokenizer)
     return InGraphTokenizer(tokenizer)
 
 
 class InGraphSentencePiece(tf.Module):
-    """The interface of `InGraphTokenizer` for a `SentencePieceTokenizer`.
+    """The interface of `InGraphTokenizer` for a `SentencePieceTokenizer`, with the operations of `tensorflow_text`.
 
-    A program that loads a SavedModel with it needs the operations of `tensorflow_text`: `import tensorflow_text`, or a
-    server that is linked with them, such as TensorFlow Serving's images.
-
-    Args:
-        tokenizer: the tokenizer.
-        name: name of the module.
-
-    Raises:
-        UserError: `tensorflow_text` is not installed.
+    A program that loads a SavedModel with it needs `import tensorflow_text`, or a server that is linked with the
+    operations, such as TensorFlow Serving's images.
     """
 
     def __init__(self, tokenizer: SentencePieceTokenizer, name: str = "in_graph_sentencepiece"):

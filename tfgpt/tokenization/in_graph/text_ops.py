@@ -33,9 +33,9 @@ def flags_at(positions: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
 
 
 def position_in_run(flags: tf.Tensor, counted_from_start: bool = False) -> tf.Tensor:
-    """Returns [n] int32: the number of true flags in an unbroken row before each entry.
+    """Returns [n] int32: the number of true flags directly before each entry.
 
-    With `counted_from_start` a flag means "continues the run", so the entry itself counts: 0 at the start of a run.
+    With `counted_from_start` a flag means "continues the run", and the entry itself counts: 0 at the start of a run.
     """
     index = tf.range(tf.size(flags))
     run = tf.cumsum(tf.cast(~flags, tf.int32))  # the number of the last entry without a flag
@@ -53,37 +53,28 @@ def utf8_sequences(contents: tf.Tensor, first: tf.Tensor) -> tuple[tf.Tensor, tf
 
     Returns:
         [T] int32 code points and [T] int32 lengths (1 to 4) of the sequences, at their first bytes; 0 and 0 elsewhere.
-        Sequences never overlap, because a first byte is never a continuation.
     """
     ends = following(first, True)
-    second = tf.where(ends, 0, following(contents, 0))
-    third = tf.where(ends, 0, following(second, 0))
-    fourth = tf.where(ends, 0, following(third, 0))
-    two, three, four = (
-        (contents >= lead) & (contents < next_lead) for lead, next_lead in ((0xC0, 0xE0), (0xE0, 0xF0), (0xF0, 0xF8))
-    )
-    second_continues, third_continues, fourth_continues = (
-        (byte >= 0x80) & (byte < 0xC0) for byte in (second, third, fourth)
-    )
-    of_two = (contents - 0xC0) * 64 + (second - 0x80)
-    of_three = ((contents - 0xE0) * 64 + (second - 0x80)) * 64 + (third - 0x80)
-    of_four = (((contents - 0xF0) * 64 + (second - 0x80)) * 64 + (third - 0x80)) * 64 + (fourth - 0x80)
-    # The bounds exclude overlong sequences, surrogates and values beyond Unicode.
-    two &= second_continues & (of_two >= 0x80)
-    three &= second_continues & third_continues & (of_three >= 0x800) & ((of_three < 0xD800) | (of_three > 0xDFFF))
-    four &= second_continues & third_continues & fourth_continues & (of_four >= 0x10000) & (of_four <= 0x10FFFF)
-    one = contents < 0x80
     code_points, lengths = tf.zeros_like(contents), tf.zeros_like(contents)
-    for length, (found, value) in enumerate([(one, contents), (two, of_two), (three, of_three), (four, of_four)], 1):
-        code_points = tf.where(found, value, code_points)
+    byte, value, well_formed = contents, tf.zeros_like(contents), True
+    # The lead bytes of each length, and the smallest code point that is not overlong.
+    for length, (lead, next_lead, smallest) in enumerate(
+        [(0, 0x80, 0), (0xC0, 0xE0, 0x80), (0xE0, 0xF0, 0x800), (0xF0, 0xF8, 0x10000)], 1
+    ):
+        if length > 1:
+            byte = tf.where(ends, 0, following(byte, 0))
+            value = value * 64 + byte - 0x80
+            well_formed &= (byte >= 0x80) & (byte < 0xC0)
+        code_point = value + (contents - lead) * 64 ** (length - 1)
+        found = well_formed & (contents >= lead) & (contents < next_lead) & (code_point >= smallest)
+        found &= ((code_point < 0xD800) | (code_point > 0xDFFF)) & (code_point <= 0x10FFFF)
+        code_points = tf.where(found, code_point, code_points)
         lengths = tf.where(found, length, lengths)
     return code_points, lengths
 
 
 def characters(contents: tf.Tensor, first: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Splits bytes into characters: well-formed sequences, and each byte outside of them.
-
-    Args: as in `utf8_sequences`.
+    """Splits bytes into characters, as `utf8_sequences`; each byte outside a sequence is one.
 
     Returns:
         [C] int32 code points, [C] bool whether they are well-formed, [C] int32 positions of their first bytes.
@@ -110,11 +101,7 @@ def utf8_bytes(code_points: tf.Tensor, pieces: tf.Tensor) -> tuple[tf.Tensor, tf
 
 
 def split_at_tokens(texts: tf.Tensor, ids: Mapping[str, int]) -> tuple[tf.RaggedTensor, tf.Tensor, tf.Tensor]:
-    """Splits texts at the names of tokens; of names that begin at one position, the longest is found.
-
-    Args:
-        texts: [B] strings.
-        ids: id of each name.
+    """Splits [B] texts at names (name → id); of names that begin at one position, the longest is found.
 
     Returns:
         RaggedTensor [B, (P)] of the parts: text and name take turns, and names are replaced by "". [all parts] int64,
@@ -133,16 +120,13 @@ def split_at_tokens(texts: tf.Tensor, ids: Mapping[str, int]) -> tuple[tf.Ragged
 def join_with_tokens(
     parts: tf.RaggedTensor, encoded: tf.RaggedTensor, has_token: tf.Tensor, token_ids: tf.Tensor
 ) -> tf.RaggedTensor:
-    """Joins the ids of parts to those of whole texts.
+    """Joins the ids of parts [B, (P)] to RaggedTensor [B, (ids)] int32.
 
     Args:
-        parts: RaggedTensor [B, (P)].
+        parts: result of `split_at_tokens`.
         encoded: RaggedTensor [all parts, (ids)] int32.
         has_token: [all parts] int64, 1 if a token comes before the ids of the part.
         token_ids: [all parts] int32 ids of these tokens.
-
-    Returns:
-        RaggedTensor [B, (ids)] int32.
     """
     tokens = tf.RaggedTensor.from_row_lengths(tf.boolean_mask(token_ids, has_token > 0), has_token, validate=False)
     joined = tf.concat([tokens, encoded], 1)
