@@ -1,9 +1,8 @@
-"""Times the same search with one worker and with several; ends in one line of JSON.
+"""Times the same search with one worker and with several; the last line is JSON.
 
     python scripts/bench_tune.py --workers=1,2 --trials=8
 
-Each search trains small models on the same generated text, with the same seed, in a fresh directory and with the data
-prepared before. The time is that of the whole command, from its start (eight seconds of imports) to its report.
+The data are prepared before. The time is that of the whole command, with imports and report.
 """
 
 from __future__ import annotations
@@ -23,7 +22,6 @@ SPACE = '[search.learning_rate]\ntype = "float"\nmin = 1e-3\nmax = 1e-2\nscale =
 
 
 def command(base: Path, name: str, workers: int, trials: int, tokens: int) -> list[str]:
-    """The search."""
     return [
         sys.executable, "-m", "tfgpt.tune", f"--train_text={base / 'text.txt'}", f"--cache_dir={base / 'cache'}",
         f"--search_space={base / 'space.toml'}", f"--search_dir={base / name}", "--tuner=random",
@@ -44,9 +42,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder)
         (base / "space.toml").write_text(SPACE)
-        (base / "text.txt").write_text(
-            "".join(f"{n} times {n} is {n * n}; half of {n} is {n / 2}.\n" for n in range(9000))
-        )
+        (base / "text.txt").write_text("".join(f"{n} times {n} is {n * n}; half is {n / 2}.\n" for n in range(9000)))
         subprocess.run(command(base, "warm", 1, 1, 1024), cwd=ROOT, check=True, capture_output=True)
         for workers in counts:
             began = time.monotonic()
@@ -58,18 +54,11 @@ def main() -> int:
             speed = sum(float(row["tokens_per_second"]) for row in rows) / len(rows)
             found[workers] = seconds
             print(
-                f"{workers} workers: {len(rows)} trials in {seconds:.1f} s ({seconds / len(rows):.1f} s each; a trial "
-                f"trains {speed:,.0f} tokens/s)",
-                flush=True,
+                f"{workers} workers: {len(rows)} trials in {seconds:.1f} s; {speed:,.0f} tokens/s a trial", flush=True
             )
-    line = {
-        "seconds": found,
-        "speed_up": {workers: round(found[counts[0]] / seconds, 2) for workers, seconds in found.items()},
-        "trials": options.trials,
-        "tokens": options.tokens,
-        "cores": len(os.sched_getaffinity(0)),
-    }
-    print(json.dumps(line))
+    speed_up = {workers: round(found[counts[0]] / seconds, 2) for workers, seconds in found.items()}
+    settings = {"trials": options.trials, "tokens": options.tokens, "cores": len(os.sched_getaffinity(0))}
+    print(json.dumps({"seconds": found, "speed_up": speed_up, **settings}))
     return 0
 
 

@@ -33,7 +33,7 @@ from tfgpt.__main__ import COMMANDS  # noqa: E402
 from tfgpt.common.command_line import Command  # noqa: E402
 from tfgpt.common.flags import Overrides, flag_names  # noqa: E402
 from tfgpt.common.settings import field_types, plain_type  # noqa: E402
-from tfgpt.search import workers  # noqa: E402
+from tfgpt.search import worker_pool  # noqa: E402
 
 NUMBERS = [
     "inf", "-inf", "nan", "1e400", "-1e400", "-1", "0", "-0.0", "0.0", "1", "-3.5", "1e308", "3e38", "-1e308", "1e-320",
@@ -167,7 +167,7 @@ def main() -> int:
         )
         base = small_inputs(work)
         sys.meta_path.insert(0, NoTensorFlow())
-        workers.launch = checks_done  # type: ignore[assignment] # A search imports TensorFlow in child processes.
+        worker_pool.run_search = checks_done  # type: ignore[assignment] # A search imports TensorFlow in child processes.
         for name, arguments in base.items():
             assert outcome(commands[name], arguments)[0] == "accepted", (name, outcome(commands[name], arguments))
         for _ in range(options.count):

@@ -1,101 +1,238 @@
-"""Does the best learning rate carry over to wider models? Coordinate check and sweep, with plots.
+"""Learning rates across widths: coordinate check and sweep, with plots (arXiv:2203.03466).
 
     python scripts/learning_rate_transfer.py --flagfile=configs/transfer.cfg --output=transfer
 
-trains the model of the flags at several widths, in the standard and the maximal update parametrization
-(arXiv:2203.03466), and writes coordinate_check.png, learning_rate_transfer.png and learning_rate_transfer.csv into the
-output directory. It takes every flag of `tfgpt.train`. The last line is JSON.
+Trains the model of the flags at several widths in the standard and the maximal update parametrization, and writes
+coordinate_check.png, learning_rate_transfer.png and learning_rate_transfer.csv into the output directory. It takes all
+flags of `tfgpt.train`. The last line is JSON.
+
+In the maximal update parametrization the change of an activation after a few updates does not depend on the width. In
+the standard one it grows, first in the logits, and the best learning rate of a small model makes a wide one diverge.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from tfgpt.common.atomic_files import atomic_write, write_csv
 from tfgpt.common.command_line import Command
 from tfgpt.common.errors import SettingError
 from tfgpt.common.settings import Settings, setting
 from tfgpt.common.tf_logging import import_tensorflow
+from tfgpt.search.scaling import at_width
 from tfgpt.training.train_config import GROUPS, TrainConfig
+
+PARAMETRIZATIONS = ("standard", "maximal_update")
 
 
 @dataclasses.dataclass(frozen=True)
 class TransferConfig(Settings):
-    """What is compared."""
+    """The widths and learning rates that are compared."""
 
     title: ClassVar[str] = "Transfer"
 
     output: str = setting("transfer", "Directory of the plots and the table.")
-    widths: str = setting("64,128,256", "Values of --hidden_dim, the tuned model's first.")
+    widths: str = setting("64,128,256", "Values of --hidden_dim, that of the tuned model first.")
     learning_rates: str = setting(
-        "0.004,0.008,0.016,0.032,0.064", "Learning rates of the sweep; empty: the coordinate check alone."
+        "0.004,0.008,0.016,0.032,0.064", "Learning rates of the sweep; empty: only the coordinate check."
     )
     seeds: int = setting(1, "Runs of each point of the sweep.", minimum=1)
     check_steps: int = setting(4, "Updates of the coordinate check.", minimum=1)
 
     def check(self) -> None:
-        self.numbers("widths", int)
         self.numbers("learning_rates", float)
         if len(self.numbers("widths", int)) < 2:
-            raise SettingError("widths", "two or more are needed to compare")
+            raise SettingError("widths", "two or more are required")
 
     def numbers(self, name: str, kind: type) -> list[Any]:
-        """A flag's comma-separated numbers."""
+        """Returns the comma-separated numbers of a flag."""
         try:
             found = [kind(word) for word in getattr(self, name).split(",") if word]
         except ValueError as error:
-            raise SettingError(name, f"{getattr(self, name)!r} is not numbers with commas between them") from error
+            raise SettingError(name, f"{getattr(self, name)!r} is not numbers separated by commas") from error
         if any(number <= 0 for number in found):
             raise SettingError(name, "must be above 0")
         return found
 
 
-def run(transfer: TransferConfig, **settings: Any) -> None:
-    """Checks, prepares the text, compares, draws."""
-    recipe = TrainConfig(**settings)
-    widths = transfer.numbers("widths", int)
-    from tfgpt.search.scale_width import at_width
+class ResettableTrainer:
+    """A trainer that restarts with another learning rate without a new trace.
 
+    `reset` replaces --learning_rate; --adam_learning_rate keeps its ratio to it.
+    """
+
+    def __init__(self, config: TrainConfig, data: Any, parametrization: str, seed: int):
+        import keras
+        import tensorflow as tf
+
+        from tfgpt.training.compilation import choose_compilation
+        from tfgpt.training.trainer_builder import build_trainer_and_data
+
+        keras.backend.clear_session()
+        adam = config.optimizer.adam_learning_rate
+        ratio = None if adam is None else adam / config.optimizer.learning_rate
+        config = dataclasses.replace(
+            config,
+            optimizer=dataclasses.replace(config.optimizer, learning_rate=1.0, adam_learning_rate=ratio),
+            parametrization=dataclasses.replace(config.parametrization, parametrization=parametrization),
+            run=dataclasses.replace(config.run, seed=seed),
+        )
+        self.trainer, self.data = build_trainer_and_data(config, data, tf.distribute.get_strategy())
+        choose_compilation(self.trainer, self.data.batches, config.step.compile, log=lambda line: None)
+        self.state = {name: variable.numpy() for name, variable in self.trainer.state_variables().items()}
+
+    def reset(self, learning_rate: float) -> Iterator[Any]:
+        """Restores the initial weights and returns the batches from the first one."""
+        for name, variable in self.trainer.state_variables().items():
+            variable.assign(self.state[name])
+        self.trainer.learning_rate_scale.assign(learning_rate)
+        return self.data.batches(0)
+
+    def validation_loss(self) -> float:
+        """Returns the loss on the validation set in nats per token, infinite if the run diverged."""
+        validation = self.data.validation
+        loss = float(self.trainer.evaluator.evaluate(validation.dataset, validation.steps)["loss"])
+        return loss if math.isfinite(loss) else math.inf
+
+    def activation_changes(self, learning_rate: float, steps: int) -> dict[str, list[float]]:
+        """Returns activation → root mean square of its change after 1, 2, …, `steps` updates, over one batch."""
+        import keras
+
+        decoder = self.trainer.decoder
+        names = ["embedding", *(f"block_{number}" for number in range(len(decoder.blocks))), "final_norm", "logits"]
+        blocks = [decoder.blocks[0].input[0], *(block.output for block in decoder.blocks)]
+        model = keras.Model(decoder.inputs, [*blocks, decoder.final_norm.output, decoder.output])
+        batch = next(self.data.batches(0))
+        inputs = {name: batch[name] for name in ("token_ids", "positions", "segment_ids") if name in batch}
+
+        def activations() -> list[np.ndarray]:
+            values = [np.asarray(value, np.float64) for value in model(inputs)]
+            values[-2] = values[-2] / decoder.config.final_norm_initial_scale  # The factor belongs to the logits.
+            return values
+
+        batches, changes = self.reset(learning_rate), {name: [] for name in names}  # type: ignore[var-annotated]
+        before = activations()
+        for _ in range(steps):
+            self.trainer.train_steps(batches, 1)
+            for name, old, new in zip(names, before, activations(), strict=True):
+                changes[name].append(float(np.sqrt(np.mean(np.square(new - old)))))
+        return changes
+
+
+def coordinate_check(
+    config: TrainConfig, data: Any, widths: list[int], steps: int
+) -> dict[str, dict[str, list[dict[int, float]]]]:
+    """Returns parametrization → activation → for each update: width → size of the change."""
+    found: dict[str, dict[str, list[dict[int, float]]]] = {}
+    for name in PARAMETRIZATIONS:
+        for width in widths:
+            trainer = ResettableTrainer(at_width(config, width), data, name, config.run.seed)
+            for activation, sizes in trainer.activation_changes(config.optimizer.learning_rate, steps).items():
+                lines = found.setdefault(name, {}).setdefault(activation, [{} for _ in range(steps)])
+                for line, size in zip(lines, sizes, strict=True):
+                    line[width] = size
+    return found
+
+
+def slope(sizes: dict[int, float]) -> float:
+    """Returns the exponent e of size ~ width^e, by least squares on logarithms; 0 is flat."""
+    return float(np.polyfit(np.log(list(sizes)), np.log(list(sizes.values())), 1)[0])
+
+
+def sweep(config: TrainConfig, data: Any, parametrization: str, widths: list[int], rates: list[float], seeds: int = 1
+          ) -> dict[int, dict[float, float]]:  # fmt: skip
+    """Returns width → learning rate → mean validation loss over the seeds."""
+    losses: dict[int, dict[float, float]] = {}
     for width in widths:
-        at_width(recipe, width).check()
+        found = np.zeros([seeds, len(rates)])
+        for seed in range(seeds):
+            trainer = ResettableTrainer(at_width(config, width), data, parametrization, config.run.seed + seed)
+            for number, rate in enumerate(rates):
+                trainer.trainer.train_steps(trainer.reset(rate), config.run.max_steps)
+                found[seed, number] = trainer.validation_loss()
+                print(f"{parametrization}, width {width}, learning rate {rate:g}: {found[seed, number]:.4f} nats per "
+                      "token", flush=True)  # fmt: skip
+        losses[width] = dict(zip(rates, found.mean(axis=0).tolist()))
+    return losses
+
+
+def best_rate(losses: dict[float, float]) -> float:
+    return min(losses, key=lambda rate: losses[rate])
+
+
+def draw(path: Path, panels: dict[str, dict[Any, dict[Any, float]]], columns: int, labels: dict[str, str]) -> None:
+    """Draws a PNG with panels of lines; `panels` is title → label → x → y."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    rows = math.ceil(len(panels) / columns)
+    size = (1 + 3.2 * columns, 4.0 * rows)
+    figure, axes = pyplot.subplots(rows, columns, figsize=size, sharey="col", squeeze=False, constrained_layout=True)
+    for axis, (title, lines) in zip(axes.flat, panels.items()):
+        for number, (label, line) in enumerate(lines.items()):
+            color = pyplot.get_cmap("viridis")(number / max(1, len(lines) - 1) * 0.9)
+            finite = {x: y for x, y in line.items() if math.isfinite(y)}
+            axis.loglog(list(finite), list(finite.values()), marker="o", markersize=4, color=color, label=label, base=2)
+        axis.set(title=title, **labels)
+        axis.grid(alpha=0.3)
+    axes[0, 0].legend(fontsize=8)
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
+    pyplot.close(figure)
+
+
+def run(transfer: TransferConfig, **settings: Any) -> None:
+    """Prepares the text, compares and draws."""
+    config = TrainConfig(**settings)
+    widths, rates = transfer.numbers("widths", int), transfer.numbers("learning_rates", float)
+    for width in widths:
+        at_width(config, width).check()
     import_tensorflow()
     from tfgpt.pipeline.prepare import prepare
-    from tfgpt.search import coordinate_check, learning_rate_transfer
 
     output, started = Path(transfer.output), time.perf_counter()
-    data = prepare(recipe.corpus, recipe.tokenizer_config())
-    changes = coordinate_check.coordinate_check(recipe, data, widths, steps=transfer.check_steps)
-    coordinate_check.draw(changes, output / "coordinate_check.png")
-    print(coordinate_check.table(changes), flush=True)
-    kinds = list(dict.fromkeys(change.parametrization for change in changes))
-    names = list(dict.fromkeys(change.activation for change in changes))
-    slopes = {
-        kind: {name: coordinate_check.slope(changes, kind, name, transfer.check_steps) for name in names}
-        for kind in kinds
+    data = prepare(config.corpus, config.tokenizer_config())
+    changes = coordinate_check(config, data, widths, transfer.check_steps)
+    slopes = {name: {activation: slope(lines[-1]) for activation, lines in found.items()}
+              for name, found in changes.items()}  # fmt: skip
+    panels = {
+        f"{name}: {activation}": {f"{step} updates": line for step, line in enumerate(lines, 1)}
+        for name, found in changes.items()
+        for activation, lines in found.items()
     }
+    axes = {"xlabel": "width", "ylabel": "root mean square of the change"}
+    draw(output / "coordinate_check.png", panels, len(panels) // len(changes), axes)
+    for name, found in slopes.items():
+        exponents = ", ".join(f"{activation} {exponent:+.2f}" for activation, exponent in found.items())
+        print(f"{name}: change after {transfer.check_steps} updates ~ width^…: {exponents}", flush=True)
     result: dict[str, Any] = {"slopes": slopes, "best_learning_rate": {}}
-    rates = transfer.numbers("learning_rates", float)
     if rates:
-
-        def report(point: learning_rate_transfer.Point) -> None:
-            words = f"width {point.width}, learning rate {point.learning_rate:g}: {point.loss:.4f} nats per token"
-            print(f"{point.parametrization}, {words}", flush=True)
-
-        points = learning_rate_transfer.sweep(
-            recipe, data, widths, rates, kinds, range(recipe.run.seed, recipe.run.seed + transfer.seeds), report
-        )
-        learning_rate_transfer.write(points, output / "learning_rate_transfer.csv")
-        learning_rate_transfer.draw(points, output / "learning_rate_transfer.png")
-        print(learning_rate_transfer.table(points))
-        for kind in kinds:
-            best = {width: learning_rate_transfer.best_learning_rate(points, kind, width) for width in widths}
-            result["best_learning_rate"][kind] = best
+        losses = {name: sweep(config, data, name, widths, rates, transfer.seeds) for name in PARAMETRIZATIONS}
+        rows = [[name, width, rate, loss] for name, found in losses.items() for width, line in found.items()
+                for rate, loss in line.items()]  # fmt: skip
+        write_csv(output / "learning_rate_transfer.csv", ["parametrization", "width", "learning_rate", "loss"], rows)
+        axes = {"xlabel": "learning rate", "ylabel": "held-out loss (nats per token)"}
+        draw(output / "learning_rate_transfer.png", losses, len(losses), axes)
+        for name, found in losses.items():
+            first = best_rate(found[widths[0]])
+            result["best_learning_rate"][name] = {width: best_rate(line) for width, line in found.items()}
+            for width, line in found.items():
+                best = best_rate(line)
+                print(f"{name}, width {width}: best learning rate {best:.3g}, loss {line[best]:.4f}; at that of width "
+                      f"{widths[0]}: {line[first]:.4f}")  # fmt: skip
     print(json.dumps({**result, "seconds": round(time.perf_counter() - started, 1)}))
 
 

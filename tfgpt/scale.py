@@ -2,7 +2,7 @@
 
 The law is Chinchilla's, L(N, D) = E + A / N^a + B / D^b (arXiv:2203.15556). Every flag of `train` is a flag here: the
 model that is made wider and narrower. With --parametrization=maximal_update one learning rate is right for all widths.
-Runs that are finished are not trained again; a stopped or killed command goes on where it was.
+Finished runs are not trained again; the same command continues a stopped or killed one.
 """
 
 from __future__ import annotations

@@ -1,24 +1,23 @@
-"""Searches as a user starts them, but as forks of one process, which saves importing TensorFlow for each.
-
-Their trials are in spawned processes, as always.
-"""
+"""Searches as a user starts them. Their trials run in spawned processes, as always."""
 
 from __future__ import annotations
 
 import csv
-import dataclasses
-import json
+import importlib
+import itertools
+import multiprocessing
 import os
-import signal
-import subprocess
+import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.conftest import ROOT, TEXT
+from tests.conftest import TEXT
+from tfgpt.common.standard_streams import redirect_output
 
 TINY = """--tokenizer=bytes --preset=tiny --num_layers=1 --num_query_heads=2 --num_key_value_heads=1 --hidden_dim=16
 --head_dim=8 --intermediate_dim=32 --sequence_length=16 --batch_size=4 --max_steps=30 --validate_every=10 --log_every=5
@@ -32,36 +31,31 @@ scale = "log"
 """
 
 
-@dataclasses.dataclass
 class Running:
-    """A command that runs."""
+    """A running command and its output."""
 
-    log: Path
-
-    @property
-    def pid(self) -> int:
-        wait_for(lambda: Path(f"{self.log}.pid").is_file() and Path(f"{self.log}.pid").read_text())
-        return int(Path(f"{self.log}.pid").read_text())
+    def __init__(self, log: Path, process: Any):
+        self.log, self.process = log, process
 
     def kill(self) -> None:
-        """SIGKILL to the launcher alone: the others must end by themselves."""
-        os.kill(self.pid, signal.SIGKILL)
+        """Sends SIGKILL to the search only: its trial processes must end by themselves."""
+        self.process.kill()
         self.ended()
 
-    def ended(self, timeout: float = 240.0) -> int:
-        code = Path(f"{self.log}.code")
-        wait_for(lambda: code.is_file() and code.read_text(), timeout, self.log)
-        return int(code.read_text())
+    def ended(self) -> int:
+        self.process.join(240)
+        assert self.process.exitcode is not None, self.output
+        return self.process.exitcode
 
     @property
-    def said(self) -> str:
+    def output(self) -> str:
         return self.log.read_text() if self.log.is_file() else ""
 
 
-def wait_for(condition: Callable[[], object], timeout: float = 240.0, log: Path | None = None) -> None:
-    deadline = time.monotonic() + timeout
+def wait_for(condition: Callable[[], object], running: Running) -> None:
+    deadline = time.monotonic() + 240
     while not condition():
-        assert time.monotonic() < deadline, log.read_text() if log and log.is_file() else "nothing was said"
+        assert time.monotonic() < deadline, running.output
         time.sleep(0.02)
 
 
@@ -69,34 +63,32 @@ Start = Callable[..., Running]
 
 
 @pytest.fixture(scope="session")
-def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
-    """Starts `python -m tfgpt.MODULE ARGUMENTS`."""
-    folder = tmp_path_factory.mktemp("commands")
-    errors = open(folder / "errors.txt", "w")  # noqa: SIM115
-    nursery = subprocess.Popen(
-        [sys.executable, "-m", "tests.search.nursery"], cwd=ROOT, stdin=subprocess.PIPE, stderr=errors, text=True
-    )
-    count = 0
+def start(tmp_path_factory: pytest.TempPathFactory) -> Start:
+    """Starts `python -m tfgpt.MODULE ARGUMENTS` as a fork of a process that has imported TensorFlow."""
+    folder, numbers = tmp_path_factory.mktemp("commands"), itertools.count()
+    forks = multiprocessing.get_context("forkserver")
+    forks.set_forkserver_preload(
+        ["tfgpt.train", "tfgpt.training.run", "tfgpt.search.cluster", "tfgpt.search.oracle", "tfgpt.search.report",
+         "tfgpt.search.seed_comparison", "tfgpt.search.worker_pool", "plotly.graph_objects"]
+    )  # fmt: skip
 
     def begin(module: str, *arguments: str | Path, environment: dict | None = None, file_size: int = 0) -> Running:
-        nonlocal count
-        count += 1
-        log = folder / f"{count}.txt"
-        order = {
-            "module": module,
-            "arguments": [str(argument) for argument in arguments],
-            "log": str(log),
-            "environment": environment or {},
-            "file_size": file_size,
-        }
-        assert nursery.stdin is not None
-        nursery.stdin.write(json.dumps(order) + "\n")
-        nursery.stdin.flush()
-        return Running(log)
+        log = folder / f"{next(numbers)}.txt"
+        order = module, [str(argument) for argument in arguments], log, environment or {}, file_size
+        process = forks.Process(target=run_command, args=order)
+        process.start()
+        return Running(log, process)
 
-    yield begin
-    nursery.stdin.close()
-    nursery.wait(timeout=60)
+    return begin
+
+
+def run_command(module: str, arguments: list[str], log: Path, environment: dict[str, str], file_size: int) -> None:
+    os.setsid()
+    redirect_output(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644))
+    os.environ.update(environment)
+    if file_size:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
+    sys.exit(importlib.import_module(f"tfgpt.{module}").main(arguments))
 
 
 @pytest.fixture(scope="session")
@@ -122,11 +114,3 @@ def table(directory: Path) -> list[dict[str, str]]:
     """The rows of trials.csv."""
     with open(directory / "trials.csv", newline="") as file:
         return list(csv.DictReader(file))
-
-
-TIMES = ("tokens_per_second", "peak_memory_bytes", "seconds")
-
-
-def timeless(directory: Path) -> list[dict[str, str]]:
-    """The rows without what differs from run to run."""
-    return [{name: value for name, value in row.items() if name not in TIMES} for row in table(directory)]

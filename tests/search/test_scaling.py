@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from tfgpt import scale as command
-from tfgpt.common.errors import SettingError
 from tfgpt.search.scaling_law import Run, ScalingLaw, fit
 
 CHINCHILLA = ScalingLaw(1.69, 406.4, 0.34, 410.7, 0.28)
@@ -20,24 +19,18 @@ GOPHER = 5.76e23
 """The budget in floating-point operations that Hoffmann et al. compare at."""
 
 
+SIZES = [(size, tokens) for size in (100_000, 400_000, 1_600_000) for tokens in (1_000_000, 4_000_000, 16_000_000)]
+
+
 def test_known_coefficients_come_back_from_synthetic_runs():
-    runs = [
-        Run(size, tokens, CHINCHILLA.loss(size, tokens))
-        for size in (100_000, 400_000, 1_600_000)
-        for tokens in (1_000_000, 4_000_000, 16_000_000)
-    ]
-    found = fit(runs, starts=6)
+    found = fit([Run(*size, CHINCHILLA.loss(*size)) for size in SIZES], starts=6)
     for name, value in vars(CHINCHILLA).items():
         assert getattr(found, name) == pytest.approx(value, rel=1e-4), name
 
 
 def test_with_noise_and_one_outlier_the_next_size_is_still_predicted():
     random = np.random.default_rng(0)
-    runs = [
-        Run(size, tokens, CHINCHILLA.loss(size, tokens) * float(np.exp(1e-3 * random.normal())))
-        for size in (100_000, 400_000, 1_600_000)
-        for tokens in (1_000_000, 4_000_000, 16_000_000)
-    ]
+    runs = [Run(*size, CHINCHILLA.loss(*size) * float(np.exp(1e-3 * random.normal()))) for size in SIZES]
     # Huber's loss hardly minds one run that went wrong.
     runs[4] = Run(runs[4].parameters, runs[4].tokens, 1.1 * runs[4].loss)
     found = fit(runs, starts=6)
@@ -83,7 +76,7 @@ def test_the_command_trains_predicts_and_does_not_train_again(text_file, tmp_pat
     said = capsys.readouterr().out
     found = json.loads((tmp_path / "scaling/scaling.json").read_text())
     held_out = found["held_out"]
-    assert (held_out["parameters"], held_out["tokens"]) == (held_out["parameters"], 2048)
+    assert held_out["tokens"] == 2048
     assert held_out["relative_error"] == pytest.approx(held_out["predicted_loss"] / held_out["loss"] - 1)
     assert f"predicted {held_out['predicted_loss']:.4f}, measured {held_out['loss']:.4f}" in said
     with open(tmp_path / "scaling/runs.csv", newline="") as file:
@@ -99,7 +92,7 @@ def test_the_command_trains_predicts_and_does_not_train_again(text_file, tmp_pat
     assert (tmp_path / "scaling/runs/w16-t512/log.txt").stat().st_mtime_ns == before
     assert command.main([*flags, "--learning_rate=0.02"]) == 2
     error = capsys.readouterr().err.strip()
-    assert "\n" not in error and "was begun with other flags (--learning_rate differs)" in error
+    assert "\n" not in error and "was started with other flags (--learning_rate differs)" in error
 
 
 @pytest.mark.parametrize(
@@ -117,10 +110,3 @@ def test_runs_that_cannot_be_are_refused_in_one_line(flags, words, text_file, tm
     error = capsys.readouterr().err.strip()
     assert words.split(": ", 1)[1].split(",")[0] in error and error.startswith("tfgpt.scale: --")
     assert not (tmp_path / "scaling").exists()
-
-
-def test_a_setting_is_checked_when_made():
-    from tfgpt.search.scaling import ScalingConfig
-
-    with pytest.raises(SettingError, match="^--budget_flops"):
-        ScalingConfig(budget_flops=0.5)

@@ -12,9 +12,11 @@ import pytest
 from scipy import stats
 
 from tfgpt import tune as command
+from tfgpt.common.atomic_files import write_json
 from tfgpt.common.errors import UserError
-from tfgpt.search.seed_comparison import in_lines, summarized
+from tfgpt.search.seed_comparison import format_summary, summarize
 from tfgpt.search.study import TRAIN, Study, make_study
+from tfgpt.search.trials import Trial, TrialTable
 
 FLAGS = """--num_layers=1 --hidden_dim=16 --num_query_heads=2 --num_key_value_heads=1 --head_dim=8 --intermediate_dim=32
 --vocabulary_size=300 --sequence_length=16 --batch_size=4 --compile=graph --strategy=one --warmup_steps=2
@@ -28,59 +30,56 @@ scale = "log"
 [search.batch_size]
 choices = [4, 8]
 """
-HEAD = "trial_id,status,rung,bracket,continues,learning_rate,batch_size,objective,validation_bits_per_byte,"
-HEAD += "validation_loss,validation_accuracy,tokens,tokens_per_second,peak_memory_bytes,seconds,parameters,error"
 
 
 @pytest.fixture(scope="module")
 def searched(text_file, tmp_path_factory) -> tuple[list[str], Study]:
-    """A search that is over: its flags, and its plan; trial 0001 was the best."""
+    """A search that is over: its flags, and its study; trial 0001 was the best."""
     folder = tmp_path_factory.mktemp("seeds")
     (folder / "space.toml").write_text(SPACE)
     flags = [*FLAGS, f"--train_text={text_file}", f"--search_dir={folder / 'search'}"]
     flags += [f"--search_space={folder / 'space.toml'}"]
     settings = command.COMMAND.parse(flags)
     settings.pop("seed_comparison")
-    plan = make_study(settings.pop("search"), settings)
-    plan.claim()
-    rows = [HEAD]
-    for trial_id, rate, batch, bits in (("0000", 0.002, 4, 5.0), ("0001", 0.02, 8, 4.0)):
-        recipe = plan.recipe({"learning_rate": rate, "batch_size": batch}, trial_id)
-        recipe.run_dir.mkdir(parents=True)
-        (recipe.run_dir / "flags.cfg").write_text(TRAIN.flag_file(recipe.settings()))
-        rows.append(f"{trial_id},completed,,,,{rate},{batch},{bits},{bits},{bits},0.1,512,900,1000,1,2000,")
-    (plan.directory / "trials.csv").write_text("\n".join(rows) + "\n")
-    return flags, plan
+    study = make_study(settings.pop("search"), settings)
+    study.claim()
+    trials = [("0000", {"learning_rate": 0.002, "batch_size": 4}, 5.0)]
+    trials += [("0001", {"learning_rate": 0.02, "batch_size": 8}, 4.0)]
+    for name, trial_flags, _ in trials:
+        write_json(study.trial_dir(name) / "result.json", {"request": {"flags": trial_flags}})
+    rows = tuple(Trial(name, "completed", trial_flags, bits, {"tokens": 512}) for name, trial_flags, bits in trials)
+    TrialTable(study.directory, study.search.search_objective, tuple(study.space.columns()), rows).write()
+    return flags, study
 
 
 def test_the_best_trial_is_trained_again_with_other_seeds_and_compared_with_the_default(searched, capsys):
-    flags, plan = searched
+    flags, study = searched
     again = [*flags, "--report_only", "--compare_best=1", "--compare_seeds=2"]
     assert command.main(again) == 0
     said = capsys.readouterr().out
-    found = json.loads((plan.directory / "seed_comparison.json").read_text())
+    found = json.loads((study.directory / "seed_comparison.json").read_text())
     assert found["tokens"] == found["tokens_least"] == 512
     assert [each["name"] for each in found["settings"]] == ["default", "0001"]
-    with open(plan.directory / "seed_comparison.csv", newline="") as file:
+    with open(study.directory / "seed_comparison.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(row["settings"], row["seed"]) for row in rows] == [
         ("default", "1"), ("0001", "1"), ("default", "2"), ("0001", "2"),
     ]  # fmt: skip
     # Each run is the trial's, or the command's, with a seed of its own.
     for name, rate, batch in (("0001", 0.02, 8), ("default", 0.001, 4)):
-        parsed = TRAIN.parse([f"--flagfile={plan.directory / 'top' / name / 'seed-2' / 'flags.cfg'}"])
+        parsed = TRAIN.parse([f"--flagfile={study.directory / 'top' / name / 'seed-2' / 'flags.cfg'}"])
         used = (parsed["optimizer"].learning_rate, parsed["batch"].batch_size, parsed["run"].seed)
         assert used == (rate, batch, 2)
         # The objective is the run's own lowest validation.
-        lines = (plan.directory / "top" / name / "seed-2" / "metrics.jsonl").read_text().splitlines()
+        lines = (study.directory / "top" / name / "seed-2" / "metrics.jsonl").read_text().splitlines()
         validations = [json.loads(line)["validation_bits_per_byte"] for line in lines if "validation_loss" in line]
         (row,) = [row for row in rows if (row["settings"], row["seed"]) == (name, "2")]
         assert float(row["objective"]) == min(validations[-2:])
-    assert "Trained again: validation_bits_per_byte after 512 tokens" in (plan.directory / "report.html").read_text()
+    assert "Trained again: validation_bits_per_byte after 512 tokens" in (study.directory / "report.html").read_text()
     assert "minus default, seed by seed" in said
-    before = (plan.directory / "top/0001/seed-1/log.txt").stat().st_mtime_ns
+    before = (study.directory / "top/0001/seed-1/log.txt").stat().st_mtime_ns
     assert command.main(again) == 0
-    assert (plan.directory / "top/0001/seed-1/log.txt").stat().st_mtime_ns == before
+    assert (study.directory / "top/0001/seed-1/log.txt").stat().st_mtime_ns == before
     assert command.main([*again, "--compare_tokens=1024"]) == 2
     error = capsys.readouterr().err.strip()
     assert "\n" not in error and error.startswith("tfgpt.tune: --search_dir: ")
@@ -89,14 +88,14 @@ def test_the_best_trial_is_trained_again_with_other_seeds_and_compared_with_the_
 def test_the_best_are_trained_again_where_plotly_is_missing_and_the_report_that_is_not_made_is_an_error(
     searched, capsys, monkeypatch
 ):
-    flags, plan = searched
-    (plan.directory / "report.html").unlink(missing_ok=True)
-    (plan.directory / "seed_comparison.json").unlink(missing_ok=True)
+    flags, study = searched
+    (study.directory / "report.html").unlink(missing_ok=True)
+    (study.directory / "seed_comparison.json").unlink(missing_ok=True)
     find = importlib.util.find_spec
     monkeypatch.setattr("importlib.util.find_spec", lambda name, *more: None if name == "plotly" else find(name, *more))
     assert command.main([*flags, "--report_only", "--compare_best=1", "--compare_seeds=2"]) == 2
     said = capsys.readouterr().out
-    assert "minus default, seed by seed" in said and (plan.directory / "seed_comparison.json").is_file()
+    assert "minus default, seed by seed" in said and (study.directory / "seed_comparison.json").is_file()
     assert "No report.html: plotly is not installed (pip install 'tfgpt[search]')" in said.splitlines()[-1]
 
 
@@ -107,7 +106,7 @@ def test_differences_are_paired_by_seed_and_their_interval_is_students():
         for name, each in values.items()
         for seed, value in enumerate(each, 1)
     }
-    found = summarized("validation_loss", results, ["default", "0004"], [1, 2, 3])
+    found = summarize("validation_loss", results, ["default", "0004"], [1, 2, 3])
     best = found["settings"][1]
     assert best["standard_deviation"] == pytest.approx(np.std(values["0004"], ddof=1))
     test = stats.ttest_rel(values["0004"], values["default"])
@@ -115,12 +114,12 @@ def test_differences_are_paired_by_seed_and_their_interval_is_students():
     difference = best["difference"]
     assert (difference["low"], difference["high"]) == pytest.approx((interval.low, interval.high))
     assert difference["mean"] == pytest.approx(-0.11)
-    assert "0004     1.9900 ± 0.0794; minus default, seed by seed: -0.1100 (95%: " in in_lines(found)
+    assert "0004     1.9900 ± 0.0794; minus default, seed by seed: -0.1100 (95%: " in format_summary(found)
 
 
 def test_a_report_of_no_search_is_refused_by_name(searched, tmp_path: Path, capsys):
     flags, _ = searched
     assert command.main([*flags, f"--search_dir={tmp_path / 'nothing'}", "--report_only"]) == 2
-    assert "holds no search (trials.csv is missing)" in capsys.readouterr().err
+    assert "does not contain a search (trials.csv is missing)" in capsys.readouterr().err
     with pytest.raises(UserError, match="compare_seeds"):
         command.COMMAND.parse([*flags, "--compare_seeds=1"])

@@ -1,7 +1,8 @@
-"""Claims of the search space: what it says is what trials get, and what is wrong with it is said in one line."""
+"""Claims of the search space: trials get its values, and errors in it are one line."""
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -35,49 +36,48 @@ when = { optimizer = "muon" }
 """
 
 
-def plan_of(text: str, folder: Path, *flags: str, **search: Any) -> Study:
+def study_of(text: str, folder: Path, *flags: str, **search: Any) -> Study:
     path = folder / "space.toml"
     path.write_text(text, encoding="utf-8")
-    config = SearchConfig(search_space=str(path), search_dir=str(folder / "search"), **search)
-    return make_study(config, TRAIN.parse(["--train_text=none.txt", *TINY, *flags]))
+    search_config = SearchConfig(search_space=str(path), search_dir=str(folder / "search"), **search)
+    return make_study(search_config, TRAIN.parse(["--train_text=none.txt", *TINY, *flags]))
 
 
 def test_a_trial_has_the_flags_of_the_command_the_space_and_the_tuner(tmp_path: Path):
-    plan = plan_of(GOOD, tmp_path, "--momentum=0.7", trial_tokens=6400)
+    study = study_of(GOOD, tmp_path, "--momentum=0.7", trial_tokens=6400)
     values = {"learning_rate": 0.02, "batch_size": 2, "optimizer": "muon", "momentum": 0.85}
-    recipe = plan.recipe(plan.space.flags(values), "0003")
-    assert (recipe.optimizer.learning_rate, recipe.optimizer.momentum, recipe.optimizer.weight_decay) == (
-        0.02,
-        0.85,
-        0.02,
-    )
+    config = study.train_config(study.space.flags(values), "0003")
+    optimizer = config.optimizer
+    assert (optimizer.learning_rate, optimizer.momentum, optimizer.weight_decay) == (0.02, 0.85, 0.02)
     # Equal tokens: 6400 are 200 updates of 2 rows of 16 tokens.
-    assert (recipe.run.max_steps, recipe.batch.batch_size) == (200, 2)
-    assert recipe.run_dir == tmp_path / "search/trials/0003"
+    assert (config.run.max_steps, config.batch.batch_size) == (200, 2)
+    assert config.run_dir == tmp_path / "search/trials/0003"
     # What does not count in a trial has its default, not the command's value.
-    other = plan.recipe(plan.space.flags({"learning_rate": 0.02, "batch_size": 4, "optimizer": "adamw"}), "0004")
+    values = {"learning_rate": 0.02, "batch_size": 4, "optimizer": "adamw"}
+    other = study.train_config(study.space.flags(values), "0004")
     assert (other.optimizer.momentum, other.run.max_steps) == (0.95, 100)
-    assert plan.space.columns() == ["learning_rate", "batch_size", "optimizer", "momentum"]
+    assert study.space.columns() == ["learning_rate", "batch_size", "optimizer", "momentum"]
 
 
 def test_a_hyperband_trial_validates_at_the_end_of_each_of_its_epochs(tmp_path: Path):
-    recipe = plan_of(GOOD, tmp_path, "--max_steps=100", tuner="hyperband").recipe({"learning_rate": 0.01}, "0000")
-    assert (recipe.run.max_steps, recipe.logging.validate_every) == (99, 11)
+    study = study_of(GOOD, tmp_path, "--max_steps=100", tuner="hyperband")
+    config = study.train_config({"learning_rate": 0.01}, "0000")
+    assert (config.run.max_steps, config.logging.validate_every) == (99, 11)
 
 
 @pytest.mark.parametrize("flag", ["parameters", "training_flops_per_token"])
 def test_architectures_fit_the_budget(flag: str, tmp_path: Path):
     goal = 30_000 if flag == "parameters" else 200_000
     text = f"[architecture]\n{flag} = {goal}\ntolerance = 0.1\nnum_layers = [1, 2, 3, 4, 5]\nhead_dim = [4, 8]\n"
-    plan = plan_of(text, tmp_path)
-    assert len(plan.space.shapes) >= 5 and len({shape["num_layers"] for shape in plan.space.shapes.values()}) >= 3
-    for label in plan.space.shapes:
-        recipe = plan.recipe(plan.space.flags({"architecture": label}), "0000")
-        config = recipe.decoder_config(260)
-        flops = training_flops_per_token(config, 16)
-        cost = count_parameters(config) if flag == "parameters" else flops
+    study = study_of(text, tmp_path)
+    assert len(study.space.shapes) >= 5 and len({shape["num_layers"] for shape in study.space.shapes.values()}) >= 3
+    for label in study.space.shapes:
+        config = study.train_config(study.space.flags({"architecture": label}), "0000")
+        decoder = config.decoder_config(260)
+        flops = training_flops_per_token(decoder, 16)
+        cost = count_parameters(decoder) if flag == "parameters" else flops
         assert abs(cost / goal - 1) <= 0.1
-    assert plan.space.columns() == ["num_layers", "hidden_dim", "num_query_heads", "head_dim"]
+    assert study.space.columns() == ["num_layers", "hidden_dim", "num_query_heads", "head_dim"]
 
 
 RATE = "[search.learning_rate]\ntype = 'float'\nmin = 1e-3\nmax = 1e-2\n"
@@ -87,20 +87,20 @@ RATE = "[search.learning_rate]\ntype = 'float'\nmin = 1e-3\nmax = 1e-2\n"
     ("text", "said"),
     [
         ("[search.learning_rat]\nchoices = [1.0]", "train has no flag --learning_rat; did you mean learning_rate?"),
-        ("search = 3", "search is no table; write [search]"),
+        ("search = 3", "search is not a table; write [search]"),
         (RATE.replace("1e-3", "nan"), "min: is not a number"),
         (RATE.replace("1e-2", "inf"), "max: is not a finite number"),
         (RATE.replace("'float'", "[]"), "needs choices, or type = float, int or bool"),
         ("[search.learning_rate]\nchoices = [1e400]", "is not a finite number"),
         ("[fixed]\nlearnrate = 1", "train has no flag --learnrate"),
         (RATE.replace("1e-3", "1e-1"), "min = 0.1 is not below max = 0.01"),
-        (RATE + "scal = 'log'", "'scal' means nothing here; did you mean scale?"),
+        (RATE + "scal = 'log'", "unknown key 'scal'; did you mean scale?"),
         (RATE.replace("1e-3", "0.0") + "scale = 'log'", "a log scale needs min above 0"),
         (RATE.replace("1e-3", "-1.0"), "-1.0 is below the smallest allowed, 0.0"),
-        (RATE + "choices = [1e-3]", "min does not go with choices"),
+        (RATE + "choices = [1e-3]", "min cannot be combined with choices"),
         ("[search.num_layers]\ntype = 'float'\nmin = 1.0\nmax = 4.0", "--num_layers is of type int, not float"),
         ("[search.optimizer]\nchoices = ['adamw', 'sgd']", "'sgd' is not one of adamw, muon"),
-        ("[search.batch_size]\nchoices = [2, 2]", "a choice is there twice"),
+        ("[search.batch_size]\nchoices = [2, 2]", "a choice appears twice"),
         ("[search.batch_size]\nchoices = ['two']", "'two' is not of type int"),
         (RATE + "when = { optimizer = 'muon' }", "optimizer is not searched above it"),
         ("[search.max_steps]\nchoices = [1, 2]", "trials must train equally long"),
@@ -111,7 +111,7 @@ RATE = "[search.learning_rate]\ntype = 'float'\nmin = 1e-3\nmax = 1e-2\n"
         ("[architecture]\nnum_layers = [1]", "needs one of parameters and training_flops_per_token"),
         ("description = 'nothing'", "nothing to search"),
         ("\ufeffdescription = 'nothing'", "nothing to search"),  # A byte-order mark is skipped.
-        ("[search", "is no TOML file"),
+        ("[search", "not a TOML file"),
     ],
 )
 def test_what_is_wrong_with_a_space_is_one_line_before_tensorflow_is_imported(text, said, tmp_path, capsys):
@@ -125,48 +125,33 @@ def test_what_is_wrong_with_a_space_is_one_line_before_tensorflow_is_imported(te
 
 
 def test_the_directory_of_another_search_is_refused_and_left_alone(tmp_path: Path):
-    plan_of(GOOD, tmp_path).claim()
+    study_of(GOOD, tmp_path).claim()
     before = (tmp_path / "search/search.json").read_bytes()
-    plan_of(GOOD, tmp_path, max_trials=3, parallel=2).claim()  # only longer, or elsewhere
+    study_of(GOOD, tmp_path, max_trials=3, parallel=2).claim()  # only longer, or elsewhere
     with pytest.raises(UserError, match=r"search.learning_rate.max was 0.1, is 0.2"):
-        plan_of(GOOD.replace("1e-1", "2e-1"), tmp_path).claim()
+        study_of(GOOD.replace("1e-1", "2e-1"), tmp_path).claim()
     with pytest.raises(UserError, match="--search_seed was 0, is 1"):
-        plan_of(GOOD, tmp_path, search_seed=1).claim()
+        study_of(GOOD, tmp_path, search_seed=1).claim()
     with pytest.raises(UserError, match="--dropout was None, is 0.1|--dropout was not there, is 0.1"):
-        plan_of(GOOD, tmp_path, "--dropout=0.1").claim()
+        study_of(GOOD, tmp_path, "--dropout=0.1").claim()
     assert (tmp_path / "search/search.json").read_bytes() == before
     (tmp_path / "other").mkdir()
     (tmp_path / "other/letter.txt").write_text("Dear reader")
     with pytest.raises(UserError, match="holds other files|not part of an earlier"):
-        plan = plan_of(GOOD, tmp_path)
-        type(plan)(plan.settings, plan.search, plan.space, tmp_path / "other").claim()
+        dataclasses.replace(study_of(GOOD, tmp_path), directory=tmp_path / "other").claim()
 
 
 def test_losses_of_different_tokenizers_are_not_compared(tmp_path: Path):
     text = "[search.vocabulary_size]\nchoices = [300, 400]"
     with pytest.raises(UserError, match="use validation_bits_per_byte"):
-        plan_of(text, tmp_path, "--tokenizer=bpe", search_objective="validation_loss")
+        study_of(text, tmp_path, "--tokenizer=bpe", search_objective="validation_loss")
 
 
 SPACES = sorted(path.name for path in (ROOT / "configs/search").glob("*.toml"))
-# What a space needs besides the quickstart's flags.
-BESIDES = {"mixture.toml": ["--objective=chat"]}
 
 
 @pytest.mark.parametrize("name", [name for name in SPACES if name != "lora.toml"])
 def test_the_ready_spaces_fit_the_flags(name: str, tmp_path: Path):
-    flags = [f"--flagfile={ROOT / 'configs/quickstart.cfg'}", *BESIDES.get(name, [])]
-    config = SearchConfig(search_space=str(ROOT / "configs/search" / name), search_dir=str(tmp_path))
-    assert make_study(config, TRAIN.parse(flags)).space.columns()
-
-
-def test_gpus_and_threads_are_shared_out():
-    from tfgpt.search.workers import devices
-
-    assert devices(0, 1) == {}
-    assert devices(1, 2, gpus=["0", "1", "2", "3"], cores=8) == {
-        "TF_NUM_INTRAOP_THREADS": "4",
-        "CUDA_VISIBLE_DEVICES": "1,3",
-    }
-    alone = devices(1, 2, gpus=["0"], cores=2)
-    assert alone["CUDA_VISIBLE_DEVICES"] == "0" and alone["TF_FORCE_GPU_ALLOW_GROWTH"] == "true"
+    flags = [f"--flagfile={ROOT / 'configs/quickstart.cfg'}", *(["--objective=chat"] if name == "mixture.toml" else [])]
+    search = SearchConfig(search_space=str(ROOT / "configs/search" / name), search_dir=str(tmp_path))
+    assert make_study(search, TRAIN.parse(flags)).space.columns()

@@ -1,12 +1,10 @@
-"""Searches on several machines: KerasTuner's chief and its workers' way to it, over gRPC."""
+"""Searches on several machines: KerasTuner's chief and its clients, over gRPC."""
 
 from __future__ import annotations
 
-import contextlib
 import os
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent import futures
 from typing import Any
 
@@ -14,97 +12,69 @@ import grpc
 from keras_tuner.src import protos
 from keras_tuner.src.distribute import oracle_client
 from keras_tuner.src.distribute.oracle_chief import OracleServicer
-from keras_tuner.src.distribute.oracle_client import OracleClient
 
 from tfgpt.common.errors import RunError
-from tfgpt.search.tuner import SearchStopped
+from tfgpt.training.stop_signals import StopSignals
 
-CALL_TIMEOUT = 60.0  # seconds of one call to the chief; then it is made again
-CHIEF_PATIENCE = 3600.0  # seconds that a worker waits for a chief that is not there, as long as KerasTuner's do
+CALL_SECONDS = 60.0  # until a call to the chief is repeated
+CHIEF_TIMEOUT = 3600.0  # seconds that a worker waits for the chief
 
 
-class PatientClient(OracleClient):
-    """A worker's way to the chief, which may be killed and come back.
+class WrappedOracle:
+    """An oracle, or a client of one, whose methods are called through `call(method, …)`."""
 
-    A call may arrive twice when its answer was lost; the oracle allows that.
+    def __init__(self, oracle: Any, call: Callable[..., Any]):
+        self.oracle, self.call = oracle, call
 
-    Args:
-        oracle: knows the objective.
-        give_up: asked between calls whether not to try again.
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self.oracle, name)
+        return lambda *arguments, **keywords: self.call(method, *arguments, **keywords)
+
+
+def connect_to_chief(worker: str, signals: StopSignals) -> WrappedOracle:
+    """Returns a client of the chief's oracle, which waits for a chief that was killed and comes back.
+
+    A call may arrive twice if its answer was lost, which the oracle allows. Calls raise RunError if the chief is gone
+    for `CHIEF_TIMEOUT`, and KeyboardInterrupt if it is gone when a signal is received.
     """
 
-    def __init__(self, oracle: Any, give_up: Callable[[], bool]):
-        super().__init__(oracle)
-        self.give_up = give_up
-        oracle_client.TIMEOUT = CALL_TIMEOUT
-
-    def __getattribute__(self, name: str) -> Any:
-        value = object.__getattribute__(self, name)
-        if name in ("create_trial", "update_trial", "end_trial", "get_trial", "get_space", "get_best_trials"):
-            return lambda *arguments, **keywords: self._patiently(value, *arguments, **keywords)
-        return value
-
-    def _patiently(self, call: Any, *arguments: Any, **keywords: Any) -> Any:
-        deadline = time.monotonic() + CHIEF_PATIENCE
+    def call(method: Any, *arguments: Any, **keywords: Any) -> Any:
+        deadline = time.monotonic() + CHIEF_TIMEOUT
         while True:
             try:
-                return call(*arguments, **keywords)
+                return method(*arguments, **keywords)
             except grpc.RpcError as error:
                 away = error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
-                if self.give_up():
-                    raise SearchStopped from None
+                if signals.requested:
+                    raise KeyboardInterrupt from None
                 if not away or time.monotonic() > deadline:
-                    raise
+                    raise RunError(f"{worker}: the chief is gone ({error.code().name})") from error
                 time.sleep(1.0)
 
-
-class Servicer(OracleServicer):
-    """The chief's side; keeps what went wrong in a call, which gRPC only tells the worker."""
-
-    def __init__(self, oracle: Any):
-        super().__init__(oracle)
-        self.error: BaseException | None = None
-
-    def __getattribute__(self, name: str) -> Any:
-        value = object.__getattribute__(self, name)
-        if name in ("CreateTrial", "UpdateTrial", "EndTrial", "GetTrial"):
-
-            def noted(request: Any, context: Any) -> Any:
-                try:
-                    return value(request, context)
-                except BaseException as error:
-                    self.error = error
-                    raise
-
-            return noted
-        return value
+    oracle_client.TIMEOUT = CALL_SECONDS
+    return WrappedOracle(oracle_client.OracleClient(None), call)
 
 
-@contextlib.contextmanager
-def reporting_a_lost_chief(worker: str) -> Iterator[None]:
-    """Turns gRPC's error of a chief that is gone into a line that names the worker.
+def serve(oracle: Any, signals: StopSignals) -> None:
+    """Runs KerasTuner's chief until all workers know that the search is over.
+
+    KerasTuner's own `start_server` waits forever for a lost worker, and hides the error of a call.
 
     Raises:
-        RunError: the chief is gone.
+        TfgptError: a trial could not be recorded (disk full), or the address is not available.
     """
-    try:
-        yield
-    except grpc.RpcError as error:
-        raise RunError(f"{worker}: the chief is gone ({error.code().name})") from error
+    errors: list[BaseException] = []
 
+    def call(method: Any, *arguments: Any, **keywords: Any) -> Any:
+        try:
+            return method(*arguments, **keywords)
+        except BaseException as error:
+            errors.append(error)
+            raise
 
-def serve(oracle: Any, stopping: threading.Event) -> None:
-    """KerasTuner's chief: answers the workers until all of them know that the search is over.
-
-    KerasTuner's own `start_server` waits for ever for a worker that is gone, and 20 seconds for one that is not.
-
-    Raises:
-        TfgptError: a trial could not be taken down (disk full), or nobody can listen at the address.
-    """
     address = f"{os.environ['KERASTUNER_ORACLE_IP']}:{os.environ['KERASTUNER_ORACLE_PORT']}"
     server = grpc.server(futures.ThreadPoolExecutor(max_workers=1))
-    servicer = Servicer(oracle)
-    protos.get_service_grpc().add_OracleServicer_to_server(servicer, server)
+    protos.get_service_grpc().add_OracleServicer_to_server(OracleServicer(WrappedOracle(oracle, call)), server)
     try:
         port = server.add_insecure_port(address)
     except RuntimeError:
@@ -113,9 +83,9 @@ def serve(oracle: Any, stopping: threading.Event) -> None:
         raise RunError(f"KERASTUNER_ORACLE_IP, KERASTUNER_ORACLE_PORT: the chief cannot listen at {address}")
     server.start()
     try:
-        while not (stopping.is_set() or (servicer.stop_triggered and oracle.all_gone())):
+        while not (signals.requested or (oracle.exhausted and oracle.all_workers_left())):
             time.sleep(0.2)
-            if servicer.error is not None:
-                raise servicer.error
+            if errors:
+                raise errors[0]
     finally:
         server.stop(1.0).wait()

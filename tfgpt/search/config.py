@@ -1,4 +1,4 @@
-"""Settings of a search: the space, the tuner, its budgets, and who trains. No TensorFlow."""
+"""Settings of a search and of the comparison of its best trials. No TensorFlow."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import ClassVar
 from tfgpt.common.errors import SettingError
 from tfgpt.common.settings import Settings, setting
 
-# Objective → whether more is better.
+# Objective → whether it is maximized.
 OBJECTIVES = {
     "validation_bits_per_byte": False,
     "validation_loss": False,
@@ -20,74 +20,105 @@ OBJECTIVES = {
 
 @dataclasses.dataclass(frozen=True)
 class SearchConfig(Settings):
-    """What is searched, how, for how long and by how many workers."""
+    """The search space, the tuner, the budgets and the workers.
+
+    Example:
+
+    >>> SearchConfig(search_space="space.toml", tuner="grid").max_trials
+    20
+    """
 
     title: ClassVar[str] = "Search"
 
     search_space: str | None = setting(
-        None, "File of the search space: which flags, between which bounds (TOML; ready ones are in configs/search/)."
+        None, "File of the search space: flags and their bounds (TOML; configs/search/ has ready ones)."
     )
     search_dir: str | None = setting(
         None,
-        "Directory of the search: trials.csv, best.cfg, search.json, trials/. The same command goes on with the "
-        "search it holds. Not given: that of --run_dir, with -search behind it.",
+        "Directory of the search: trials.csv, best.cfg, search.json, trials/. The same command continues the search "
+        "in it. Default: --run_dir with the suffix -search.",
         path=True,
     )
     tuner: str = setting(
         "bayesian",
-        "Which of KerasTuner's: random; grid: every combination; bayesian: a Gaussian process of what was seen; "
-        "hyperband: many short trainings, of which the best go on (arXiv:1603.06560).",
+        "KerasTuner's algorithm: random; grid: all combinations; bayesian: a Gaussian process of earlier results; "
+        "hyperband: many short trainings, of which the best continue (arXiv:1603.06560).",
         choices=("random", "grid", "bayesian", "hyperband"),
     )
     search_objective: str = setting(
         "validation_bits_per_byte",
-        "What a trial is judged by; the other numbers are reported too. Bits per byte compare across tokenizers.",
+        "The number that is optimized; the others are reported too. Bits per byte compare across tokenizers.",
         choices=tuple(OBJECTIVES),
     )
-    search_seed: int = setting(0, "Seed of the values tried. --seed is that of every trial's training.", minimum=0)
+    search_seed: int = setting(0, "Seed of the values tried. --seed is the seed of each training.", minimum=0)
     max_trials: int = setting(20, "Trials in the whole search.", minimum=1)
     max_search_tokens: int = setting(
-        0, "No new trial begins after so many tokens of training; 0: no limit.", minimum=0, maximum=2**63 - 1
+        0, "No new trial starts after this number of training tokens; 0: no limit.", minimum=0, maximum=2**63 - 1
     )
     max_search_minutes: float = setting(
-        0.0, "No new trial begins after so many minutes of searching; 0: no limit.", minimum=0.0, maximum=1e9
+        0.0, "No new trial starts after this number of minutes; 0: no limit.", minimum=0.0, maximum=1e9
     )
     trial_tokens: int = setting(
         0,
-        "Tokens that every trial trains on, whatever its batch: --max_steps follows. 0: as many as --max_steps says.",
+        "Training tokens of each trial; --max_steps follows from the trial's batch. 0: as --max_steps says.",
         minimum=0,
         maximum=2**63 - 1,
     )
     trial_validations: int = setting(
         4,
-        "Validations of every trial, spread evenly over its tokens whatever its batch. 0: as --validate_every says.",
+        "Validations of each trial, spread evenly over its tokens. 0: as --validate_every says.",
         minimum=0,
     )
     median_stopping_after: int = setting(
         5,
-        "Once so many trials are finished, a trial stops early at a validation where its best value so far is worse "
-        "than the median of the others' running averages (Vizier's rule, doi:10.1145/3097983.3098043). 0: never. "
-        "Hyperband does without.",
+        "After this number of finished trials, a trial stops at a validation if its best value so far is worse than "
+        "the median of the others' running averages (Vizier's rule, doi:10.1145/3097983.3098043). 0: never. "
+        "Hyperband does not use it.",
         minimum=0,
     )
     hyperband_epochs: int = setting(
-        9, "With hyperband: a whole training has so many parts, each ended by a validation.", minimum=2
+        9, "With hyperband: number of parts of a full training, each ended by a validation.", minimum=2
     )
-    hyperband_factor: int = setting(3, "With hyperband: one of so many trials goes on to the next rung.", minimum=2)
-    hyperband_iterations: int = setting(1, "With hyperband: times that all brackets are run.", minimum=1)
-    parallel: int = setting(1, "Workers on this machine, each with a trial of its own.", minimum=1, maximum=4096)
+    hyperband_factor: int = setting(3, "With hyperband: one of so many trials continues on the next rung.", minimum=2)
+    hyperband_iterations: int = setting(1, "With hyperband: repetitions of all brackets.", minimum=1)
+    parallel: int = setting(1, "Workers on this machine, each training one trial at a time.", minimum=1, maximum=4096)
     worker_timeout: float = setting(
         60.0,
-        "Seconds without a sign of life after which a worker counts as lost and its trial is given to another.",
+        "Seconds without a heartbeat after which a worker counts as lost and another one gets its trial.",
         minimum=2.0,
         maximum=1e9,
     )
     trial_memory_limit: int = setting(
         0,
-        "MiB of memory after which a trial counts as out of memory, before the machine suffers; 0: no limit.",
+        "MiB of memory above which a trial is killed and counts as out of memory; 0: no limit.",
         minimum=0,
     )
 
     def check(self) -> None:
         if self.search_space is None:
-            raise SettingError("search_space", "is needed: a TOML file, such as configs/search/learning_rate.toml")
+            raise SettingError("search_space", "is required: a TOML file, such as configs/search/learning_rate.toml")
+
+
+@dataclasses.dataclass(frozen=True)
+class SeedComparisonConfig(Settings):
+    """The comparison of the best trials over several seeds, and the report.
+
+    Example:
+
+    >>> SeedComparisonConfig(compare_best=2).compare_seeds
+    3
+    """
+
+    title: ClassVar[str] = "Seed comparison"
+
+    compare_best: int = setting(
+        0,
+        "After the search: this number of the best trials, and the settings without the search, are trained again "
+        "with other seeds and compared. 0: none.",
+        minimum=0,
+    )
+    compare_seeds: int = setting(3, "Seeds of each of them: --seed + 1, --seed + 2, …", minimum=2)
+    compare_tokens: int = setting(
+        0, "Training tokens of each of them; 0: as many as the trials.", minimum=0, maximum=2**63 - 1
+    )
+    report_only: bool = setting(False, "No new trials: only compare and report those in --search_dir.")

@@ -1,466 +1,353 @@
-"""KerasTuner's oracles, made to survive: kills at any moment, lost workers, failed trials; with budgets and early ends.
+"""KerasTuner's oracles with crash-safe state, lost workers, budgets and median stopping.
 
-KerasTuner 1.4.8 proposes the values; what is changed here, and why:
-- its files are written in place, so that a kill leaves half a file: here beside and renamed;
-- a finished trial is saved as still running, and a reloaded oracle runs it once more, or skips one that was saved
-  halfway: here what the files say is put in order when it reloads;
-- GridSearch does not save where it is, BayesianOptimization not its random state: a resumed search would end at once,
-  or go elsewhere;
-- a reloaded chief gives out again what its workers are still training, and a worker that is gone keeps its trial for
-  ever: here trials stay with their workers, and go to another when one has not been heard of for a while;
-- a worker that finds no trial left leaves while another may still lose its own.
+KerasTuner 1.4.8 proposes the values. Its own oracles write their state in place, run a finished trial again after a
+kill, lose the position of a grid search and keep the trial of a lost worker forever.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
-import math
+import itertools
 import shutil
 import statistics
 import time
 import warnings
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import keras_tuner
 import numpy as np
 import threadpoolctl
-from keras_tuner.engine import trial as trials
-from keras_tuner.oracles import BayesianOptimizationOracle, GridSearchOracle, HyperbandOracle, RandomSearchOracle
+from keras_tuner.engine.trial import Trial as TunerTrial
+from keras_tuner.oracles import BayesianOptimizationOracle, HyperbandOracle, RandomSearchOracle
 from sklearn.exceptions import ConvergenceWarning
 
 from tfgpt.common.atomic_files import read_json, write_json
 from tfgpt.common.progress import format_duration
 from tfgpt.search.config import OBJECTIVES
-from tfgpt.search.space import Parameter, Space
+from tfgpt.search.space import Space
 from tfgpt.search.study import Study
-from tfgpt.search.trial_results import Row, best_row, in_words, read_result, write_best, write_table
+from tfgpt.search.trials import FINISHED, MEASURED, Trial, TrialTable, format_value, write_best
 
-RUNNING, COMPLETED, FAILED, INVALID = "RUNNING", "COMPLETED", "FAILED", "INVALID"
-STOPPED, IDLE = "STOPPED", "IDLE"
-# Trial ids have so many digits that they sort as they were made.
-MOST_TRIALS = 9999
+# KerasTuner pads trial ids to the digits of this number, so that they sort in the order of their start.
+MAX_TRIALS = 9999
+STATUSES = {"RUNNING": "running", "INVALID": "waiting", "FAILED": "failed"}
 
 
-class CrashSafeOracle(keras_tuner.Oracle):
-    """What is added to each of KerasTuner's oracles; see the module. `attach` must be called once."""
+class ResumableOracle(keras_tuner.Oracle):
+    """Base of the oracles: state in one atomic file, lost workers, budgets, the median rule and the table."""
 
-    plan: Study
-    parallel: bool
     ongoing_trials: dict[str, Any]
 
-    def attach(self, plan: Study, parallel: bool) -> None:
-        """Ties the oracle to its search.
-
-        Args:
-            plan: the search.
-            parallel: whether workers come over the network, which may be lost.
-        """
-        self.plan, self.parallel = plan, parallel
-        self.max_trials = MOST_TRIALS
-        self.verbose = 0
-        self.heard: dict[str, float] = {}  # worker → when, by the monotonic clock
-        self.began, self.earlier_seconds = time.monotonic(), 0.0
-        self.over = False
-        # Of trials that are over: what does not change any more is read once.
-        self.results: dict[str, dict[str, Any]] = {}
-        self.last_rows: dict[str, Row] = {}
-        self._set_project_dir(str(plan.directory), "keras_tuner")
-        if Path(self._get_oracle_fname()).is_file():
-            self.reload()
-
-    # What KerasTuner calls.
+    def attach(self, study: Study, cluster: bool) -> None:
+        """Loads the state of the search; in a `cluster` workers are on other machines and can be lost."""
+        self.study, self.cluster = study, cluster
+        self.verbose, self.trial_limit = 0, study.search.max_trials
+        self.exhausted = False  # whether a worker was told that there are no more trials
+        self.last_contact: dict[str, float] = {}  # worker → time by the monotonic clock
+        self.started, self.earlier_seconds = time.monotonic(), 0.0
+        self.ended_rows: dict[str, Trial] = {}
+        self.state_file = study.directory / "keras_tuner" / "oracle.json"
+        if self.state_file.is_file():
+            self.set_state(read_json(self.state_file))
+            self.write_table()
 
     @keras_tuner.synchronized
     def create_trial(self, tuner_id: str) -> Any:
-        """A trial for a worker: the one it had, one that another has lost, or a new one."""
-        self.heard[tuner_id] = time.monotonic()
-        self.find_lost(tuner_id)
-        if tuner_id in self.ongoing_trials:
-            trial = self.ongoing_trials[tuner_id]
-            self.announce(trial, "goes on")
-            return trial
-        again = bool(self._retry_queue)
-        over = not again and self.budget_is_spent()
-        trial = self.empty(STOPPED) if over else super().create_trial(tuner_id)
-        self.over = trial.status == STOPPED
-        if trial.status == RUNNING:
-            self.announce(trial, "goes on" if again else "begins")
-            self.write_files()
-        elif trial.status == STOPPED:
-            if self.ongoing_trials:
-                # Another worker may be lost yet, and somebody must be there to take its trial.
-                self.tuner_ids.add(tuner_id)
-                return self.empty(IDLE)
+        """Returns the worker's unfinished trial, the trial of a lost worker, or a new one."""
+        self.last_contact[tuner_id] = time.monotonic()
+        self.release_lost_trials(tuner_id)
+        resumed = tuner_id in self.ongoing_trials or bool(self._retry_queue)
+        if resumed or not self.budget_is_spent():
+            trial = super().create_trial(tuner_id)
+        else:
+            trial = TunerTrial(self.get_space(), "", "STOPPED")
             self.tuner_ids.discard(tuner_id)
-            self.drop_checkpoints(self.end_order)
+        if trial.status == "RUNNING":
+            self.write_table()
+            row = self.row(trial.trial_id)
+            log(f"Trial {trial.trial_id} {'continues' if resumed else 'starts'} ({len(self.trials)} of at most "
+                f"{self.trial_limit}): {row.describe()}")  # fmt: skip
+        elif trial.status == "STOPPED" and self.ongoing_trials:
+            # This worker takes over if another one is lost.
+            self.tuner_ids.add(tuner_id)
+            return TunerTrial(self.get_space(), "", "IDLE")
+        elif trial.status == "STOPPED":
+            self.exhausted = True
+            self.delete_checkpoints(self.end_order)
         return trial
 
     @keras_tuner.synchronized
     def update_trial(self, trial_id: str, metrics: dict[str, float], step: int = 0) -> Any:
-        """A validation of a trial that trains; the answer's status is STOPPED when it should stop."""
-        self.hear_of(trial_id)
-        known = self.trials[trial_id]
-        if self.objective.name not in metrics:
-            # Speed and memory are known at the end only.
-            return known
+        """Records a validation; returns a trial with the status STOPPED if the training must stop.
+
+        `step` is the position in the training, see `tfgpt.search.trial.POSITIONS`.
+        """
+        trial = self.get_trial(trial_id)
+        if self.objective.name not in metrics:  # Speed and memory are known at the end.
+            return trial
         for name in metrics:
-            if not known.metrics.exists(name):
-                known.metrics.register(name, "max" if OBJECTIVES.get(name) else "min")
-        trial = super().update_trial(trial_id, metrics, step=step)
-        if self.should_stop(trial, step):
-            answer = trials.Trial(trial.hyperparameters, trial_id, STOPPED)
-            answer.metrics = trial.metrics
-            return answer
-        return trial
+            if not trial.metrics.exists(name):
+                trial.metrics.register(name, "max" if OBJECTIVES.get(name) else "min")
+        super().update_trial(trial_id, metrics, step=step)
+        self.save()
+        return TunerTrial(self.get_space(), "", "STOPPED") if self.is_below_median(trial, step) else trial
 
     @keras_tuner.synchronized
     def end_trial(self, trial: Any) -> None:
-        """A trial is over; its result.json says how."""
+        """Ends a trial whose result.json is written."""
         if trial.trial_id in self.end_order:
             return
-        result = self.result(trial.trial_id)
-        if result.get("error"):
-            trial.message = result["error"]
         with contextlib.redirect_stdout(io.StringIO()):
             super().end_trial(trial)
-        # Once more: in what was saved, the trial is still running.
-        self.save()
-        self.write_files()
-        self.announce_end(self.trials[trial.trial_id])
-        if self.plan.search.tuner != "hyperband" and trial.trial_id in self.end_order:
-            self.drop_checkpoints([trial.trial_id])
+        self.write_table()
+        self.log_end(trial.trial_id)
+        # With Hyperband a trial of the next rung may continue from them.
+        if self.study.search.tuner != "hyperband" and trial.trial_id in self.end_order:
+            self.delete_checkpoints([trial.trial_id])
 
     def get_trial(self, trial_id: str) -> Any:
-        """The trial; asking for it is a worker's sign of life."""
-        self.hear_of(trial_id)
+        """Returns a trial; the call counts as a heartbeat of its worker."""
+        for name, trial in self.ongoing_trials.items():
+            if trial.trial_id == trial_id:
+                self.last_contact[name] = time.monotonic()
         return super().get_trial(trial_id)
 
     def score_trial(self, trial: Any) -> None:
-        """The objective of the model that the run left."""
-        value = self.result(trial.trial_id).get(self.objective.name)
-        trial.score = float("nan") if value is None else float(value)
-        known = trial.metrics.exists(self.objective.name)
-        trial.best_step = trial.metrics.get_best_step(self.objective.name) if known else 0
+        value = self.study.result(trial.trial_id).get(self.objective.name)
+        trial.score, trial.best_step = float("nan") if value is None else float(value), 0
 
     def save(self) -> None:
-        """Writes the state beside and renames it."""
-        write_json(self._get_oracle_fname(), self.get_state())
+        write_json(self.state_file, self.get_state())
 
     def _save_trial(self, trial: Any) -> None:
-        write_json(Path(self._get_trial_dir(trial.trial_id)) / "trial.json", trial.get_state())
+        """Does nothing: `save` includes the trials."""
 
     def get_state(self) -> dict[str, Any]:
-        return {**super().get_state(), "seconds": self.seconds()}
+        trials = {trial_id: trial.get_state() for trial_id, trial in self.trials.items()}
+        return {**super().get_state(), "trials": trials, "seconds": self.seconds()}
 
     def set_state(self, state: dict[str, Any]) -> None:
+        """Restores a state. Unfinished trials stay with the workers of a cluster, or wait for the next worker."""
+        self.trials = {trial_id: TunerTrial.from_state(each) for trial_id, each in state["trials"].items()}
         super().set_state(state)
-        self.earlier_seconds, self.began = state["seconds"], time.monotonic()
-
-    def reload(self) -> None:
-        """Goes on where a killed search was, whatever it was writing."""
-        self.trials = {}
-        for path in sorted(Path(self._project_dir).glob("trial_*/trial.json")):
-            trial = trials.Trial.from_state(read_json(path))
-            self.trials[trial.trial_id] = trial
-        state = read_json(self._get_oracle_fname())
-        begun = set(state["start_order"])
-        ended = set(state["end_order"])
-        # Saved halfway when it was made: it will be made again, the same.
-        for trial_id in sorted(set(self.trials) - begun):
-            del self.trials[trial_id]
-            (Path(self._get_trial_dir(trial_id)) / "trial.json").unlink()
-        state["ongoing_trials"] = {
-            tuner_id: trial_id for tuner_id, trial_id in state["ongoing_trials"].items() if trial_id not in ended
-        }
-        self.set_state(state)
-        for trial_id in begun - ended:
-            self.trials[trial_id].status = RUNNING
-        # Whose trial nobody has: with a worker's name that will not come back, or between two lines of a save.
+        self.earlier_seconds, self.started = state["seconds"], time.monotonic()
+        unfinished = set(self.start_order) - set(self.end_order)
+        for trial_id in unfinished:
+            self.trials[trial_id].status = "RUNNING"
+        workers = self.ongoing_trials.items() if self.cluster else ()
+        self.ongoing_trials = {name: trial for name, trial in workers if trial.trial_id in unfinished}
+        self.tuner_ids = set(self.ongoing_trials)
+        self.last_contact = dict.fromkeys(self.ongoing_trials, time.monotonic())
         held = {trial.trial_id for trial in self.ongoing_trials.values()}
-        self._retry_queue = sorted(begun - ended - held, reverse=True)
-        if not self.parallel:
-            # One worker, whatever the others were called before.
-            self._retry_queue = sorted(begun - ended, reverse=True)
-            self.ongoing_trials = {}
-        for tuner_id in self.ongoing_trials:
-            self.heard[tuner_id] = time.monotonic()
-            self.tuner_ids.add(tuner_id)
-        self.write_files()
+        self._retry_queue = sorted(unfinished - held, reverse=True)
 
-    def drop_checkpoints(self, trial_ids: list[str]) -> None:
-        """Deletes what nothing will go on from: a checkpoint is three times a model, and there are many trials."""
-        for trial_id in trial_ids:
-            shutil.rmtree(self.plan.trial_dir(trial_id) / "checkpoints", ignore_errors=True)
-
-    # Workers.
-
-    def hear_of(self, trial_id: str) -> None:
-        """Takes down that a trial's worker is alive."""
-        for tuner_id, trial in list(self.ongoing_trials.items()):
-            if trial.trial_id == trial_id:
-                self.heard[tuner_id] = time.monotonic()
-
-    def find_lost(self, asking: str) -> None:
-        """Takes the trials of workers that have not been heard of for --worker_timeout."""
-        if not self.parallel:
-            return
-        oldest = time.monotonic() - self.plan.search.worker_timeout
-        for tuner_id, trial in list(self.ongoing_trials.items()):
-            if tuner_id != asking and self.heard.get(tuner_id, 0.0) < oldest:
-                del self.ongoing_trials[tuner_id]
-                self.tuner_ids.discard(tuner_id)
-                self._retry_queue.append(trial.trial_id)
-                say(f"{tuner_id} is lost (silent for {self.plan.search.worker_timeout:.0f} s); its trial "
-                    f"{trial.trial_id} is given out again")  # fmt: skip
-
-    def all_gone(self) -> bool:
-        """Whether no worker is left to be told that the search is over."""
-        oldest = time.monotonic() - self.plan.search.worker_timeout
-        waiting = [tuner_id for tuner_id in self.tuner_ids if self.heard.get(tuner_id, 0.0) >= oldest]
+    def all_workers_left(self) -> bool:
+        """Returns whether each worker of a cluster is lost or knows that there are no more trials."""
+        oldest = time.monotonic() - self.study.search.worker_timeout
+        waiting = [name for name in self.tuner_ids if self.last_contact.get(name, 0.0) >= oldest]
         return not self.ongoing_trials and not waiting
 
-    def search_is_over(self) -> bool:
-        """Whether the last worker that asked was told that there are no more trials."""
-        return self.over
+    def table(self) -> TrialTable:
+        rows = tuple(self.row(trial_id) for trial_id in sorted(self.trials))
+        return TrialTable(self.study.directory, self.objective.name, tuple(self.study.space.columns()), rows)
 
-    # Budgets and early ends.
+    def delete_checkpoints(self, trial_ids: list[str]) -> None:
+        for trial_id in trial_ids:
+            shutil.rmtree(self.study.trial_dir(trial_id) / "checkpoints", ignore_errors=True)
+
+    def release_lost_trials(self, asking: str) -> None:
+        timeout = self.study.search.worker_timeout
+        for name, trial in list(self.ongoing_trials.items()) if self.cluster else ():
+            if name != asking and self.last_contact.get(name, 0.0) < time.monotonic() - timeout:
+                del self.ongoing_trials[name]
+                self.tuner_ids.discard(name)
+                self._retry_queue.append(trial.trial_id)
+                log(f"{name} is lost (no heartbeat for {timeout:.0f} s); another worker gets trial {trial.trial_id}")
 
     def seconds(self) -> float:
-        """How long the search has gone on, over all its processes' lives."""
-        return self.earlier_seconds + time.monotonic() - self.began
+        return self.earlier_seconds + time.monotonic() - self.started
 
     def budget_is_spent(self) -> bool:
-        """Whether no new trial may begin."""
-        search = self.plan.search
+        search = self.study.search
         if len(self.trials) >= search.max_trials:
             return True
         if search.max_search_minutes and self.seconds() >= 60 * search.max_search_minutes:
             return True
-        if search.max_search_tokens:
-            spent = sum(self.result(trial_id).get("tokens_trained", 0) for trial_id in self.trials)
-            return spent >= search.max_search_tokens
-        return False
+        tokens = sum(self.row(trial_id).numbers.get("tokens_trained", 0) for trial_id in self.trials)
+        return bool(search.max_search_tokens) and tokens >= search.max_search_tokens
 
-    def should_stop(self, trial: Any, place: int) -> bool:
-        """Vizier's median rule (Golovin et al. 2017, section 3.2.1, doi:10.1145/3097983.3098043).
+    def is_below_median(self, trial: Any, position: int) -> bool:
+        """Returns whether the best value is worse than the median of the running averages of the completed trials.
 
-        A trial stops at `place` when its best value so far is worse than the median of the running averages, up to
-        the same place, of the trials that have ended.
+        Vizier's rule (Golovin et al. 2017, section 3.2.1, doi:10.1145/3097983.3098043).
         """
-        after = self.plan.search.median_stopping_after
-        if not after or self.plan.search.tuner == "hyperband":
+        after = self.study.search.median_stopping_after
+        if not after or self.study.search.tuner == "hyperband":
             return False
-        name, sign = self.objective.name, -1.0 if self.objective.direction == "max" else 1.0
-        averages = []
-        for trial_id in self.end_order:
-            other = self.trials[trial_id]
-            if other.status == COMPLETED and other.metrics.exists(name):
-                values = [sign * value for step, value in history(other, name) if step <= place]
-                if values:
-                    averages.append(statistics.fmean(values))
-        mine = [sign * value for step, value in history(trial, name) if step <= place]
-        return len(averages) >= after and bool(mine) and min(mine) > statistics.median(averages)
+        sign = -1.0 if self.objective.direction == "max" else 1.0
 
-    def empty(self, status: str) -> Any:
-        """A trial that says only what a worker should do."""
-        return trials.Trial(self.hyperparameters.copy(), "", status)
+        def values(of: Any) -> list[float]:
+            if not of.metrics.exists(self.objective.name):
+                return []
+            history = of.metrics.get_history(self.objective.name)
+            return [sign * each.mean() for each in history if each.step <= position]
 
-    # What is shown.
+        completed = [self.trials[trial_id] for trial_id in self.end_order]
+        histories = [values(each) for each in completed if each.status == "COMPLETED"]
+        averages = [statistics.fmean(each) for each in histories if each]
+        return len(averages) >= after and min(values(trial)) > statistics.median(averages)
 
-    def result(self, trial_id: str) -> dict[str, Any]:
-        """A trial's result.json, or nothing."""
-        if trial_id in self.results:
-            return self.results[trial_id]
-        result = read_result(self.plan, trial_id)
+    def row(self, trial_id: str) -> Trial:
+        if trial_id in self.ended_rows:
+            return self.ended_rows[trial_id]
+        trial = self.trials[trial_id]
+        values, search = trial.hyperparameters.values, self.study.search
+        spec = self.study.trial_spec(trial_id, values)
+        result = {} if trial.status == "RUNNING" else self.study.result(trial_id)
+        status = result.get("status", "completed") if trial.status == "COMPLETED" else STATUSES[trial.status]
+        numbers = {name: result[name] for name in (*MEASURED, "tokens_trained") if result.get(name) is not None}
+        if "tuner/round" in values:
+            # From the epochs: KerasTuner writes the latest bracket, also for a trial of an earlier one.
+            rungs_left = (k for k in itertools.count() if search.hyperband_epochs / search.hyperband_factor**k
+                          <= values["tuner/epochs"])  # fmt: skip
+            numbers["rung"] = values["tuner/round"]
+            numbers["bracket"] = values["tuner/round"] + next(rungs_left)
+        row = Trial(
+            trial_id=trial_id,
+            status=status,
+            flags=spec.flags,
+            objective=result.get(self.objective.name) if status in FINISHED else None,
+            numbers=numbers,
+            continues=spec.continues or "",
+            error=result.get("error", "") if status in ("failed", "waiting") else "",
+        )
         if trial_id in self.end_order:
-            self.results[trial_id] = result
-        return result
-
-    def row(self, trial_id: str) -> Row:
-        """A trial's line in the table."""
-        if trial_id in self.last_rows:
-            return self.last_rows[trial_id]
-        row = Row.of(self.plan, self.trials[trial_id], self.result(trial_id))
-        if trial_id in self.end_order:
-            self.last_rows[trial_id] = row
+            self.ended_rows[trial_id] = row
         return row
 
-    def rows(self) -> list[Row]:
-        """The table of all trials."""
-        return [self.row(trial_id) for trial_id in sorted(self.trials)]
+    def write_table(self) -> None:
+        table = self.table()
+        table.write()
+        write_best(self.study, table)
 
-    def write_files(self) -> None:
-        """Writes trials.csv and best.cfg."""
-        rows = self.rows()
-        write_table(self.plan, rows)
-        write_best(self.plan, rows)
-
-    def announce(self, trial: Any, verb: str) -> None:
-        """A line on a trial that begins."""
-        row = self.row(trial.trial_id)
-        total = self.trials_in_all()
-        say(f"Trial {trial.trial_id} {verb} ({len(self.trials)} of {'at most ' if total else ''}"
-            f"{total or '?'}): {row.values_in_words()}")  # fmt: skip
-
-    def announce_end(self, trial: Any) -> None:
-        """A line on a trial that ended."""
-        row = self.row(trial.trial_id)
-        if trial.trial_id not in self.end_order:
-            say(f"Trial {trial.trial_id} was interrupted ({row.error}); it is tried once more")
+    def log_end(self, trial_id: str) -> None:
+        row, name = self.row(trial_id), self.objective.name
+        if row.status == "waiting":
+            log(f"Trial {trial_id} was interrupted ({row.error}); it is tried once more")
             return
-        best = best_row(self.plan, self.rows())
-        name = self.plan.search.search_objective
-        what = f"failed: {row.error}" if row.status == "failed" else f"{name} {in_words(name, row.objective)}"
+        text = f"failed: {row.error}" if row.status == "failed" else f"{name} {format_value(name, row.objective)}"
         if row.status == "stopped":
-            what += f", stopped at {row.tokens:,} tokens: worse than the median"
+            text += f", stopped at {row.numbers['tokens']:,} tokens: worse than the median"
         elif row.status == "completed":
-            speed = f"{row.tokens_per_second:,.0f} tokens/s, " if row.tokens_per_second else ""
-            what += f", {speed}{(row.peak_memory_bytes or 0) >> 20:,} MiB, {format_duration(row.seconds or 0.0)}"
-        best_words = f"best {in_words(name, best.objective)} (trial {best.trial_id})" if best else "none is good so far"
-        say(f"Trial {trial.trial_id} {what}; {best_words}; {self.left()}")
+            memory = format_value("peak_memory_bytes", row.numbers.get("peak_memory_bytes", 0))
+            text += f", {row.numbers.get('tokens_per_second', 0.0):,.0f} tokens/s, {memory}, "
+            text += format_duration(row.numbers.get("seconds", 0.0))
+        ranked = self.table().ranked()
+        best = f"best {format_value(name, ranked[0].objective)} (trial {ranked[0].trial_id})" if ranked else "no best"
+        log(f"Trial {trial_id} {text}; {best}; {self.describe_remaining()}")
 
-    def trials_in_all(self) -> int | None:
-        """How many trials there will be at most."""
-        return self.plan.search.max_trials
-
-    def left(self) -> str:
-        """How much is still to do."""
-        ended = len(self.end_order)
-        left = max((self.trials_in_all() or 0) - ended, 0)
-        if not left:
+    def describe_remaining(self) -> str:
+        remaining = max(self.trial_limit - len(self.end_order), 0)
+        if not remaining:
             return "no more trials"
-        seconds = self.seconds() / max(ended, 1) * left
-        if self.plan.search.max_search_minutes:
-            seconds = min(seconds, max(60 * self.plan.search.max_search_minutes - self.seconds(), 0.0))
-        return f"at most {left} more, about {format_duration(seconds)}"
+        seconds = self.seconds() / len(self.end_order) * remaining
+        if self.study.search.max_search_minutes:
+            seconds = min(seconds, max(60 * self.study.search.max_search_minutes - self.seconds(), 0.0))
+        return f"at most {remaining} more, about {format_duration(seconds)}"
 
 
-class RandomOracle(CrashSafeOracle, RandomSearchOracle):
+class RandomOracle(ResumableOracle, RandomSearchOracle):
     """Random search."""
 
 
-class GridOracle(CrashSafeOracle, GridSearchOracle):
-    """Every combination, in order."""
+class GridOracle(ResumableOracle):
+    """All combinations in order: the trial's number is its position, so that there is no other state."""
 
-    def get_state(self) -> dict[str, Any]:
-        ordered, place = [], 0
-        if self._ordered_ids._memory:
-            following: int | None = place
-            while following is not None:
-                ordered.append(self._ordered_ids._memory[following])
-                following = self._ordered_ids._next_index[following]
-        return {**super().get_state(), "ordered": ordered}
+    def populate_space(self, trial_id: str) -> dict[str, Any]:
+        values = next(itertools.islice(self.combinations(), int(trial_id), None), None)
+        return {"status": "STOPPED" if values is None else "RUNNING", "values": values}
 
-    def set_state(self, state: dict[str, Any]) -> None:
-        super().set_state(state)
-        for trial_id in state["ordered"]:
-            self._ordered_ids.insert(trial_id)
-        # Each looks for its neighbour once more; the oracle skips those that have been tried.
-        self._populate_next = list(state["start_order"])
-
-    def trials_in_all(self) -> int | None:
-        """The combinations (those of conditions that exclude each other too), or --max_trials if that is less."""
-        combinations = math.prod(len(set(each.values)) for each in self.hyperparameters.space)
-        return min(combinations, self.plan.search.max_trials)
+    def combinations(self) -> Iterator[dict[str, Any]]:
+        """Yields the values of each combination, without parameters whose condition does not hold."""
+        seen, space = set(), self.get_space()
+        for values in itertools.product(*(list(dict.fromkeys(each.values)) for each in space.space)):
+            space.values = dict(zip((each.name for each in space.space), values))
+            active = {each.name: space.values[each.name] for each in space.space if space.is_active(each)}
+            if tuple(active.items()) not in seen:
+                seen.add(tuple(active.items()))
+                yield active
 
 
-class BayesianOracle(CrashSafeOracle, BayesianOptimizationOracle):
+class BayesianOracle(ResumableOracle, BayesianOptimizationOracle):
     """Bayesian optimization with a Gaussian process."""
 
     def populate_space(self, trial_id: str) -> dict[str, Any]:
-        # A function of the trial, not of how often the search was interrupted.
+        """Returns the values of a trial; they depend on the earlier results only, not on interruptions."""
         self._random_state = np.random.RandomState([self.seed, int(trial_id)])
-        # The matrices are tiny, and threads that wait for processors busy with training make them a minute's work.
+        # One thread: the matrices are tiny, and the processors are busy with training.
         with threadpoolctl.threadpool_limits(1), warnings.catch_warnings():
-            # That a length scale is at its bound: with so few trials it often is.
+            # With few trials a length scale is often at its bound.
             warnings.simplefilter("ignore", ConvergenceWarning)
             return super().populate_space(trial_id)
 
 
-class HyperbandTrials(CrashSafeOracle, HyperbandOracle):
+class ResumableHyperbandOracle(ResumableOracle, HyperbandOracle):
     """Hyperband."""
 
-    def trials_in_all(self) -> int | None:
-        """The sum over all rungs of all brackets, or --max_trials if that is less."""
-        brackets = range(self._get_num_brackets())
-        rounds = [(number, place) for number in brackets for place in range(self._get_num_rounds(number))]
-        whole = self.plan.search.hyperband_iterations * sum(self._get_size(*each) for each in rounds)
-        return min(whole, self.plan.search.max_trials)
 
-
-def make_oracle(plan: Study, parallel: bool) -> Any:
-    """The oracle of a search, reloaded when it has begun.
-
-    Args:
-        plan: the search.
-        parallel: whether workers come over the network.
-    """
-    search = plan.search
+def make_oracle(study: Study, cluster: bool) -> Any:
+    """Returns the oracle of a search with its saved state; `cluster`: the workers are on other machines."""
+    search = study.search
     name = search.search_objective
     common: dict[str, Any] = {
         "objective": keras_tuner.Objective(name, "max" if OBJECTIVES[name] else "min"),
-        "hyperparameters": hyperparameters(plan.space),
-        # KerasTuner takes 0 for "no seed".
-        "seed": search.search_seed + 1,
+        "hyperparameters": hyperparameters(study.space),
+        "seed": search.search_seed + 1,  # KerasTuner takes 0 for "no seed".
         "allow_new_entries": False,
-        # Of a trial that was killed by a signal; one that failed by itself is not tried again.
-        "max_retries_per_trial": 1,
-        "max_consecutive_failed_trials": MOST_TRIALS + 1,
+        "max_retries_per_trial": 1,  # after a kill by a signal; a trial that failed is not repeated
+        "max_consecutive_failed_trials": MAX_TRIALS + 1,
     }
     oracle: Any
     if search.tuner == "random":
-        oracle = RandomOracle(max_trials=MOST_TRIALS, **common)
+        oracle = RandomOracle(max_trials=MAX_TRIALS, **common)
     elif search.tuner == "grid":
-        oracle = GridOracle(max_trials=MOST_TRIALS, **common)
+        oracle = GridOracle(max_trials=MAX_TRIALS, **common)
     elif search.tuner == "bayesian":
-        dimensions = len(plan.space.parameters)
-        # KerasTuner begins with three random trials a dimension; of a small search at most a third is random.
-        random = max(3, min(3 * dimensions, search.max_trials // 3))
-        oracle = BayesianOracle(max_trials=MOST_TRIALS, num_initial_points=random, **common)
+        # KerasTuner's default is three random trials a dimension; in a small search at most a third is random.
+        random = max(3, min(3 * len(study.space.parameters), search.max_trials // 3))
+        oracle = BayesianOracle(max_trials=MAX_TRIALS, num_initial_points=random, **common)
     else:
-        oracle = HyperbandTrials(
+        oracle = ResumableHyperbandOracle(
             max_epochs=search.hyperband_epochs,
             factor=search.hyperband_factor,
             hyperband_iterations=search.hyperband_iterations,
             **common,
         )
-    oracle.attach(plan, parallel)
+        oracle.max_trials = MAX_TRIALS
+    oracle.attach(study, cluster)
+    if search.tuner == "grid":
+        oracle.trial_limit = sum(1 for _ in itertools.islice(oracle.combinations(), search.max_trials))
     return oracle
 
 
 def hyperparameters(space: Space) -> keras_tuner.HyperParameters:
-    """The space in KerasTuner's terms."""
     found = keras_tuner.HyperParameters()
     for parameter in space.parameters:
-        add(found, parameter, list(parameter.when))
+        with contextlib.ExitStack() as conditions:
+            for name, values in parameter.when:
+                conditions.enter_context(found.conditional_scope(name, list(values)))
+            if parameter.kind == "choice":
+                found.Choice(parameter.name, list(parameter.tuner_values()))
+            elif parameter.kind == "bool":
+                found.Boolean(parameter.name)
+            else:
+                add = found.Float if parameter.kind == "float" else found.Int
+                step = parameter.step or (1 if parameter.kind == "int" and parameter.scale == "linear" else None)
+                add(parameter.name, parameter.minimum, parameter.maximum, step=step, sampling=parameter.scale)
     return found
 
 
-def add(found: keras_tuner.HyperParameters, parameter: Parameter, when: list[tuple[str, tuple[Any, ...]]]) -> None:
-    """One parameter inside the scopes of its conditions."""
-    if when:
-        (name, values), *rest = when
-        with found.conditional_scope(name, list(values)):
-            add(found, parameter, rest)
-    elif parameter.kind == "choice":
-        found.Choice(parameter.name, list(parameter.labels()))
-    elif parameter.kind == "bool":
-        found.Boolean(parameter.name)
-    else:
-        kind = found.Float if parameter.kind == "float" else found.Int
-        step = parameter.step if parameter.kind == "float" or parameter.step or parameter.scale == "log" else 1
-        kind(parameter.name, parameter.minimum, parameter.maximum, step=step, sampling=parameter.scale)
-
-
-def history(trial: Any, name: str) -> list[tuple[int, float]]:
-    """Place and value of a trial's reports."""
-    if not trial.metrics.exists(name):
-        return []
-    return [(each.step, each.mean()) for each in trial.metrics.get_history(name)]
-
-
-def say(text: str) -> None:
-    """A line for the person watching."""
+def log(text: str) -> None:
     print(text, flush=True)

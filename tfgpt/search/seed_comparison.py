@@ -1,17 +1,18 @@
-"""The best trials and the default settings trained again with several seeds: what a search was worth, with its spread.
+"""The end of a search: the table, report.html, and the best trials against the default settings over several seeds.
 
-The best of many trials looks better than it is, by luck. Here each of the settings is trained from other seeds, for
-the same number of tokens, and compared with the default settings seed by seed.
+The best of many trials looks better than it is, by luck. The comparison trains the settings with other seeds and
+compares them with the default settings seed by seed.
 
-    SEARCH_DIR/top/0007/seed-1/   a run directory each; killed, it goes on where it was
-    SEARCH_DIR/seed_comparison.csv        one row a run
-    SEARCH_DIR/seed_comparison.json       means, standard deviations, differences
+    SEARCH_DIR/top/0007/seed-1/        the run directory of a setting and seed
+    SEARCH_DIR/seed_comparison.csv     one row a run
+    SEARCH_DIR/seed_comparison.json    means, standard deviations, differences
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
+import importlib.util
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,116 +21,118 @@ from scipy import stats
 
 from tfgpt.common.atomic_files import write_csv, write_json
 from tfgpt.common.errors import SettingError
-from tfgpt.search.config import OBJECTIVES
-from tfgpt.search.resumable_run import check_same_flags, finished_run
-from tfgpt.search.seed_comparison_config import SeedComparisonConfig
-from tfgpt.search.study import TRAIN, Study
-from tfgpt.search.trials import Trials, read_trials
+from tfgpt.search.cached_run import VALIDATED, check_same_flags, run_once
+from tfgpt.search.config import OBJECTIVES, SeedComparisonConfig
+from tfgpt.search.study import Study
+from tfgpt.search.trials import Trial, read_trials
 from tfgpt.training.train_config import TrainConfig
 
 DEFAULT = "default"
-JUDGED = ("validation_bits_per_byte", "validation_loss", "validation_accuracy")
+REPORT_PACKAGES = {"plotly": "plotly", "sklearn": "scikit-learn"}
+
+Results = dict[tuple[str, int], dict[str, Any]]
 
 
-def compare_seeds(plan: Study, config: SeedComparisonConfig) -> bool:
-    """Trains what is missing, writes seed_comparison.csv and seed_comparison.json, and says what came of it.
+def conclude(study: Study, config: SeedComparisonConfig) -> int:
+    """Compares and reports the trials in a search directory, also of an unfinished search; returns the exit code."""
+    from tfgpt.search.report import console_table, write_report
 
-    Returns:
-        False when a signal stopped it; the same command goes on.
+    table = read_trials(study.directory)
+    print(console_table(table))
+    missing = [package for module, package in REPORT_PACKAGES.items() if importlib.util.find_spec(module) is None]
+    if not missing:
+        write_report(table)  # Before the trainings, which may take hours.
+    if config.compare_best:
+        if not compare_seeds(study, config):
+            return 0
+        if not missing:
+            write_report(table)
+    if missing:
+        install = f"{missing[0]} is not installed (pip install 'tfgpt[search]')"
+        print(f"No report.html: {install}; then --report_only makes it")
+        return 2 if config.report_only else 0
+    print(f"Report:      {study.directory / 'report.html'}")
+    logs = shlex.quote(str(study.directory / "tensorboard"))
+    print(f"TensorBoard: python -m tensorboard.main --logdir={logs}   (HPARAMS)")
+    return 0
 
-    Raises:
-        UserError: there are no finished trials, or runs were begun with other flags.
-        RunError: a run failed.
+
+def compare_seeds(study: Study, config: SeedComparisonConfig) -> bool:
+    """Trains what is missing, writes seed_comparison.csv and seed_comparison.json, and prints the summary.
+
+    Returns False if a signal stopped it; the same command continues.
     """
-    trials = read_trials(plan.directory)
-    objective = plan.search.search_objective
-    if objective not in JUDGED:
-        raise SettingError(
-            "compare_best", f"compares {', '.join(JUDGED)}; --search_objective={objective} has no seeds to compare"
-        )
-    best = trials.ranked()[: config.compare_best]
+    objective = study.search.search_objective
+    if objective not in VALIDATED:
+        problem = f"compares {', '.join(VALIDATED)}; --search_objective={objective} has no seeds to compare"
+        raise SettingError("compare_best", problem)
+    best = read_trials(study.directory).ranked()[: config.compare_best]
     if not best:
-        raise SettingError("compare_best", f"{plan.directory} has no finished trial yet")
-    settings = {DEFAULT: {}, **{trial.trial_id: searched_flags(plan, trials, trial.trial_id) for trial in best}}
-    seeds = [plan.settings["run"].seed + 1 + number for number in range(config.compare_seeds)]
-    recipes = {
-        (name, seed): recipe_of(plan, config, name, flags, seed) for name, flags in settings.items() for seed in seeds
-    }
-    for recipe in recipes.values():
-        check_same_flags("search_dir", recipe)
-    results: dict[tuple[str, int], dict[str, Any]] = {}
-    # Seed by seed, so that something can be compared early.
-    for number, key in enumerate(sorted(recipes, key=lambda key: key[1]), 1):
-        name, seed = key
-        result = finished_run(recipes[key])
+        raise SettingError("compare_best", f"{study.directory} has no finished trial yet")
+    seeds = [study.settings["run"].seed + 1 + number for number in range(config.compare_seeds)]
+    settings = {DEFAULT: default_config(study), **{trial.trial_id: config_of(study, trial) for trial in best}}
+    # Seed by seed, so that the first comparison is possible early.
+    runs = {(name, seed): with_seed(study, config, name, settings[name], seed) for seed in seeds for name in settings}
+    for run in runs.values():
+        check_same_flags("search_dir", run)
+    results: Results = {}
+    for number, ((name, seed), run) in enumerate(runs.items(), 1):
+        result = run_once(run)
         if result is None:
-            print("Stopped; the same command goes on where it stopped.", flush=True)
+            print("Stopped; the same command continues.", flush=True)
             return False
-        results[key] = result
-        print(f"Trained again {number} of {len(recipes)}: {name}, seed {seed}: {objective} {result[objective]:.4f}",
+        results[name, seed] = {"settings": name, "seed": seed, "objective": result[objective], **result}
+        print(f"Trained again {number} of {len(runs)}: {name}, seed {seed}: {objective} {result[objective]:.4f}",
               flush=True)  # fmt: skip
-    write_runs(plan, objective, results)
-    summary = summarized(objective, results, list(settings), seeds)
-    write_json(plan.directory / "seed_comparison.json", summary)
-    print(in_lines(summary))
+    columns = list(dict.fromkeys(column for result in results.values() for column in result))
+    rows = ([result.get(column, "") for column in columns] for result in results.values())
+    write_csv(study.directory / "seed_comparison.csv", columns, rows)
+    summary = summarize(objective, results, list(settings), seeds)
+    write_json(study.directory / "seed_comparison.json", summary)
+    print(format_summary(summary))
     return True
 
 
-def searched_flags(plan: Study, trials: Trials, trial_id: str) -> dict[str, Any]:
-    """A trial's searched flags as settings, exactly as its run had them."""
-    path = plan.trial_dir(trial_id) / "flags.cfg"
-    settings = TRAIN.parse([f"--flagfile={path}"])
-    flat: dict[str, Any] = {}
-    for part in settings.values():
-        flat.update(part if isinstance(part, dict) else vars(part))
-    (trial,) = [trial for trial in trials.trials if trial.trial_id == trial_id]
-    return {name: flat[name] for name in trials.parameters if name in trial.flags and name in flat}
+def config_of(study: Study, trial: Trial) -> TrainConfig:
+    flags = study.result(trial.trial_id)["request"]["flags"]
+    lists = {name: tuple(value) for name, value in flags.items() if isinstance(value, list)}
+    return study.train_config({**flags, **lists}, trial.trial_id)
 
 
-def recipe_of(plan: Study, config: SeedComparisonConfig, name: str, flags: dict[str, Any], seed: int) -> TrainConfig:
-    """The recipe of one of the runs: the trial's, or the default settings', with another seed and directory."""
-    recipe = default_recipe(plan) if name == DEFAULT else plan.recipe(flags, name)
-    run = dataclasses.replace(recipe.run, run_dir=str(plan.directory / "top" / name / f"seed-{seed}"), seed=seed)
-    if config.compare_tokens:
-        steps = max(1, round(config.compare_tokens / (recipe.batch.batch_size * recipe.batch.sequence_length)))
-        run = dataclasses.replace(run, max_steps=steps)
-        logging = dataclasses.replace(recipe.logging, validate_every=0)
-        recipe = dataclasses.replace(recipe, logging=logging)
-    return dataclasses.replace(recipe, run=run)
+def default_config(study: Study) -> TrainConfig:
+    """Returns the configuration without the search: the command's flags, for as many tokens as a trial."""
+    trial, config = study.train_config({}, DEFAULT), TrainConfig(**study.settings)
+    run = dataclasses.replace(trial.run, max_steps=study.steps(study.settings))
+    return dataclasses.replace(config, run=run, logging=trial.logging)
 
 
-def default_recipe(plan: Study) -> TrainConfig:
-    """What would be trained without a search: the command's flags, for as many tokens as a trial."""
-    recipe = plan.recipe({}, DEFAULT)
-    as_given = TrainConfig(**plan.settings)
-    run = dataclasses.replace(recipe.run, max_steps=plan.steps(plan.settings))
-    return dataclasses.replace(as_given, run=run, logging=recipe.logging)
+def with_seed(study: Study, comparison: SeedComparisonConfig, name: str, config: TrainConfig, seed: int) -> TrainConfig:
+    directory = study.directory / "top" / name / f"seed-{seed}"
+    run, logging = dataclasses.replace(config.run, run_dir=str(directory), seed=seed), config.logging
+    if comparison.compare_tokens:
+        steps = max(1, round(comparison.compare_tokens / (config.batch.batch_size * config.batch.sequence_length)))
+        run, logging = dataclasses.replace(run, max_steps=steps), dataclasses.replace(logging, validate_every=0)
+    return dataclasses.replace(config, run=run, logging=logging)
 
 
-def summarized(
-    objective: str, results: dict[tuple[str, int], dict[str, Any]], names: Sequence[str], seeds: Sequence[int]
-) -> dict[str, Any]:
-    """Means and standard deviations over seeds, and differences from the default with the same seed.
+def summarize(objective: str, results: Results, names: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:
+    """Returns means and standard deviations over seeds, and differences from the default with the same seed.
 
-    The interval is Student's: 95% of such intervals hold the true mean difference, if differences are about normal.
+    The interval is Student's, at 95%.
     """
     settings = []
-    base = np.array([results[DEFAULT, seed][objective] for seed in seeds])
     for name in names:
         values = np.array([results[name, seed][objective] for seed in seeds])
-        each: dict[str, Any] = {
-            "name": name,
-            "values": values.tolist(),
-            "mean": float(values.mean()),
+        row: dict[str, Any] = {
+            "name": name, "values": values.tolist(), "mean": float(values.mean()),
             "standard_deviation": float(values.std(ddof=1)),
-        }
+        }  # fmt: skip
         if name != DEFAULT:
-            difference = values - base
-            error = float(difference.std(ddof=1)) / math.sqrt(len(seeds))
+            differences = values - np.array([results[DEFAULT, seed][objective] for seed in seeds])
+            mean, error = float(differences.mean()), float(stats.sem(differences))
             half = float(stats.t.ppf(0.975, len(seeds) - 1)) * error
-            mean = float(difference.mean())
-            each["difference"] = {"mean": mean, "standard_error": error, "low": mean - half, "high": mean + half}
-        settings.append(each)
+            row["difference"] = {"mean": mean, "standard_error": error, "low": mean - half, "high": mean + half}
+        settings.append(row)
     tokens = sorted({result["tokens"] for result in results.values()})
     return {
         "objective": objective,
@@ -141,25 +144,13 @@ def summarized(
     }
 
 
-def in_lines(summary: dict[str, Any]) -> str:
-    """The summary for the console."""
+def format_summary(summary: dict[str, Any]) -> str:
     seeds = len(summary["seeds"])
     lines = [f"{summary['objective']} after {summary['tokens']:,} tokens, {seeds} seeds (mean ± standard deviation):"]
-    for each in summary["settings"]:
-        words = f"  {each['name']:<8} {each['mean']:.4f} ± {each['standard_deviation']:.4f}"
-        if "difference" in each:
-            found = each["difference"]
-            words += f"; minus default, seed by seed: {found['mean']:+.4f} (95%: {found['low']:+.4f} to "
-            words += f"{found['high']:+.4f})"
-        lines.append(words)
+    for row in summary["settings"]:
+        text = f"  {row['name']:<8} {row['mean']:.4f} ± {row['standard_deviation']:.4f}"
+        if "difference" in row:
+            mean, low, high = (row["difference"][name] for name in ("mean", "low", "high"))
+            text += f"; minus default, seed by seed: {mean:+.4f} (95%: {low:+.4f} to {high:+.4f})"
+        lines.append(text)
     return "\n".join(lines)
-
-
-def write_runs(plan: Study, objective: str, results: dict[tuple[str, int], dict[str, Any]]) -> None:
-    """seed_comparison.csv."""
-    columns = list(dict.fromkeys(name for result in results.values() for name in result))
-    rows = (
-        [name, seed, result[objective], *(result.get(column, "") for column in columns)]
-        for (name, seed), result in results.items()
-    )
-    write_csv(plan.directory / "seed_comparison.csv", ["settings", "seed", "objective", *columns], rows)

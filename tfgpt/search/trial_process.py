@@ -1,207 +1,189 @@
-"""A process that trains trials, as the search sees it; `tfgpt.search.trial` is what happens inside. No TensorFlow.
+"""A process that trains trials; `tfgpt.search.trial` runs in it. No TensorFlow.
 
-It is spawned, not forked: nothing of the search's own process is in it, and it works the same on Linux, macOS and
-Windows. It imports TensorFlow once (seconds) and trains one trial after the other until these have taken `LIFE`; then a
-new one takes its place, because compiled programs are never freed in a process. A process that dies takes only its
-trial with it.
+The process is spawned, not forked, so that it works on Linux, macOS and Windows. It imports TensorFlow once and trains
+trials for `LIFETIME` seconds; then a new process replaces it, because compiled programs are never freed in a process.
+A process that dies takes only its trial with it.
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import multiprocessing
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
 from multiprocessing import connection as connections
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
-from tfgpt.common.errors import RunError, TfgptError
+from tfgpt.common.errors import TfgptError
 from tfgpt.common.process_memory import held_memory
 from tfgpt.search.study import Study, TrialSpec
+from tfgpt.training.config import StrategyConfig
 from tfgpt.training.stop_signals import stop_signals
 
-LIFE = 120.0  # seconds of training; beside them, importing TensorFlow for the next process is little
-LONGEST_SAVE = 120.0  # seconds
-INTERRUPTED = 130  # exit code
+LIFETIME = 120.0  # seconds of training; compared with it an import of TensorFlow is short
+MAX_SAVE_SECONDS = 120.0
+INTERRUPTED_EXIT_CODE = 130
 PREPARE = "prepare"
 SPAWN = multiprocessing.get_context("spawn")
 
 
 class TrialProcess:
-    """The search's side.
+    """The search's side of a process; `environment` selects the devices and threads of the process."""
 
-    Args:
-        plan: the search.
-        devices: environment variables that say which devices and how many threads are the trials'.
-    """
-
-    def __init__(self, plan: Study, devices: dict[str, str]):
-        self.plan, self.devices = plan, devices
-        self.memory_limit = plan.search.trial_memory_limit << 20
-        # What earlier trials have left in a process would count.
-        self.one_trial_each = bool(self.memory_limit) or plan.search.search_objective == "peak_memory_bytes"
+    def __init__(self, study: Study, environment: dict[str, str]):
+        self.study, self.environment = study, environment
+        self.memory_limit = study.search.trial_memory_limit << 20
+        # What earlier trials left in a process would count; and TensorFlow sets up several devices only once.
+        measures_memory = bool(self.memory_limit) or study.search.search_objective == "peak_memory_bytes"
+        self.lifetime = LIFETIME if has_one_device(study, environment) and not measures_memory else 0.0
         self.process: Any = None
-        self.asked_to_stop: float | None = None
-        self.working = False
-        self.trained_seconds = 0.0
+        self.reset()
+
+    def reset(self) -> None:
+        self.busy, self.excess_memory, self.trained_seconds = False, 0, 0.0
+        self.stop_requested: float | None = None
 
     def start(self) -> None:
-        """Starts the process, unless it is there. Returns at once: importing takes seconds."""
+        """Starts the process if it is not running, and returns before TensorFlow is imported."""
         if self.process is not None and self.process.is_alive():
             return
         self.close()
-        self.connection, theirs = SPAWN.Pipe()
-        self.process = SPAWN.Process(target=live, args=(self.plan, theirs, self.devices), name="trials")
+        self.connection, remote = SPAWN.Pipe()
+        self.process = SPAWN.Process(target=run_tasks, args=(self.study, remote, self.environment), name="trials")
         self.process.start()
-        theirs.close()
+        remote.close()
 
-    def prepare(self, tick: Callable[[], None]) -> None:
-        """Reads the text before the first trial does: what is wrong with it is wrong for all of them.
+    def submit(self, task: TrialSpec | str) -> None:
+        """Starts a trial, or the preparation of the data (`PREPARE`)."""
+        self.start()
+        self.busy, self.preparing, self.task_started = True, task == PREPARE, time.monotonic()
+        self.send(task)
 
-        Args:
-            tick: called about twice a second.
+    def send(self, content: Any) -> None:
+        with contextlib.suppress(OSError):  # `receive` notices that the process is gone.
+            self.connection.send(content)
 
-        Raises:
-            TfgptError: the text or a flag is at fault.
-        """
-        kind, *rest = self.ask(PREPARE, lambda *_: "", tick)
-        if kind == "refused":
-            exit_code, text = rest
-            error = TfgptError(text)
-            error.exit_code = exit_code
-            raise error
-        if kind == "died" and rest[0] != INTERRUPTED and self.asked_to_stop is None:
-            raise RunError(f"the process that prepares the data {ending(rest[0])}")
-
-    def run(
-        self, request: TrialSpec, report: Callable[[int, dict[str, float]], str], tick: Callable[[], None]
-    ) -> dict[str, Any]:
-        """Trains and waits.
+    def receive(self, timeout: float = 0.0) -> tuple[Any, ...] | None:
+        """Returns the next message.
 
         Args:
-            request: what to train.
-            report: called with place and numbers at each validation; answers "go on" or "stop".
-            tick: called about twice a second.
+            timeout: seconds to wait for it.
 
         Returns:
-            The trial's result; its "status" is "completed", "stopped", "failed" (with "error"), "killed" (with
-            "error": by a signal, and it may go well another time) or "interrupted".
+            None; ("report", position, metrics), which must be answered; or ("result", result), after which the process
+            is free. The status of a result is "completed", "stopped", "failed" (with an "error"), "killed" (with an
+            "error": by a signal, the trial may succeed later) or "interrupted".
 
         Raises:
-            RunError: something that is not the trial's fault, such as a full disk.
+            TfgptError: an error that is not the trial's, such as a full disk or invalid data.
         """
-        began, too_much = time.monotonic(), 0
-
-        def watch() -> None:
-            nonlocal too_much
-            tick()
-            if self.memory_limit and not too_much:
-                held = held_memory(self.process.pid)
-                if held > self.memory_limit:
-                    too_much = held
-                    self.process.kill()
-
-        kind, *rest = self.ask(request, report, watch)
-        self.trained_seconds += time.monotonic() - began
-        if too_much:
-            error = f"out of memory: {too_much >> 20} MiB, --trial_memory_limit={self.memory_limit >> 20}"
-            return {"status": "failed", "error": error, "peak_memory_bytes": too_much}
-        if kind == "fatal":
-            raise RunError(rest[0])
-        if kind == "died":
-            (code,) = rest
-            if code == INTERRUPTED:
-                return {"status": "interrupted"}
-            status = "killed" if code < 0 else "failed"
-            return {"status": status, "error": ending(code)}
-        result, may_go_on = rest
-        if not may_go_on or self.one_trial_each or self.trained_seconds > LIFE:
-            self.close()
-        return result
-
-    def ask(self, order: Any, report: Callable[[int, dict[str, float]], str], tick: Callable[[], None]) -> tuple:
-        """Gives an order and waits for what comes of it: ("died", exit code) when the process is gone."""
-        self.start()
-        self.working = True
-        message = self.exchange(order)
-        while message is None or message[0] == "report":
-            message = self.exchange(None if message is None else report(*message[1:]))
-            tick()
-            if self.asked_to_stop is not None and time.monotonic() > self.asked_to_stop + LONGEST_SAVE:
+        if self.stop_requested is not None and time.monotonic() > self.stop_requested + MAX_SAVE_SECONDS:
+            self.process.kill()
+        if self.memory_limit and not self.excess_memory and not self.preparing:
+            memory = held_memory(self.process.pid)
+            if memory > self.memory_limit:
+                self.excess_memory = memory
                 self.process.kill()
-        self.working = False
-        return message
-
-    def exchange(self, content: Any) -> tuple | None:
-        """Sends something, unless it is None, and returns what comes within half a second."""
         try:
-            if content is not None:
-                self.connection.send(content)
-            return self.connection.recv() if connections.wait([self.connection], timeout=0.5) else None
+            if not connections.wait([self.connection], timeout):
+                return None
+            message = self.connection.recv()
         except (EOFError, OSError):
             self.process.join()
-            return "died", self.process.exitcode
+            message = "result", self.result_of_death(self.process.exitcode)
+        if message[0] == "report":
+            return message
+        self.busy = False
+        if message[0] == "error":
+            error = TfgptError(message[2])
+            error.exit_code = message[1]
+            raise error
+        self.trained_seconds += 0.0 if self.preparing else time.monotonic() - self.task_started
+        if message[1]["status"] not in ("completed", "stopped") or self.trained_seconds > self.lifetime:
+            self.close()
+        return message
+
+    def result_of_death(self, code: int) -> dict[str, Any]:
+        if self.excess_memory:
+            error = f"out of memory: {self.excess_memory >> 20} MiB, --trial_memory_limit={self.memory_limit >> 20}"
+            return {"status": "failed", "error": error, "peak_memory_bytes": self.excess_memory}
+        if code == INTERRUPTED_EXIT_CODE or self.stop_requested is not None:
+            return {"status": "interrupted"}
+        if code >= 0:
+            return {"status": "failed", "error": f"ended with exit code {code}; log.txt has more"}
+        name = signal.Signals(-code).name
+        reason = " (as the kernel does when memory runs out)" if name == "SIGKILL" else ""
+        return {"status": "killed", "error": f"killed by {name}{reason}"}
 
     def stop(self) -> None:
-        """Asks the trial to save and stop; who has not within LONGEST_SAVE is killed. On Windows it ends at once."""
-        if self.asked_to_stop is None:
-            self.asked_to_stop = time.monotonic()
+        """Makes the trial save and stop within `MAX_SAVE_SECONDS`; on Windows it ends at once."""
+        if self.stop_requested is None:
+            self.stop_requested = time.monotonic()
             self.process.terminate()
 
     def close(self) -> None:
-        """Ends the process, whatever it does."""
         if self.process is None:
             return
-        # One that waits for an order ends by itself.
-        self.connection.close()
-        if self.working:
+        self.connection.close()  # An idle process ends then.
+        if self.busy:
             self.stop()
-        self.process.join(LONGEST_SAVE)
+        self.process.join(MAX_SAVE_SECONDS)
         if self.process.is_alive():
             self.process.kill()
             self.process.join()
-        self.process, self.asked_to_stop, self.working, self.trained_seconds = None, None, False, 0.0
+        self.process = None
+        self.reset()
 
 
-def ending(code: int) -> str:
-    """An exit code in words."""
-    if code >= 0:
-        return f"ended with exit code {code}; log.txt has more"
-    name = signal.Signals(-code).name
-    return f"killed by {name}" + (" (as the kernel does when memory runs out)" if name == "SIGKILL" else "")
+def has_one_device(study: Study, environment: dict[str, str]) -> bool:
+    if {field.name for field in dataclasses.fields(StrategyConfig)} & set(study.space.columns()):
+        return False
+    config: StrategyConfig = study.settings["strategy"]
+    gpus = environment.get("CUDA_VISIBLE_DEVICES", ",".join(known_gpus())).split(",")
+    return config.logical_cpus == 1 and (config.strategy == "one" or (config.strategy == "auto" and len(gpus) == 1))
 
 
-def live(plan: Study, connection: Connection, devices: dict[str, str]) -> None:
-    """The life of the process: one order after the other, until the search says no more or is gone."""
+def known_gpus() -> list[str]:
+    """Returns the GPUs that TensorFlow would see, without importing it."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [name for name in visible.split(",") if name and name != "-1"]
+    driver = Path("/proc/driver/nvidia/gpus")
+    return [str(number) for number in range(len(list(driver.iterdir())))] if driver.is_dir() else []
+
+
+def run_tasks(study: Study, connection: Connection, environment: dict[str, str]) -> None:
+    """Runs in the process: one task after the other until the search closes the connection or is gone."""
     for number in stop_signals():
         signal.signal(number, signal.default_int_handler)
-    os.environ.update(devices)
-    threading.Thread(target=end_with_the_search, daemon=True).start()
+    os.environ.update(environment)
+    threading.Thread(target=end_with_parent, daemon=True).start()
     try:
         from tfgpt.common.tf_logging import import_tensorflow
 
         import_tensorflow()
         from tfgpt.search.trial import prepare_data, run_trial
 
-        may_go_on = True
-        while may_go_on:
-            order = connection.recv()
-            if order == PREPARE:
-                connection.send(prepare_data(plan))
+        while True:
+            task = connection.recv()
+            if task == PREPARE:
+                prepare_data(study, connection)
             else:
-                may_go_on = run_trial(plan, order, connection)
+                run_trial(study, task, connection)
     except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
+        sys.exit(INTERRUPTED_EXIT_CODE)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         sys.exit(0)
 
 
-def end_with_the_search() -> None:
-    """When the search's process dies, the trial saves and stops, as after SIGTERM."""
+def end_with_parent() -> None:
+    """Saves and stops the trial when the search's process dies."""
     search = multiprocessing.parent_process()
     if search is not None:
         search.join()

@@ -1,21 +1,26 @@
-"""trials.csv as everybody reads it who judges a search: which columns are hyperparameters, which trials count.
-
-No TensorFlow, and nothing of the search itself: the directory alone says everything.
-"""
+"""The table of a search: trials.csv, one row a trial, and best.cfg, the flags of the best trial. No TensorFlow."""
 
 from __future__ import annotations
 
 import csv
 import dataclasses
+import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tfgpt.common.atomic_files import read_json
+from tfgpt.common.atomic_files import read_json, write_csv, write_text
 from tfgpt.common.errors import UserError
 from tfgpt.search.config import OBJECTIVES
+from tfgpt.search.study import TRAIN, Study
 
 FINISHED = ("completed", "stopped")
+MEASURED = (
+    "validation_bits_per_byte", "validation_loss", "validation_accuracy", "tokens", "tokens_per_second",
+    "peak_memory_bytes", "seconds", "parameters",
+)  # fmt: skip
+FIRST_COLUMNS = ("trial_id", "status", "rung", "bracket", "continues")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,109 +28,143 @@ class Trial:
     """A row of trials.csv.
 
     Attributes:
-        trial_id: "0007".
-        status: as `tfgpt.search.trial_results.Row`'s.
-        flags: the searched flags that count in it: numbers as numbers, everything else as text.
-        objective: what it is judged by; None where it was not measured.
-        numbers: the measured columns that hold a number.
-        error: why it failed.
+        trial_id: for example "0007".
+        status: "running", "waiting" (killed, to be tried once more), "completed", "stopped" (by the median rule) or
+            "failed".
+        flags: the searched flags that apply to the trial.
+        objective: the number that the search minimizes or maximizes; None if it was not measured.
+        numbers: `MEASURED`, as far as known, and Hyperband's `rung` and `bracket`. `tokens` counts lower rungs too;
+            `seconds` is wall time over all processes of the trial.
+        continues: with Hyperband, the trial of the lower rung.
+        error: the reason of a failure.
     """
 
     trial_id: str
     status: str
     flags: dict[str, Any]
-    objective: float | None
-    numbers: dict[str, float]
-    error: str
+    objective: float | None = None
+    numbers: dict[str, float] = dataclasses.field(default_factory=dict)
+    continues: str = ""
+    error: str = ""
+
+    def describe(self) -> str:
+        """Returns the values, such as `learning_rate 0.0123, batch_size 8, bracket 1 rung 0`."""
+        words = [f"{name} {format_value(name, value)}" for name, value in self.flags.items()]
+        if "rung" in self.numbers:
+            words.append(f"bracket {self.numbers['bracket']} rung {self.numbers['rung']}")
+        if self.continues:
+            words.append(f"from the checkpoint of {self.continues}")
+        return ", ".join(words)
+
+    def cells(self, names: Sequence[str]) -> list[Any]:
+        """Returns the values of the columns; those that are unknown are empty."""
+        values = {**vars(self), **self.numbers, **self.flags}
+        found = [values.get(name) for name in names]
+        return [json.dumps(value) if isinstance(value, (list, tuple, bool)) else value for value in found]
 
 
 @dataclasses.dataclass(frozen=True)
-class Trials:
-    """A search directory's table.
-
-    Attributes:
-        directory: SEARCH_DIR.
-        objective: the name of what trials are judged by.
-        more_is_better: whether it is maximized.
-        parameters: the searched flags, in order.
-        trials: in the file's order.
-    """
+class TrialTable:
+    """All trials of a search in the order of their start, the searched flags and the name of the objective."""
 
     directory: Path
     objective: str
-    more_is_better: bool
     parameters: tuple[str, ...]
     trials: tuple[Trial, ...]
 
+    @property
+    def more_is_better(self) -> bool:
+        return OBJECTIVES[self.objective]
+
     def ranked(self) -> list[Trial]:
-        """The finished trials, best first; those that were trained furthest before shorter ones (Hyperband)."""
-        finished = [trial for trial in self.trials if trial.status in FINISHED and trial.objective is not None]
+        """Returns the finished trials, best first; with Hyperband those on a higher rung come before lower ones."""
         sign = -1.0 if self.more_is_better else 1.0
-        by_rung = any("rung" in trial.numbers for trial in finished)
 
-        def place(trial: Trial) -> tuple[float, float, str]:
-            tokens = trial.numbers.get("tokens", 0.0) if by_rung else 0.0
-            return -tokens, sign * float(trial.objective or 0.0), trial.trial_id
+        def key(trial: Trial) -> tuple[float, float, str]:
+            rungs_left = trial.numbers.get("bracket", 0) - trial.numbers.get("rung", 0)
+            return rungs_left, sign * (trial.objective or 0.0), trial.trial_id
 
-        return sorted(finished, key=place)
+        return sorted((each for each in self.trials if each.status in FINISHED and each.objective is not None), key=key)
+
+    def write(self) -> None:
+        names = [*FIRST_COLUMNS, *self.parameters, "objective", *MEASURED, "error"]
+        write_csv(self.directory / "trials.csv", names, (trial.cells(names) for trial in self.trials))
 
 
-def read_trials(directory: Path) -> Trials:
-    """Reads trials.csv and search.json.
+def read_trials(directory: Path) -> TrialTable:
+    """Reads trials.csv and search.json. Numbers come back as numbers, all other values as text.
 
     Raises:
-        UserError: there is no search in the directory, or its table is damaged; the line names the file.
+        UserError: the directory does not contain a search, or its table is damaged.
     """
-    path, about = directory / "trials.csv", directory / "search.json"
-    for needed in (path, about):
+    path, record = directory / "trials.csv", directory / "search.json"
+    for needed in (path, record):
         if not needed.is_file():
-            raise UserError(f"--search_dir: {directory} holds no search ({needed.name} is missing)")
+            raise UserError(f"--search_dir: {directory} does not contain a search ({needed.name} is missing)")
     with open(path, newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-        file.seek(0)
-        names = next(csv.reader(file), [])
+        names, *rows = csv.reader(file)
     try:
-        last_of_head = max(names.index(name) for name in names if name in ("rung", "bracket", "continues", "status"))
-        parameters = tuple(names[last_of_head + 1 : names.index("objective")])
-        objective = read_json(about)["search"]["search_objective"]
-        more_is_better = OBJECTIVES[objective]
+        parameters = tuple(names[names.index("continues") + 1 : names.index("objective")])
+        objective = read_json(record)["search"]["search_objective"]
+        table = TrialTable(directory, objective, parameters, ())
+        table = dataclasses.replace(table, trials=tuple(parse_row(names, row, parameters) for row in rows))
+        table.ranked()
     except (KeyError, ValueError) as error:
-        raise UserError(f"{path}: is not the table of a search ({error})") from error
-    trials = tuple(trial_of(row, parameters) for row in rows)
-    return Trials(directory, objective, more_is_better, parameters, trials)
+        raise UserError(f"{path}: not the table of a search ({error})") from error
+    return table
 
 
-def trial_of(row: dict[str, str], parameters: tuple[str, ...]) -> Trial:
-    """A row as a trial."""
-    values = {name: value_of(text) for name, text in row.items()}
-    flags = {name: values[name] for name in parameters if values[name] is not None}
-    others = [name for name in row if name not in (*parameters, "trial_id", "objective")]
-    numbers = {name: float(value) for name in others if isinstance(value := values[name], (int, float))}
-    objective = values["objective"]
-    measured = float(objective) if isinstance(objective, (int, float)) and math.isfinite(objective) else None
-    return Trial(row["trial_id"], row["status"], flags, measured, numbers, row["error"])
+def parse_row(names: Sequence[str], row: Sequence[str], parameters: Sequence[str]) -> Trial:
+    text = dict(zip(names, row, strict=True))
+    values = {name: parse_cell(cell) for name, cell in text.items()}
+    numbers = {name: values[name] for name in ("rung", "bracket", *MEASURED) if isinstance(values[name], (int, float))}
+    objective = values["objective"] if isinstance(values["objective"], (int, float)) else math.nan
+    return Trial(
+        trial_id=text["trial_id"],
+        status=text["status"],
+        flags={name: values[name] for name in parameters if values[name] is not None},
+        objective=float(objective) if math.isfinite(objective) else None,
+        numbers=numbers,
+        continues=text["continues"],
+        error=text["error"],
+    )
 
 
-def value_of(text: str | None) -> int | float | str | None:
-    """A cell: a number where it reads as one, None where it is empty."""
-    if text is None or text == "":
-        return None
+def parse_cell(text: str) -> Any:
     for kind in (int, float):
         try:
             return kind(text)
         except ValueError:
             continue
-    return text
+    return text or None
 
 
-def in_words(name: str, value: Any) -> str:
-    """A cell as people read it: 0.0123, 811 MiB, 12,345."""
+def write_best(study: Study, table: TrialTable) -> None:
+    """Writes best.cfg, if a trial is finished."""
+    if not (ranked := table.ranked()):
+        return
+    best = ranked[0]
+    config = study.train_config(best.flags, best.trial_id)
+    run = dataclasses.replace(config.run, run_dir=str(study.directory / "best"))
+    # The logging is that of the command: a trial leaves some of it out to be quick.
+    text = TRAIN.flag_file({**config.settings(), "run": run, "logging": study.settings["logging"]})
+    ended = sum(trial.status in (*FINISHED, "failed") for trial in table.trials)
+    directory = " ".join(str(study.directory).split())  # A comment is one line.
+    heading = (
+        f"# Trial {best.trial_id} of {directory}: {table.objective} {format_value(table.objective, best.objective)} "
+        f"after {best.numbers['tokens']:,} tokens,\n# the best of {ended} trials. A longer training: --max_steps=…\n"
+    )
+    write_text(study.directory / "best.cfg", heading + text)
+
+
+def format_value(name: str, value: Any) -> str:
+    """Returns a value of a column in short form: 0.0123, 811 MiB, 12,345."""
     if value is None:
         return ""
     if name == "peak_memory_bytes":
         return f"{value / 2**20:,.0f} MiB"
     if name in ("tokens", "parameters", "tokens_per_second"):
         return f"{value:,.0f}"
-    if name.startswith("validation") or name == "objective":
-        return f"{value:.4f}"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:.4f}" if name.startswith("validation") else f"{value:.4g}"
+    return str(value).lower() if isinstance(value, bool) else str(value)

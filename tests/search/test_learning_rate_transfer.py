@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
+import importlib
 import json
-import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -15,8 +14,7 @@ from tests.conftest import ROOT
 from tfgpt import train as command
 from tfgpt.common.errors import SettingError
 from tfgpt.pipeline.prepare import PreparedData, prepare
-from tfgpt.search.learning_rate_transfer import best_learning_rate, mean_losses, sweep
-from tfgpt.search.scale_width import at_width
+from tfgpt.search.scaling import at_width
 from tfgpt.training.train_config import TrainConfig
 
 FLAGS = """--num_layers=1 --hidden_dim=64 --num_query_heads=4 --num_key_value_heads=4 --head_dim=16
@@ -25,9 +23,15 @@ FLAGS = """--num_layers=1 --hidden_dim=64 --num_query_heads=4 --num_key_value_he
 --max_steps=60 --learning_rate=0.016 --weight_decay=0 --compile=graph --strategy=one""".split()
 
 
+@pytest.fixture
+def script(monkeypatch) -> ModuleType:
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    return importlib.import_module("learning_rate_transfer")
+
+
 @pytest.fixture(scope="module")
 def text(tmp_path_factory) -> Path:
-    """300 kB of English prose: Python's own reference, which every Python has."""
+    """300 kB of English prose: Python's reference."""
     from pydoc_data.topics import topics
 
     path = tmp_path_factory.mktemp("prose") / "topics.txt"
@@ -36,23 +40,25 @@ def text(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def recipe(text, tmp_path_factory) -> TrainConfig:
+def config(text, tmp_path_factory) -> TrainConfig:
     flags = [*FLAGS, f"--train_text={text}", f"--run_dir={tmp_path_factory.mktemp('run')}"]
     return TrainConfig(**command.COMMAND.parse(flags))
 
 
 @pytest.fixture(scope="module")
-def data(recipe) -> PreparedData:
-    return prepare(recipe.corpus, recipe.tokenizer_config(), log=lambda line: None)
+def data(config) -> PreparedData:
+    return prepare(config.corpus, config.tokenizer_config(), log=lambda line: None)
 
 
-def test_activations_move_alike_at_all_widths_and_do_not_in_the_standard_parametrization(text, tmp_path, capsys):
+def test_activations_move_alike_at_all_widths_and_do_not_in_the_standard_parametrization(
+    script, text, tmp_path, capsys
+):
     # By the script, without its sweep. Small initial weights: what they add to a change shrinks with the width and
     # would hide what the updates add.
     flags = [*FLAGS, f"--train_text={text}", f"--run_dir={tmp_path / 'run'}", f"--output={tmp_path}"]
     flags += ["--initializer_range=0.02", "--embedding_initializer_range=0.02", "--learning_rate=0.004"]
     flags += ["--schedule=constant", "--warmup_steps=0", "--widths=64,256", "--learning_rates=", "--check_steps=3"]
-    assert script().COMMAND.run(flags) == 0
+    assert script.COMMAND.run(flags) == 0
     slopes = json.loads(capsys.readouterr().out.splitlines()[-1])["slopes"]
     for activation in ("block_0", "final_norm", "logits"):
         assert abs(slopes["maximal_update"][activation]) < 0.15, activation
@@ -61,41 +67,26 @@ def test_activations_move_alike_at_all_widths_and_do_not_in_the_standard_paramet
     assert (tmp_path / "coordinate_check.png").stat().st_size > 10_000
 
 
-def script() -> ModuleType:
-    """scripts/learning_rate_transfer.py."""
-    path = ROOT / "scripts" / "learning_rate_transfer.py"
-    found = importlib.util.spec_from_file_location("learning_rate_transfer_script", path)
-    assert found is not None and found.loader is not None
-    module = importlib.util.module_from_spec(found)
-    sys.modules[found.name] = module  # Its dataclasses look their module up.
-    found.loader.exec_module(module)
-    return module
-
-
-def test_the_best_learning_rate_at_width_64_is_the_best_at_width_256(recipe, data):
-    rates = [0.004, 0.016, 0.064]
-    points = sweep(recipe, data, [64, 256], rates, ["maximal_update"])
-    assert (
-        best_learning_rate(points, "maximal_update", 64) == best_learning_rate(points, "maximal_update", 256) == 0.016
-    )
+def test_the_best_learning_rate_at_width_64_is_the_best_at_width_256(script, config, data):
+    losses = script.sweep(config, data, "maximal_update", [64, 256], [0.004, 0.016, 0.064])
+    assert [script.best_rate(losses[width]) for width in (64, 256)] == [0.016, 0.016]
     # Wider is better at the same settings.
-    narrow, wide = (mean_losses(points, "maximal_update", width)[0.016] for width in (64, 256))
-    assert wide < narrow
+    assert losses[256][0.016] < losses[64][0.016]
 
 
-def test_heads_become_more_or_wider_and_uneven_widths_are_refused(recipe):
-    wider = at_width(recipe, 128).decoder_config(320)
+def test_heads_become_more_or_wider_and_uneven_widths_are_refused(config):
+    wider = at_width(config, 128).decoder_config(320)
     assert (wider.num_query_heads, wider.head_dim, wider.intermediate_dim) == (8, 16, 384)
-    shared = dataclasses.replace(recipe, model={**recipe.model, "num_key_value_heads": 1})
+    shared = dataclasses.replace(config, model={**config.model, "num_key_value_heads": 1})
     assert at_width(shared, 128).decoder_config(320).num_key_value_heads == 1
-    base = dataclasses.replace(recipe.parametrization, parametrization="maximal_update", base_head_dim=16)
-    wider = at_width(dataclasses.replace(recipe, parametrization=base), 128).decoder_config(320)
+    base = dataclasses.replace(config.parametrization, parametrization="maximal_update", base_head_dim=16)
+    wider = at_width(dataclasses.replace(config, parametrization=base), 128).decoder_config(320)
     assert (wider.num_query_heads, wider.head_dim, wider.query_initializer_factor) == (4, 32, 0.5**0.5)
     with pytest.raises(SettingError, match="^--hidden_dim: 72: num_key_value_heads = 4 at --hidden_dim=64"):
-        at_width(recipe, 72)
+        at_width(config, 72)
 
 
-def test_maximal_update_with_adafactor_is_refused_by_name(recipe):
+def test_maximal_update_with_adafactor_is_refused_by_name(config):
     flags = [*FLAGS, "--train_text=none", "--parametrization=maximal_update", "--optimizer=adafactor"]
     with pytest.raises(SettingError, match="^--parametrization: maximal_update is for --optimizer=adamw, muon or lion"):
         TrainConfig(**command.COMMAND.parse(flags))
