@@ -13,25 +13,11 @@ from tfgpt.common.did_you_mean import did_you_mean
 COMMANDS = tuple("prepare train tune scale evaluate generate chat convert export serve doctor cache".split())
 
 
-def first_line(name: str) -> str:
-    """The first line of a command's docstring, read without importing it."""
-    source = Path(__file__).with_name(f"{name}.py").read_text(encoding="utf-8")
-    return (ast.get_docstring(ast.parse(source)) or "").splitlines()[0]
-
-
-def listing() -> str:
-    """The commands, one a line."""
-    lines = ["tfgpt: train a ChatGPT-like model with TensorFlow and Keras", "", "Commands:"]
-    lines += [f"  python -m tfgpt.{name:<10} {first_line(name)}" for name in COMMANDS]
-    lines += ["", "Every command explains its flags: python -m tfgpt.train --help"]
-    return "\n".join(lines)
-
-
 def main(arguments: list[str] | None = None) -> int:
-    """Lists the commands, or runs the one that is named."""
+    """Runs the named command, or lists the commands."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or arguments[0] in ("--help", "-h", "help"):
-        print(listing())
+        print(describe_commands())
         return 0
     name = arguments[0].replace("-", "_")
     if name not in COMMANDS or importlib.util.find_spec(f"tfgpt.{name}") is None:
@@ -39,6 +25,15 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"tfgpt: {arguments[0]}: no such command{near}", file=sys.stderr)
         return 2
     return importlib.import_module(f"tfgpt.{name}").main(arguments[1:])
+
+
+def describe_commands() -> str:
+    """Returns a list of the commands with the first lines of their docstrings, which are read without an import."""
+    lines = ["tfgpt: train a ChatGPT-like model with TensorFlow and Keras", "", "Commands:"]
+    for name in COMMANDS:
+        source = Path(__file__).with_name(f"{name}.py").read_text(encoding="utf-8")
+        lines.append(f"  python -m tfgpt.{name:<10} {(ast.get_docstring(ast.parse(source)) or '').splitlines()[0]}")
+    return "\n".join([*lines, "", "Every command explains its flags: python -m tfgpt.train --help"])
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
-"""Lists what the cache holds, and empties it: one entry, or all that has not been used for some days.
+"""Lists the entries of the cache, and removes one of them or all that were not used for some days.
 
-`python -m tfgpt.cache` lists the entries: what they are, from which text they were made, their size and when they were
-used last. `--remove=tokens/1a2b3c` removes one, `--unused_days=30` all that was not used for 30 days. What is removed
-is made again when it is needed.
+`python -m tfgpt.cache` lists the entries with their sources, sizes and last uses. `--remove=tokens/1a2b3c` removes one,
+`--unused_days=30` all that were not used for 30 days. Removed entries are made again when they are needed.
 """
 
 from __future__ import annotations
@@ -21,14 +20,14 @@ HASH_DIGITS = 12
 
 
 def run(cache: CacheConfig) -> None:
-    """Removes what is named, or lists."""
+    """Lists the entries, or removes some."""
     folder = cache_directory(cache.cache_dir)
     found = list_entries(folder)
     if not cache.remove and cache.unused_days is None:
-        print("\n".join(table(found)))
+        print_table(found)
         print(f"{format_bytes(sum(entry.size for entry in found))} in {len(found)} entries of {folder}")
         return
-    doomed = [named(found, name) for name in cache.remove]
+    doomed = [find_entry(found, name) for name in cache.remove]
     freed = 0
     if cache.unused_days is not None:
         oldest = time.time() - cache.unused_days * 86400
@@ -41,25 +40,18 @@ def run(cache: CacheConfig) -> None:
     print(f"{format_bytes(freed)} freed, {len(doomed)} of {len(found)} entries of {folder} removed")
 
 
-def table(found: list[CacheEntry]) -> list[str]:
-    """A line an entry, under a heading."""
-    if not found:
-        return []
-    lines = [f"{'ENTRY':<28}  {'SIZE':>9}  {'LAST USED':<10}  FROM"]
+def print_table(found: list[CacheEntry]) -> None:
+    if found:
+        print(f"{'ENTRY':<28}  {'SIZE':>9}  {'LAST USED':<10}  FROM")
     for entry in found:
         stage, name = entry.name.split("/", 1)
         used = time.strftime("%Y-%m-%d", time.localtime(entry.used))
-        shown = f"{stage}/{name[:HASH_DIGITS]}"
-        lines.append(f"{shown:<28}  {format_bytes(entry.size):>9}  {used}  {', '.join(entry.text)}".rstrip())
-    return lines
+        label = f"{stage}/{name[:HASH_DIGITS]}"
+        print(f"{label:<28}  {format_bytes(entry.size):>9}  {used}  {', '.join(entry.text)}".rstrip())
 
 
-def named(found: list[CacheEntry], name: str) -> CacheEntry:
-    """The one entry whose name begins so.
-
-    Raises:
-        SettingError: there is none, or more than one.
-    """
+def find_entry(found: list[CacheEntry], name: str) -> CacheEntry:
+    """Returns the only entry whose name begins with `name`; raises `SettingError` for none or several."""
     fitting = [entry for entry in found if entry.name.startswith(name)]
     if len(fitting) != 1:
         problem = f"{len(fitting)} entries begin with {name}; give more of it" if fitting else f"no entry {name}"

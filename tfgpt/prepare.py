@@ -1,10 +1,10 @@
-"""Prepares text for training on its own: documents, a tokenizer, token shards; `train` does the same when it must.
+"""Prepares text for training: documents, a tokenizer and token shards; `train` does so itself where they are missing.
 
-With --objective=chat, conversations are prepared instead of token shards (their long ones are cut to the rows of
---sequence_length), and --preview=2 shows two rows as the model will see them.
+With --objective=chat it prepares conversations instead of token shards (long ones are cut to the rows of
+--sequence_length), and --preview=2 shows two rows as the model sees them.
 
-Everything is kept in the cache by the hash of what it is made from, so that a second run, and `train` with the same
-flags, find it there.
+Everything is kept in the cache by the hash of its sources and settings, so that a second run, and `train` with the same
+flags, reuse it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def run(
     augmentation: AugmentationConfig,
     prepare: PrepareConfig,
 ) -> None:
-    """Prepares and says what came of it."""
+    """Prepares the data and prints a report."""
     if objective.objective != "pretrain":
         prepare_conversations(corpus, tokenizer, objective, batch, mixture, augmentation, prepare)
         return
@@ -61,25 +61,27 @@ def prepare_conversations(
     augmentation: AugmentationConfig,
     prepare: PrepareConfig,
 ) -> None:
-    """The same for chat tuning."""
+    """Prepares conversations for supervised fine-tuning."""
     if objective.objective != "chat":
-        raise SettingError("objective", "prepares for pretrain or chat; train prepares for the others by itself")
+        raise SettingError(
+            "objective", "pretrain and chat can be prepared; train prepares data of other objectives"
+        )
     if prepare.output_dir:
-        raise SettingError("output_dir", "is for token shards; conversations stay in the cache")
-    recipe = TrainConfig(
+        raise SettingError("output_dir", "takes token shards only; conversations stay in the cache")
+    config = TrainConfig(
         corpus=corpus, tokenizer=tokenizer, objective=objective, batch=batch, mixture=mixture, augmentation=augmentation
     )
     import_tensorflow()
     from tfgpt.diagnosis.preview import preview_chat_data
 
-    for line in preview_chat_data(recipe, prepare.preview, dim=sys.stdout.isatty()):
+    for line in preview_chat_data(config, prepare.preview, dim=sys.stdout.isatty()):
         print(line)
     given = flags_of(corpus, tokenizer, objective, batch, mixture, augmentation)
     print(f"Next: {shell_command('train', *given, '--init_from=MODEL')}")
 
 
 def flags_of(*settings: Settings) -> list[str]:
-    """The flags that are not at their defaults."""
+    """Returns the flags with other values than their defaults."""
     return [
         f"--{name}={item}"
         for group in settings
