@@ -63,9 +63,7 @@ def prepare_conversations(
 ) -> None:
     """Prepares conversations for supervised fine-tuning."""
     if objective.objective != "chat":
-        raise SettingError(
-            "objective", "pretrain and chat can be prepared; train prepares data of other objectives"
-        )
+        raise SettingError("objective", "pretrain and chat can be prepared; train prepares data of other objectives")
     if prepare.output_dir:
         raise SettingError("output_dir", "takes token shards only; conversations stay in the cache")
     config = TrainConfig(
