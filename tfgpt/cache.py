@@ -12,7 +12,7 @@ import time
 from tfgpt.common.atomic_files import recover_leftovers
 from tfgpt.common.command_line import Command
 from tfgpt.common.errors import SettingError
-from tfgpt.common.progress import format_bytes
+from tfgpt.common.formatting import format_bytes
 from tfgpt.corpus.cache import LEFTOVER_SECONDS, CacheEntry, cache_directory, list_entries, remove_entry
 from tfgpt.corpus.config import CacheConfig
 

@@ -1,4 +1,4 @@
-"""A progress bar on a terminal, plain lines otherwise; formats of durations, bytes and counts."""
+"""A progress bar on a terminal, plain lines otherwise."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import sys
 import time
 
 import tqdm
+
+from tfgpt.common.formatting import format_duration, plural
 
 
 class Progress:
@@ -31,7 +33,7 @@ class Progress:
 
     def __init__(self, total: int | None, unit: str, title: str, initial: int = 0, silent: bool = False):
         self.title, self.total, self.silent = title, total, silent
-        self.units = f"{unit}es" if unit.endswith("ch") else f"{unit}s"
+        self.units = plural(unit)
         self.done, self.initial, self.metrics = initial, initial, ""
         self.started = self.last_line = time.monotonic()
         terminal = sys.stderr.isatty() and not silent
@@ -83,29 +85,3 @@ class Progress:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def format_duration(seconds: float) -> str:
-    """Formats a duration: 75.4 → "1m15s"; 7300 → "2h01m"."""
-    if seconds == float("inf"):
-        return "unknown"
-    minutes, seconds = divmod(int(seconds + 0.5), 60)
-    if not minutes:
-        return f"{seconds}s"
-    return f"{minutes}m{seconds:02d}s" if minutes < 60 else f"{minutes // 60}h{minutes % 60:02d}m"
-
-
-def format_bytes(count: int) -> str:
-    """Formats a number of bytes: 1234567 → "1.2 MB"."""
-    if count < 1000:
-        return f"{count} bytes"
-    value, units = count / 1000, ["kB", "MB", "GB", "TB"]
-    while value >= 999.95 and len(units) > 1:
-        value /= 1000
-        units.pop(0)
-    return f"{value:.1f} {units[0]}"
-
-
-def format_count(count: int, noun: str) -> str:
-    """Formats a number of things: (2000, "document") → "2,000 documents"."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"

@@ -18,9 +18,9 @@ import platformdirs
 
 from tfgpt.common.atomic_files import disk_size, new_sibling, read_json, recover_leftovers, remove
 from tfgpt.common.errors import SettingError, UserError
+from tfgpt.common.formatting import format_duration
 from tfgpt.common.locks import waiting_writer_lock, writer_lock
 from tfgpt.common.output_directories import DESCRIPTION, write_description
-from tfgpt.common.progress import format_duration
 
 Opened = TypeVar("Opened")
 

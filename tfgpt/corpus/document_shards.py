@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 from tfgpt.common.atomic_files import read_json
 from tfgpt.common.errors import RunError, UserError
-from tfgpt.common.progress import format_count
+from tfgpt.common.formatting import pluralize
 from tfgpt.corpus.sources.base import Document, content_texts
 
 # Part of every fingerprint. Increase it when the same sources and options give other documents than before.
@@ -140,11 +140,11 @@ def summarize_sources(
     left_out = f", {describe_dropped(dropped)}" if dropped else ""
     uses = {"train": "left"} if split == "none" else {"train": "to train on", "validation": "held out"}
     left = ", ".join(
-        f"{format_count(sides[side]['documents'], 'document')} ({format_count(sides[side]['bytes'], 'byte')}) {use}"
+        f"{pluralize(sides[side]['documents'], 'document')} ({pluralize(sides[side]['bytes'], 'byte')}) {use}"
         for side, use in uses.items()
         if sides
     )
-    return f"{format_count(read, 'document')} read{left_out}{'; ' if left else ''}{left}"
+    return f"{pluralize(read, 'document')} read{left_out}{'; ' if left else ''}{left}"
 
 
 def describe_dropped(dropped: Mapping[str, int]) -> str:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from tfgpt.common.atomic_files import atomic_directory, read_json, sha256_of_json, write_json
 from tfgpt.common.errors import UserError
-from tfgpt.common.progress import format_bytes
+from tfgpt.common.formatting import format_bytes
 from tfgpt.corpus.build import build_documents
 from tfgpt.corpus.cache import cached_stage, made_or_reused
 from tfgpt.corpus.config import CorpusConfig

@@ -24,7 +24,7 @@ from keras_tuner.oracles import BayesianOptimizationOracle, HyperbandOracle, Ran
 from sklearn.exceptions import ConvergenceWarning
 
 from tfgpt.common.atomic_files import read_json, write_json
-from tfgpt.common.progress import format_duration
+from tfgpt.common.formatting import format_duration
 from tfgpt.search.config import OBJECTIVES
 from tfgpt.search.space import Space
 from tfgpt.search.study import Study

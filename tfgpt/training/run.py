@@ -22,8 +22,9 @@ from tfgpt.common.adapters import is_adapter
 from tfgpt.common.atomic_files import recover_leftovers, write_json, write_text
 from tfgpt.common.command_line import shell_command
 from tfgpt.common.errors import UserError
+from tfgpt.common.formatting import format_duration
 from tfgpt.common.output_directories import check_replaceable, result_directory, working_directory
-from tfgpt.common.progress import Progress, format_duration
+from tfgpt.common.progress import Progress
 from tfgpt.conversion.cached_conversion import stored_base_name
 from tfgpt.generation.config import SamplingConfig
 from tfgpt.generation.generator import Generator

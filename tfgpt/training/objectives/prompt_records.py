@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from tfgpt.common.errors import SettingError, UserError
-from tfgpt.common.progress import format_count
+from tfgpt.common.formatting import pluralize
 from tfgpt.corpus.config import CorpusConfig
 from tfgpt.corpus.sources.chat_formats import MESSAGE_FIELDS, parse_tools, to_openai_messages
 from tfgpt.corpus.sources.find_files import find_files
@@ -114,8 +114,8 @@ def refuse_split(corpus: CorpusConfig, records: int, purpose: str, positions: Se
     advice = f", or --validation_fraction={better[0]}" if better else ""
     raise SettingError(
         "validation_fraction",
-        f"{corpus.validation_fraction} leaves none of {format_count(records, 'record')} {purpose} "
-        f"({format_count(len(positions), 'different prompt')}; a hash of the prompt says on which side it is); give "
+        f"{corpus.validation_fraction} leaves none of {pluralize(records, 'record')} {purpose} "
+        f"({pluralize(len(positions), 'different prompt')}; a hash of the prompt says on which side it is); give "
         f"more records, --validation_text{advice}",
     )
 
