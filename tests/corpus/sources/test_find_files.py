@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 import os
 from pathlib import Path
 
@@ -114,67 +112,6 @@ def test_other_formats_are_refused_by_name_with_what_to_do(tmp_path, name, expec
         open_sources([str(spec)])
 
 
-RECORDS = [{"instruction": "Do", "input": "", "output": "Done"}, {"text": "a"}]
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        json.dumps(RECORDS),
-        json.dumps(RECORDS, indent=1),
-        "\ufeff\n" + json.dumps(RECORDS),
-        "".join(f"{json.dumps(record)}\n" for record in RECORDS),
-    ],
-    ids=["a line", "indented", "after a mark", "JSON Lines"],
-)
-@pytest.mark.parametrize("name", ["a.json", "a.json.gz", "a.jsonl"])
-def test_a_list_of_records_is_read_as_records(tmp_path, name, content):
-    path = tmp_path / name
-    path.write_bytes(gzip.compress(content.encode()) if name.endswith("gz") else content.encode())
-    first, second = open_sources([str(path)])[0].documents()
-    assert [message["content"] for message in first["messages"]] == ["Do", "Done"]
-    assert second["text"] == "a"
-
-
-@pytest.mark.parametrize(
-    ("content", "expected"),
-    [
-        ('[\n{"text": "a"},\n{"text": 7},\n{"text": "b"}]', ":3: 'text' is a number, not a string"),
-        ('[\n{"text": "a"},\n{"text": }]', ":3: not JSON (Expecting value at column 10)"),
-        ('[\n{"text": "a"}\n{"text": "b"}]', ":3: not JSON (an item is followed by neither a comma nor the closing"),
-        ('[\n{"text": "a"}\n', ":3: not JSON (an item is followed by neither a comma nor the closing bracket)"),
-        ('[{"text": "a"}]\n[{"text": "b"}]', ":2: not JSON (there is more after the list's closing bracket)"),
-        ('{\n "text": "a"\n}', ":1: not JSON (an object that spans several lines; put each record on"),
-        ("[]", ": the file is empty"),
-    ],
-)
-def test_a_list_that_cannot_be_read_is_named_by_its_line(tmp_path, content, expected):
-    path = tmp_path / "a.json"
-    path.write_text(content)
-    with pytest.raises(UserError) as caught:
-        list(open_sources([str(path)], strict=True)[0].documents())
-    assert expected in str(caught.value)
-    assert str(caught.value).startswith(str(path))
-
-
-def test_utf16_without_a_mark_is_no_text_full_of_zeros(tmp_path):
-    for order in ("le", "be"):
-        (tmp_path / "a.txt").write_bytes("plain words".encode(f"utf-16-{order}"))
-        with pytest.raises(UserError, match=f"iconv -f UTF-16{order.upper()} -t UTF-8"):
-            list(open_sources([str(tmp_path / "a.txt")])[0].documents())
-
-
-def test_numbers_are_ids_as_tables_write_them(tmp_path):
-    ids = [7, 7.0, 7.5, float("nan"), "x", None]
-    (tmp_path / "a.jsonl").write_text(
-        "".join(json.dumps({"text": f"{number}", "id": one}) + "\n" for number, one in enumerate(ids))
-    )
-    found_ids = [document["id"] for document in open_sources([str(tmp_path / "a.jsonl")])[0].documents()]
-    assert found_ids[:3] == ["7", "7", "7.5"]
-    assert found_ids[4] == "x"
-    assert len(found_ids[3]) == len(found_ids[5]) == 32
-
-
 def test_a_data_sets_card_is_no_text_of_it(tmp_path):
     # huggingface/datasets#2877: a data set's folder as it lies on the hub.
     write(tmp_path, "a.jsonl", "dataset_infos.json", "guide/README.md")
@@ -185,11 +122,32 @@ def test_a_data_sets_card_is_no_text_of_it(tmp_path):
     )
 
 
-@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.txt.gz", "a.json.zst"])
-def test_a_git_lfs_pointer_is_no_text(tmp_path, name):
-    # benedekrozemberczki/datasets#10: learned as a text, or called no JSON, no gzip.
-    path = tmp_path / name
-    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
-    [source] = open_sources([str(path)], "train_text")
-    with pytest.raises(UserError, match=f"{name}: is a git-lfs pointer, not the file itself"):
-        list(source.documents())
+def test_globs_are_sorted_and_may_go_down(tmp_path):
+    for name in ("b.txt", "a.txt", "c/d/e.txt", "c/f.md"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    assert found(tmp_path / "*.txt", tmp_path)[0] == ["a.txt", "b.txt"]
+    assert found(tmp_path / "**/*.txt", tmp_path)[0] == ["a.txt", "b.txt", "c/d/e.txt"]
+    assert found(tmp_path / "*", tmp_path)[0] == ["a.txt", "b.txt"]
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        ("missing.txt", "missing.txt: no such file or folder; the folder {tmp_path} has empty"),
+        ("*.md", "*.md: matches no file"),
+        ("empty", "empty: no file in this folder"),
+        ("e*", "e*: matches folders only; add /** to take the files in them"),
+    ],
+)
+def test_a_spec_that_stands_for_nothing_is_named_with_its_flag(tmp_path, spec, expected):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError) as caught:
+        open_sources([str(tmp_path / spec)], "validation_text")
+    assert str(caught.value) == f"--validation_text: {tmp_path}/{expected.format(tmp_path=tmp_path)}"
+
+
+def test_a_pipe_is_no_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="neither a file nor a folder"):
+        open_sources([str(tmp_path / "pipe")])

@@ -76,3 +76,46 @@ def test_hostile_files_are_read_or_refused_in_one_line_by_every_reader(tmp_path,
             with pytest.raises(UserError, match=r"\A.*\Z"):
                 read()
         path.unlink()
+
+
+RECORDS = [{"instruction": "Do", "input": "", "output": "Done"}, {"text": "a"}]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        json.dumps(RECORDS),
+        json.dumps(RECORDS, indent=1),
+        "\ufeff\n" + json.dumps(RECORDS),
+        "".join(f"{json.dumps(record)}\n" for record in RECORDS),
+    ],
+    ids=["a line", "indented", "after a mark", "JSON Lines"],
+)
+@pytest.mark.parametrize("name", ["a.json", "a.json.gz", "a.jsonl"])
+def test_a_list_of_records_is_read_as_records(tmp_path, name, content):
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(content.encode()) if name.endswith("gz") else content.encode())
+    first, second = open_sources([str(path)])[0].documents()
+    assert [message["content"] for message in first["messages"]] == ["Do", "Done"]
+    assert second["text"] == "a"
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ('[\n{"text": "a"},\n{"text": 7},\n{"text": "b"}]', ":3: 'text' is a number, not a string"),
+        ('[\n{"text": "a"},\n{"text": }]', ":3: not JSON (Expecting value at column 10)"),
+        ('[\n{"text": "a"}\n{"text": "b"}]', ":3: not JSON (an item is followed by neither a comma nor the closing"),
+        ('[\n{"text": "a"}\n', ":3: not JSON (an item is followed by neither a comma nor the closing bracket)"),
+        ('[{"text": "a"}]\n[{"text": "b"}]', ":2: not JSON (there is more after the list's closing bracket)"),
+        ('{\n "text": "a"\n}', ":1: not JSON (an object that spans several lines; put each record on"),
+        ("[]", ": the file is empty"),
+    ],
+)
+def test_a_list_that_cannot_be_read_is_named_by_its_line(tmp_path, content, expected):
+    path = tmp_path / "a.json"
+    path.write_text(content)
+    with pytest.raises(UserError) as caught:
+        list(open_sources([str(path)], strict=True)[0].documents())
+    assert expected in str(caught.value)
+    assert str(caught.value).startswith(str(path))
