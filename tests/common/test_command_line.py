@@ -144,6 +144,13 @@ def test_a_signal_ends_a_command_with_its_own_exit_code_unless_it_saved(number, 
     assert capsys.readouterr().err == f"tfgpt.bake: {words}\n"
 
 
+def test_verbosity_shows_the_notices_of_tensorflow(monkeypatch):
+    for flags, level in (([], None), (["--verbosity=1"], "0")):
+        monkeypatch.delenv("TF_CPP_MIN_LOG_LEVEL", raising=False)
+        assert command().run(flags) == 0
+        assert os.environ.get("TF_CPP_MIN_LOG_LEVEL") == level
+
+
 def crash(**settings):
     address = "https://me:hunter2@host/x?token=abc"
     raise ZeroDivisionError(f"no\nluck with {address} and {os.environ['BAKERY_API_KEY']}")
