@@ -60,13 +60,7 @@ Prompts = list[tuple[PromptRecord, np.ndarray]]
 
 
 class GRPO(Objective):
-    """Learns from prompts in JSON Lines, answers of the model, and rewards from functions.
-
-    Example:
-
-    >>> GRPO().conversations
-    False
-    """
+    """Learns from prompts in JSON Lines, answers of the model, and rewards from functions."""
 
     def prepare(self, recipe: TrainConfig, log: Callable[[str], None] = print) -> PreparedData[Prompts]:
         rewards = load_rewards(recipe.reward)
@@ -236,11 +230,6 @@ class GRPOLoss:
     Attributes:
         means: names of further sums, which become means over answers: `reward`, `pass_rate`, `completion_length`,
             `clipped` (the share of clipped tokens), and with a reference `kl` a token.
-
-    Example:
-
-    >>> GRPOLoss(RewardConfig(kl_penalty=0.0)).means
-    ('reward', 'pass_rate', 'completion_length', 'clipped')
     """
 
     def __init__(self, config: RewardConfig, chunk_tokens: int = 0):

@@ -54,11 +54,6 @@ class PreferenceTuning(Objective):
 
     The prepared sides are `token_ids`, `targets` int32 and `weights` float32 [pairs, 2, T] (chosen, rejected),
     `example_weights` float32 [pairs, 2], and for objectives with a reference `reference_nll` float32 [pairs, 2, T].
-
-    Example:
-
-    >>> PreferenceTuning().conversations
-    False
     """
 
     def prepare(self, recipe: TrainConfig, log: Callable[[str], None] = print) -> PreparedData[Arrays]:
@@ -114,11 +109,6 @@ class PreferenceLoss:
         means: names of further sums, which become means over pairs: `accuracy`; `reward_margin`, the chosen answer's
             implicit reward minus the rejected one's; `chosen_log_probability` and `rejected_log_probability`, a token;
             `kl`, an estimate of the divergence from the reference a token (Schulman's k3) on the tokens of the pairs.
-
-    Example:
-
-    >>> PreferenceLoss("simpo", PreferenceConfig()).means[:2]
-    ('accuracy', 'reward_margin')
     """
 
     def __init__(self, objective: str, config: PreferenceConfig, chunk_tokens: int = 0):

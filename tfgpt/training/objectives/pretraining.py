@@ -16,13 +16,7 @@ from tfgpt.training.train_config import TrainConfig
 
 
 class Pretraining(Objective):
-    """Predicts the next token of documents.
-
-    Example:
-
-    >>> Pretraining().conversations
-    False
-    """
+    """Predicts the next token of documents."""
 
     def prepare(self, recipe: TrainConfig, log: Callable[[str], None] = print) -> PreparedData[TokenShards]:
         return prepare(recipe.corpus, recipe.tokenizer_config(), by_source=recipe.mixture.active, log=log)

@@ -65,12 +65,8 @@ def read_sides(
 ) -> tuple[list[PromptRecord], list[PromptRecord]]:
     """Returns the training records and the held-out ones, by a hash of the prompt or from --validation_text.
 
-    Args:
-        corpus: files, split, and whether odd records are refused or left out.
-        check: raises `UserError` for a record that cannot be used.
-
-    Raises:
-        UserError: a file is missing, most of its records cannot be used, or a side has none.
+    `check` raises `UserError` for a record that cannot be used. `UserError` is also raised if a file is missing, if
+    most of its records cannot be used, or if a side has none.
     """
     given = {
         flag: list(read_records(getattr(corpus, flag), flag, corpus.strict, check))
@@ -103,11 +99,7 @@ def side_flags(corpus: CorpusConfig) -> tuple[str, str]:
 def refuse_split(corpus: CorpusConfig, records: int, purpose: str, positions: Sequence[float]) -> None:
     """Raises `SettingError` for a split with an empty side, and names a fraction that leaves none empty.
 
-    Args:
-        corpus: the settings.
-        records: number of records.
-        purpose: purpose of the empty side.
-        positions: the position of each different prompt in [0, 1), sorted; a fraction holds out those below it.
+    `positions` has the position of each different prompt in [0, 1), sorted; a fraction holds out those below it.
     """
     better = [round(math.ceil(position * 100 + 1e-9) / 100, 2) for position in positions[:-1]]
     better = [fraction for position, fraction in zip(positions[1:], better) if fraction <= min(position, 0.9)]
@@ -125,10 +117,8 @@ def read_records(
 ) -> Iterator[PromptRecord]:
     """Yields the records of files, folders of records and globs, each also compressed.
 
-    A record that cannot be used is left out with a line on standard error, unless `strict`.
-
-    Raises:
-        UserError: a spec names no file, or more than half of a file's records cannot be used.
+    A record that cannot be used is left out with a line on standard error. With `strict`, or if it is more than half of
+    a file's records, it raises `UserError`.
     """
     for spec in specs:
         notes: list[str] = []
@@ -155,17 +145,13 @@ def encode_records(
     encode_record: Callable[[PromptRecord], Example | Unusable],
     log: Callable[[str], None],
 ) -> list[Example]:
-    """Encodes records, and logs how many are left out and why.
+    """Returns the examples of records, and logs how many are left out and why; raises `SettingError` if all are.
 
     Args:
-        records: records of a side.
-        flag: the flag of that side, for error messages.
-        unit: what a record is called, such as "pairs".
+        records, flag: the records of a side, and the flag of that side.
+        unit: the plural of an example, such as "pairs".
         encode_record: returns an example, or why there is none.
         log: receives a line.
-
-    Raises:
-        SettingError: no record is left.
     """
     examples: list[Example] = []
     tokens: dict[str, list[int]] = {}
@@ -214,7 +200,7 @@ def parse_record(content: Any, where: str) -> PromptRecord:
     """Returns the record of a JSON value.
 
     `prompt` is text or messages; `messages` and similar names are other names for it. If both `chosen` and `rejected`
-    are whole conversations, the prompt is their common beginning (trl's "implicit prompt"), whatever text `prompt` has.
+    are whole conversations, the prompt is their common beginning (trl's "implicit prompt"), even if `prompt` has text.
     """
     if not isinstance(content, dict):
         raise UserError(f"{where}: should be a JSON object")

@@ -57,24 +57,14 @@ Reward = Callable[[RewardInput], float]
 
 @dataclasses.dataclass(frozen=True)
 class WeightedReward:
-    """A function of --reward.
-
-    Attributes:
-        factor: factor of its values in the sum.
-        name: its name in the flag.
-        function: the function.
-    """
+    """A function of --reward and the factor of its values in the sum."""
 
     factor: float
     name: str
     function: Reward
 
     def __call__(self, answer: RewardInput) -> float:
-        """Returns the function's value.
-
-        Raises:
-            UserError: it fails, or returns no finite number.
-        """
+        """Returns the function's value; raises `UserError` if it fails or returns no finite number."""
         where = f"{answer.record.where}: --reward={self.name}"
         text = repr(answer.text if len(answer.text) <= 60 else answer.text[:60] + "…")
         try:
@@ -91,11 +81,7 @@ class WeightedReward:
 
 
 def load_rewards(config: RewardConfig) -> list[WeightedReward]:
-    """Returns the functions of --reward with their factors; "0.2*format" has the factor 0.2, "format" 1.
-
-    Raises:
-        SettingError: a name is not known, or its module cannot be imported.
-    """
+    """Returns the functions of --reward with their factors; "0.2*format" has the factor 0.2, "format" 1."""
     rewards = []
     for text in config.reward:
         factor, star, name = text.rpartition("*")
@@ -109,11 +95,7 @@ def load_rewards(config: RewardConfig) -> list[WeightedReward]:
 
 
 def total_reward(rewards: Sequence[WeightedReward], answer: RewardInput) -> tuple[float, float]:
-    """Returns the sum of the rewards, and 1 if the answer passes: the first reward is given in full; else 0.
-
-    Raises:
-        UserError: a function fails or returns no finite number.
-    """
+    """Returns the sum of the rewards, and 1 if the answer passes: the first reward is given in full; else 0."""
     values = [reward(answer) for reward in rewards]
     return sum(reward.factor * value for reward, value in zip(rewards, values)), float(values[0] >= 1.0)
 
@@ -140,11 +122,7 @@ def parse_numbers(text: str) -> list[float]:
 
 
 def expected_number(given: Any, record: PromptRecord) -> float:
-    """Returns the number of an "answer": a number, a text with one number, or GSM8K's, with `####` before it.
-
-    Raises:
-        UserError: it is ambiguous.
-    """
+    """Returns the number of an "answer": a number, a text with one number, or GSM8K's, with `####` before it."""
     if isinstance(given, str):
         with contextlib.suppress(ValueError):
             given = float(given.replace(",", ""))
@@ -161,11 +139,7 @@ def expected_number(given: Any, record: PromptRecord) -> float:
 
 
 def evaluate_prompt(record: PromptRecord) -> float:
-    """Returns the value of the arithmetic in a prompt: "12+34=", "What is 3 * (4 - 1)?".
-
-    Raises:
-        UserError: the prompt has no arithmetic of + - * / and parentheses.
-    """
+    """Returns the value of the arithmetic of + - * / and parentheses in a prompt: "12+34=", "What is 3 * (4 - 1)?"."""
 
     def value(node: Any) -> float:
         if isinstance(node, ast.BinOp):
