@@ -117,11 +117,12 @@ def test_seeds_give_other_orders_and_any_64_bit_integer_is_one(tmp_path):
 def test_hosts_share_the_global_batch(tmp_path):
     shards = counting_shards(tmp_path / "shards", 1000)
     options = {"sequence_length": 7, "batch_size": 12, "document_masking": True}
-    for make in (lambda **more: training(shards, seed=9, **options, **more),
-                 lambda **more: validation(shards, **options, **more)):  # fmt: skip
-        expected = take(make(), 13)
+    # Validation is read to its end, where hosts must get equally many batches.
+    for make, steps in ((lambda **more: training(shards, seed=9, **options, **more), 13),
+                        (lambda **more: validation(shards, **options, **more), -1)):  # fmt: skip
+        expected = take(make(), steps)
         for hosts in (2, 3):
-            parts = [take(make(num_shards=hosts, shard_index=host), 13) for host in range(hosts)]
+            parts = [take(make(num_shards=hosts, shard_index=host), steps) for host in range(hosts)]
             joined = [
                 {name: np.concatenate([part[name] for part in step]) for name in step[0]}
                 for step in zip(*parts, strict=True)
@@ -168,9 +169,9 @@ def test_validation_without_a_target_is_refused(tmp_path):
 
 
 def test_validation_counts_every_target_exactly_once(tmp_path):
-    for targets in (1, 2, 7, 8, 9, 24, 31, 32, 33):
+    for targets in (1, 7, 8, 31, 32, 33):
         shards = counting_shards(tmp_path / str(targets), targets, file_tokens=9)
-        for length, batch_size in ((1, 1), (1, 4), (8, 1), (8, 4), (50, 2)):
+        for length, batch_size in ((1, 4), (8, 4), (50, 2)):
             dataset = validation(shards, sequence_length=length, batch_size=batch_size)
             batches = take(dataset, -1)
             assert len(batches) == dataset.cardinality() == -(-targets // (length * batch_size))
@@ -180,22 +181,7 @@ def test_validation_counts_every_target_exactly_once(tmp_path):
             assert weights.sum() == shards.num_tokens - 1
             np.testing.assert_array_equal(inputs[weights > 0], np.arange(targets))
             np.testing.assert_array_equal(outputs[weights > 0], [*range(1, targets), 0])
-            assert set(inputs[weights == 0]) <= {shards.padding_id} and set(outputs[weights == 0]) <= {
-                shards.padding_id
-            }
-
-
-def test_validation_on_several_hosts_counts_every_target_exactly_once(tmp_path):
-    for targets in (1, 5, 24, 25, 49):
-        shards = counting_shards(tmp_path / str(targets), targets)
-        parts = [
-            take(validation(shards, sequence_length=3, batch_size=4, num_shards=2, shard_index=host), -1)
-            for host in range(2)
-        ]
-        # Equally many batches, or one host would wait for the other for ever.
-        assert len(parts[0]) == len(parts[1])
-        counted = [batch["token_ids"][batch["weights"] > 0] for part in parts for batch in part]
-        np.testing.assert_array_equal(np.sort(np.concatenate(counted)), np.arange(targets))
+            assert set(inputs[weights == 0]) | set(outputs[weights == 0]) <= {shards.padding_id}
 
 
 def documents_by_hand(row: np.ndarray) -> tuple[list[int], list[int]]:
@@ -276,13 +262,3 @@ def test_rows_come_in_the_shares_asked_for_and_each_epoch_of_a_source_is_read_on
     for batch in batches[:5]:
         np.testing.assert_array_equal(batch["token_ids"][:, 1:], batch["targets"][:, :-1])
         assert batch["weights"].min() == 1 and set(batch) >= {"segment_ids", "positions"}
-
-
-def test_a_step_of_a_mixture_is_the_same_after_a_restart_and_on_hosts(mixture):
-    whole = take(training_batches(mixture, batch_size=8), 30)
-    assert_equal(take(training_batches(mixture, batch_size=8, start_step=25), 5), whole[25:])
-    options = {"batch_size": 8, "num_shards": 2, "parts": 2}
-    hosts = [take(training_batches(mixture, shard_index=host, **options), 60) for host in range(2)]
-    for step in range(30):
-        parts = [part for host in hosts for part in host[2 * step : 2 * step + 2]]
-        assert_equal([{name: np.concatenate([part[name] for part in parts]) for name in parts[0]}], [whole[step]])

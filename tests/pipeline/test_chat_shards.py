@@ -6,9 +6,10 @@ import itertools
 import shutil
 import sys
 
+import numpy as np
 import pytest
 
-from tfgpt.pipeline.chat_shards import open_held_out, write_chat_shards
+from tfgpt.pipeline.chat_shards import ConversationSplitter, open_held_out, write_chat_shards
 from tfgpt.pipeline.manifest import DamagedShards
 from tfgpt.pipeline.token_shards import write_token_shards
 from tfgpt.tokenization.tokenizer import Tokenizer
@@ -26,13 +27,16 @@ def document(asked: str, answer: str) -> dict:
 def test_ids_above_65535_are_stored_whole(tmp_path):
     # Every pair of bytes is an entry: 256 + 65,536 ids and the special tokens.
     tokenizer = Tokenizer(new_document((bytes([a]), bytes([b])) for a, b in itertools.product(range(256), repeat=2)))
-    made = write_chat_shards([document("Hi", "ÿ" * 3)], tokenizer, tmp_path / "made", **OPTIONS)
+    made = write_chat_shards([document("Hi", "ÿ" * 3)], tokenizer, tmp_path / "chat", **OPTIONS)
     ids, weights = made.part(0)
     start, end = tokenizer.start_of_turn, tokenizer.end_of_turn
     text = f"{tokenizer.end_of_text}{start}user\nHi{end}\n{start}assistant\n{'ÿ' * 3}{end}"
     assert tokenizer.decode(ids, skip_special_tokens=False) == text
     assert tokenizer.decode(ids[weights > 0], skip_special_tokens=False) == f"{'ÿ' * 3}{end}"
     assert ids[-1] == tokenizer.end_of_turn_id > 65535
+    shards = write_token_shards([{"text": "ÿ" * 3 + "\x00"}], tokenizer, tmp_path / "tokens")
+    assert shards.tokens.dtype == np.uint32 and shards.tokens[0] == tokenizer.end_of_text_id > 65535
+    np.testing.assert_array_equal(shards.tokens[1:-1], tokenizer.encode("ÿ" * 3 + "\x00"))
 
 
 def test_what_all_parts_say_is_read_without_opening_the_file_for_each(tmp_path):
@@ -96,3 +100,15 @@ def test_an_exchange_that_is_too_long_is_shortened_and_the_next_one_begins_a_par
         assert len(ids) <= OPTIONS["length"] + 1
         learned.append(tokenizer.decode(ids[weights > 0], skip_special_tokens=False))
     assert len(learned) == 2 and set(learned[0]) == {"a"} and learned[1] == f"Yes.{tokenizer.end_of_turn}"
+
+
+def test_parts_fit_rows_of_every_length_and_have_as_many_exchanges_as_fit():
+    turns = [turn for n in range(6) for turn in document(f"Question {n}?", "y" * n)["messages"]]
+    for length in range(60, 200, 3):
+        splitter = ConversationSplitter(byte_tokenizer(), length, repeat_system=True)
+        parts = list(splitter.split(turns))
+        assert max(len(part.ids) for part in parts) <= length + 1
+        for part, following in itertools.pairwise(parts):
+            longer = [*part.messages, *following.messages[:2]]
+            [whole, *_] = ConversationSplitter(byte_tokenizer(), 9999, repeat_system=True).split(longer)
+            assert len(whole.ids) > length + 1

@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.pipeline.test_manifest import flip_a_byte
 from tfgpt.common.errors import UserError
 from tfgpt.corpus.config import CorpusConfig
 from tfgpt.pipeline.batches import TokenReader
-from tfgpt.pipeline.manifest import DamagedShards
 from tfgpt.pipeline.prepare import PreparedData, export_results, prepare
 from tfgpt.pipeline.token_shards import TokenShards
 from tfgpt.tokenization.config import TokenizerConfig
@@ -26,11 +26,13 @@ from tfgpt.tokenization.train_tokenizer import byte_tokenizer
 BPE = TokenizerConfig(vocabulary_size=300)
 
 
-class Lines(list):
-    """Collects what `prepare` says."""
+def quiet(corpus: CorpusConfig, config: TokenizerConfig = BPE, **options) -> PreparedData:
+    return prepare(corpus, config, log=lambda line: None, **options)
 
-    def stages(self) -> dict[str, str]:
-        return {line.split(":")[0]: line for line in self}
+
+def logged(corpus: CorpusConfig, config: TokenizerConfig = BPE) -> tuple[PreparedData, list[str]]:
+    lines: list[str] = []
+    return prepare(corpus, config, log=lines.append), lines
 
 
 @pytest.fixture
@@ -43,7 +45,7 @@ def files_of(data: PreparedData) -> dict[Path, bytes]:
 
 
 def test_the_tokens_of_both_sides_are_the_text(corpus, text_file):
-    data = prepare(corpus, BPE, log=Lines().append)
+    data = quiet(corpus)
     text = "".join(data.tokenizer.decode(side.tokens[:]) for side in (data.train, data.validation))
     assert text == text_file.read_text(encoding="utf-8")
     assert data.train.num_bytes + data.validation.num_bytes == text_file.stat().st_size
@@ -52,22 +54,19 @@ def test_the_tokens_of_both_sides_are_the_text(corpus, text_file):
 
 
 def test_a_second_run_reuses_everything_and_takes_no_time(corpus):
-    lines = Lines()
-    first = prepare(corpus, BPE, log=lines.append)
+    first, lines = logged(corpus)
     assert len(lines) == 4 and all("made in" in line for line in lines)
-    again = Lines()
     started = time.process_time()
-    second = prepare(corpus, BPE, log=again.append)
+    second, lines = logged(corpus)
     assert time.process_time() - started < 0.5
-    assert len(again) == 4 and all("reused" in line for line in again)
+    assert len(lines) == 4 and all("reused" in line for line in lines)
     assert second.fingerprint == first.fingerprint and second.train.directory == first.train.directory
 
 
 def test_only_what_depends_on_a_change_is_made_again(corpus):
-    prepare(corpus, BPE, log=Lines().append)
-    lines = Lines()
-    prepare(corpus, TokenizerConfig(vocabulary_size=310), log=lines.append)
-    made = {stage: "made in" in line for stage, line in lines.stages().items()}
+    quiet(corpus)
+    _, lines = logged(corpus, TokenizerConfig(vocabulary_size=310))
+    made = {line.split(":")[0]: "made in" in line for line in lines}
     assert made == {"documents": False, "tokenizer": True, "train tokens": True, "validation tokens": True}
 
 
@@ -75,12 +74,12 @@ def test_the_same_text_elsewhere_gives_the_same_fingerprint(tmp_path, corpus, te
     moved = tmp_path / "moved" / "other name.txt"
     moved.parent.mkdir()
     moved.write_bytes(text_file.read_bytes())
-    first = prepare(corpus, BPE, log=Lines().append)
+    first = quiet(corpus)
     options = {**corpus.to_dict(), "train_text": [str(moved)], "cache_dir": str(tmp_path / "other cache")}
-    second = prepare(CorpusConfig.from_dict(options), BPE, log=Lines().append)
+    second = quiet(CorpusConfig.from_dict(options), BPE)
     assert second.fingerprint == first.fingerprint
     moved.write_text(moved.read_text(encoding="utf-8").replace("fox", "cat"), encoding="utf-8")
-    assert prepare(CorpusConfig.from_dict(options), BPE, log=Lines().append).fingerprint != first.fingerprint
+    assert quiet(CorpusConfig.from_dict(options), BPE).fingerprint != first.fingerprint
 
 
 def test_the_tokenizer_sees_the_training_side_only(tmp_path, text_file):
@@ -91,22 +90,21 @@ def test_the_tokenizer_sees_the_training_side_only(tmp_path, text_file):
         corpus = CorpusConfig(
             train_text=(str(text_file),), validation_text=(str(held_out),), cache_dir=str(tmp_path / "cache")
         )
-        fingerprints.add(prepare(corpus, BPE, log=Lines().append).tokenizer.fingerprint)
+        fingerprints.add(quiet(corpus).tokenizer.fingerprint)
     assert len(fingerprints) == 1
 
 
 def test_the_bytes_and_a_given_tokenizer_are_used_as_they_are(tmp_path, corpus, text_file):
-    in_bytes = prepare(corpus, TokenizerConfig(tokenizer="bytes"), log=Lines().append)
+    in_bytes = quiet(corpus, TokenizerConfig(tokenizer="bytes"))
     length = text_file.stat().st_size
     # A document a side: an end-of-text before and one behind it.
     assert in_bytes.train.num_tokens + in_bytes.validation.num_tokens == length + 4
-    trained = prepare(corpus, BPE, log=Lines().append)
+    trained = quiet(corpus)
     trained.tokenizer.save(tmp_path / "mine")
     for path in (tmp_path / "mine", tmp_path / "mine" / "tokenizer.json"):
-        lines = Lines()
-        given = prepare(corpus, TokenizerConfig(tokenizer=str(path)), log=lines.append)
+        given, lines = logged(corpus, TokenizerConfig(tokenizer=str(path)))
         assert given.fingerprint == trained.fingerprint
-        assert "reused" in lines.stages()["train tokens"]
+        assert "reused" in lines[2] and lines[2].startswith("train tokens: ")
 
 
 def test_the_tokens_of_each_source_are_those_of_its_documents(tmp_path):
@@ -136,7 +134,7 @@ def test_dialogues_in_another_chat_template_are_other_tokens(tmp_path):
         tokenizer = byte_tokenizer()
         tokenizer.config["chat_template"] = template
         tokenizer.save(tmp_path / template[12])
-        data = prepare(corpus, TokenizerConfig(tokenizer=str(tmp_path / template[12])), log=Lines().append)
+        data = quiet(corpus, TokenizerConfig(tokenizer=str(tmp_path / template[12])))
         texts.append(data.tokenizer.decode(data.train.tokens[1:-1]))
     assert texts == ["Hi", "Hello there"]
 
@@ -144,54 +142,38 @@ def test_dialogues_in_another_chat_template_are_other_tokens(tmp_path):
 def test_what_was_left_out_is_said_with_the_documents(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps({"text": f"text {number % 50}"}) + "\n" for number in range(60)))
-    lines = Lines()
-    prepare(
-        CorpusConfig(train_text=(str(path),), cache_dir=str(tmp_path / "cache")),
-        TokenizerConfig(tokenizer="bytes"),
-        log=lines.append,
-    )
-    assert ", 10 left out (10 duplicate); made in" in lines[0]
+    corpus = CorpusConfig(train_text=(str(path),), cache_dir=str(tmp_path / "cache"))
+    assert ", 10 left out (10 duplicate); made in" in logged(corpus, TokenizerConfig(tokenizer="bytes"))[1][0]
 
 
 def test_nothing_held_out_is_a_side_without_targets(tmp_path, text_file):
     corpus = CorpusConfig(train_text=(str(text_file),), validation_fraction=0.0, cache_dir=str(tmp_path / "cache"))
-    data = prepare(corpus, BPE, log=Lines().append)
+    data = quiet(corpus)
     assert data.train.num_bytes == text_file.stat().st_size
     assert data.validation.num_tokens == 1
     with pytest.raises(UserError, match="--validation_fraction: no token is held out: 1 document read"):
         TokenReader(data.validation, 8)
 
 
-def test_a_flipped_byte_in_a_cached_shard_is_named_and_the_shard_made_again(corpus):
-    data = prepare(corpus, BPE, log=Lines().append)
+@pytest.mark.parametrize("name", ["tokens-00000.bin", "manifest.json"])
+@pytest.mark.parametrize("damage", [flip_a_byte, Path.unlink])
+def test_damaged_shards_in_the_cache_are_named_and_made_again(corpus, name, damage):
+    data = quiet(corpus)
     before = files_of(data)
-    path = data.train.files[0]
-    damaged = bytearray(before[path])
-    damaged[1000] ^= 4
-    path.write_bytes(damaged)
-    lines = Lines()
-    again = prepare(corpus, BPE, log=lines.append)
-    assert any(str(path) in line and "damaged" in line and "making it again" in line for line in lines)
+    damage(data.train.directory / name)
+    again, lines = logged(corpus)
+    [line] = [line for line in lines if line.endswith("; making it again")]
+    assert line.startswith(f"train tokens: {data.train.directory}")
     assert files_of(again) == before and again.fingerprint == data.fingerprint
 
 
-def test_a_cached_directory_without_its_manifest_is_made_again(corpus):
-    data = prepare(corpus, BPE, log=Lines().append)
-    (data.validation.directory / "manifest.json").unlink()
-    lines = Lines()
-    assert prepare(corpus, BPE, log=lines.append).fingerprint == data.fingerprint
-    assert any("validation tokens" in line and "making it again" in line for line in lines)
-
-
 @pytest.mark.parametrize("damage", ["", '{"version": "1.0"}', "other"])
-def test_a_damaged_cached_tokenizer_is_named_and_trained_again(corpus, damage):
-    data = prepare(corpus, BPE, log=Lines().append)
+def test_a_damaged_tokenizer_in_the_cache_is_named_and_trained_again(corpus, damage):
+    data = quiet(corpus)
     (path,) = Path(corpus.cache_dir).glob("tokenizers/*/tokenizer.json")
     # "other" is a good tokenizer file, but not the one that was trained here.
-    other = prepare(corpus, TokenizerConfig(tokenizer="bytes"), log=Lines().append).tokenizer.to_json()
-    path.write_text(other if damage == "other" else damage)
-    lines = Lines()
-    again = prepare(corpus, BPE, log=lines.append)
+    path.write_text(byte_tokenizer().to_json() if damage == "other" else damage)
+    again, lines = logged(corpus)
     assert again.fingerprint == data.fingerprint
     assert any(str(path.parent) in line and "making it again" in line for line in lines)
     assert load_tokenizer(path).fingerprint == data.tokenizer.fingerprint
@@ -233,7 +215,7 @@ def test_killed_at_any_moment_nothing_half_made_is_taken_for_whole(tmp_path, lar
     output = process.communicate("go\n")[0]
     whole_run = time.monotonic() - started
     cache = tmp_path / "cache"
-    for share in (0.2, 0.5, 0.8):
+    for share in (0.3, 0.7):
         process = started_prepare(larger_text, cache)
         process.stdin.write("go\n")
         process.stdin.flush()
@@ -262,33 +244,24 @@ def test_two_processes_at_once_prepare_the_same(tmp_path, larger_text):
 
 
 def test_results_go_where_the_user_wants_them(tmp_path, corpus):
-    data = prepare(corpus, BPE, log=Lines().append)
+    data = quiet(corpus)
     output = export_results(data, tmp_path / "out")
     assert sorted(os.listdir(output)) == ["card.md", "prepared.json", "tfgpt.json", "tokenizer", "train", "validation"]
     copied = TokenShards.open(output / "train", load_tokenizer(output / "tokenizer").fingerprint)
     np.testing.assert_array_equal(copied.tokens[:], data.train.tokens[:])
-    # Again, and after the results changed: the directory is ours to replace.
-    assert export_results(data, output) == output
-    other = prepare(corpus, TokenizerConfig(tokenizer="bytes"), log=Lines().append)
+    # Again, after a file was damaged, and after the results changed: the directory is ours to replace.
+    path = output / "train" / "tokens-00000.bin"
+    content = path.read_bytes()
+    path.unlink()  # The cache has the same file.
+    path.write_bytes(content[:-2] + b"xx")
+    assert export_results(data, output) == output and path.read_bytes() == content
+    other = quiet(corpus, TokenizerConfig(tokenizer="bytes"))
     export_results(other, output)
     assert TokenShards.open(output / "train").tokenizer_fingerprint == other.tokenizer.fingerprint
 
 
-def test_results_damaged_at_the_users_place_are_put_there_again(tmp_path, corpus):
-    data = prepare(corpus, BPE, log=Lines().append)
-    output = export_results(data, tmp_path / "out")
-    path = output / "train" / "tokens-00000.bin"
-    content = path.read_bytes()
-    path.unlink()
-    path.write_bytes(content[:-2] + b"xx")
-    with pytest.raises(DamagedShards):
-        TokenShards.open(output / "train")
-    export_results(data, output)
-    assert path.read_bytes() == content
-
-
 def test_results_never_replace_something_else(tmp_path, corpus):
-    data = prepare(corpus, BPE, log=Lines().append)
+    data = quiet(corpus)
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.tex").write_text("years of work")
     with pytest.raises(UserError, match=r"--output_dir: .*thesis holds files .*chapter\.tex"):
