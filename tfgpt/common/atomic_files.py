@@ -24,12 +24,7 @@ from tfgpt.common.errors import RunError, UserError
 
 @contextlib.contextmanager
 def readable_write_errors(path: str | os.PathLike) -> Iterator[None]:
-    """Raises the operating system's errors about writing `path` as one-line errors.
-
-    Raises:
-        RunError: the disk is full.
-        UserError: it cannot be written (permission, read-only file system, a file in the way).
-    """
+    """Raises `RunError` for a full disk, `UserError` where `path` cannot be written (permission, a file in the way)."""
     try:
         yield
     except OSError as error:

@@ -163,7 +163,6 @@ class Command:
         return values
 
     def parse_flags(self, arguments: Sequence[str]) -> absl_flags.FlagValues:
-        """Returns the parsed flags."""
         values = self.flag_values()
         try:
             rest = values([self.name, *self.expand_flag_files(values, arguments)])
@@ -225,7 +224,6 @@ class SigtermReceived(KeyboardInterrupt):
 
 
 def raise_sigterm(number: int, frame: FrameType | None) -> None:
-    """Handles SIGTERM."""
     raise SigtermReceived
 
 
@@ -240,7 +238,6 @@ def flag_name(argument: str) -> str:
 
 
 def flags_of(group: Group, settings: dict[str, Any]) -> list[tuple[str, str]]:
-    """Returns the name and value of each flag that gives a group's part of `settings` again."""
     value = settings[keyword_name(group)]
     fields = value if isinstance(value, dict) else value.to_dict()
     return [(name, item) for name, content in fields.items() for item in flag_strings(content)]

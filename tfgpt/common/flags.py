@@ -52,7 +52,6 @@ PLACEHOLDERS = {int: "INTEGER", float: "NUMBER", bool: "true|false", str: "TEXT"
 
 
 def settings_class(group: Group) -> type[Settings]:
-    """Returns the settings class of a group."""
     return group.settings if isinstance(group, Overrides) else group
 
 
@@ -78,7 +77,6 @@ def flag_fields(group: Group) -> list[tuple[dataclasses.Field, type]]:
 
 
 def define_flags(group: Group, values: absl_flags.FlagValues) -> None:
-    """Defines the flags of a group."""
     for field, kind in flag_fields(group):
         default = None if isinstance(group, Overrides) or field.default is dataclasses.MISSING else field.default
         default = list(default) if isinstance(default, tuple) else default
@@ -103,7 +101,6 @@ def flag_strings(value: Any) -> list[str]:
 
 
 def flags_help(group: Group) -> list[str]:
-    """Returns the lines of --help for a group."""
     lines = [f"{settings_class(group).title}:"]
     for field, kind in flag_fields(group):
         placeholder = "|".join(field.metadata.get("choices") or (PLACEHOLDERS[kind],))

@@ -22,7 +22,6 @@ def pluralize(count: int, word: str) -> str:
 
 
 def plural(word: str) -> str:
-    """Returns the plural of a regular noun."""
     return f"{word}es" if word.endswith(("s", "ch")) else f"{word}s"
 
 

@@ -117,7 +117,6 @@ def acquire(lock_file: Path) -> filelock.BaseFileLock | filelock.AcquireReturnPr
 
 
 def lease(path: Path) -> filelock.SoftFileLease:
-    """Returns a lease that ends this process when another one has taken it over."""
     return filelock.SoftFileLease(
         path,
         timeout=0,

@@ -93,7 +93,6 @@ def is_meant_as_path(path: Path) -> bool:
 
 
 def model_in(path: Path, name: str = "") -> FoundModel | None:
-    """Returns the model that a directory is or holds, or None."""
     for directory in (path, path / "model"):
         if is_adapter(directory):
             return FoundModel(name, "adapter", directory)
@@ -108,7 +107,6 @@ def model_in(path: Path, name: str = "") -> FoundModel | None:
 
 
 def newest_version(path: Path) -> Path | None:
-    """Returns the newest version of an export, or the version itself; None where there is no export."""
     if (path / "saved_model.pb").is_file():
         return path
     entries = path.iterdir() if path.is_dir() else ()
@@ -125,7 +123,6 @@ def is_gguf(path: Path) -> bool:
 
 
 def directory_problem(path: Path, forms: str) -> str:
-    """Returns what a directory without a model is instead, and what to give."""
     files = sorted(path.glob("*.gguf"))
     if files:
         return f"holds {len(files)} GGUF files ({shorten_list([file.name for file in files])}); name one of them"
@@ -151,7 +148,7 @@ def directory_problem(path: Path, forms: str) -> str:
 
 
 def no_weights_error(found: FoundModel, flag: str) -> UserError:
-    """Returns the error for an export given where weights are needed; it names the model of the export."""
+    """Returns the error for an export given where weights are needed, with the model of the export."""
     origin = ""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # An export of another program.
         model = json.loads((found.path / EXPORT_METADATA).read_text(encoding="utf-8"))["model"]

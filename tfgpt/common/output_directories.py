@@ -68,7 +68,6 @@ def result_directory(path: str | os.PathLike, kind: str, flag: str, overwrite: b
 
     Raises:
         UserError: the directory is refused, or another process writes it.
-        RunError: the disk is full.
     """
     real = check_replaceable(path, kind, flag, overwrite)
     with writer_lock(real.with_name(f".{real.name}{LOCK}"), path, flag), atomic_directory(real) as temporary:
@@ -131,14 +130,10 @@ def list_files(directory: Path) -> list[str]:
 
 @contextlib.contextmanager
 def working_directory(path: str | os.PathLike, kind: str, flag: str) -> Iterator[Path]:
-    """Makes and locks a directory that a command continues to work in later (a run, a search).
-
-    Files that a user adds to it stay.
+    """Makes and locks a directory that a command continues to work in later (a run, a search); user's files stay.
 
     Raises:
-        UserError: it holds other files and no earlier result of this kind, another process writes it, or it cannot be
-            written.
-        RunError: the disk is full.
+        UserError: it holds other files and no earlier result of this kind, or another process writes it.
     """
     path = make_working_directory(path, kind, flag)
     with writer_lock(path / LOCK, path, flag):
@@ -154,12 +149,7 @@ def check_not_in_use(path: str | os.PathLike, flag: str) -> None:
 
 
 def make_working_directory(path: str | os.PathLike, kind: str, flag: str) -> Path:
-    """Makes a working directory where it is missing, without locking it; returns its path with `~` expanded.
-
-    Raises:
-        UserError: it holds other files and no earlier result of this kind, or it cannot be written.
-        RunError: the disk is full.
-    """
+    """Makes a working directory where it is missing, without locking it; returns its path with `~` expanded."""
     path = check_working_directory(path, kind, flag)
     with readable_write_errors(path):
         path.mkdir(parents=True, exist_ok=True)

@@ -121,11 +121,7 @@ def plain_type(hint: Any) -> tuple[type, bool]:
 
 
 def validate_field(field: dataclasses.Field[Any], hint: Any, value: Any) -> Any:
-    """Returns the value, converted where that loses nothing (an integer given for a float).
-
-    Raises:
-        SettingError: it has a wrong type or is out of bounds.
-    """
+    """Returns the value, an integer given for a float converted; raises `SettingError` for a wrong type or value."""
     kind, optional = plain_type(hint)
     if value is None:
         if optional:
@@ -154,12 +150,7 @@ def validate_field(field: dataclasses.Field[Any], hint: Any, value: Any) -> Any:
 
 
 def local_path(name: str, value: str) -> str:
-    """Returns a path with `~` replaced by the home directory; a shell does not do that after `--name=`.
-
-    Raises:
-        SettingError: it is an address, for which Python would make a folder named "gs:", or there is no such home
-            directory.
-    """
+    """Expands `~`, which a shell does not do after `--name=`; refuses an address such as gs://bucket/run."""
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", value):
         raise SettingError(name, f"{value} is not a path on this machine; give a path here, and copy from or to there")
     expanded = os.path.expanduser(value)
@@ -196,12 +187,7 @@ def out_of_bounds(
 
 
 def positive_integer(values: Mapping[str, Any], name: str, maximum: int = LARGEST_COUNT) -> int:
-    """Returns a positive integer of a file that no settings class has validated yet.
-
-    Raises:
-        KeyError: it is missing.
-        SettingError: it is not a positive integer.
-    """
+    """Returns a positive integer of a file; raises `KeyError` where it is missing, `SettingError` for other values."""
     value = values.get(name)
     if value is None:
         raise KeyError(name)

@@ -63,7 +63,6 @@ def hide_notices() -> None:
 
 
 def is_shown(record: logging.LogRecord) -> bool:
-    """Filters the records of TensorFlow's Python loggers."""
     return record.levelno >= logging.WARNING and not library_warnings.is_notice(record.getMessage())
 
 
@@ -91,7 +90,6 @@ def filter_standard_error() -> None:
 
 
 def end_filter(process: subprocess.Popen, screen: int) -> None:
-    """Waits until the filter has written everything."""
     with contextlib.suppress(OSError, subprocess.TimeoutExpired):
         os.dup2(screen, 2)
         process.wait(timeout=1.0)
