@@ -271,7 +271,7 @@ def start_build(config: CorpusConfig, limit: int = 0) -> subprocess.Popen:
 
 
 def test_a_killed_build_leaves_nothing_that_counts(tmp_path, corpus):
-    (tmp_path / "a.txt").write_text("".join(f"Line {number}.\n<|endoftext|>\n" for number in range(150_000)))
+    (tmp_path / "a.txt").write_text("".join(f"Line {number}.\n<|endoftext|>\n" for number in range(80_000)))
     config = corpus(tmp_path / "a.txt", split="hash")
     folder = tmp_path / "cache" / "documents"
     process = start_build(config)
@@ -282,7 +282,7 @@ def test_a_killed_build_leaves_nothing_that_counts(tmp_path, corpus):
     process.communicate()
     assert all(path.name.startswith(".") for path in folder.iterdir())
     made = build_documents(config)
-    assert made.num_documents("train") + made.num_documents("validation") == 150_000
+    assert made.num_documents("train") + made.num_documents("validation") == 80_000
 
 
 def test_leftovers_of_killed_builds_go_after_a_day(tmp_path, corpus):
@@ -298,14 +298,14 @@ def test_leftovers_of_killed_builds_go_after_a_day(tmp_path, corpus):
 
 
 def test_builders_at_the_same_time_give_one_result(tmp_path, corpus):
-    (tmp_path / "a.txt").write_text("".join(f"Line {number}.\n<|endoftext|>\n" for number in range(50_000)))
+    (tmp_path / "a.txt").write_text("".join(f"Line {number}.\n<|endoftext|>\n" for number in range(20_000)))
     config = corpus(tmp_path / "a.txt")
-    processes = [start_build(config) for _ in range(3)]
+    processes = [start_build(config) for _ in range(2)]
     results = [(process.communicate()[0], process.returncode) for process in processes]
     assert len(set(results)) == 1
     assert results[0][1] == 0
     made = DocumentShards.open(results[0][0].strip())
-    assert made.num_documents("train") + made.num_documents("validation") == 50_000
+    assert made.num_documents("train") + made.num_documents("validation") == 20_000
     assert [path.name for path in made.directory.parent.iterdir() if not path.name.startswith(".")] == [
         made.directory.name
     ]

@@ -42,13 +42,6 @@ def test_a_split_that_leaves_a_side_empty_is_named_with_what_was_read(tmp_path, 
     )
 
 
-def test_dialogues_in_which_no_assistant_speaks_are_named_so(tmp_path, build):
-    path = write_records(tmp_path / "a.jsonl", *[{"messages": EXCHANGE[:1]}] * 5)
-    assert refusal(build, path) == (
-        f"{path}: holds no document that can be used (5 without a turn of the assistant); leave it out"
-    )
-
-
 def test_the_flag_that_the_text_was_given_with_is_the_one_named(tmp_path, build):
     missing = tmp_path / "missing.txt"
     assert refusal(build, missing, flag="text").startswith(f"--text: {missing}: no such file or folder")
@@ -76,22 +69,6 @@ def test_strict_stops_at_an_odd_record(tmp_path, build, cached):
     assert refusal(build, path, validation_fraction=0.0, strict=True) == f"{path}:3: 'text' is null, not a string"
 
 
-def test_a_file_of_odd_records_is_refused_with_their_number(tmp_path, build):
-    path = write_records(tmp_path / "a.jsonl", {"text": "a"}, {"body": "b"}, {"body": "c"})
-    assert refusal(build, path).startswith(
-        f"{path}: 2 of its 3 records cannot be read; the first: {path}:2: neither 'text' nor 'messages'"
-    )
-
-
-def test_empty_files_among_others_are_left_out_and_said(tmp_path, build, capfd):
-    (tmp_path / "text").mkdir()
-    for name, content in (("a.py", "print()\n"), ("__init__.py", ""), ("b.txt", " \n")):
-        (tmp_path / "text" / name).write_text(content)
-    assert build(tmp_path / "text", validation_fraction=0.0).num_documents("train") == 1
-    said = f"{tmp_path}/text: 2 of 3 files hold nothing to learn from, the first: {tmp_path}/text/__init__.py: the file"
-    assert said in capfd.readouterr().err
-
-
 def test_what_a_folder_holds_and_is_not_read_is_said_each_time(tmp_path, build, capfd):
     (tmp_path / "text").mkdir()
     for name in ("a.txt", ".hidden", "b.png"):
@@ -102,16 +79,6 @@ def test_what_a_folder_holds_and_is_not_read_is_said_each_time(tmp_path, build, 
             f"{tmp_path}/text: left out: 1 hidden (.hidden); 1 picture, sound or film (b.png)"
             in capfd.readouterr().err.splitlines()
         )
-
-
-def test_a_file_in_the_wrong_encoding_beside_good_ones_is_named_with_its_place(tmp_path, build):
-    (tmp_path / "text").mkdir()
-    (tmp_path / "text/a.txt").write_text("good")
-    (tmp_path / "text/b.txt").write_bytes("schön".encode("latin-1"))
-    assert refusal(build, tmp_path / "text") == (
-        f"{tmp_path}/text/b.txt: line 1, byte 3: not UTF-8 (0xf6); convert it, for example with iconv -f WINDOWS-1252 "
-        "-t UTF-8 (or its encoding) (file 2 of 2; documents read before it: 1)"
-    )
 
 
 def test_text_that_is_all_held_out_is_named_as_the_trouble(tmp_path, build):

@@ -225,6 +225,38 @@ def test_a_bad_file_is_named_in_one_line(tmp_path, case):
     assert "\n" not in line
 
 
+def test_a_bad_file_among_good_ones_is_named_with_its_place(tmp_path):
+    (tmp_path / "a.txt").write_text("good")
+    (tmp_path / "b.txt").write_bytes("schön".encode("latin-1"))
+    with pytest.raises(UserError) as caught:
+        documents(tmp_path)
+    assert str(caught.value) == (
+        f"{tmp_path}/b.txt: line 1, byte 3: not UTF-8 (0xf6); convert it, for example with iconv -f WINDOWS-1252 "
+        "-t UTF-8 (or its encoding) (file 2 of 2; documents read before it: 1)"
+    )
+
+
+def test_a_file_of_which_most_is_of_no_use_is_refused_with_numbers(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(json_lines({"text": "a"}, {"body": "b"}, {"body": "c"}))
+    with pytest.raises(
+        UserError, match="2 of its 3 records cannot be read; the first: .*a.jsonl:2: neither 'text' nor"
+    ):
+        documents(path)
+    path.write_bytes(json_lines(*[{"messages": [{"role": "user", "content": "Hi"}]}] * 5))
+    with pytest.raises(UserError, match=r"holds no document that can be used \(5 without a turn of the assistant\)"):
+        documents(path)
+
+
+def test_empty_files_among_others_are_counted(tmp_path):
+    for name, content in (("a.py", "print()\n"), ("__init__.py", ""), ("b.txt", " \n")):
+        (tmp_path / name).write_text(content)
+    (source,) = open_sources([str(tmp_path)])
+    assert len(list(source.documents())) == 1
+    first = f"{tmp_path}/__init__.py: the file is empty"
+    assert source.remarks == [f"{tmp_path}: 2 of 3 files hold nothing to learn from, the first: {first}"]
+
+
 def test_utf16_without_a_mark_is_no_text_full_of_zeros(tmp_path):
     for order in ("le", "be"):
         (tmp_path / "a.txt").write_bytes("plain words".encode(f"utf-16-{order}"))
