@@ -45,4 +45,4 @@ def test_a_part_of_a_split_file_says_how_the_parts_are_joined(tmp_path):
 )
 def test_what_is_no_model_is_named(kind, advice, tmp_path):
     line = line_of(tmp_path / "file.gguf", general_type=kind)
-    assert f"holds no model (general.type is '{kind}'); " in line and advice in line
+    assert f"does not hold a model (general.type is '{kind}'); " in line and advice in line

@@ -18,10 +18,10 @@ from tfgpt.model.checkpoints.huggingface import (
     load_weights,
     open_model,
     save_decoder,
-    transformers_model_type,
     write_checkpoint,
 )
-from tfgpt.model.checkpoints.lazy_weights import finite
+from tfgpt.model.checkpoints.huggingface_config import transformers_model_type
+from tfgpt.model.checkpoints.lazy_weights import check_finite
 from tfgpt.model.checkpoints.safetensors_file import open_safetensors
 from tfgpt.model.config import DecoderConfig
 from tfgpt.tokenization.tokenizer_json import read_document
@@ -101,7 +101,7 @@ def test_a_file_that_is_no_safetensors_file_is_refused_by_name(directory):
 def test_missing_files_are_named(directory, tmp_path):
     (directory / "model.safetensors").unlink()
     assert "model.safetensors: cannot be read as safetensors (No such file or directory)" in line_of(directory)
-    assert line_of(tmp_path / "nowhere") == f"{tmp_path}/nowhere: is no model directory (config.json is missing)"
+    assert line_of(tmp_path / "nowhere") == f"{tmp_path}/nowhere: is not a model directory (config.json is missing)"
 
 
 @pytest.mark.parametrize(
@@ -139,14 +139,15 @@ def test_weights_of_another_size_do_not_load_into_a_decoder(directory):
 
 def test_what_transformers_cannot_express_is_saved_under_our_own_names_and_says_why(tmp_path):
     reasons = {
-        "attention_scale": NANOCHAT,
-        "layer norms": MODERN | {"normalization": "layer_norm"},
-        "gelu": MODERN | {"mlp": "gelu"},
-        "logit_soft_cap": MODERN | {"logit_soft_cap": 3.0},
-        "use_bias": MODERN | {"use_bias": True},
-        "sliding_window=4": GPT2 | {"sliding_window": 4},
-        "biases": MODERN | {"query_key_norm": False, "sliding_window": 4, "use_bias": True},
-        "normalization_scale=True": MODERN | {"mlp": "squared_relu"},
+        "transformers has no model with attention_scale=0.5": NANOCHAT,
+        "Qwen3ForCausalLM, the most similar model of transformers, has no normalization=layer_norm": MODERN
+        | {"normalization": "layer_norm"},
+        "Qwen3ForCausalLM, the most similar model of transformers, has no mlp=gelu": MODERN | {"mlp": "gelu"},
+        "has no logit_soft_cap=3.0": MODERN | {"logit_soft_cap": 3.0},
+        "has no use_bias=True": MODERN | {"use_bias": True},
+        "GPT2LMHeadModel, the most similar model of transformers, has no sliding_window": GPT2 | {"sliding_window": 4},
+        "has no sliding_window=4": MODERN | {"query_key_norm": False, "sliding_window": 4, "use_bias": True},
+        "has no mlp=squared_relu": MODERN | {"mlp": "squared_relu"},
     }
     for reason, values in reasons.items():
         model_type, why = transformers_model_type(DecoderConfig.from_dict(values))
@@ -189,11 +190,11 @@ def test_a_tensor_with_numbers_that_are_none_is_named(directory, number):
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
 def test_numbers_that_are_none_are_found_in_every_type_of_weights(dtype):
     numbers = np.array([[0.0, -0.0, 6e4], [-6e4, 1e-7, 1.0]], dtype).T
-    assert finite(numbers, "w") is numbers
+    assert check_finite(numbers, "w") is numbers
     for bad in (np.inf, -np.inf, np.nan, -np.nan):
         numbers[1, 1] = bad
         with pytest.raises(UserError, match="^w is damaged: 1 of its 6 numbers"):
-            finite(numbers, "w")
+            check_finite(numbers, "w")
 
 
 def test_weights_that_float16_cannot_hold_are_not_written_as_infinity(directory, tmp_path):

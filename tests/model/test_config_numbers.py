@@ -10,7 +10,7 @@ import pytest
 
 from tfgpt.common.errors import UserError
 from tfgpt.model.checkpoints.huggingface_config import from_hugging_face
-from tfgpt.model.checkpoints.peft_adapters import checked_config
+from tfgpt.model.checkpoints.peft_adapters import check_adapter_config
 from tfgpt.model.config import DecoderConfig
 
 HOSTILE = [math.inf, math.nan, -1, 0, 1.5, 2**31, 10**30, "x", "", "1", [], {}, [1], {"a": 1}, True, 1e-320]
@@ -67,5 +67,5 @@ def test_the_key_is_named(changes, line):
 
 @pytest.mark.parametrize("alpha", [math.inf, math.nan, -1, 0, "x", None, 10**400])
 def test_an_adapters_alpha_is_a_number_above_0(alpha):
-    with pytest.raises(UserError, match=r"adapter_config.json: lora_alpha: .* is no number above 0"):
-        checked_config({"peft_type": "LORA", "lora_alpha": alpha}, Path("adapter_config.json"))
+    with pytest.raises(UserError, match=r"adapter_config.json: lora_alpha: .* is not a number above 0"):
+        check_adapter_config({"peft_type": "LORA", "lora_alpha": alpha}, Path("adapter_config.json"))

@@ -220,7 +220,7 @@ def test_an_adapter_that_cannot_be_merged_is_refused_in_one_line(tmp_path: Path)
     config = read_json(path)
     for change, line in (
         ({"use_dora": True}, "use_dora is True, which is not supported"),
-        ({"peft_type": "IA3"}, "is no LoRA adapter's configuration"),
+        ({"peft_type": "IA3"}, "is not the configuration of a LoRA adapter"),
         # huggingface/peft#2184: base + BA is another model than the one that was trained.
         (
             {"init_lora_weights": "pissa_niter_4"},

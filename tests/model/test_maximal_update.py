@@ -10,7 +10,8 @@ import pytest
 import tensorflow as tf
 
 from tfgpt.common.errors import SettingError
-from tfgpt.model.checkpoints.huggingface import load_config, save_decoder, transformers_model_type
+from tfgpt.model.checkpoints.huggingface import load_config, save_decoder
+from tfgpt.model.checkpoints.huggingface_config import transformers_model_type
 from tfgpt.model.config import DecoderConfig
 from tfgpt.model.decoder import Decoder
 from tfgpt.model.maximal_update import ParametrizationConfig, learning_rate_factor, with_initial_weights

@@ -3,7 +3,7 @@
 import pytest
 
 from tfgpt.common.errors import SettingError
-from tfgpt.model.checkpoints.huggingface import transformers_model_type
+from tfgpt.model.checkpoints.huggingface_config import transformers_model_type
 from tfgpt.model.cost import count_parameters
 from tfgpt.model.presets import PRESETS, resolve
 

@@ -8,7 +8,8 @@ import tensorflow as tf
 import torch
 import transformers
 
-from tfgpt.model.checkpoints.huggingface import load_config, load_decoder, save_decoder, transformers_model_type
+from tfgpt.model.checkpoints.huggingface import load_config, load_decoder, save_decoder
+from tfgpt.model.checkpoints.huggingface_config import transformers_model_type
 from tfgpt.model.config import DecoderConfig
 from tfgpt.model.decoder import Decoder
 
@@ -71,6 +72,7 @@ GPT2 = MODERN | {
 OURS = {
     "gpt2": (GPT2, "gpt2"),
     "gpt2 without biases": (GPT2 | {"use_bias": False}, "gpt2"),
+    "gpt2 with biases of queries only": (GPT2 | {"use_bias": False, "use_query_key_value_bias": True}, "gpt2"),
     "gpt2 without scales, untied": (GPT2 | {"normalization_scale": False, "tie_embeddings": False}, "gpt2"),
     "qwen3": (MODERN | {"num_key_value_heads": 2, "head_dim": 16}, "qwen3"),
     "qwen3 with a window and biases": (MODERN | {"sliding_window": 5, "use_query_key_value_bias": True}, "qwen3"),

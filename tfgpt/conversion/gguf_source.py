@@ -21,7 +21,7 @@ def open_gguf(path: Path) -> Source:
     """
     file = GGUFFile(path)
     checkpoint = open_gguf_model(file)
-    kind = file.needed("tokenizer.ggml.model")
+    kind = file.required("tokenizer.ggml.model")
     open_tokenizer = {"gpt2": byte_level_tokenizer, "llama": sentencepiece_tokenizer}.get(kind)
     if open_tokenizer is None:
         supported = "only 'gpt2' (byte-level BPE) and 'llama' (SentencePiece BPE)"

@@ -1,23 +1,24 @@
-"""Which tensors of a transformers checkpoint are which variables of the decoder, and how they lie. No TensorFlow."""
+"""Mapping of the tensors in a transformers checkpoint to the decoder's variables. No TensorFlow."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from tfgpt.model.checkpoints.lazy_weights import variable_shapes
 from tfgpt.model.config import DecoderConfig
 
 
 @dataclasses.dataclass(frozen=True)
 class VariableSlice:
-    """One variable's share of a tensor.
+    """The slice of a tensor that one variable takes.
 
     Attributes:
         path: the variable's path without the model's name, "block_0/attention/query/kernel".
-        shape: its shape.
-        fill: what stands in the file where the decoder has no such variable (a bias of zeros, a scale of ones).
+        shape: the variable's shape.
+        fill: the value of the slice if the decoder has no such variable (0 for a bias, 1 for a scale).
     """
 
     path: str
@@ -27,151 +28,140 @@ class VariableSlice:
 
 @dataclasses.dataclass(frozen=True)
 class TensorMapping:
-    """How one tensor of the file is made of variables.
+    """The composition of a tensor from variables.
 
     Attributes:
         name: the tensor's name.
-        parts: laid side by side along the last axis.
-        transposed: stored as [out, in] (torch's Linear), not as [in, out].
-        swapped_heads: the two halves of each head's channels change places (nanochat turns the other way round);
-            the number of heads, 0 for no swap.
+        slices: concatenated along the last axis.
+        transposed: the tensor is stored as [out, in] (torch's Linear) instead of [in, out].
+        swapped_heads: number of heads whose two halves are swapped (nanochat rotates in the other direction), or 0.
+
+    Example:
+
+    >>> mapping = TensorMapping("q_proj.weight", (VariableSlice("query/kernel", (2, 3)),), transposed=True)
+    >>> mapping.shape, mapping.join({"query/kernel": np.ones([2, 3])}, np.dtype(np.float32)).shape
+    ((3, 2), (3, 2))
     """
 
     name: str
-    parts: tuple[VariableSlice, ...]
+    slices: tuple[VariableSlice, ...]
     transposed: bool = False
     swapped_heads: int = 0
 
     @property
     def shape(self) -> tuple[int, ...]:
         """The tensor's shape in the file."""
-        whole = (*self.parts[0].shape[:-1], sum(part.shape[-1] for part in self.parts))
-        return whole[::-1] if self.transposed else whole
+        shape = (*self.slices[0].shape[:-1], sum(part.shape[-1] for part in self.slices))
+        return shape[::-1] if self.transposed else shape
 
     def join(self, values: Mapping[str, np.ndarray], dtype: np.dtype) -> np.ndarray:
-        """The tensor, from the variables' values by path."""
+        """Returns the tensor for the variables' values by path."""
         parts = [
-            values[part.path] if part.path in values else np.full(part.shape, part.fill, dtype) for part in self.parts
+            values[part.path] if part.path in values else np.full(part.shape, part.fill, dtype) for part in self.slices
         ]
-        whole = swap_halves(parts[0] if len(parts) == 1 else np.concatenate(parts, -1), self.swapped_heads)
-        return whole.T if self.transposed else whole
+        joined = swap_halves(parts[0] if len(parts) == 1 else np.concatenate(parts, -1), self.swapped_heads)
+        return joined.T if self.transposed else joined
 
-    def divide(self, tensor: np.ndarray) -> list[tuple[VariableSlice, np.ndarray]]:
-        """The reverse of `join`."""
-        whole = swap_halves(tensor.T if self.transposed else tensor, self.swapped_heads)
-        ends = np.cumsum([part.shape[-1] for part in self.parts])[:-1]
-        return list(zip(self.parts, np.split(whole, ends, -1)))
+    def split(self, tensor: np.ndarray) -> list[np.ndarray]:
+        """Returns the variables' values for the tensor."""
+        joined = swap_halves(tensor.T if self.transposed else tensor, self.swapped_heads)
+        return np.split(joined, np.cumsum([part.shape[-1] for part in self.slices])[:-1], -1)
 
 
 def swap_halves(kernel: np.ndarray, heads: int) -> np.ndarray:
-    """[in, heads x head_dim] with the halves of each head swapped; the same again swaps back."""
+    """Swaps the halves of each head of [in, heads x head_dim]; a second call swaps them back."""
     if not heads:
         return kernel
     return np.flip(kernel.reshape(kernel.shape[0], heads, 2, -1), 2).reshape(kernel.shape)
 
 
-def recipes(
-    config: DecoderConfig, model_type: str | None, shapes: Mapping[str, tuple[int, ...]]
-) -> list[TensorMapping]:
-    """The tensors of a checkpoint of `model_type`; None: our own names, a tensor a variable.
-
-    Args:
-        shapes: the decoder's variables, path (without the model's name) → shape.
-    """
-    if model_type is None:
+def tensor_mappings(config: DecoderConfig, model_type: str | None) -> list[TensorMapping]:
+    """Returns the tensors of a checkpoint of `model_type`; None or "tfgpt": one tensor per variable, by our names."""
+    shapes = variable_shapes(config)
+    if model_type in (None, "tfgpt"):
         return [TensorMapping(path.replace("/", "."), (VariableSlice(path, shape),)) for path, shape in shapes.items()]
-    return gpt2_recipes(config) if model_type == "gpt2" else llama_recipes(config, model_type)
+    mappings = Mappings(shapes)
+    if model_type == "gpt2":
+        add_gpt2(mappings, config)
+    else:
+        add_llama(mappings, config, str(model_type))
+    if not config.tie_embeddings:
+        mappings.add("lm_head.weight", "head/kernel")
+    return mappings.made
 
 
-def gpt2_recipes(config: DecoderConfig) -> list[TensorMapping]:
-    """GPT2LMHeadModel: [in, out] kernels, query, key and value in one."""
-    width, inside = config.hidden_dim, config.intermediate_dim
-    made = [
-        TensorMapping(
-            "transformer.wte.weight", (VariableSlice("token_embedding/embeddings", (config.vocabulary_size, width)),)
-        ),
-        TensorMapping(
-            "transformer.wpe.weight",
-            (VariableSlice("position_embedding/embeddings", (config.max_sequence_length, width)),),
-        ),
-    ]
+class Mappings:
+    """A list of mappings in the making."""
 
-    def norm(name: str, path: str) -> None:
-        made.append(TensorMapping(f"{name}.weight", (VariableSlice(f"{path}/scale", (width,), 1.0),)))
-        made.append(TensorMapping(f"{name}.bias", (VariableSlice(f"{path}/bias", (width,)),)))
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]]):
+        self.shapes = shapes
+        self.made: list[TensorMapping] = []
 
-    def projection(name: str, paths: list[str], inputs: int, outputs: int) -> None:
-        made.append(
-            TensorMapping(f"{name}.weight", tuple(VariableSlice(f"{path}/kernel", (inputs, outputs)) for path in paths))
-        )
-        made.append(TensorMapping(f"{name}.bias", tuple(VariableSlice(f"{path}/bias", (outputs,)) for path in paths)))
+    def add(self, name: str, path: str) -> None:
+        self.made.append(TensorMapping(name, (VariableSlice(path, self.shapes[path]),)))
 
+    def add_norm(self, name: str, path: str, size: int, bias: bool = False) -> None:
+        self.made.append(TensorMapping(f"{name}.weight", (VariableSlice(f"{path}/scale", (size,), 1.0),)))
+        if bias:
+            self.made.append(TensorMapping(f"{name}.bias", (VariableSlice(f"{path}/bias", (size,)),)))
+
+    def add_projection(
+        self, name: str, paths: Sequence[str], bias: bool, transposed: bool = True, swapped_heads: int = 0
+    ) -> None:
+        kernels = tuple(VariableSlice(f"{path}/kernel", self.shapes[f"{path}/kernel"]) for path in paths)
+        self.made.append(TensorMapping(f"{name}.weight", kernels, transposed, swapped_heads))
+        if bias:
+            biases = tuple(VariableSlice(f"{path}/bias", kernel.shape[1:]) for path, kernel in zip(paths, kernels))
+            self.made.append(TensorMapping(f"{name}.bias", biases))
+
+
+def add_gpt2(mappings: Mappings, config: DecoderConfig) -> None:
+    """Adds the tensors of GPT2LMHeadModel: [in, out] kernels, query, key and value in one."""
+    mappings.add("transformer.wte.weight", "token_embedding/embeddings")
+    mappings.add("transformer.wpe.weight", "position_embedding/embeddings")
     for number in range(config.num_layers):
         theirs, ours = f"transformer.h.{number}", f"block_{number}"
-        norm(f"{theirs}.ln_1", f"{ours}/attention_norm")
+        mappings.add_norm(f"{theirs}.ln_1", f"{ours}/attention_norm", config.hidden_dim, bias=True)
         heads = [f"{ours}/attention/{name}" for name in ("query", "key", "value")]
-        projection(f"{theirs}.attn.c_attn", heads, width, width)
-        projection(f"{theirs}.attn.c_proj", [f"{ours}/attention/output"], width, width)
-        norm(f"{theirs}.ln_2", f"{ours}/mlp_norm")
-        projection(f"{theirs}.mlp.c_fc", [f"{ours}/mlp/up"], width, inside)
-        projection(f"{theirs}.mlp.c_proj", [f"{ours}/mlp/down"], inside, width)
-    norm("transformer.ln_f", "final_norm")
-    return made + head_recipes(config)
+        mappings.add_projection(f"{theirs}.attn.c_attn", heads, bias=True, transposed=False)
+        mappings.add_projection(f"{theirs}.attn.c_proj", [f"{ours}/attention/output"], bias=True, transposed=False)
+        mappings.add_norm(f"{theirs}.ln_2", f"{ours}/mlp_norm", config.hidden_dim, bias=True)
+        mappings.add_projection(f"{theirs}.mlp.c_fc", [f"{ours}/mlp/up"], bias=True, transposed=False)
+        mappings.add_projection(f"{theirs}.mlp.c_proj", [f"{ours}/mlp/down"], bias=True, transposed=False)
+    mappings.add_norm("transformer.ln_f", "final_norm", config.hidden_dim, bias=True)
 
 
-def llama_recipes(config: DecoderConfig, model_type: str) -> list[TensorMapping]:
-    """LlamaForCausalLM and those that follow its names: [out, in] kernels."""
-    width, inside, head_dim = config.hidden_dim, config.intermediate_dim, config.head_dim
-    made = [
-        TensorMapping(
-            "model.embed_tokens.weight", (VariableSlice("token_embedding/embeddings", (config.vocabulary_size, width)),)
-        )
-    ]
+def add_llama(mappings: Mappings, config: DecoderConfig, model_type: str) -> None:
+    """Adds the tensors of LlamaForCausalLM and of the models that follow its names: [out, in] kernels."""
     nanochat = model_type == "nanochat"
-    attention_bias = model_type in ("llama", "qwen3", "smollm3") and (
-        config.use_query_key_value_bias or config.use_bias
-    )
+    output_bias = model_type in ("llama", "qwen3", "smollm3") and (config.use_query_key_value_bias or config.use_bias)
     mlp_bias = model_type in ("llama", "smollm3") and config.use_bias
 
-    def norm(name: str, path: str, size: int = width) -> None:
+    def add_norm(name: str, path: str, size: int = config.hidden_dim) -> None:
         if not nanochat:
-            made.append(TensorMapping(f"{name}.weight", (VariableSlice(f"{path}/scale", (size,), 1.0),)))
+            mappings.add_norm(name, path, size)
 
-    def projection(name: str, path: str, inputs: int, outputs: int, bias: bool, heads: int = 0) -> None:
-        swapped = heads if nanochat else 0
-        made.append(
-            TensorMapping(f"{name}.weight", (VariableSlice(f"{path}/kernel", (inputs, outputs)),), True, swapped)
-        )
-        if bias:
-            made.append(TensorMapping(f"{name}.bias", (VariableSlice(f"{path}/bias", (outputs,)),)))
-
+    mappings.add("model.embed_tokens.weight", "token_embedding/embeddings")
     for number in range(config.num_layers):
         theirs, ours = f"model.layers.{number}", f"block_{number}"
-        norm(f"{theirs}.input_layernorm", f"{ours}/attention_norm")
-        for name in ("query", "key", "value"):
-            heads = config.num_query_heads if name == "query" else config.num_key_value_heads
-            bias = attention_bias or model_type == "qwen2"
-            rotated = 0 if name == "value" else heads
-            there, here = f"{theirs}.self_attn.{name[0]}_proj", f"{ours}/attention/{name}"
-            projection(there, here, width, heads * head_dim, bias, rotated)
-        there, here = f"{theirs}.self_attn.o_proj", f"{ours}/attention/output"
-        projection(there, here, config.query_width, width, attention_bias)
+        add_norm(f"{theirs}.input_layernorm", f"{ours}/attention_norm")
+        for name, heads in (
+            ("query", config.num_query_heads),
+            ("key", config.num_key_value_heads),
+            ("value", 0),
+        ):
+            mappings.add_projection(
+                f"{theirs}.self_attn.{name[0]}_proj",
+                [f"{ours}/attention/{name}"],
+                bias=output_bias or model_type == "qwen2",
+                swapped_heads=heads if nanochat else 0,
+            )
+        mappings.add_projection(f"{theirs}.self_attn.o_proj", [f"{ours}/attention/output"], output_bias)
         if model_type == "qwen3":
-            norm(f"{theirs}.self_attn.q_norm", f"{ours}/attention/query_norm", head_dim)
-            norm(f"{theirs}.self_attn.k_norm", f"{ours}/attention/key_norm", head_dim)
-        norm(f"{theirs}.post_attention_layernorm", f"{ours}/mlp_norm")
-        if nanochat:
-            projection(f"{theirs}.mlp.fc1", f"{ours}/mlp/up", width, inside, False)
-            projection(f"{theirs}.mlp.fc2", f"{ours}/mlp/down", inside, width, False)
-            continue
-        projection(f"{theirs}.mlp.gate_proj", f"{ours}/mlp/gate", width, inside, mlp_bias)
-        projection(f"{theirs}.mlp.up_proj", f"{ours}/mlp/up", width, inside, mlp_bias)
-        projection(f"{theirs}.mlp.down_proj", f"{ours}/mlp/down", inside, width, mlp_bias)
-    norm("model.norm", "final_norm")
-    return made + head_recipes(config)
-
-
-def head_recipes(config: DecoderConfig) -> list[TensorMapping]:
-    """An untied head; a tied one is not stored twice."""
-    part = VariableSlice("head/kernel", (config.vocabulary_size, config.hidden_dim))
-    return [] if config.tie_embeddings else [TensorMapping("lm_head.weight", (part,))]
+            add_norm(f"{theirs}.self_attn.q_norm", f"{ours}/attention/query_norm", config.head_dim)
+            add_norm(f"{theirs}.self_attn.k_norm", f"{ours}/attention/key_norm", config.head_dim)
+        add_norm(f"{theirs}.post_attention_layernorm", f"{ours}/mlp_norm")
+        names = {"fc1": "up", "fc2": "down"} if nanochat else {f"{name}_proj": name for name in ("gate", "up", "down")}
+        for name, layer in names.items():
+            mappings.add_projection(f"{theirs}.mlp.{name}", [f"{ours}/mlp/{layer}"], mlp_bias)
+    add_norm("model.norm", "final_norm")

@@ -1,7 +1,9 @@
-"""KerasHub's (once KerasNLP's) preset directories of GPT-2, Llama 2, Llama 3 and Mistral; weights through keras_hub."""
+"""KerasHub (formerly KerasNLP) preset directories of GPT-2, Llama 2, Llama 3 and Mistral."""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,9 @@ from tfgpt.model.checkpoints.lazy_weights import LazyWeights, Reader, variable_s
 from tfgpt.model.config import DecoderConfig
 
 CONTEXTS = {"LlamaBackbone": 4096, "Llama3Backbone": 8192, "MistralBackbone": 8192}
-"""A preset does not say how long its model's context is; these are what the published models have."""
+"""Context lengths of the published models; presets do not store them."""
+
+COMMON_FIELDS = ("vocabulary_size", "num_layers", "hidden_dim", "intermediate_dim")
 
 GPT2_LAYER = {
     "self_attention_layer_norm/gamma": "attention_norm/scale",
@@ -36,9 +40,9 @@ LLAMA_LAYER = {
     "feedforward_output_dense": "mlp/down",
     "self_attention": "attention",
 }
-"""The first parts of their names in a layer, and ours; the first one that fits counts."""
+"""Prefixes of KerasHub's names in a layer, and ours; the first match is used."""
 
-OUTSIDE = {
+OTHER_VARIABLES = {
     "token_embedding/embeddings": "token_embedding/embeddings",
     "token_embedding/reverse_embeddings": "head/kernel",
     "position_embedding/embeddings": "position_embedding/embeddings",
@@ -49,15 +53,15 @@ OUTSIDE = {
 
 
 def open_keras_hub_model(directory: Path) -> LazyWeights:
-    """The weights of a preset directory, as `save_to_preset` writes; keras_hub holds them in memory, once.
+    """Opens a directory of `save_to_preset`. keras_hub loads the weights into memory.
 
     Raises:
-        UserError: another model, an option that the decoder does not compute, or a damaged file.
+        UserError: the model or an option is not supported, or a file is damaged.
     """
     path = directory / "config.json"
     settings = read_json(path)
     class_name, options = settings.get("class_name"), settings.get("config") or {}
-    config = preset_config(class_name, options, tied=True, path=path)  # Refused before anything is read in full.
+    config = preset_config(class_name, options, path)  # Refuses before the weights are read.
     import keras_hub
 
     try:
@@ -65,15 +69,15 @@ def open_keras_hub_model(directory: Path) -> LazyWeights:
     except (ValueError, OSError, KeyError, TypeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{directory}: keras_hub cannot read the preset ({reason})") from error
-    tied = not any(weight.path.endswith("reverse_embeddings") for weight in backbone.weights)
-    config = preset_config(class_name, options, tied, path)
+    if any(weight.path.endswith("reverse_embeddings") for weight in backbone.weights):
+        config = dataclasses.replace(config, tie_embeddings=False)
     layer = GPT2_LAYER if class_name == "GPT2Backbone" else LLAMA_LAYER
     shapes, readers = variable_shapes(config), dict[str, Reader]()
     for weight in backbone.weights:
         ours = our_path(weight.path, layer)
         if ours not in shapes:
             raise UserError(f"{directory}: weight {weight.path} is one too many: the decoder has no place for it")
-        readers[ours] = reader(weight, ours, shapes[ours])
+        readers[ours] = functools.partial(read_weight, weight, ours == "head/kernel", shapes[ours])
     missing = sorted(shapes.keys() - readers.keys())
     if missing:
         raise UserError(f"{directory}: the preset has no weight for {missing[0]}")
@@ -81,9 +85,8 @@ def open_keras_hub_model(directory: Path) -> LazyWeights:
 
 
 def our_path(path: str, layer: Mapping[str, str]) -> str | None:
-    """A weight's path as the decoder has it."""
-    if path in OUTSIDE:
-        return OUTSIDE[path]
+    if path in OTHER_VARIABLES:
+        return OTHER_VARIABLES[path]
     number, _, rest = path.removeprefix("transformer_layer_").partition("/")
     for theirs, ours in layer.items():
         if rest == theirs or rest.startswith(theirs + "/"):
@@ -91,31 +94,24 @@ def our_path(path: str, layer: Mapping[str, str]) -> str | None:
     return None
 
 
-def reader(weight: Any, path: str, shape: tuple[int, ...]) -> Reader:
-    """Heads are an axis of their own there, and an untied head lies the other way round."""
-    turned = path == "head/kernel"
-    return lambda: weight.numpy().T if turned else weight.numpy().reshape(shape)
+def read_weight(weight: Any, transposed: bool, shape: tuple[int, ...]) -> np.ndarray:
+    """Reads a weight; KerasHub stores heads on a separate axis and an untied head transposed."""
+    return weight.numpy().T if transposed else weight.numpy().reshape(shape)
 
 
-def preset_config(class_name: str | None, options: Mapping[str, Any], tied: bool, path: Path) -> DecoderConfig:
-    """The decoder's config from a preset's config.json."""
+def preset_config(class_name: str | None, options: Mapping[str, Any], path: Path) -> DecoderConfig:
+    """Returns the config of a preset, with tied embeddings."""
     if class_name != "GPT2Backbone" and class_name not in CONTEXTS:
         known = ", ".join(("GPT2Backbone", *CONTEXTS))
         raise UserError(f"{path}: class_name {class_name!r} is not supported; supported are {known}")
     with name_file_in_errors(path):
-        gpt2 = class_name == "GPT2Backbone"
-        values = gpt2_fields(options) if gpt2 else llama_fields(options, str(class_name), path)
-        return DecoderConfig.from_dict(values | {"tie_embeddings": True if gpt2 else tied})
+        fields = gpt2_fields(options) if class_name == "GPT2Backbone" else llama_fields(options, class_name, path)
+        return DecoderConfig.from_dict({name: options[name] for name in COMMON_FIELDS} | fields)
 
 
 def gpt2_fields(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Our fields from GPT2Backbone's."""
     return {
-        "vocabulary_size": options["vocabulary_size"],
-        "num_layers": options["num_layers"],
         "num_query_heads": options["num_heads"],
-        "hidden_dim": options["hidden_dim"],
-        "intermediate_dim": options["intermediate_dim"],
         "max_sequence_length": options["max_sequence_length"],
         "dropout": float(options.get("dropout", 0.0)),
         "position_embedding": "learned",
@@ -128,14 +124,10 @@ def gpt2_fields(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def llama_fields(options: Mapping[str, Any], class_name: str, path: Path) -> dict[str, Any]:
-    """Our fields from LlamaBackbone's, Llama3Backbone's and MistralBackbone's."""
+    """Returns fields from the options of LlamaBackbone, Llama3Backbone and MistralBackbone."""
     fields = {
-        "vocabulary_size": options["vocabulary_size"],
-        "num_layers": options["num_layers"],
         "num_query_heads": options["num_query_heads"],
         "num_key_value_heads": options["num_key_value_heads"],
-        "hidden_dim": options["hidden_dim"],
-        "intermediate_dim": options["intermediate_dim"],
         "max_sequence_length": options.get("max_sequence_length") or CONTEXTS[class_name],
         "position_embedding": "rope",
         "rope_max_wavelength": float(options.get("rope_max_wavelength", 10_000)),
@@ -146,11 +138,11 @@ def llama_fields(options: Mapping[str, Any], class_name: str, path: Path) -> dic
     }
     if class_name == "MistralBackbone":
         fields["sliding_window"] = options.get("sliding_window")
-    stretched = options.get("rope_position_scaling_factor", options.get("rope_scaling_factor", 1.0))
-    if stretched != 1.0:
-        fields |= {"rope_scaling": "linear", "rope_scaling_factor": float(stretched)}
+    factor = options.get("rope_position_scaling_factor", options.get("rope_scaling_factor", 1.0))
+    if factor != 1.0:
+        fields |= {"rope_scaling": "linear", "rope_scaling_factor": float(factor)}
     if options.get("rope_frequency_adjustment_factor") is not None:
-        if stretched != 1.0:
+        if factor != 1.0:
             raise UserError(f"{path}: two kinds of RoPE scaling at once are not supported")
         fields |= {
             "rope_scaling": "llama3",

@@ -1,4 +1,4 @@
-"""A model at rest: its config, and its variables' values one by one, wherever they are read from. No TensorFlow."""
+"""Weights that are read on demand, variable by variable. No TensorFlow."""
 
 from __future__ import annotations
 
@@ -15,12 +15,19 @@ Reader = Callable[[], np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class LazyWeights:
-    """Weights that are read when asked for, so that no more than one variable's need be in memory.
+    """A model whose weights are read on demand, so that one variable at a time is in memory.
 
     Attributes:
-        config: the decoder's.
-        readers: for every variable (`variable_shapes`) a function that gives its value.
-        dtype: of the weights, as far as they share one; else the widest.
+        config: the decoder's config.
+        readers: a function for each variable (`variable_shapes`) that returns its value.
+        dtype: the widest dtype of the weights.
+
+    Example:
+
+    >>> config = DecoderConfig(num_layers=1)
+    >>> readers = {path: lambda shape=shape: np.zeros(shape) for path, shape in variable_shapes(config).items()}
+    >>> LazyWeights(config, readers, np.dtype(np.float32)).readers["final_norm/scale"]().shape
+    (192,)
     """
 
     config: DecoderConfig
@@ -28,15 +35,14 @@ class LazyWeights:
     dtype: np.dtype
 
 
-def finite(value: np.ndarray, origin: str) -> np.ndarray:
-    """The numbers of a tensor, which `origin` names in the line of refusal.
+def check_finite(value: np.ndarray, origin: str) -> np.ndarray:
+    """Returns a tensor; refuses NaN and infinity, which a diverged training leaves behind.
 
     Raises:
-        UserError: one of them is NaN or infinite, as in what a diverged or overflown training leaves: such a model
-            writes the same token for ever.
+        UserError: some numbers are not finite; the message begins with `origin`.
     """
     if value.dtype.itemsize == 2:
-        # By their bits, without the sign: several times as fast as `isfinite`. NaN lies behind infinity.
+        # The bits without the sign, several times as fast as `isfinite`. NaN is above infinity.
         infinity = np.array(np.inf, value.dtype).view(np.uint16)
         damaged = np.count_nonzero((value.view(np.uint16) & 0x7FFF) >= infinity)
     else:
@@ -47,7 +53,7 @@ def finite(value: np.ndarray, origin: str) -> np.ndarray:
 
 
 def variable_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
-    """The decoder's variables: path without the model's name → shape, without making them."""
+    """Returns the shape of each of the decoder's variables by its path without the model's name."""
     width, inside, head_dim = config.hidden_dim, config.intermediate_dim, config.head_dim
     shapes: dict[str, tuple[int, ...]] = {"token_embedding/embeddings": (config.vocabulary_size, width)}
     if config.position_embedding == "learned":

@@ -1,6 +1,6 @@
-"""Low-rank adapters in PEFT's files (https://huggingface.co/docs/peft/developer_guides/checkpoint), written and merged.
+"""Saves low-rank adapters in PEFT's format, and merges adapters in that format.
 
-`peft` opens what is written here on the transformers model that the base is; what `peft` writes is merged here.
+Format: https://huggingface.co/docs/peft/developer_guides/checkpoint
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from tfgpt.common.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from tfgpt.common.atomic_files import read_json, write_json
 from tfgpt.common.errors import UserError
 from tfgpt.common.settings import name_file_in_errors, out_of_bounds, short_repr
-from tfgpt.model.checkpoints.huggingface_tensors import TensorMapping, recipes, swap_halves
-from tfgpt.model.checkpoints.lazy_weights import Reader, variable_shapes
+from tfgpt.model.checkpoints.huggingface_tensors import TensorMapping, swap_halves, tensor_mappings
+from tfgpt.model.checkpoints.lazy_weights import Reader
 from tfgpt.model.checkpoints.safetensors_file import open_safetensors, write_safetensors
 from tfgpt.model.config import DecoderConfig
-from tfgpt.model.lora import LoraConfig
+from tfgpt.model.lora import LoraConfig, projections
 
 if TYPE_CHECKING:
     from tfgpt.model.decoder import Decoder
@@ -30,8 +30,7 @@ if TYPE_CHECKING:
 PREFIX = "base_model.model."
 ADAPTER_TENSOR = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
 
-# Settings of PEFT's that change what an adapter computes, with the value that leaves it alone.
-PLAIN = {
+PLAIN_SETTINGS = {
     "use_dora": False,
     "bias": "none",
     "modules_to_save": None,
@@ -42,10 +41,10 @@ PLAIN = {
     "use_qalora": False,
     "alora_invocation_tokens": None,
 }
+"""Settings of PEFT that change the computation of an adapter, with the values that do not."""
 
-
-KNOWN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
-"""Values of init_lora_weights that leave the base's weights alone; PiSSA, OLoRA, CorDA and LoftQ change them."""
+SUPPORTED_INITIALIZATIONS = (True, False, None, "gaussian", "eva", "orthogonal")
+"""Values of init_lora_weights that do not change the base's weights; PiSSA, OLoRA, CorDA and LoftQ do."""
 
 
 def save_adapter(
@@ -55,40 +54,38 @@ def save_adapter(
     base: str | os.PathLike,
     base_name: str | None = None,
 ) -> None:
-    """Writes adapter_model.safetensors and adapter_config.json into `directory`.
+    """Writes adapter_model.safetensors and adapter_config.json.
 
-    Where the base keeps query, key and value in one matrix (GPT-2), their adapters become one of three times the rank
-    with zeros between.
+    If the base has query, key and value in one matrix (GPT-2), their adapters become one of up to three times the rank,
+    with zeros between them.
 
     Args:
-        decoder: with adapters (`lora.enable_lora`).
-        config: what they were made with.
-        directory: made if it is not there.
-        base: the model directory that the adapters belong to.
-        base_name: what adapter_config.json calls it; None: its absolute path.
+        decoder: a decoder after `lora.enable_lora`.
+        config: the settings of `enable_lora`.
+        directory: created if it does not exist.
+        base: the base's model directory.
+        base_name: the name of the base in adapter_config.json; None: its absolute path.
     """
-    from tfgpt.model.lora import projections
-
     directory = Path(directory)
     layers = {f"{path}/kernel": layer for _, path, layer in projections(decoder) if layer.lora_enabled}
     tensors: dict[str, np.ndarray] = {}
     ranks: dict[str, int] = {}
     fan_in_fan_out = False
-    for recipe in base_recipes(decoder.config, Path(base)):
-        if not any(part.path in layers for part in recipe.parts):
+    for mapping in base_mappings(decoder.config, Path(base)):
+        if not any(part.path in layers for part in mapping.slices):
             continue
-        module = recipe.name.rsplit(".", 1)[0]
-        down, up = joined(recipe, layers)
+        module = mapping.name.rsplit(".", 1)[0]
+        down, up = join_adapters(mapping, layers)
         tensors[f"{PREFIX}{module}.lora_A.weight"], tensors[f"{PREFIX}{module}.lora_B.weight"] = down, up
         ranks[".".join(module.split(".")[-2:])] = len(down)
-        fan_in_fan_out |= not recipe.transposed
+        fan_in_fan_out |= not mapping.transposed
     write_safetensors(
         directory / ADAPTER_WEIGHTS,
         [(name, value.shape, value.dtype, functools.partial(np.asarray, value)) for name, value in tensors.items()],
     )
     scale = (config.lora_rank if config.lora_alpha is None else config.lora_alpha) / config.lora_rank
     larger = {name: rank for name, rank in ranks.items() if rank != config.lora_rank}
-    written: dict[str, Any] = {
+    settings: dict[str, Any] = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base_name or str(Path(base).absolute()),
@@ -102,18 +99,17 @@ def save_adapter(
         "bias": "none",
         "inference_mode": True,
     }
-    write_json(directory / ADAPTER_CONFIG, written)
+    write_json(directory / ADAPTER_CONFIG, settings)
 
 
-def joined(recipe: TensorMapping, layers: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """One tensor's adapter as PEFT has it, A [rank, in] and B [out, rank], from those of its parts."""
-    ours = [layers[part.path] for part in recipe.parts if part.path in layers]
-    down = np.concatenate([layer.lora_kernel_a.numpy().T for layer in ours])
-    up = np.zeros((sum(part.shape[-1] for part in recipe.parts), len(down)), np.float32)
+def join_adapters(mapping: TensorMapping, layers: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Returns a tensor's adapter, A [rank, in] and B [out, rank], from the adapters of its slices."""
+    down = np.concatenate([layers[part.path].lora_kernel_a.numpy().T for part in mapping.slices if part.path in layers])
+    up = np.zeros((sum(part.shape[-1] for part in mapping.slices), len(down)), np.float32)
     row = column = 0
-    for part in recipe.parts:
+    for part in mapping.slices:
         if part.path in layers:
-            block = swap_halves(layers[part.path].lora_kernel_b.numpy(), recipe.swapped_heads).T
+            block = swap_halves(layers[part.path].lora_kernel_b.numpy(), mapping.swapped_heads).T
             up[row : row + len(block), column : column + block.shape[1]] = block
             column += block.shape[1]
         row += part.shape[-1]
@@ -123,72 +119,71 @@ def joined(recipe: TensorMapping, layers: Mapping[str, Any]) -> tuple[np.ndarray
 def with_adapter(
     readers: Mapping[str, Reader], config: DecoderConfig, directory: Path, base: Path
 ) -> dict[str, Reader]:
-    """The readers of a base's weights, the adapter added; the sums are made when they are read, in float32.
+    """Returns the readers of a base's weights with the adapter merged, in float32, when they are read.
 
     Args:
-        readers: as `Checkpoint`'s.
-        config: the base's.
-        directory: the adapter's.
-        base: the base's.
+        readers: the readers of the base's `LazyWeights`.
+        config: the base's config.
+        directory: the adapter's directory.
+        base: the base's directory.
 
     Raises:
-        UserError: a file is missing or damaged, the adapter is of a kind that is no plain LoRA, or it has a tensor that
-            the model has no place for; the line names the file and what is wrong.
+        UserError: a file is damaged, the adapter is not a plain LoRA adapter, or it does not fit the model.
     """
     path, weights = directory / ADAPTER_CONFIG, directory / ADAPTER_WEIGHTS
-    settings = checked_config(read_json(path), path)
-    matrices = [recipe for recipe in base_recipes(config, base) if len(recipe.shape) == 2]
-    wanted = {recipe.name.rsplit(".", 1)[0]: recipe for recipe in matrices}
-    found = dict(readers)
-    for module, (down, up) in pairs(open_safetensors(weights), weights).items():
-        recipe = wanted.get(module)
-        if recipe is None:
+    settings = check_adapter_config(read_json(path), path)
+    mappings = {
+        mapping.name.rsplit(".", 1)[0]: mapping for mapping in base_mappings(config, base) if len(mapping.shape) == 2
+    }
+    merged = dict(readers)
+    for module, (down, up) in adapter_pairs(open_safetensors(weights), weights).items():
+        mapping = mappings.get(module)
+        if mapping is None:
             raise UserError(f"{weights}: adapts {module}, which the model does not have")
-        outputs, inputs = recipe.shape if recipe.transposed else recipe.shape[::-1]
+        outputs, inputs = mapping.shape if mapping.transposed else mapping.shape[::-1]
         if down.shape[1:] != (inputs,) or up.shape != (outputs, len(down)):
             raise UserError(f"{weights}: the adapter of {module} does not fit its {outputs} outputs, {inputs} inputs")
-        scale = scale_of(settings, module, len(down))
-        for number, part in enumerate(recipe.parts):
-            found[part.path] = functools.partial(
-                adapted, readers[part.path], recipe, number, down.astype(np.float32), scale * up.astype(np.float32)
+        up = adapter_scale(settings, module, len(down)) * up.astype(np.float32)
+        for index, part in enumerate(mapping.slices):
+            merged[part.path] = functools.partial(
+                merge_slice, readers[part.path], mapping, index, down.astype(np.float32), up
             )
-    return found
+    return merged
 
 
-def adapted(read: Reader, recipe: TensorMapping, number: int, down: np.ndarray, up: np.ndarray) -> np.ndarray:
-    """One part of a tensor, the product of the two matrices added."""
+def merge_slice(read: Reader, mapping: TensorMapping, index: int, down: np.ndarray, up: np.ndarray) -> np.ndarray:
     change = up @ down  # (out, in)
-    _, value = recipe.divide(change if recipe.transposed else change.T)[number]
+    value = mapping.split(change if mapping.transposed else change.T)[index]
     return np.asarray(read()).astype(np.float32) + value
 
 
-def checked_config(config: Any, path: Path) -> dict[str, Any]:
-    """The configuration, unless it asks for something that merging does not do."""
+def check_adapter_config(config: Any, path: Path) -> dict[str, Any]:
+    """Returns the content of adapter_config.json; refuses settings that merging does not support."""
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
-        raise UserError(f"{path}: is no LoRA adapter's configuration (peft_type)")
-    for name, value in PLAIN.items():
+        raise UserError(f"{path}: is not the configuration of a LoRA adapter (peft_type)")
+    for name, value in PLAIN_SETTINGS.items():
         if config.get(name, value) not in (value, None, [], {}):
             raise UserError(f"{path}: {name} is {config[name]!r}, which is not supported")
-    start = config.get("init_lora_weights")
-    if start not in KNOWN_STARTS:
+    initialization = config.get("init_lora_weights")
+    if initialization not in SUPPORTED_INITIALIZATIONS:
         raise UserError(
-            f"{path}: init_lora_weights is {start!r}: it was trained on a changed base, which is not here; save it "
-            "with peft's path_initial_model_for_weight_conversion"
+            f"{path}: init_lora_weights is {initialization!r}: it was trained on a changed base, which is not here; "
+            "save it with peft's path_initial_model_for_weight_conversion"
         )
     with name_file_in_errors(path):
         for name, value in [("lora_alpha", config.get("lora_alpha")), *dict(config.get("alpha_pattern") or {}).items()]:
             if isinstance(value, bool) or not isinstance(value, (int, float)) or out_of_bounds(value, above=0):
-                raise UserError(f"{path}: {name}: {short_repr(value)} is no number above 0")
+                raise UserError(f"{path}: {name}: {short_repr(value)} is not a number above 0")
     return config
 
 
-def pairs(tensors: Mapping[str, np.ndarray], file: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Module → its A and B."""
+def adapter_pairs(tensors: Mapping[str, np.ndarray], file: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Returns A and B of each module."""
     found: dict[str, dict[str, np.ndarray]] = {}
     for name, value in tensors.items():
         match = ADAPTER_TENSOR.fullmatch(name)
         if not match:
-            raise UserError(f"{file}: tensor {name} is no part of a plain LoRA adapter")
+            raise UserError(f"{file}: tensor {name} does not belong to a plain LoRA adapter")
         found.setdefault(match[1], {})[match[2]] = value
     for module, both in found.items():
         if len(both) < 2:
@@ -196,15 +191,13 @@ def pairs(tensors: Mapping[str, np.ndarray], file: Path) -> dict[str, tuple[np.n
     return {module: (both["A"], both["B"]) for module, both in found.items()}
 
 
-def scale_of(config: Mapping[str, Any], module: str, rank: int) -> float:
-    """What the product of A and B is multiplied by (PEFT's `LoraLayer.update_layer`)."""
+def adapter_scale(config: Mapping[str, Any], module: str, rank: int) -> float:
+    """Returns the factor on the product of A and B, as PEFT's `LoraLayer.update_layer`."""
     patterns = config.get("alpha_pattern") or {}
     key = next((key for key in patterns if re.match(rf"(.*\.)?({key})$", module)), None)
     alpha = config["lora_alpha"] if key is None else patterns[key]
     return float(alpha) / (rank**0.5 if config.get("use_rslora") else rank)
 
 
-def base_recipes(config: DecoderConfig, base: Path) -> list[TensorMapping]:
-    """The tensors of the base as it lies on the disk."""
-    model_type = read_json(base / "config.json").get("model_type")
-    return recipes(config, None if model_type == "tfgpt" else model_type, variable_shapes(config))
+def base_mappings(config: DecoderConfig, base: Path) -> list[TensorMapping]:
+    return tensor_mappings(config, read_json(base / "config.json").get("model_type"))

@@ -1,6 +1,6 @@
-"""Reading and writing safetensors files (https://huggingface.co/docs/safetensors): a JSON header and raw arrays.
+"""Reads safetensors files by memory mapping and writes them tensor by tensor.
 
-Written tensor by tensor, so that saving a model needs no second copy of it in memory; read by memory mapping.
+Format: https://huggingface.co/docs/safetensors
 """
 
 from __future__ import annotations
@@ -31,23 +31,23 @@ DTYPES: dict[str, np.dtype] = {
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 LARGEST_HEADER = 100_000_000
-"""The reference implementation's limit on the header, in bytes."""
+"""Bytes; the limit of the reference implementation."""
 
 
 def write_safetensors(
     path: Path, tensors: Iterable[tuple[str, tuple[int, ...], np.dtype, Callable[[], np.ndarray]]]
 ) -> None:
-    """Writes a safetensors file beside `path` and renames it.
+    """Writes a safetensors file atomically, with one tensor at a time in memory.
 
     Args:
-        path: the file.
-        tensors: name, shape, dtype and a function that gives the array, called when its turn comes.
+        tensors: for each tensor: name, shape, dtype and a function that returns the array.
 
     Raises:
-        RunError, UserError: as `tfgpt.common.atomic_files.readable_write_errors`.
+        RunError: the disk is full.
+        UserError: the file cannot be written.
     """
     tensors = list(tensors)
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # What transformers asks to see, whatever wrote it.
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers requires it.
     offset = 0
     for name, shape, dtype, _ in tensors:
         size = math.prod(shape) * dtype.itemsize
@@ -65,18 +65,14 @@ def write_safetensors(
 
 
 def open_safetensors(path: Path) -> dict[str, np.ndarray]:
-    """The tensors of one file, memory-mapped.
-
-    Raises:
-        UserError: the file is missing, truncated or no safetensors file; the line names it.
-    """
+    """Returns the tensors of a file, memory-mapped."""
     refuse_pointer(path)
     try:
         size = path.stat().st_size
         with open(path, "rb") as file:
             header_length = int.from_bytes(file.read(8), "little")
             if not 0 < header_length <= min(size - 8, LARGEST_HEADER):
-                raise ValueError("its header does not fit in it: truncated, or no safetensors file")
+                raise ValueError("its header does not fit in it: truncated, or not a safetensors file")
             header = json.loads(file.read(header_length))
         start, tensors = 8 + header_length, {}
         data = np.memmap(path, np.uint8, "r") if size > start else np.zeros(start, np.uint8)
@@ -97,19 +93,16 @@ def open_safetensors(path: Path) -> dict[str, np.ndarray]:
 
 
 def weights_fingerprint(directory: Path) -> str:
-    """Hexadecimal SHA-256 of a model directory's configuration and weights."""
+    """Returns the hexadecimal SHA-256 of a model directory's config and weights."""
     files = [directory / "config.json", *sorted(directory.glob("model*.safetensors"))]
     return sha256_of_json([[file.name, sha256_of_file(file)] for file in files])
 
 
 def open_checkpoint(directory: Path) -> tuple[Mapping[str, np.ndarray], Path]:
-    """The tensors of a directory's `model.safetensors`, or of the shards that `model.safetensors.index.json` lists.
+    """Opens `model.safetensors`, or the shards that `model.safetensors.index.json` lists.
 
     Returns:
-        name → memory-mapped array, and the file to name in messages.
-
-    Raises:
-        UserError: neither file is there, or one is damaged.
+        The memory-mapped tensors by name, and the file to name in messages.
     """
     single, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
     if single.exists() or not index.exists():
