@@ -56,5 +56,5 @@ def test_overriding_a_width_makes_what_depends_on_it_follow():
 
 
 def test_an_unknown_preset_is_refused_with_the_nearest_name():
-    with pytest.raises(SettingError, match="--preset: 'gpt2-xl' is no preset; did you mean gpt2_xl"):
+    with pytest.raises(SettingError, match="--preset: 'gpt2-xl' is not a preset; did you mean gpt2_xl"):
         resolve("gpt2-xl", 100, {})

@@ -1,31 +1,28 @@
-"""How initial weights and learning rates follow the width, so that what is best for a small model is for a big one.
+"""The maximal update parametrization (muP): initial weights and learning rates that transfer to wider models.
 
-The maximal update parametrization (Yang et al. 2022, "Tensor Programs V", arXiv:2203.03466), in the form of its table 8
-for Adam: with m = hidden_dim / base_hidden_dim, the number of times a model is wider than the one that was tuned,
+Yang et al. 2022, "Tensor Programs V", arXiv:2203.03466, table 8 for Adam, with m = hidden_dim / base_hidden_dim:
 
 | weight | initial deviation | factor on the learning rate |
 | --- | --- | --- |
-| embeddings, norms, biases | as without | 1 |
+| embeddings, norms, biases | unchanged | 1 |
 | kernels of the blocks | / sqrt(m) | 1 / m; with Muon 1 / sqrt(m) |
-| logits of a tied head | the hidden states times 1 / m | |
-| kernel of a head of its own (table 3) | / m | 1 / m |
+| logits of a tied head | hidden states times 1 / m | |
+| kernel of an untied head (table 3) | / m | 1 / m |
 | query-key products | times sqrt(base_head_dim) / head_dim | |
 
-At the base width nothing differs from the standard parametrization, and the sizes of all weights (heads together, the
-inside of the MLP) are taken to grow with `hidden_dim`.
+At the base width nothing differs from the standard parametrization. All widths are assumed to grow with `hidden_dim`.
 
-The two factors on activations are folded into weights, so that the model is an ordinary one for every reader: the last
-norm's scale starts at 1 / m, and the queries (their norm's scale, or their kernel without query-key norm) start smaller
-by sqrt(base_head_dim / head_dim). Their learning rates get the same factor, which makes the fold exact for AdamW, Lion
-and Muon, whose updates do not depend on the size of gradients: with w = c v, an update of v by d moves w by c d.
+The two factors on activations are folded into weights, so that other programs can read the model: the last norm's scale
+starts at 1 / m, and the queries (the scale of their norm, or their kernel without query-key norm) start smaller by
+sqrt(base_head_dim / head_dim). Their learning rates get the same factor. This is exact for AdamW, Lion and Muon, whose
+updates do not depend on the size of gradients: with w = c v, an update of v by d moves w by c d.
 
-Weight decay is multiplied by the schedule's learning rate alone, without the factors above, so that its time scale does
-not depend on the width (as `MuAdamW` of https://github.com/microsoft/mup).
+Weight decay follows the schedule but not these factors, so that its time scale does not depend on the width, like
+`MuAdamW` of https://github.com/microsoft/mup.
 
-Muon as Keras has it scales an update to AdamW's root mean square (arXiv:2502.16982): the spectral norm of the update of
-a kernel [n, n] is 0.2 sqrt(n) times the learning rate. What transfers is an update whose spectral norm is
-sqrt(outputs / inputs) (Yang et al. 2023, "A Spectral Condition for Feature Learning", arXiv:2310.17813), hence
-1 / sqrt(m). Adafactor's updates are relative to the size of the weights and are not covered.
+Keras's Muon scales an update to AdamW's root mean square (arXiv:2502.16982): for a kernel [n, n] its spectral norm is
+0.2 sqrt(n) times the learning rate. Updates with the spectral norm sqrt(outputs / inputs) transfer (Yang et al. 2023,
+arXiv:2310.17813), hence 1 / sqrt(m). Adafactor is not supported: its updates are relative to the size of the weights.
 """
 
 from __future__ import annotations
@@ -41,45 +38,52 @@ from tfgpt.model.config import DecoderConfig
 
 @dataclasses.dataclass(frozen=True)
 class ParametrizationConfig(Settings):
-    """How initial weights and learning rates depend on the width."""
+    """Dependence of initial weights and learning rates on the width.
+
+    Example:
+
+    >>> mup = ParametrizationConfig(parametrization="maximal_update", base_hidden_dim=64)
+    >>> mup.width_multiplier(DecoderConfig(hidden_dim=192))
+    3.0
+    """
 
     title: ClassVar[str] = "Parametrization"
 
     parametrization: str = setting(
         "standard",
         "maximal_update: the best learning rate of a model of --base_hidden_dim is about the best for wider ones too "
-        "(arXiv:2203.03466); with adamw, muon or lion. standard: initial weights and learning rates as the flags say.",
+        "(arXiv:2203.03466); with adamw, muon or lion. standard: initial weights and learning rates of the flags.",
         choices=("standard", "maximal_update"),
     )
     base_hidden_dim: int = setting(
-        64, "With maximal_update: --hidden_dim of the model that was tuned; there nothing changes.", minimum=1
+        64, "With maximal_update: --hidden_dim of the tuned model, where nothing changes.", minimum=1
     )
     base_head_dim: int | None = setting(
         None,
-        "With maximal_update: --head_dim of the model that was tuned; none: the same, so that width means more heads.",
+        "With maximal_update: --head_dim of the tuned model; none: the same, so that wider models have more heads.",
         minimum=1,
     )
 
     def width_multiplier(self, config: DecoderConfig) -> float:
-        """How many times wider the decoder is than the base; 1 for the standard parametrization."""
+        """Returns hidden_dim / base_hidden_dim, or 1 for the standard parametrization."""
         return config.hidden_dim / self.base_hidden_dim if self.parametrization == "maximal_update" else 1.0
 
     def query_factor(self, config: DecoderConfig) -> float:
-        """What attention of scale 1 / sqrt(head_dim) lacks to one of sqrt(base_head_dim) / head_dim."""
+        """Returns the factor from the attention scale 1 / sqrt(head_dim) to sqrt(base_head_dim) / head_dim."""
         if self.parametrization == "standard" or self.base_head_dim is None:
             return 1.0
         return float((self.base_head_dim / config.head_dim) ** 0.5)
 
 
 def with_initial_weights(config: DecoderConfig, parametrization: ParametrizationConfig) -> DecoderConfig:
-    """The decoder with the initial weights that the parametrization gives it.
+    """Returns the decoder's config with the initial weights of the parametrization.
 
     Args:
-        config: the decoder as it would be without; its initializer fields are those of the base width.
-        parametrization: which, and of what base.
+        config: the config whose initializer fields are those of the base width.
+        parametrization: the parametrization and its base.
 
     Raises:
-        SettingError: a factor would have to be folded into a scale that the decoder has not.
+        SettingError: a factor cannot be folded, because the decoder has no such scale.
     """
     width, query = parametrization.width_multiplier(config), parametrization.query_factor(config)
     if width == query == 1.0:
@@ -93,7 +97,7 @@ def with_initial_weights(config: DecoderConfig, parametrization: Parametrization
     kernels = config.initializer_range
     return dataclasses.replace(
         config,
-        # None is 1 / sqrt(inputs), which follows the width by itself.
+        # None is 1 / sqrt(inputs), which depends on the width already.
         initializer_range=None if kernels is None else kernels * width**-0.5,
         head_initializer_range=config.head_initializer_range / (1.0 if config.tie_embeddings else width),
         final_norm_initial_scale=config.final_norm_initial_scale / (width if config.tie_embeddings else 1.0),
@@ -104,12 +108,12 @@ def with_initial_weights(config: DecoderConfig, parametrization: Parametrization
 def learning_rate_factor(
     path: str, config: DecoderConfig, parametrization: ParametrizationConfig, optimizer: str
 ) -> float:
-    """What the learning rate of one weight is multiplied by; 1 for everything in the standard parametrization.
+    """Returns the factor on the learning rate of one weight; 1 in the standard parametrization.
 
     Args:
-        path: the variable's, such as decoder/block_0/attention/query/kernel.
-        config: the decoder's shape.
-        parametrization: which, and of what base.
+        path: the variable's path, such as decoder/block_0/attention/query/kernel.
+        config: the decoder's config.
+        parametrization: the parametrization and its base.
         optimizer: "adamw", "lion" or "muon".
     """
     width, query = parametrization.width_multiplier(config), parametrization.query_factor(config)
