@@ -176,7 +176,7 @@ class DecoderConfig(Settings):
 
     @property
     def normalization_bias(self) -> bool:
-        """Whether normalizations have a learned bias."""
+        """True if normalizations have a learned bias."""
         return self.normalization == "layer_norm" and self.use_bias and self.normalization_scale
 
     @property

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+
+from tfgpt.model.checkpoints.lazy_weights import variable_shapes
 from tfgpt.model.config import DecoderConfig
 from tfgpt.model.lora import LoraConfig
 
@@ -20,30 +24,13 @@ def count_parameters(config: DecoderConfig) -> int:
     >>> count_parameters(presets.resolve("gpt2"))
     124439808
     """
-    embeddings = config.vocabulary_size * config.hidden_dim * (1 if config.tie_embeddings else 2)
-    if config.position_embedding == "learned":
-        embeddings += config.max_sequence_length * config.hidden_dim
-    norm = config.hidden_dim * (config.normalization_scale + config.normalization_bias)
-    norms = 2 * config.num_layers + 1 + config.embedding_normalization
-    biases = config.query_width + 2 * config.key_value_width if config.use_query_key_value_bias else 0
-    if config.use_bias:
-        biases += 2 * config.hidden_dim + (2 if config.mlp == "swiglu" else 1) * config.intermediate_dim
-    scales = 2 * config.head_dim if config.query_key_norm and config.normalization_scale else 0
-    return embeddings + norms * norm + config.num_layers * (block_matrices(config) + biases + scales)
+    return sum(math.prod(shape) for shape in variable_shapes(config).values())
 
 
-def projection_shapes(config: DecoderConfig) -> dict[str, tuple[int, int]]:
+def projection_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
     """Returns the shapes (inputs, outputs) of the matrices in one block, by their names in `lora.LAYERS`."""
-    width, inner = config.hidden_dim, config.intermediate_dim
-    shapes = {
-        "query": (width, config.query_width),
-        "key": (width, config.key_value_width),
-        "value": (width, config.key_value_width),
-        "output": (config.query_width, width),
-        "up": (width, inner),
-        "down": (inner, width),
-    }
-    return shapes | ({"gate": (width, inner)} if config.mlp == "swiglu" else {})
+    shapes = variable_shapes(dataclasses.replace(config, num_layers=1))
+    return {path.split("/")[-2]: shapes[path] for path in shapes if path.startswith("block_") and "/kernel" in path}
 
 
 def block_matrices(config: DecoderConfig) -> int:

@@ -46,7 +46,13 @@ class DecoderLayer(keras.layers.Layer):
 
 
 class ConfiguredLayer(DecoderLayer):
-    """A layer that takes a whole `DecoderConfig`, or its dictionary, as `config`."""
+    """A layer that takes a whole `DecoderConfig`, or its dictionary, as `config`.
+
+    Example:
+
+    >>> ConfiguredLayer({"hidden_dim": 96, "num_query_heads": 6}).config.head_dim
+    16
+    """
 
     def __init__(self, config: DecoderConfig | Mapping[str, Any], **options: Any):
         super().__init__(**options)

@@ -36,7 +36,7 @@ class LazyWeights:
 
 
 def check_finite(value: np.ndarray, origin: str) -> np.ndarray:
-    """Returns a tensor; refuses NaN and infinity, which a diverged training leaves behind.
+    """Returns a tensor; refuses NaN and infinity, which a diverged training writes.
 
     Raises:
         UserError: some numbers are not finite; the message begins with `origin`.
