@@ -107,7 +107,7 @@ def test_missing_files_are_named(directory, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "bert"}, "model_type 'bert' is not supported; supported are gpt2, llama"),
+        ({"model_type": "bert"}, "model_type 'bert' is not supported; supported are gpt2, nanochat, smollm3, qwen3"),
         ({"hidden_act": "gelu"}, "hidden_act='gelu' is not supported, only 'silu'"),
         ({"hidden_size": None}, "hidden_size is missing"),
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "rope type 'yarn' is not supported"),
@@ -146,7 +146,8 @@ def test_what_transformers_cannot_express_is_saved_under_our_own_names_and_says_
         "has no logit_soft_cap=3.0": MODERN | {"logit_soft_cap": 3.0},
         "has no use_bias=True": MODERN | {"use_bias": True},
         "GPT2LMHeadModel, the most similar model of transformers, has no sliding_window": GPT2 | {"sliding_window": 4},
-        "has no sliding_window=4": MODERN | {"query_key_norm": False, "sliding_window": 4, "use_bias": True},
+        "Qwen2ForCausalLM, the most similar model of transformers, has no use_bias": MODERN
+        | {"query_key_norm": False, "sliding_window": 4, "use_bias": True},
         "has no mlp=squared_relu": MODERN | {"mlp": "squared_relu"},
     }
     for reason, values in reasons.items():

@@ -12,7 +12,6 @@ from tfgpt.model.config import DecoderConfig
 from tfgpt.model.decoder import Decoder
 from tfgpt.model.layers import Normalization, gelu
 from tfgpt.model.position_embeddings import rotate, rotation_tables
-from tfgpt.model.rope import inverse_frequencies
 
 INPUTS = np.random.default_rng(0).normal(2.0, 3.0, (3, 5, 16)).astype(np.float32)
 
@@ -92,11 +91,15 @@ def check_value_and_gradient(ours, theirs: torch.Tensor, expected: torch.Tensor)
 
 
 def test_rotary_products_depend_on_the_distance_only():
+    inverse = DecoderConfig(head_dim=8, rope_max_wavelength=100.0).inverse_frequencies()
     query, key = (np.random.default_rng(seed).normal(size=(1, 1, 1, 8)).astype(np.float32) for seed in (0, 1))
 
     def product(query_position: int, key_position: int) -> float:
         turned = [
-            rotate(tf.constant(vector), rotation_tables(np.array([[position]]), inverse_frequencies(8, 100.0)))
+            rotate(
+                tf.constant(vector),
+                rotation_tables(np.array([[position]]), inverse),
+            )
             for vector, position in ((query, query_position), (key, key_position))
         ]
         return float(tf.reduce_sum(turned[0] * turned[1]))
@@ -106,7 +109,7 @@ def test_rotary_products_depend_on_the_distance_only():
 
 
 def test_rotation_tables_of_an_array_and_of_a_tensor_are_equal():
-    positions, inverse = np.array([[0, 1, 5, 100]], np.int32), inverse_frequencies(8, 1e4)
+    positions, inverse = np.array([[0, 1, 5, 100]], np.int32), DecoderConfig(head_dim=8).inverse_frequencies()
     for mine, theirs in zip(
         rotation_tables(positions, inverse, 0.7), rotation_tables(tf.constant(positions), inverse, 0.7), strict=True
     ):

@@ -54,8 +54,7 @@ def causal_mask(length: int | tf.Tensor, sliding_window: int | None) -> Any:
     A query sees itself and earlier keys, with a window only the newest `sliding_window` of them.
     """
     if isinstance(length, int) and length <= LARGEST_CONSTANT_MASK:
-        distance = np.arange(length)[:, None] - np.arange(length)
-        seen = (distance >= 0) & (distance < (sliding_window or length))
+        seen = in_window(np.arange(length)[:, None] - np.arange(length), sliding_window)
         return np.where(seen, np.float32(0), np.float32(MASKED))[None, None, None]
     seen = in_window(tf.range(length)[:, None] - tf.range(length), sliding_window)
     return tf.where(seen, 0.0, MASKED)[None, None, None]
@@ -83,7 +82,7 @@ def cache_mask(valid: tf.Tensor, cache_index: tf.Tensor, length: Any, sliding_wi
     return tf.where(valid[:, None, :] & seen, 0.0, MASKED)[:, None, None]
 
 
-def in_window(distance: tf.Tensor, sliding_window: int | None) -> tf.Tensor:
+def in_window(distance: Any, sliding_window: int | None) -> Any:
     seen = distance >= 0
     return seen if sliding_window is None else seen & (distance < sliding_window)
 

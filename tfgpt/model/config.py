@@ -6,6 +6,8 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, ClassVar
 
+import numpy as np
+
 from tfgpt.common.errors import SettingError
 from tfgpt.common.settings import Settings, setting
 
@@ -163,6 +165,22 @@ class DecoderConfig(Settings):
         """Returns whether block number `block` (from 0) applies RoPE."""
         interval = self.no_rope_layer_interval
         return self.position_embedding == "rope" and (interval is None or (block + 1) % interval != 0)
+
+    def inverse_frequencies(self) -> np.ndarray:
+        """Returns RoPE's rotation per position of each pair of channels: [head_dim / 2] float32, in radians.
+
+        The scaling "linear" slows all channels (Chen et al. 2023). "llama3" slows channels with fewer than
+        `rope_low_frequency_factor` rotations in `rope_original_length` tokens, leaves those with more than
+        `rope_high_frequency_factor`, and interpolates between (Llama 3.1's `apply_scaling`).
+        """
+        inverse = self.rope_max_wavelength ** (-np.arange(0, self.head_dim, 2, dtype=np.float64) / self.head_dim)
+        if self.rope_scaling == "linear":
+            inverse = inverse / self.rope_scaling_factor
+        elif self.rope_scaling == "llama3":
+            low, high = self.rope_low_frequency_factor, self.rope_high_frequency_factor
+            kept = np.clip((self.rope_original_length * inverse / (2 * np.pi) - low) / (high - low), 0.0, 1.0)
+            inverse = (1 - kept) * inverse / self.rope_scaling_factor + kept * inverse
+        return inverse.astype(np.float32)
 
     @property
     def query_width(self) -> int:

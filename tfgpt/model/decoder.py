@@ -271,20 +271,12 @@ class TransformerBlock(ConfiguredLayer):
         return hidden + self.mlp_dropout(self.mlp(self.mlp_norm(hidden)), training=training)
 
     def call_with_cache(
-        self,
-        inputs: tf.Tensor,
-        mask: tf.Tensor,
-        rotation: Sequence[tf.Tensor] | None,
-        cache: tuple[tf.Tensor, tf.Tensor],
-        cache_index: tf.Tensor,
-        past: tuple[tf.Tensor, tf.Tensor] | None = None,
+        self, inputs: tf.Tensor, mask: tf.Tensor, rotation: Sequence[tf.Tensor] | None, *cache: Any
     ) -> tuple[tf.Tensor, tuple[tf.Tensor, tf.Tensor]]:
-        """Runs the block with a cache, as `SelfAttention.call_with_cache`; returns the output and the new cache."""
-        attended, cache = self.attention.call_with_cache(
-            self.attention_norm(inputs), rotation, mask, cache, cache_index, past
-        )
+        """Returns the output and the new cache; `cache` are the last arguments of `SelfAttention.call_with_cache`."""
+        attended, new_cache = self.attention.call_with_cache(self.attention_norm(inputs), rotation, mask, *cache)
         hidden = inputs + attended
-        return hidden + self.mlp(self.mlp_norm(hidden)), cache
+        return hidden + self.mlp(self.mlp_norm(hidden)), new_cache
 
 
 def normalization(config: DecoderConfig, name: str, policy: Any, initial_scale: float = 1.0) -> Normalization:

@@ -13,7 +13,6 @@ from tfgpt.model.attention_mask import checked_length
 from tfgpt.model.config import DecoderConfig
 from tfgpt.model.decoder_layer import ConfiguredLayer
 from tfgpt.model.layers import Embedding
-from tfgpt.model.rope import inverse_frequencies
 
 
 @keras.saving.register_keras_serializable(package="tfgpt")
@@ -34,15 +33,6 @@ class RotaryEmbedding(ConfiguredLayer):
     def __init__(self, config: DecoderConfig | Mapping[str, Any], packed: bool = False, **options: Any):
         super().__init__(config, **options)
         self.packed = packed
-        self.inverse = inverse_frequencies(
-            self.config.head_dim,
-            self.config.rope_max_wavelength,
-            self.config.rope_scaling,
-            self.config.rope_scaling_factor,
-            self.config.rope_original_length,
-            self.config.rope_low_frequency_factor,
-            self.config.rope_high_frequency_factor,
-        )
         self.built = True
 
     def call(self, inputs: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -54,7 +44,7 @@ class RotaryEmbedding(ConfiguredLayer):
 
     def at(self, positions: Any) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns the tables at `positions` [batch or 1, length]."""
-        cosines, sines = rotation_tables(positions, self.inverse, self.config.attention_scale**0.5)
+        cosines, sines = rotation_tables(positions, self.config.inverse_frequencies(), self.config.attention_scale**0.5)
         return tf.cast(cosines, self.compute_dtype), tf.cast(sines, self.compute_dtype)
 
 
@@ -63,7 +53,7 @@ def rotation_tables(positions: Any, inverse: np.ndarray, factor: float = 1.0) ->
 
     Args:
         positions: [...] int32, an array (gives arrays) or a tensor (gives tensors).
-        inverse: the result of `inverse_frequencies`.
+        inverse: the result of `DecoderConfig.inverse_frequencies`.
         factor: multiplies both tables; with the root of the attention scale, scores need no scaling.
 
     Returns:

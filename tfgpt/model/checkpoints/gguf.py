@@ -20,7 +20,6 @@ from tfgpt.common.errors import SettingError, UserError
 from tfgpt.common.settings import name_file_in_errors, positive_integer
 from tfgpt.model.checkpoints.lazy_weights import LazyWeights, Reader, check_finite, variable_shapes
 from tfgpt.model.config import DecoderConfig
-from tfgpt.model.rope import inverse_frequencies
 
 TYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K")
 """Supported types of tensors."""
@@ -246,11 +245,9 @@ def rope_scaling(file: GGUFFile, values: Mapping[str, Any]) -> dict[str, Any]:
     if ROPE_FACTORS in file.tensors and kind == "none":
         divisors = file.read(ROPE_FACTORS)
         fields = {"rope_scaling": "llama3", "rope_scaling_factor": float(divisors.max())}
-        plain, stretched = (
-            inverse_frequencies(values["head_dim"], values["rope_max_wavelength"], *scaling)
-            for scaling in ((), ("llama3", fields["rope_scaling_factor"]))
-        )
-        if divisors.shape != plain.shape or not np.allclose(divisors, plain / stretched, rtol=1e-3):
+        plain = DecoderConfig.from_dict(values).inverse_frequencies()
+        scaled = DecoderConfig.from_dict({**values, **fields}).inverse_frequencies()
+        if divisors.shape != plain.shape or not np.allclose(divisors, plain / scaled, rtol=1e-3):
             raise UserError(f"{file.path}: tensor {ROPE_FACTORS} holds another scaling of RoPE than Llama 3.1's")
         return fields
     if kind == "linear" and ROPE_FACTORS not in file.tensors:

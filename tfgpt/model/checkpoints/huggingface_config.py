@@ -26,9 +26,48 @@ ARCHITECTURES = {
 }
 """The supported model types of transformers, and their classes."""
 
-_ROPE = {"position_embedding": "rope", "normalization": "rms_norm"}
-_NO_BIAS = {"use_bias": False, "use_query_key_value_bias": False}
-_LLAMA = _ROPE | {"mlp": "swiglu", "logit_soft_cap": None, "embedding_normalization": False}
+_LLAMA = {
+    "position_embedding": "rope",
+    "normalization": "rms_norm",
+    "mlp": "swiglu",
+    "query_key_norm": False,
+    "logit_soft_cap": None,
+    "embedding_normalization": False,
+    "no_rope_layer_interval": None,
+}
+FIXED_FIELDS: dict[str, dict[str, Any]] = {
+    "gpt2": {
+        "position_embedding": "learned",
+        "normalization": "layer_norm",
+        "mlp": "gelu",
+        "query_key_norm": False,
+        "logit_soft_cap": None,
+        "sliding_window": None,
+        "embedding_normalization": False,
+    },
+    "nanochat": {
+        "position_embedding": "rope",
+        "normalization": "rms_norm",
+        "normalization_scale": False,
+        "mlp": "squared_relu",
+        "query_key_norm": True,
+        "embedding_normalization": True,
+        "no_rope_layer_interval": None,
+        "sliding_window": None,
+        "use_bias": False,
+        "use_query_key_value_bias": False,
+    },
+    "qwen3": _LLAMA | {"query_key_norm": True, "use_bias": False},
+    "qwen2": _LLAMA | {"use_bias": False, "use_query_key_value_bias": True},
+    "llama": _LLAMA | {"sliding_window": None},
+    "mistral": _LLAMA | {"use_bias": False, "use_query_key_value_bias": False},
+    "smollm3": {name: value for name, value in _LLAMA.items() if name != "no_rope_layer_interval"}
+    | {"sliding_window": None},
+}
+"""The values that each model type requires. The first type of several that fit a config is taken."""
+
+FULL_WIDTH = ("gpt2", "nanochat", "qwen2")
+"""Model types whose heads are together as wide as `hidden_dim`."""
 
 GPT2_KEYS = {
     "vocab_size": "vocabulary_size",
@@ -60,53 +99,18 @@ def transformers_model_type(config: DecoderConfig) -> tuple[str | None, str]:
     """
     if not math.isclose(config.attention_scale, config.head_dim**-0.5, rel_tol=1e-6):
         return None, f"transformers has no model with attention_scale={config.attention_scale:g}"
-    differences = {
-        model_type: [name for name, value in fields.items() if getattr(config, name) != value]
-        for model_type, fields in fixed_fields(config).items()
-    }
-    model_type = min(differences, key=lambda name: len(differences[name]))  # The first one, of equals.
+    differences = {}
+    for name, fields in FIXED_FIELDS.items():
+        if name in FULL_WIDTH:
+            fields = fields | {"query_width": config.hidden_dim}
+        if name == "gpt2":
+            fields = fields | {"num_key_value_heads": config.num_query_heads}
+        differences[name] = [field for field, value in fields.items() if getattr(config, field) != value]
+    model_type = min(differences, key=lambda name: len(differences[name]))
     if not differences[model_type]:
         return model_type, ""
-    values = ", ".join(f"{name}={getattr(config, name)}" for name in differences[model_type])
+    values = ", ".join(f"{field}={getattr(config, field)}" for field in differences[model_type])
     return None, f"{ARCHITECTURES[model_type]}, the most similar model of transformers, has no {values}"
-
-
-def fixed_fields(config: DecoderConfig) -> dict[str, dict[str, Any]]:
-    """Returns the values that each model type requires, given the sizes of `config`."""
-    full_width = {"query_width": config.hidden_dim}
-    all_blocks_rotate = {"no_rope_layer_interval": None}
-    return {
-        "gpt2": full_width
-        | {
-            "position_embedding": "learned",
-            "normalization": "layer_norm",
-            "mlp": "gelu",
-            "query_key_norm": False,
-            "logit_soft_cap": None,
-            "sliding_window": None,
-            "embedding_normalization": False,
-            "num_key_value_heads": config.num_query_heads,
-        },
-        "nanochat": full_width
-        | _ROPE
-        | _NO_BIAS
-        | all_blocks_rotate
-        | {
-            "mlp": "squared_relu",
-            "query_key_norm": True,
-            "normalization_scale": False,
-            "embedding_normalization": True,
-            "sliding_window": None,
-        },
-        "qwen3": _LLAMA | all_blocks_rotate | {"query_key_norm": True, "use_bias": False},
-        "qwen2": full_width
-        | _LLAMA
-        | all_blocks_rotate
-        | {"query_key_norm": False, "use_bias": False, "use_query_key_value_bias": True},
-        "llama": _LLAMA | all_blocks_rotate | {"query_key_norm": False, "sliding_window": None},
-        "mistral": _LLAMA | _NO_BIAS | all_blocks_rotate | {"query_key_norm": False},
-        "smollm3": _LLAMA | {"query_key_norm": False, "sliding_window": None},
-    }
 
 
 def to_hugging_face(config: DecoderConfig) -> dict[str, Any]:
@@ -190,18 +194,15 @@ def from_hugging_face(json: Mapping[str, Any], path: Path = Path("config.json"))
         if json.get("quantization_config"):
             kind = json["quantization_config"].get("quant_method", "some kind of")
             raise UserError(f"{path}: quantization_config: {kind} quantized weights are not supported")
+        changes = dict(json.get("tfgpt", {}))
         if model_type == "tfgpt":
-            values: dict[str, Any] = {}
-        elif model_type == "gpt2":
-            values = from_gpt2(json, path)
-        elif model_type in ARCHITECTURES:
-            values = from_llama(json, path)
-        else:
+            return DecoderConfig.from_dict(changes)
+        if model_type not in ARCHITECTURES:
             known = (*ARCHITECTURES, "tfgpt")
             raise UserError(f"{path}: model_type {model_type!r} is not supported; supported are {', '.join(known)}")
-        # The other fields are derived before "tfgpt" changes some of them, as they were when it was written.
-        derived = DecoderConfig.from_dict(values).to_dict() if values else {}
-        return DecoderConfig.from_dict(derived | dict(json.get("tfgpt", {})))
+        values = from_gpt2(json, path) if model_type == "gpt2" else from_llama(json, path)
+        # Fields are derived before "tfgpt" changes some of them, as they were when the file was written.
+        return DecoderConfig.from_dict(DecoderConfig.from_dict(FIXED_FIELDS[model_type] | values).to_dict() | changes)
 
 
 def from_gpt2(json: Mapping[str, Any], path: Path) -> dict[str, Any]:
@@ -212,12 +213,8 @@ def from_gpt2(json: Mapping[str, Any], path: Path) -> dict[str, Any]:
     width = positive_integer(json, "n_embd")
     return {field: required(json, key, path) for key, field in GPT2_KEYS.items()} | {
         "intermediate_dim": json.get("n_inner") or 4 * width,
-        "position_embedding": "learned",
-        "normalization": "layer_norm",
         "normalization_epsilon": json.get("layer_norm_epsilon", 1e-5),
-        "mlp": "gelu",
         "use_bias": True,
-        "query_key_norm": False,
         "dropout": json.get("resid_pdrop", 0.1),
         "initializer_range": json.get("initializer_range", 0.02),
         "tie_embeddings": json.get("tie_word_embeddings", True),
@@ -237,17 +234,11 @@ def from_llama(json: Mapping[str, Any], path: Path) -> dict[str, Any]:
     return {field: required(json, key, path) for key, field in LLAMA_KEYS.items()} | {
         "num_key_value_heads": json.get("num_key_value_heads") or heads,
         "head_dim": json.get("head_dim") or (128 if model_type == "qwen3" else width // heads),
-        "position_embedding": "rope",
         **rope_fields(json, path),
         "no_rope_layer_interval": no_rope_layer_interval(json, path),
-        "normalization": "rms_norm",
         "normalization_epsilon": json.get("rms_norm_eps", 1e-6),
-        "normalization_scale": not nanochat,
-        "mlp": "squared_relu" if nanochat else "swiglu",
         "use_bias": bool(json.get("mlp_bias", False)),
         "use_query_key_value_bias": bool(attention_bias),
-        "query_key_norm": model_type in ("qwen3", "nanochat"),
-        "embedding_normalization": nanochat,
         "logit_soft_cap": json.get("final_logit_softcapping", 15.0) if nanochat else None,
         "sliding_window": sliding_window(json, path),
         "initializer_range": json.get("initializer_range", 0.02),
