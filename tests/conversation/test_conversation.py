@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
-import zstandard
+from backports import zstd
 
 from tfgpt.common.errors import UserError
 from tfgpt.conversation.conversation import Conversation, readable
@@ -128,7 +128,7 @@ def test_a_conversation_with_calls_and_tools_is_read_in_any_shape_and_saved_whol
 def test_a_conversation_is_loaded_from_its_line_blank_ones_counted(tmp_path, suffix):
     lines = [json.dumps({"messages": turns(number)}) for number in (1, 2)]
     content = f"\n{lines[0]}\n\n{lines[1]}\n\n".encode()
-    compress = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.ZstdCompressor().compress}[suffix]
+    compress = {"": bytes, ".gz": gzip.compress, ".zst": zstd.compress}[suffix]
     path = tmp_path / f"chats.jsonl{suffix}"
     path.write_bytes(compress(content))
     assert Conversation.load(path, 2).messages == turns(1)

@@ -6,7 +6,7 @@ import gzip
 import json
 
 import pytest
-import zstandard
+from backports import zstd
 
 from tfgpt.common.errors import UserError
 from tfgpt.generation.config import GenerateConfig
@@ -25,7 +25,7 @@ def prompts(path) -> list:
 
 @pytest.mark.parametrize("name", ["p.jsonl", "[1] p?.jsonl.gz", "p.ndjson.zst", "p.json"])
 def test_records_are_prompts_compressed_or_not(tmp_path, name):
-    compress = {"gz": gzip.compress, "zst": zstandard.ZstdCompressor().compress}.get(name.rsplit(".", 1)[1], bytes)
+    compress = {"gz": gzip.compress, "zst": zstd.compress}.get(name.rsplit(".", 1)[1], bytes)
     (tmp_path / name).write_bytes(compress(json.dumps(PROMPTS[:1]).encode() if name == "p.json" else LINES))
     assert prompts(tmp_path / name) == (PROMPTS[:1] if name == "p.json" else PROMPTS)
 

@@ -8,7 +8,7 @@ import json
 import random
 
 import pytest
-import zstandard
+from backports import zstd
 
 from tfgpt.common.errors import UserError
 from tfgpt.conversation.conversation import Conversation
@@ -36,7 +36,7 @@ VALUES = [
     10**30,
 ]
 FIELDS = ("text", "messages", "conversations", "prompt", "completion", "chosen", "rejected", "id", "tools", "history")
-COMPRESSED = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.ZstdCompressor().compress}
+COMPRESSED = {"": bytes, ".gz": gzip.compress, ".zst": zstd.compress}
 
 
 def hostile(draw: random.Random) -> bytes:
