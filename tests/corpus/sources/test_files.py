@@ -169,11 +169,7 @@ BAD_FILES = {
     "not UTF-8 after a separator": ("a.txt", b"a\n<|endoftext|>\nb\n\xff", "a.txt: line 4, byte 18: not UTF-8 (0xff)"),
     "ends inside a character": ("a.txt", "né".encode()[:-1], "a.txt: line 1, byte 1: not UTF-8 (0xc3)"),
     "UTF-16": ("a.txt", "one".encode("utf-16"), "looks like UTF-16; convert it with iconv -f UTF-16 -t UTF-8"),
-    "binary": (
-        "a.bin",
-        b"\x89PNG\r\n\x1a\n\0\0\0",
-        "a.bin: line 1, byte 0: not UTF-8 (0x89); it looks like a binary",
-    ),
+    "binary": ("a.bin", b"\x89PNG\r\n\x1a\n\0\0\0", "a.bin: line 1, byte 0: not UTF-8 (0x89); it looks like a binary"),
     "empty": ("a.txt", b"", "a.txt: the file is empty; leave it out"),
     "blank": ("a.txt", b" \n\n", "a.txt: holds no document (only blank text); leave it out"),
     "empty .gz": ("a.txt.gz", gzip.compress(b""), "a.txt.gz: the file is empty"),
@@ -192,25 +188,16 @@ BAD_FILES = {
     "line not UTF-8": ("a.jsonl", b'{"text": "a"}\n{"text": "\xe9"}', "a.jsonl: line 2, byte 24: not UTF-8 (0xe9)"),
     "deep nesting": ("a.jsonl", b"[" * 200_000, "a.jsonl:1: not JSON"),
     "messages no list": ("a.jsonl", json_lines({"messages": "a"}), "a.jsonl:1: 'messages' is a string, not a list"),
-    "message no object": (
-        "a.jsonl",
-        json_lines({"messages": ["a"]}),
-        "a.jsonl:1: message 1 is a string, not an object",
-    ),
-    "unknown role": (
-        "a.jsonl",
-        json_lines({"messages": [{"role": "robot", "content": "a"}]}),
-        "a.jsonl:1: message 1 has the role 'robot'; roles are system, user, assistant, tool",
-    ),
+    "message no object": ("a.jsonl", json_lines({"messages": ["a"]}),
+        "a.jsonl:1: message 1 is a string, not an object"),
+    "unknown role": ("a.jsonl", json_lines({"messages": [{"role": "robot", "content": "a"}]}),
+        "a.jsonl:1: message 1 has the role 'robot'; roles are system, user, assistant, tool"),
     "no role": ("a.jsonl", json_lines({"messages": [{"content": "a"}]}), "a.jsonl:1: message 1 has no 'role'"),
     "no content": ("a.jsonl", json_lines({"messages": [{"role": "user"}]}), "a.jsonl:1: message 1 has no 'content'"),
-    "content no string": (
-        "a.jsonl",
-        json_lines({"messages": [{"role": "user", "content": None}]}),
-        "a.jsonl:1: message 1: 'content' is null, not a string",
-    ),
+    "content no string": ("a.jsonl", json_lines({"messages": [{"role": "user", "content": None}]}),
+        "a.jsonl:1: message 1: 'content' is null, not a string"),
     "id no string": ("a.jsonl", json_lines({"text": "a", "id": []}), "a.jsonl:1: 'id' is a list"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", BAD_FILES)
@@ -259,7 +246,7 @@ def test_empty_files_among_others_are_counted(tmp_path):
 
 def test_utf16_without_a_mark_is_no_text_full_of_zeros(tmp_path):
     for order in ("le", "be"):
-        (tmp_path / "a.txt").write_bytes("plain words".encode(f"utf-16-{order}"))
+        (tmp_path / "a.txt").write_bytes("plain words: Ā".encode(f"utf-16-{order}"))
         with pytest.raises(UserError, match=f"iconv -f UTF-16{order.upper()} -t UTF-8"):
             list(open_sources([str(tmp_path / "a.txt")])[0].documents())
 

@@ -19,22 +19,8 @@ from tfgpt.training.objectives.prompt_records import read_records
 
 TURN = {"role": "user", "content": "Hi"}
 VALUES = [
-    None,
-    True,
-    7.5,
-    1e400,
-    float("nan"),
-    "",
-    "é🙂",
-    "\ud83d",
-    [],
-    {},
-    [None],
-    TURN,
-    [TURN],
-    [{"from": 1}],
-    10**30,
-]
+    None, True, 7.5, 1e400, float("nan"), "", "é🙂", "\ud83d", [], {}, [None], TURN, [TURN], [{"from": 1}], 10**30,
+]  # fmt: skip
 FIELDS = ("text", "messages", "conversations", "prompt", "completion", "chosen", "rejected", "id", "tools", "history")
 COMPRESSED = {"": bytes, ".gz": gzip.compress, ".zst": zstd.compress}
 
