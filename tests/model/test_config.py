@@ -4,7 +4,10 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+import transformers
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from tests.model.options import OPTIONS
 from tfgpt.common.errors import SettingError
@@ -55,3 +58,27 @@ def test_configs_presets_and_model_directories_are_read_without_tensorflow():
         "sys.exit(any(name in sys.modules for name in ('tensorflow', 'keras')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("scaling", ["linear", "llama3"])
+def test_scaled_rope_frequencies_are_those_of_transformers(scaling):
+    factors = {"low_freq_factor": 1.5, "high_freq_factor": 6.0, "original_max_position_embeddings": 640}
+    parameters = {"rope_type": scaling, "factor": 4.0, "rope_theta": 500.0}
+    parameters |= factors if scaling == "llama3" else {}
+    theirs = transformers.LlamaConfig(
+        hidden_size=64, num_attention_heads=1, head_dim=64, max_position_embeddings=2560, rope_parameters=parameters
+    )
+    expected, _ = ROPE_INIT_FUNCTIONS[scaling](theirs, device="cpu")
+    config = DecoderConfig(
+        head_dim=64,
+        rope_max_wavelength=500.0,
+        rope_scaling=scaling,
+        rope_scaling_factor=4.0,
+        rope_original_length=640,
+        rope_low_frequency_factor=1.5,
+        rope_high_frequency_factor=6.0,
+    )
+    found = config.inverse_frequencies()
+    np.testing.assert_allclose(found, expected.numpy(), rtol=1e-5)
+    plain = DecoderConfig(head_dim=64, rope_max_wavelength=500.0).inverse_frequencies()
+    assert np.any((found < plain) & (found > plain / 4)) == (scaling == "llama3")  # some are between

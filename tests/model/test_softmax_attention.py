@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfgpt.model.position_embeddings import causal_mask
-from tfgpt.model.softmax_attention import attend, attend_causally, attend_in_parts
+from tfgpt.model.attention_mask import causal_mask
+from tfgpt.model.softmax_attention import attend, attend_causally, attend_with_cache
 
 
 def heads(length: int, count: int, seed: int) -> tf.Tensor:
@@ -47,5 +47,5 @@ def test_attention_to_a_cache_in_parts_is_attention_to_all_of_it():
     swapped = [np.swapaxes(part, 1, 2) for part in (key, value)]
     first = (tf.constant(np.swapaxes(swapped[0][:, :, :6], 2, 3)), tf.constant(swapped[1][:, :, :6]), True)
     rest = (tf.constant(swapped[0][:, :, 6:]), tf.constant(swapped[1][:, :, 6:]), False)
-    found = attend_in_parts(query, [first, rest], tf.constant(mask[None, None, None]))
+    found = attend_with_cache(query, [first, rest], tf.constant(mask[None, None, None]))
     np.testing.assert_allclose(found, by_definition(query, key, value, mask), atol=2e-5)
