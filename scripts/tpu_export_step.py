@@ -116,7 +116,7 @@ def export(recipe: TrainConfig, replicas: int = 1) -> tuple[bytes, dict[str, Any
     if recipe.batch.document_masking:
         columns |= {"positions": tf.int32, "segment_ids": tf.int32}
     batch = {name: tf.zeros([rows, length], dtype) for name, dtype in columns.items()}
-    step = tf.function(lambda batch: trainer.train_step(batch, tf.constant(False)), jit_compile=True, autograph=False)
+    step = tf.function(lambda batch: trainer.train_step(batch), jit_compile=True, autograph=False)
     with as_on_tpu(replicas):
         program = step.experimental_get_compiler_ir(batch)(stage="stablehlo_serialized")
     config = trainer.decoder.config

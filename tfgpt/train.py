@@ -1,8 +1,8 @@
-"""Trains a decoder, doing whatever is missing on the way: reading text, training a tokenizer, making token shards.
+"""Trains a decoder, after reading the text, training a tokenizer and making token shards where these are missing.
 
 The shortest form is `python -m tfgpt.train --train_text='my/*.txt'`. The run directory (default runs/NAME) receives
 flags.cfg, metrics.jsonl, checkpoints/, tensorboard/, curves.png and model/. Ctrl-C and SIGTERM save and stop; the same
-command goes on where it stopped.
+command continues where it stopped.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ def run(**settings: Any) -> int:
     """Checks the settings together, then trains."""
     recipe = TrainConfig(**settings)
     if recipe.run.restarts:
-        return run_with_restarts(again(recipe), recipe.run.restarts)
+        return run_with_restarts(restart_command(recipe), recipe.run.restarts)
     check_working_directory(recipe.run_dir, "run", "run_dir")
     if recipe.strategy.strategy != "multiworker" and "TF_CONFIG" not in os.environ:
-        # Of a cluster, only the chief writes, and only TensorFlow knows who that is.
+        # On a cluster only the chief writes, and only TensorFlow knows which worker that is.
         check_not_in_use(recipe.run_dir, "run_dir")
     import_tensorflow()
     from tfgpt.training.run import train
@@ -33,8 +33,8 @@ def run(**settings: Any) -> int:
     return train(recipe, COMMAND.flag_file(recipe.settings()))
 
 
-def again(recipe: TrainConfig) -> list[str]:
-    """The command line of a process that trains the same without starting itself again."""
+def restart_command(recipe: TrainConfig) -> list[str]:
+    """Returns the command line of a process that runs the same training without restarts."""
     return [sys.executable, "-m", "tfgpt.train", *COMMAND.arguments(recipe.settings()), "--restarts=0"]
 
 

@@ -189,11 +189,6 @@ def test_a_changed_flag_that_makes_it_another_run_is_refused_by_name(whole_run, 
     assert all(before[name].tobytes() == value.tobytes() for name, value in final_state(whole_run).items())
 
 
-def test_another_width_is_refused_by_the_name_of_the_weight(whole_run, text_file):
-    with pytest.raises(UserError, match=r"has the shape .*, this model's is"):
-        run(text_file, whole_run, "--intermediate_dim=64")
-
-
 def test_changed_data_is_refused(whole_run, text_file, tmp_path):
     other = tmp_path / "other.txt"
     other.write_text(text_file.read_text() + "One more line.\n")
@@ -310,6 +305,26 @@ def test_skips_roll_back_when_they_are_in_a_row_and_the_lower_rate_is_saved_at_o
     facts = json.loads((run_dir / "checkpoints/step-00000004/state.json").read_text())
     assert facts["state"]["rollbacks"] == 1
     assert final_state(run_dir)["optimizer/learning_rate_scale"] == pytest.approx(0.3)
+
+
+class SkipsOnce(keras.callbacks.Callback):
+    """Makes three updates count as skipped when the run first comes to step 7."""
+
+    steps: tuple[int, ...] = ()
+
+    def on_train_batch_end(self, batch, logs=None):
+        if batch + 1 == 7 and 7 not in self.steps:
+            self.model.consecutive_skipped.assign(3)
+        self.steps += (batch + 1,)
+
+
+def test_after_a_roll_back_the_run_continues_with_the_same_batches_to_the_same_end(whole_run, text_file, tmp_path):
+    skips, run_dir = SkipsOnce(), tmp_path / "r"
+    flags = ("--rollback_after=3", "--rollback_factor=1", "--steps_per_execution=1")
+    assert run(text_file, run_dir, *flags, callbacks=(skips,)) == 0
+    assert skips.steps == (*range(1, 8), *range(6, 21))
+    expected, found = final_state(whole_run), final_state(run_dir)
+    assert all(found[name].tobytes() == value.tobytes() for name, value in expected.items())
 
 
 class AveragesFromTheBeginning(keras.callbacks.Callback):

@@ -84,7 +84,7 @@ def test_the_step_as_a_tpu_compiles_it_computes_the_same_update():
     rows = batches(3)
     usual, whole = make_trainer(**settings), make_trainer(**settings)
     usual.train_steps(iter(dataset(rows)), 3)
-    step = tf.function(lambda batch: whole.train_step(batch, tf.constant(True)), jit_compile=True, autograph=False)
+    step = tf.function(lambda batch: whole.train_step(batch), jit_compile=True, autograph=False)
     with tpu_export_step.as_on_tpu(replicas=1):
         for row in rows:
             logs = step({name: tf.constant(value) for name, value in row.items()})

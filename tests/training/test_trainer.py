@@ -220,12 +220,11 @@ def test_evaluation_is_exact_over_the_dataset():
         correct += ((log_probabilities.argmax(-1) == batch["targets"]) * batch["weights"]).sum()
         text_nats += (losses * batch["weights"])[lengths > 0].sum()
         text_bytes += (lengths * batch["weights"]).sum()
-    for data in (dataset(rows), dataset(rows).filter(lambda _: True)):  # known and unknown length
-        logs = trainer.evaluator.evaluate(data)
-        assert logs["loss"] == pytest.approx(nats / tokens, rel=1e-5)
-        assert logs["accuracy"] == pytest.approx(correct / tokens)
-        assert logs["tokens"] == tokens
-        assert logs["bits_per_byte"] == pytest.approx(text_nats / np.log(2) / text_bytes, rel=1e-5)
+    logs = trainer.evaluator.evaluate(dataset(rows))
+    assert logs["loss"] == pytest.approx(nats / tokens, rel=1e-5)
+    assert logs["accuracy"] == pytest.approx(correct / tokens)
+    assert logs["tokens"] == tokens
+    assert logs["bits_per_byte"] == pytest.approx(text_nats / np.log(2) / text_bytes, rel=1e-5)
 
 
 def test_fit_and_evaluate_work_with_kerass_callbacks(tmp_path):

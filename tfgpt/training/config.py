@@ -85,7 +85,13 @@ class OptimizerConfig(Settings):
 
 @dataclasses.dataclass(frozen=True)
 class ScheduleConfig(Settings):
-    """Learning-rate schedule settings."""
+    """Learning-rate schedule settings.
+
+    Example:
+
+    >>> ScheduleConfig(schedule="wsd").decay_fraction
+    0.2
+    """
 
     title: ClassVar[str] = "Learning-rate schedule"
 
@@ -157,7 +163,13 @@ class StepConfig(Settings):
 
 @dataclasses.dataclass(frozen=True)
 class StrategyConfig(Settings):
-    """Devices of the step."""
+    """Devices of the step.
+
+    Example:
+
+    >>> StrategyConfig(strategy="mirrored", logical_cpus=2).tpu
+    'local'
+    """
 
     title: ClassVar[str] = "Devices"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -66,8 +65,8 @@ class Evaluator:
         """Returns the metrics of a whole finite dataset.
 
         Args:
-            dataset: a `tf.data.Dataset` of global batches, or a dataset distributed by the strategy.
-            batches: number of global batches of a distributed dataset.
+            dataset: a `tf.data.Dataset` of global batches; with several replicas, distributed by the strategy.
+            batches: number of global batches; None: the dataset's cardinality.
 
         Returns:
             `loss` in nats per token (without smoothing and z-loss), `bits_per_byte` (only with
@@ -76,18 +75,7 @@ class Evaluator:
         Raises:
             UserError: the dataset has no token to predict.
         """
-        if batches is None:
-            batches = int(dataset.cardinality())
-            if self.strategy.num_replicas_in_sync > 1:
-                dataset = self.strategy.experimental_distribute_dataset(dataset)
-        iterator = iter(dataset)
-        if batches >= 0:
-            totals = self.sums(iterator, batches)
-        else:
-            totals = np.zeros(len(self.sum_names))
-            with contextlib.suppress(tf.errors.OutOfRangeError):
-                while True:
-                    totals += self.sums(iterator, 1)
+        totals = self.sums(iter(dataset), int(dataset.cardinality()) if batches is None else batches)
         logs = evaluation_logs(totals, self.loss.means)
         if not logs["tokens"]:
             raise UserError("validation: there is no token to predict; give more text")
@@ -98,13 +86,7 @@ class Evaluator:
         return self.functions.loop(self.evaluation_loop)(iterator, tf.cast(count, tf.int64)).numpy()
 
     def evaluation_loop(self, iterator: Any, count: tf.Tensor) -> tf.Tensor:
-        def body(index, totals):
-            sums = self.strategy.run(self.evaluation_step, args=(next(iterator),))
-            sums = [self.strategy.experimental_local_results(sums[name])[0] for name in self.sum_names]
-            return index + 1, totals + tf.cast(tf.stack(sums), tf.float64)
-
-        start = (tf.zeros((), tf.int64), tf.zeros(len(self.sum_names), tf.float64))
-        return tf.while_loop(lambda index, *_: index < count, body, start, parallel_iterations=1)[1]
+        return replicas.run_steps(self.strategy, self.evaluation_step, iterator, count, self.sum_names)[0]
 
     def evaluation_step(self, batch: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Returns the sums over the global batch, given one replica's part of it."""

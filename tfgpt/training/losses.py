@@ -100,8 +100,7 @@ class FusedLinearCrossEntropy:
     """Cross-entropy of the softmax of `hidden · head`, for N tokens of width D and V classes, in chunks of rows.
 
     With `l` a token's logits (after the soft cap), `y` its target, `ε` the smoothing and `ζ` the z-loss factor, its
-    loss is `logsumexp(l) - (1 - ε) l[y] - ε mean(l) + ζ logsumexp(l)²`, and its gradient in `l`
-    `(1 + 2 ζ logsumexp(l)) softmax(l) - (1 - ε) onehot(y) - ε / V`.
+    loss is `logsumexp(l) - (1 - ε) l[y] - ε mean(l) + ζ logsumexp(l)²`.
 
     Args:
         label_smoothing: ε.
@@ -205,31 +204,16 @@ class FusedLinearCrossEntropy:
         return loss_sum, nll_sum, tf.ensure_shape(hidden_gradient, hidden.shape), head_gradient
 
     def chunk_forward_and_backward(self, hidden, matrix, targets, weights):
-        logits, slope = self.logits(hidden, matrix)
-        # TensorFlow's kernel computes softmax - onehot together with the loss.
-        nll, gradient = tf.raw_ops.SparseSoftmaxCrossEntropyWithLogits(features=logits, labels=targets)
-        losses = nll
-        if self.label_smoothing or self.z_loss:
-            chosen = tf.gather(logits, targets, batch_dims=1)
-            log_normalizer = nll + chosen
-            losses = self.row_losses(nll, chosen, log_normalizer, logits)
-            factor = 2.0 * self.z_loss * log_normalizer
-            onehot = tf.one_hot(targets, logits.shape[-1], dtype=tf.float32)
-            gradient = (
-                gradient * (1.0 + factor)[:, tf.newaxis]
-                + onehot * (factor + self.label_smoothing)[:, tf.newaxis]
-                - self.label_smoothing / logits.shape[-1]
-            )
-        gradient *= weights[:, tf.newaxis]
-        if slope is not None:
-            gradient *= slope
-        gradient = tf.cast(gradient, hidden.dtype)  # (rows, V)
-        return (
-            tf.reduce_sum(losses * weights),
-            tf.reduce_sum(nll * weights),
-            tf.matmul(gradient, matrix),
-            None if self.frozen_head else tf.cast(tf.matmul(gradient, hidden, transpose_a=True), tf.float32),
-        )
+        with tf.GradientTape() as tape:
+            products = tf.cast(tf.matmul(hidden, matrix, transpose_b=True), tf.float32)  # (rows, V)
+            tape.watch(products)
+            losses, nll, _ = self.row_losses(products, targets)
+            loss_sum = tf.reduce_sum(losses * weights)
+        gradient = tf.cast(tape.gradient(loss_sum, products), hidden.dtype)
+        head_gradient = None
+        if not self.frozen_head:
+            head_gradient = tf.cast(tf.matmul(gradient, hidden, transpose_a=True), tf.float32)
+        return loss_sum, tf.reduce_sum(nll * weights), tf.matmul(gradient, matrix), head_gradient
 
     def per_token(self, hidden: tf.Tensor, head: tf.Tensor, targets: tf.Tensor) -> tuple[tf.Tensor, ...]:
         """Returns loss, plain cross-entropy and 1 for a right first guess (else 0) of each token: three [N] float32."""
@@ -247,26 +231,22 @@ class FusedLinearCrossEntropy:
         return tuple(tf.reshape(column, [-1])[:tokens] for column in columns)
 
     def chunk_per_token(self, hidden, matrix, targets):
-        logits, _ = self.logits(hidden, matrix)
-        nll = tf.nn.sparse_softmax_cross_entropy_with_logits(targets, logits)
-        losses = nll
-        if self.label_smoothing or self.z_loss:
-            chosen = tf.gather(logits, targets, batch_dims=1)
-            losses = self.row_losses(nll, chosen, nll + chosen, logits)
+        products = tf.cast(tf.matmul(hidden, matrix, transpose_b=True), tf.float32)
+        losses, nll, logits = self.row_losses(products, targets)
         correct = tf.cast(tf.equal(tf.argmax(logits, -1, output_type=targets.dtype), targets), tf.float32)
         return losses, nll, correct
 
-    def logits(self, hidden, matrix):
-        """Returns logits [rows, V] float32, and the soft cap's derivative or None."""
-        logits = tf.cast(tf.matmul(hidden, matrix, transpose_b=True), tf.float32)
-        if not self.soft_cap:
-            return logits, None
-        squashed = tf.tanh(logits / self.soft_cap)
-        return self.soft_cap * squashed, 1.0 - tf.square(squashed)
-
-    def row_losses(self, nll, chosen, log_normalizer, logits):
-        smoothing = self.label_smoothing * (chosen - tf.reduce_mean(logits, -1)) if self.label_smoothing else 0.0
-        return nll + smoothing + self.z_loss * tf.square(log_normalizer)
+    def row_losses(self, products, targets):
+        """Returns losses [rows], plain cross-entropy [rows] and logits [rows, V], given `hidden · head`."""
+        logits = self.soft_cap * tf.tanh(products / self.soft_cap) if self.soft_cap else products
+        nll = tf.nn.sparse_softmax_cross_entropy_with_logits(targets, logits)
+        losses = nll
+        if self.label_smoothing or self.z_loss:
+            log_normalizer = tf.reduce_logsumexp(logits, -1)
+            losses += self.z_loss * tf.square(log_normalizer)
+            # The logit of the target is log_normalizer - nll.
+            losses += self.label_smoothing * (log_normalizer - nll - tf.reduce_mean(logits, -1))
+        return losses, nll, logits
 
     def chunked(self, hidden, *columns):
         """Returns the number of chunks and the tensors as [chunks, chunk_tokens, …]; None if one chunk holds all rows.

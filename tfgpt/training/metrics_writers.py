@@ -95,12 +95,6 @@ class TensorBoardWriter:
     Args:
         directory: RUN_DIR/tensorboard; None: nothing is written.
         step: the step that a resumed run starts at. TensorBoard hides later steps that a killed run wrote.
-
-    Example:
-
-    >>> writer = TensorBoardWriter(None, step=0)
-    >>> writer.scalars({"step": 1, "train_loss": 2.5})
-    >>> writer.close()
     """
 
     def __init__(self, directory: Path | None, step: int):

@@ -105,32 +105,27 @@ class Trainer(keras.Model):
         self.running_sums = np.zeros(0)
         self.built = True
 
-    def train_step(self, batch: Mapping[str, tf.Tensor], measure: tf.Tensor | bool = False) -> dict[str, tf.Tensor]:
+    def train_step(self, batch: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Runs one update, given this replica's part of the batch.
 
         Args:
             batch: `token_ids`, `targets` [B, T] int32, `weights` [B, T] float32, and the inputs of a packed decoder.
-            measure: scalar bool, whether to compute `update_ratio` (else it is 0).
 
         Returns:
-            float32 scalars, equal on all replicas: the loss function's sums, `finite` (1, or 0 when the update was
-            dropped), `gradient_norm` before clipping, `learning_rate`, and `update_ratio`, the norm of the change of
-            all weights over the norm of the weights.
+            float32 scalars, equal on all replicas: the loss function's sums, `skipped` (1 when the update was dropped,
+            whose sums are 0, else 0), `gradient_norm` before clipping, `learning_rate`, and `update_ratio`, the norm
+            of the change of all weights over the norm of the weights.
         """
         batch = with_static_shape(batch, self.batch_shape)
-        weights = [replica_variable(variable) for variable in self.decoder.trainable_variables]
-        before = copies_if(measure, weights)
-        if self.functions.mode == "xla" and not replicas.replicated():
-            logs = self.functions.compiled(self.single_device_step)(batch)
-        else:
-            # 1. Gradients of this replica's loss sum.
-            gradients, sums = self.functions.compiled(self.gradients, xla=self.functions.mode == "xla")(batch)
-            # 2. All-reduce.
-            gradients, sums = replicas.all_reduce_sum(gradients, sums)
-            # 3. Clip, 4. update, 5. average: compiled together.
-            logs = self.functions.compiled(self.update)(gradients, sums, tf.linalg.global_norm(gradients))
-        with tf.control_dependencies([logs["finite"]]):
-            return {**logs, "update_ratio": update_ratio_if(measure, before, weights)}
+        xla = self.functions.mode == "xla"
+        if xla and not replicas.replicated():
+            return self.functions.compiled(self.single_device_step)(batch)
+        # 1. Gradients of this replica's loss sum.
+        gradients, sums = self.functions.compiled(self.gradients, xla)(batch)
+        # 2. All-reduce.
+        gradients, sums = replicas.all_reduce_sum(gradients, sums)
+        # 3. Clip, 4. update, 5. average: compiled together.
+        return self.functions.compiled(self.update)(gradients, sums, tf.linalg.global_norm(gradients))
 
     def single_device_step(self, batch: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         gradients, sums = self.gradients(batch)
@@ -197,11 +192,12 @@ class Trainer(keras.Model):
         weights = [replica_variable(variable) for variable in self.decoder.trainable_variables]
         slots = [replica_variable(variable) for variable in optimizer.variables]
         learning_rate = tf.convert_to_tensor(optimizer.learning_rate)
+        old_weights = [weight.read_value() for weight in weights]
         new_weights, new_slots = optimizer.stateless_apply(
-            [slot.read_value() for slot in slots],
-            [gradient * scale for gradient in gradients],
-            [weight.read_value() for weight in weights],
+            [slot.read_value() for slot in slots], [gradient * scale for gradient in gradients], old_weights
         )
+        change = tf.linalg.global_norm([new - old for new, old in zip(new_weights, old_weights)])
+        update_ratio = tf.math.divide_no_nan(change, tf.linalg.global_norm(old_weights))
         updated = [*zip(weights, new_weights), *zip(slots, new_slots)]
         # 5. Average the weights.
         if self.averages:
@@ -219,7 +215,13 @@ class Trainer(keras.Model):
         dropped = tf.cast(~finite, tf.int64)
         assign_local(skipped, skipped + dropped)
         assign_local(consecutive, (consecutive + 1) * dropped)
-        return {**sums, "finite": tf.cast(finite, tf.float32), "gradient_norm": norm, "learning_rate": learning_rate}
+        return {
+            **{name: tf.where(finite, value, 0.0) for name, value in sums.items()},
+            "skipped": tf.cast(~finite, tf.float32),
+            "gradient_norm": norm,
+            "learning_rate": learning_rate,
+            "update_ratio": tf.where(finite, update_ratio, 0.0),
+        }
 
     def train_steps(self, iterator: Any, count: int | tf.Tensor) -> dict[str, float]:
         """Runs `count` updates without returning to Python; another count does not trace again.
@@ -241,21 +243,8 @@ class Trainer(keras.Model):
 
     def train_loop(self, iterator: Any, count: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns float64 sums over the updates (`training_sums`, dropped updates) and `LAST_STEP_LOGS` [3]."""
-        strategy = self.distribute_strategy
-
-        def body(index, totals, _):
-            logs = strategy.run(self.train_step, args=(next(iterator), tf.equal(index + 1, count)))
-            logs = {name: strategy.experimental_local_results(value)[0] for name, value in logs.items()}
-            finite = logs["finite"] > 0
-            sums = tf.stack([tf.where(finite, logs[name], 0.0) for name in self.training_sums] + [1.0 - logs["finite"]])
-            return index + 1, totals + tf.cast(sums, tf.float64), tf.stack([logs[name] for name in LAST_STEP_LOGS])
-
-        start = (
-            tf.zeros((), tf.int64),
-            tf.zeros(len(self.training_sums) + 1, tf.float64),
-            tf.zeros(len(LAST_STEP_LOGS)),
-        )
-        return tf.while_loop(lambda index, *_: index < count, body, start, parallel_iterations=1)[1:]
+        names = (*self.training_sums, "skipped")
+        return replicas.run_steps(self.distribute_strategy, self.train_step, iterator, count, names, LAST_STEP_LOGS)
 
     # Compilation, Keras's fit and evaluate.
 
@@ -342,30 +331,6 @@ class Trainer(keras.Model):
 
 def counter(name: str) -> keras.Variable:
     return keras.Variable(0, dtype="int64", trainable=False, name=name, aggregation="only_first_replica")
-
-
-def copies_if(condition: tf.Tensor | bool, weights: list[tf.Variable]) -> list[tf.Tensor]:
-    """Returns the values of the weights; where `condition` is false, empty tensors (not on TPUs)."""
-    if replicas.on_tpu():
-        # One XLA program: both branches of `tf.cond` need equal shapes, and the values are at hand anyway.
-        return [weight.read_value() for weight in weights]
-    return tf.cond(
-        condition,
-        lambda: [weight.read_value() for weight in weights],
-        lambda: [tf.zeros([0] * len(weight.shape), weight.dtype) for weight in weights],
-    )
-
-
-def update_ratio_if(condition: tf.Tensor | bool, before: list[tf.Tensor], weights: list[tf.Variable]) -> tf.Tensor:
-    """Returns the norm of the weights' change over their norm before, or 0."""
-
-    def ratio() -> tf.Tensor:
-        change = [weight.read_value() - old for weight, old in zip(weights, before)]
-        return tf.math.divide_no_nan(tf.linalg.global_norm(change), tf.linalg.global_norm(before))
-
-    if replicas.on_tpu():
-        return tf.where(condition, ratio(), 0.0)
-    return tf.cond(condition, ratio, lambda: tf.zeros(()))
 
 
 def average_decay(decay: float, step: Any) -> tf.Tensor:

@@ -34,7 +34,7 @@ LONGEST_CALL = 2.0  # seconds
 
 @dataclasses.dataclass
 class LoopState:
-    """State of the loop besides the variables; checkpoints store it as JSON.
+    """State of the loop that is not in variables. Checkpoints store it as JSON, under these names.
 
     Attributes:
         step: optimizer updates done.
@@ -58,20 +58,6 @@ class LoopState:
     nats: float = 0.0
     tokens: float = 0.0
     own: dict[str, float] = dataclasses.field(default_factory=dict)
-
-
-@dataclasses.dataclass
-class Interval:
-    """Measurements since the last line of metrics.
-
-    Attributes:
-        logs: logs of the newest call, see `Trainer.train_steps`.
-        tokens, seconds: sums over the calls that count towards the speed.
-    """
-
-    logs: dict[str, float] = dataclasses.field(default_factory=dict)
-    tokens: int = 0
-    seconds: float = 0.0
 
 
 class TrainingLoop:
@@ -118,7 +104,8 @@ class TrainingLoop:
         self.saved_at, self.saved_step = time.monotonic(), state.step
         self.seconds_per_step: float | None = None
         self.profiling = False
-        self.interval = Interval()
+        self.logs: dict[str, float] = {}
+        self.timed_tokens, self.timed_seconds = 0, 0.0
         flops_per_token = cost.training_flops_per_token(trainer.decoder.config, recipe.batch.sequence_length)
         self.peak_tokens_per_second = measured_peak_flops(recipe.step.dtype) / flops_per_token
 
@@ -188,19 +175,19 @@ class TrainingLoop:
 
     def train_to(self, end: int, iterator: Any) -> None:
         """Runs the updates up to `end` in one call and adds up its logs."""
-        state, interval = self.state, self.interval
+        state = self.state
         self.start_or_stop_profiler()
         count = end - state.step
         started = time.perf_counter()
-        interval.logs = logs = self.trainer.train_steps(iterator, count)
+        self.logs = logs = self.trainer.train_steps(iterator, count)
         seconds = time.perf_counter() - started
         if self.seconds_per_step is None:
             # The first call mostly traces and compiles; the second one starts the measurement.
             self.seconds_per_step = 1e-9 + seconds if seconds < 0.2 else 0.2
         else:
             self.seconds_per_step = seconds / count
-            interval.tokens += count * self.recipe.batch.batch_size * self.recipe.batch.sequence_length
-            interval.seconds += seconds
+            self.timed_tokens += count * self.recipe.batch.batch_size * self.recipe.batch.sequence_length
+            self.timed_seconds += seconds
         if logs["tokens"]:
             state.nats += logs["nll_per_token"] * logs["tokens"]
             state.tokens += logs["tokens"]
@@ -232,9 +219,8 @@ class TrainingLoop:
         logged = state.step % logging.log_every == 0 or last
         if logged:
             row.update(self.training_metrics())
-        speed = self.interval.tokens / self.interval.seconds if self.interval.seconds else 0.0
-        shown = {"tokens/s": f"{speed:,.0f}"} if speed else {}
-        progress.advance(state.step - before, loss=f"{self.interval.logs['loss']:.3f}", **shown)
+        speed = {"tokens/s": f"{self.timed_tokens / self.timed_seconds:,.0f}"} if self.timed_seconds else {}
+        progress.advance(state.step - before, loss=f"{self.logs['loss']:.3f}", **speed)
         improved = False
         if state.step % self.validate_every == 0 or last:
             metrics = self.validate()
@@ -251,24 +237,25 @@ class TrainingLoop:
         if len(row) > 1:
             self.record(row)
         if logged:
-            self.interval, state.nats, state.tokens, state.own = Interval(), 0.0, 0.0, {}
+            self.timed_tokens, self.timed_seconds = 0, 0.0
+            state.nats, state.tokens, state.own = 0.0, 0.0, {}
         return improved
 
     def training_metrics(self) -> dict[str, Any]:
         """Returns the interval's mean training loss and speed, and the other metrics of its last update."""
-        state, interval = self.state, self.interval
+        state = self.state
         # Rounded to float32: the last digits of a float64 sum depend on where calls ended.
         loss = float(np.float32(state.nats / state.tokens)) if state.tokens else float("nan")
         row: dict[str, Any] = {
             "train_loss": loss,
             **{f"train_{name}": float(np.float32(total / state.tokens)) for name, total in state.own.items()},
-            "learning_rate": interval.logs["learning_rate"],
-            "gradient_norm": interval.logs["gradient_norm"],
-            "update_to_weight_ratio": interval.logs["update_ratio"],
+            "learning_rate": self.logs["learning_rate"],
+            "gradient_norm": self.logs["gradient_norm"],
+            "update_to_weight_ratio": self.logs["update_ratio"],
             "skipped_updates": int(self.trainer.skipped_updates.numpy()),
         }
-        if interval.seconds:
-            row["tokens_per_second"] = interval.tokens / interval.seconds
+        if self.timed_seconds:
+            row["tokens_per_second"] = self.timed_tokens / self.timed_seconds
             row["model_flops_utilization"] = row["tokens_per_second"] / self.peak_tokens_per_second
         return row
 
@@ -340,7 +327,7 @@ class TrainingLoop:
         self.state.rollbacks = rollbacks
         scale = float(run.rollback_factor) ** rollbacks
         self.trainer.learning_rate_scale.assign(scale)
-        self.interval = Interval()
+        self.timed_tokens, self.timed_seconds = 0, 0.0
         # Saved at once: the lower rate survives a kill.
         self.saved_step = -1
         self.save()

@@ -59,9 +59,9 @@ def test_where_all_answer_those_whose_heartbeats_are_missing_are_lost(hosts, mon
 @pytest.mark.parametrize(
     ("told", "kind", "words", "code"),
     [
-        ({"lost": [2]}, WorkerLost, "lost worker 2 (", 75),
-        ({"worker": 3, "failure": [2, 'a "line";']}, WorkerStopped, "worker 3 (", 2),
-        ({"worker": 3, "failure": [130, ""]}, KeyboardInterrupt, "", 130),
+        ((75, "lost worker 2 (é:1)"), WorkerLost, "lost worker 2 (é:1): it was killed", 75),
+        ((2, 'worker 3 stopped: a "line"; 1 of %20'), WorkerStopped, 'worker 3 stopped: a "line"; 1 of %20', 2),
+        ((130, ""), KeyboardInterrupt, "", 130),
     ],
 )
 def test_what_another_worker_tells_counts(hosts, monkeypatch, told, kind, words, code):
@@ -69,7 +69,7 @@ def test_what_another_worker_tells_counts(hosts, monkeypatch, told, kind, words,
     monkeypatch.setattr(
         type(module.context.context()), "report_error_to_cluster", lambda _, *report: said.append(report)
     )
-    hosts.tell(told)
+    hosts.tell(*told)
     [(number, text)] = said
     assert number == tf.errors.ABORTED
     with pytest.raises(kind) as caught, hosts.readable_worker_errors(lambda: "go on"):
@@ -114,7 +114,7 @@ def test_the_others_are_told_of_every_error_with_the_exit_code_of_the_command(ho
     with pytest.raises(type(error)), hosts.readable_worker_errors(lambda: "go on"):
         raise error
     [text] = said
-    assert module.message_in(Exception(text))["failure"][0] == code
+    assert module.message_in(Exception(text))[0] == code
 
 
 def test_an_error_of_the_computation_stays_what_it_is(hosts):

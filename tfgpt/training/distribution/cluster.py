@@ -30,11 +30,6 @@ class Cluster:
     Attributes:
         workers: "host:port" of each worker, by index; index 0 is the chief, which writes files.
         index: the index of this process.
-
-    Example:
-
-    >>> Cluster(("node1:8888", "node2:8888"), index=0).workers[1]
-    'node2:8888'
     """
 
     workers: tuple[str, ...]

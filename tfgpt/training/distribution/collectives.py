@@ -7,12 +7,12 @@ a checkpoint is due, which checkpoint the chief found) are synchronised here wit
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import json
 import re
 import signal
 import time
+import urllib.parse
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -29,16 +29,14 @@ Result = TypeVar("Result")
 GRACE = 5.0  # seconds
 INTERRUPTED = 128 + signal.SIGINT
 DERIVED = b"type.googleapis.com/tensorflow.DerivedStatus"
-MESSAGE = "tfgpt told "
-"""Start of a message in the text of a TensorFlow error, see `HostGroup.tell`."""
+MESSAGE = "tfgpt ends with exit code {} because {};"
+"""A message in the text of a TensorFlow error, see `HostGroup.tell`."""
 
 
 class WorkerStopped(TfgptError):
     """Another worker of the cluster ended with an error; the message says which one and why.
 
-    Args:
-        message: the message.
-        exit_code: the other worker's exit code, so that all workers end alike and `--restarts` repeats none of them.
+    All workers end with the same `exit_code`, so that `--restarts` repeats none of them.
     """
 
     def __init__(self, message: str, exit_code: int):
@@ -175,44 +173,39 @@ class HostGroup:
             if self.count == 1 or self.all_informed:
                 raise
             if not is_worker_loss(error):
-                self.tell({"worker": self.cluster.index, "failure": exit_code_and_line(error)})
+                exit_code, line = exit_code_and_line(error)
+                self.tell(exit_code, f"{format_workers(self.cluster, [self.cluster.index])} stopped: {line}")
                 raise
-            told = message_in(error)
-            if "failure" in told:
-                exit_code, line = told["failure"]
-                if exit_code == INTERRUPTED:
-                    raise KeyboardInterrupt from error
-                who = format_workers(self.cluster, [told["worker"]])
-                raise WorkerStopped(f"{who} stopped: {line}", exit_code) from error
-            lost = told.get("lost") or self.find_lost_workers()
-            self.tell({"lost": lost})
-            who = format_workers(self.cluster, lost) if lost else "one of the workers"
-            raise WorkerLost(f"lost {who}: it was killed, or its machine or network failed; {advice()}") from error
+            exit_code, line = message_in(error) or (WorkerLost.exit_code, f"lost {self.lost_workers()}")
+            if exit_code == INTERRUPTED:
+                raise KeyboardInterrupt from error
+            if exit_code != WorkerLost.exit_code:
+                raise WorkerStopped(line, exit_code) from error
+            self.tell(exit_code, line)
+            raise WorkerLost(f"{line}: it was killed, or its machine or network failed; {advice()}") from error
 
-    def tell(self, message: Mapping[str, Any]) -> None:
-        """Sends JSON values to the other workers, in the text of the TensorFlow error that they receive.
+    def tell(self, exit_code: int, line: str) -> None:
+        """Sends exit code and reason to the other workers, in the text of the TensorFlow error that they receive.
 
         Without it, workers that notice a loss late name the first worker to leave instead of the lost one.
         """
-        content = base64.urlsafe_b64encode(json.dumps(message).encode()).decode()
+        message = MESSAGE.format(exit_code, urllib.parse.quote(line))
         # The chief runs the service: when the chief is lost, all workers notice. ValueError: there is no service.
         with contextlib.suppress(tf.errors.OpError, ValueError):
-            context.context().report_error_to_cluster(tf.errors.ABORTED, f"{MESSAGE}{content};")
+            context.context().report_error_to_cluster(tf.errors.ABORTED, message)
         # Delay the exit: workers that notice later would blame the first one to leave.
         time.sleep(GRACE)
 
-    def find_lost_workers(self) -> list[int]:
-        """Returns the workers that do not answer, or else those whose heartbeats TensorFlow misses."""
+    def lost_workers(self) -> str:
+        """Names the workers that do not answer, or else those whose heartbeats TensorFlow misses."""
         others = [index for index in range(self.count) if index != self.cluster.index]
-        silent = [index for index in others if not is_listening(self.cluster.workers[index])]
-        if silent:
-            return silent
-        try:
-            states = context.context().get_task_states([("worker", self.count)])
-        except (tf.errors.OpError, ValueError):
-            return []
-        # Workers that told the others something are in the state ABORTED.
-        return [index for index in others if isinstance(states[index], tf.errors.UnavailableError)]
+        lost = [index for index in others if not is_listening(self.cluster.workers[index])]
+        if not lost:
+            with contextlib.suppress(tf.errors.OpError, ValueError):
+                states = context.context().get_task_states([("worker", self.count)])
+                # Workers that told the others something are in the state ABORTED.
+                lost = [index for index in others if isinstance(states[index], tf.errors.UnavailableError)]
+        return format_workers(self.cluster, lost) or "one of the workers"
 
 
 def is_worker_loss(error: BaseException) -> bool:
@@ -234,10 +227,10 @@ def exit_code_and_line(error: BaseException) -> tuple[int, str]:
     return 1, f"{type(error).__name__}: {line} (its own output says where)"
 
 
-def message_in(error: BaseException) -> dict[str, Any]:
+def message_in(error: BaseException) -> tuple[int, str] | None:
     """Returns what another worker sent with `HostGroup.tell`; TensorFlow 2.21 delivers it in the error's text only."""
-    found = re.search(rf"{MESSAGE}([\w=-]+);", str(error))
-    return json.loads(base64.urlsafe_b64decode(found[1])) if found else {}
+    found = re.search(MESSAGE.format(r"(\d+)", "([^ ;]*)"), str(error))
+    return (int(found[1]), urllib.parse.unquote(found[2])) if found else None
 
 
 def is_listening(address: str) -> bool:

@@ -1,15 +1,40 @@
-"""Operations of one replica inside `strategy.run`: all-reduce, its own copies of variables, TPU programs."""
+"""Operations of one replica inside `strategy.run`: all-reduce, replica-local variables, cached graph functions."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
 
 
+def run_steps(
+    strategy: tf.distribute.Strategy,
+    step: Callable[[Any], dict[str, tf.Tensor]],
+    iterator: Any,
+    count: tf.Tensor,
+    sum_names: Sequence[str],
+    last_names: Sequence[str] = (),
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Runs `step` on the next `count` batches on all replicas, in one loop of the graph.
+
+    Returns:
+        The sums of the logs `sum_names`, float64, and the last values of the logs `last_names`, float32.
+    """
+
+    def body(index, totals, _):
+        logs = strategy.run(step, args=(next(iterator),))
+        logs = {name: strategy.experimental_local_results(value)[0] for name, value in logs.items()}
+        sums, last = ([logs[name] for name in names] for names in (sum_names, last_names))
+        return index + 1, totals + tf.cast(tf.stack(sums), tf.float64), tf.stack(last) if last else tf.zeros(0)
+
+    start = (tf.zeros((), tf.int64), tf.zeros(len(sum_names), tf.float64), tf.zeros(len(last_names)))
+    return tf.while_loop(lambda index, *_: index < count, body, start, parallel_iterations=1)[1:]
+
+
 def on_tpu() -> bool:
-    """Whether the current strategy drives TPUs, where `strategy.run` compiles one XLA program."""
+    """Returns whether the current strategy uses TPUs, where `strategy.run` compiles one XLA program."""
     return isinstance(tf.distribute.get_strategy(), tf.distribute.TPUStrategy)
 
 

@@ -1,7 +1,7 @@
 """The interface of objectives: preparing data, building batches and the loss function.
 
-A new objective is a subclass of `Objective` in a module of its own, listed in `objectives.config.OBJECTIVES`. Run, loop
-and checkpoints do not change.
+A new objective is a subclass of `Objective`, listed in `objectives.config.OBJECTIVES`. Run, loop and checkpoints do not
+change.
 """
 
 from __future__ import annotations
@@ -51,6 +51,13 @@ class TrainingData:
         updates_per_rollout: `batches` is called again after so many updates, and checkpoints and validations fall
             there; for objectives that sample their own data. 0: data do not depend on the model.
         evaluate_fn: returns validation metrics, `loss` among them, in place of `validation`.
+
+    Example:
+
+    >>> dataset = tf.data.Dataset.range(3)
+    >>> data = TrainingData(lambda step: iter(dataset.skip(step)), ValidationData(dataset, steps=3))
+    >>> next(data.batches(2)).numpy().item()
+    2
     """
 
     batches: Callable[[int], Any]
