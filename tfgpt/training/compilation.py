@@ -47,7 +47,7 @@ def choose_compilation(
     if mode == "auto":
         mode = faster_mode(trainer, batches, log, hosts or HostGroup(trainer.distribute_strategy))
     trainer.use_mode(mode)
-    trainer.forget_other_modes()
+    trainer.functions.forget_other_modes()
     return mode
 
 

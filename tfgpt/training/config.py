@@ -71,9 +71,6 @@ class OptimizerConfig(Settings):
             raise SettingError("adam_learning_rate", "is a ratio to --learning_rate, which must not be 0")
         if self.optimizer == "lion" and self.beta_1 == 0:
             raise SettingError("beta_1", "must be above 0 for --optimizer=lion")
-        for name in ("beta_1", "beta_2", "momentum", "ema_decay"):
-            if getattr(self, name) == 1.0:
-                raise SettingError(name, "must be below 1: with 1 new values would never count")
         for pattern in self.weight_decay_exclude:
             try:
                 re.compile(pattern)

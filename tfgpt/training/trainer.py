@@ -28,7 +28,7 @@ from tfgpt.common.errors import UserError
 from tfgpt.model.dropout import dropout_seed
 from tfgpt.training.config import OptimizerConfig, StepConfig
 from tfgpt.training.distribution import replicas
-from tfgpt.training.distribution.replicas import ModeFunctions, assign_local, replica_variable
+from tfgpt.training.distribution.replicas import assign_local, replica_variable
 from tfgpt.training.evaluator import Evaluator, evaluation_logs, with_static_shape
 
 TRAINING_SUMS = ("loss_sum", "nll_sum", "weight_sum")
@@ -91,7 +91,7 @@ class Trainer(keras.Model):
         self.seed = seed
         self.batch_shape = batch_shape
         self.evaluator = Evaluator(decoder, loss, token_byte_lengths=token_byte_lengths, batch_shape=batch_shape)
-        self.functions = ModeFunctions("graph")
+        self.functions = self.evaluator.functions
         self.use_mode("xla" if step_config.compile == "xla" else "graph")
         self.skipped_updates = counter("skipped_updates")
         self.consecutive_skipped = counter("consecutive_skipped")
@@ -250,14 +250,9 @@ class Trainer(keras.Model):
 
     def use_mode(self, mode: str) -> None:
         """Sets how the step runs: "graph" (TensorFlow's kernels, the update itself fused by XLA) or "xla"."""
-        self.functions.mode = self.evaluator.functions.mode = mode
+        self.functions.mode = mode
         self.train_function: Any = None
         self.test_function: Any = None
-
-    def forget_other_modes(self) -> None:
-        """Frees the functions of all modes but the current one."""
-        self.functions.forget_other_modes()
-        self.evaluator.functions.forget_other_modes()
 
     def compile(self, optimizer: keras.optimizers.Optimizer, steps_per_execution: int = 1, **options: Any) -> None:
         """Sets the optimizer (from `tfgpt.training.optimizers`) and the updates that `fit` makes in one call."""
