@@ -22,7 +22,7 @@ def waits(process: subprocess.Popen) -> bool:
     return bool(caught >> (signal.SIGTERM - 1) & 1) and "State:\tS" in status
 
 
-def test_a_signal_ends_generate_with_130_or_143_and_a_true_line(tmp_path):
+def test_a_signal_ends_generate_with_130_or_143_and_one_line(tmp_path):
     tokenizer = byte_tokenizer()
     tokenizer.save(tmp_path)
     config = to_hugging_face(DecoderConfig(vocabulary_size=tokenizer.vocabulary_size))

@@ -33,7 +33,7 @@ def text(tmp_path) -> Path:
         (scale, ["--train_text={text}", "--scaling_dir={}", "--flagfile=configs/scaling_quickstart.cfg"]),
     ],
 )
-def test_a_folder_with_a_persons_files_is_refused_before_any_work(command, flags, thesis, text, capsys):
+def test_a_folder_with_a_users_files_is_refused_before_any_work(command, flags, thesis, text, capsys):
     for place in (f"{thesis}", f"{thesis}/", f"{thesis}/../thesis"):
         assert command.main([flag.format(place, text=text) for flag in flags]) == 2
         captured = capsys.readouterr()

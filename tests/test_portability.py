@@ -110,7 +110,7 @@ def guarded(node: ast.AST, parents: dict[ast.AST, ast.AST]) -> bool:
     return False
 
 
-def test_nothing_that_windows_lacks_is_used_unasked():
+def test_functions_that_windows_lacks_are_used_after_a_check_only():
     files = sorted((ROOT / "tfgpt").rglob("*.py"))
     assert len(files) > 100
     found = [

@@ -15,7 +15,7 @@ from tfgpt.prepare import main
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def test_prepare_says_what_it_made_where_it_is_and_what_comes_next(tfgpt, text_file, tmp_path):
+def test_prepare_reports_its_results_and_the_next_command(tfgpt, text_file, tmp_path):
     flags = [f"--train_text={text_file}", "--vocabulary_size=300", f"--cache_dir={tmp_path / 'my cache'}"]
     first = tfgpt("prepare", *flags, f"--output_dir={tmp_path / 'out'}")
     assert first.returncode == 0, first.stderr
@@ -69,7 +69,7 @@ def test_a_users_mistake_is_one_line_that_names_it(tfgpt, text_file, flags, word
     assert "Traceback" not in result.stderr
 
 
-def test_a_flipped_byte_in_the_cache_is_said_and_mended(tfgpt, text_file, tmp_path):
+def test_a_flipped_byte_in_the_cache_is_reported_and_repaired(tfgpt, text_file, tmp_path):
     flags = [f"--train_text={text_file}", "--vocabulary_size=300", f"--cache_dir={tmp_path}"]
     assert tfgpt("prepare", *flags).returncode == 0
     (shard, *_) = sorted(tmp_path.glob("tokens/*/tokens-00000.bin"), key=lambda path: -path.stat().st_size)

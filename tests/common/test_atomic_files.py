@@ -21,7 +21,7 @@ from tfgpt.common.atomic_files import (
 from tfgpt.common.errors import RunError, UserError
 
 
-def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path):
+def test_a_failed_write_leaves_the_old_file_alone(tmp_path):
     path = tmp_path / "a.txt"
     write_text(path, "old")
     with pytest.raises(ZeroDivisionError), atomic_write(path) as temporary:
@@ -31,7 +31,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.txt"]
 
 
-def test_a_directory_is_replaced_whole_or_not_at_all(tmp_path):
+def test_a_directory_is_replaced_completely_or_not_at_all(tmp_path):
     path = tmp_path / "model"
     with atomic_directory(path) as temporary:
         (temporary / "one").write_text("1")
@@ -84,7 +84,7 @@ def test_content_is_on_the_disk_before_the_rename_and_the_rename_before_it_is_re
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no umask")
 @pytest.mark.parametrize("whole_directory", [False, True])
-def test_results_may_be_read_by_all_whom_the_umask_lets_in(tmp_path, whole_directory):
+def test_results_have_the_permissions_of_the_umask(tmp_path, whole_directory):
     before = os.umask(0o027)  # The group may read, others nothing.
     try:
         with written(tmp_path / "out", whole_directory):
@@ -111,7 +111,7 @@ def test_an_old_directory_whose_replacement_cannot_be_renamed_is_put_back(tmp_pa
     assert [entry.name for entry in tmp_path.iterdir()] == ["model"]
 
 
-def test_what_a_killed_replacement_set_aside_is_put_back_where_nothing_took_its_place(tmp_path):
+def test_a_directory_set_aside_by_a_killed_replacement_is_put_back(tmp_path):
     (tmp_path / ".model.abcdef12.old").mkdir()
     (tmp_path / ".model.abcdef12.old" / "one").write_text("1")
     (tmp_path / ".model.zyxwvu98.tmp").mkdir()

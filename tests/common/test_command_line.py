@@ -156,7 +156,7 @@ def crash(**settings):
     raise ZeroDivisionError(f"no\nluck with {address} and {os.environ['BAKERY_API_KEY']}")
 
 
-def test_an_exception_that_is_nobodys_mistake_leaves_a_crash_file_without_secrets(tmp_path, monkeypatch, capsys):
+def test_an_unforeseen_exception_writes_a_crash_file_without_secrets(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     monkeypatch.setenv("BAKERY_API_KEY", "wheat-and-rye")
     monkeypatch.delenv("TFGPT_DEBUG", raising=False)
@@ -172,7 +172,7 @@ def test_an_exception_that_is_nobodys_mistake_leaves_a_crash_file_without_secret
         assert secret not in text and secret not in line
 
 
-def test_debugging_prints_the_traceback_and_no_home_is_no_obstacle(tmp_path, monkeypatch, capsys):
+def test_debugging_prints_the_traceback_also_without_a_home_folder(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("TFGPT_DEBUG", "1")
     monkeypatch.setenv("BAKERY_API_KEY", "wheat-and-rye")
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))

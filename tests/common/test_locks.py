@@ -41,7 +41,7 @@ def means(request, monkeypatch):
     return request.param
 
 
-def test_a_second_writer_ends_at_once_and_is_told_who_holds_the_directory(means, holder, tmp_path):
+def test_a_second_writer_fails_at_once_with_the_name_of_the_holder(means, holder, tmp_path):
     began = time.monotonic()
     with pytest.raises(DirectoryInUse) as refused, writer_lock(tmp_path / "lock", "runs/x", "run_dir"):
         pass
@@ -53,7 +53,7 @@ def test_a_second_writer_ends_at_once_and_is_told_who_holds_the_directory(means,
     assert (left is not None and 50 <= int(left[1]) <= 60) if means == "lease" else left is None
 
 
-def test_a_lock_left_behind_by_a_kill_does_not_block_the_next_start(means, holder, tmp_path):
+def test_the_lock_of_a_killed_process_does_not_block_the_next_start(means, holder, tmp_path):
     holder.send_signal(signal.SIGKILL)
     holder.wait()
     with writer_lock(tmp_path / "lock", "runs/x"):
@@ -97,7 +97,7 @@ def test_a_lease_is_renewed_while_it_is_held(monkeypatch, tmp_path):
         assert locks.seconds_since_renewal(tmp_path / "lock.lease") < 5
 
 
-def test_waiting_for_a_lock_says_for_whom(means, holder, tmp_path, capfd):
+def test_waiting_for_a_lock_prints_the_holder(means, holder, tmp_path, capfd):
     def killed_soon():
         time.sleep(0.5)
         holder.kill()

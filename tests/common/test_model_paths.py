@@ -49,7 +49,7 @@ def here(tmp_path, monkeypatch) -> Path:
         ("gpt2", "hub name", "gpt2"),
     ],
 )
-def test_every_form_is_known(name, kind, path, here):
+def test_every_form_of_a_model_is_found(name, kind, path, here):
     found = find_model(name)
     assert (found.kind, found.path) == (kind, Path(path))
 
@@ -78,7 +78,7 @@ def test_every_form_is_known(name, kind, path, here):
         ("models/smollm2/config.json", "is a file, but not a GGUF file; give its folder, models/smollm2; what"),
     ],
 )  # fmt: skip
-def test_what_is_no_model_is_refused_by_what_it_is(name, line, here):
+def test_a_path_without_a_model_is_refused_with_its_content(name, line, here):
     with pytest.raises(UserError) as caught:
         find_model(name, "init_from")
     assert str(caught.value).startswith("--init_from: ")
@@ -90,7 +90,7 @@ def test_a_name_on_the_hub_whose_folder_is_here_is_given_with_its_prefix(here):
         find_model("models/other")
 
 
-def test_an_export_names_the_model_it_was_made_of_where_weights_are_needed(here):
+def test_an_export_where_weights_are_needed_is_refused_with_its_model(here):
     line = str(no_weights_error(find_model("models/chat"), "init_from"))
     assert line == (
         "--init_from: models/chat is an export, which serve and TensorFlow Serving take; weights are needed here: give "
@@ -106,7 +106,7 @@ def test_an_export_names_the_model_it_was_made_of_where_weights_are_needed(here)
     assert "runs/gone, which does not exist any more (" in str(no_weights_error(find_model("models/chat"), "source"))
 
 
-def test_serve_is_told_how_to_export_what_is_no_export(here):
+def test_a_model_that_is_not_exported_is_refused_with_the_export_command(here):
     assert find_export("models/chat") == Path("models/chat/10")
     for name, kind, output in (
         ("runs/quickstart", "model directory", "models/quickstart"),

@@ -58,7 +58,7 @@ def test_a_file_added_while_the_result_is_made_is_kept(tmp_path):
     assert content(tmp_path / "out")["config.json"] == "first"
 
 
-def test_overwrite_replaces_what_a_person_says_may_go(tmp_path):
+def test_overwrite_replaces_a_users_files(tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "old.txt").write_text("mine")
     with result_directory(tmp_path / "out", "model directory", "output", overwrite=True) as temporary:
@@ -138,7 +138,7 @@ def test_two_writers_of_one_result(tmp_path):
     assert content(tmp_path / "out")["config.json"] == "first"
 
 
-def test_a_working_directory_keeps_what_a_person_adds(tmp_path):
+def test_a_working_directory_keeps_a_users_files(tmp_path):
     for _ in range(2):
         with working_directory(tmp_path / "run", "run", "run_dir") as directory:
             (directory / "metrics.jsonl").write_text("{}")

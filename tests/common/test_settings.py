@@ -39,7 +39,7 @@ def test_a_wrong_value_is_refused_by_name(values, name):
     assert caught.value.exit_code == 2
 
 
-def test_the_home_directory_is_put_where_a_path_begins_with_a_tilde(monkeypatch, tmp_path):
+def test_a_tilde_becomes_the_home_directory(monkeypatch, tmp_path):
     # huggingface/transformers#10628: no shell does it behind `--name=`, and `rm -rf ~` is no way to undo it.
     monkeypatch.setenv("HOME", str(tmp_path))
     assert BoxConfig(shelf="~/runs/x").shelf == f"{tmp_path}/runs/x"
@@ -51,7 +51,7 @@ def test_the_home_directory_is_put_where_a_path_begins_with_a_tilde(monkeypatch,
     [("gs://bucket/run", "not a path on this machine"), ("s3://b/x", "not a path on this machine"),
      ("file:///tmp/x", "not a path on this machine"), ("~nobody_here/x", "no such home directory")],
 )  # fmt: skip
-def test_a_path_that_is_no_place_here_is_refused(path, words):
+def test_a_path_on_another_machine_is_refused(path, words):
     # tensorpack/tensorpack#1317: Python's Path makes a folder "gs:" of it, lost with the virtual machine.
     with pytest.raises(SettingError, match=f"--shelf: {path}.*{words}"):
         BoxConfig(shelf=path)

@@ -28,7 +28,7 @@ sys.exit(Command("nothing", "Does nothing.", [NothingConfig], run).run([]))
 """
 
 
-def test_without_standard_streams_nothing_is_read_and_no_file_takes_their_place(tmp_path):
+def test_without_standard_streams_no_file_gets_their_descriptors(tmp_path):
     # clustershell/clustershell#460: `sys.stdin.isatty()` of None; a file with the number 2 gets what libraries say.
     done = subprocess.run([sys.executable, "-c", PROGRAM, str(tmp_path / "said")], cwd=ROOT, timeout=60)
     assert done.returncode == 0

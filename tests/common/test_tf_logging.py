@@ -65,12 +65,12 @@ def test_what_cpp_writes_is_filtered_to_its_last_word_and_what_python_writes_is_
     assert sorted(done.stderr.splitlines()) == sorted([*REAL.splitlines(), "no end of line", NOTICES.splitlines()[1]])
 
 
-def test_with_the_level_0_everything_is_shown():
+def test_level_0_shows_everything():
     done = run(f"os.write(2, {NOTICES.encode()!r})", TF_CPP_MIN_LOG_LEVEL="0")
     assert done.stderr == NOTICES
 
 
-def test_a_closed_standard_error_is_no_obstacle():
+def test_standard_error_may_be_closed():
     code = "from tfgpt.common.tf_logging import hide_notices; hide_notices(); print('on')"
     done = subprocess.run(["sh", "-c", f'exec "$0" -c "{code}" 2>&-', sys.executable], capture_output=True, cwd=ROOT)
     assert done.stdout == b"on\n"
@@ -86,7 +86,7 @@ def test_a_trial_writes_its_log_and_nothing_else(tmp_path):
     assert log.read_text() == "out\nerr\nC++"
 
 
-def test_tensorflow_says_nothing_of_itself_and_its_warnings_pass():
+def test_tensorflow_writes_no_notices_and_its_warnings_pass():
     done = run(
         """
 import tensorflow as tf
@@ -106,7 +106,7 @@ tf.get_logger().warning("real")
     assert done.stderr == "WARNING:tensorflow:real\n"
 
 
-def test_without_a_home_folder_libraries_make_none_of_their_own(tmp_path):
+def test_without_a_home_folder_libraries_use_a_temporary_one(tmp_path):
     script = (
         "import os, pwd\n"
         "def unknown(number): raise KeyError(number)\n"

@@ -67,7 +67,7 @@ def test_a_contiguous_split_of_files_cuts_one_of_them(tmp_path, corpus):
     assert texts(made, "validation") == ["b" * 50, "c" * 100]
 
 
-def test_auto_says_when_it_cannot_split_by_hash(tmp_path, corpus, capfd):
+def test_auto_reports_why_it_does_not_split_by_hash(tmp_path, corpus, capfd):
     (tmp_path / "a.txt").write_text("word " * 1000)
     config = corpus(tmp_path / "a.txt")
     expected = (
@@ -116,7 +116,7 @@ def test_ids_that_are_all_alike_are_blamed_where_the_hash_cannot_split(tmp_path,
     assert words in str(caught.value)
 
 
-def test_separators_inside_lines_are_said_to_be_letters(tmp_path, corpus, capfd):
+def test_separators_inside_lines_are_reported(tmp_path, corpus, capfd):
     # nshepperd/gpt-2#33, minimaxir/gpt-2-simple#33.
     (tmp_path / "a.txt").write_text("one<|endoftext|>two<|endoftext|>three\n<|endoftext|>\nfour\n" * 30)
     build_documents(corpus(tmp_path / "a.txt"))
@@ -137,7 +137,7 @@ def test_exact_duplicates_are_left_out_and_counted(tmp_path, corpus):
     assert all_of_them.num_documents("train") + all_of_them.num_documents("validation") == 102
 
 
-def test_validation_files_are_used_whole_and_taken_out_of_training(tmp_path, corpus):
+def test_all_of_the_validation_files_is_held_out_of_training(tmp_path, corpus):
     write_records(tmp_path / "train.jsonl", *[{"text": letter} for letter in "abcdb"])
     write_records(tmp_path / "validation.jsonl", *[{"text": letter} for letter in "xby"])
     held_out = (str(tmp_path / "validation.jsonl"),)
@@ -179,7 +179,7 @@ def test_the_manifest_describes_the_shards(tmp_path, corpus, monkeypatch):
         assert side["bytes"] == sum(len(text.encode()) for text in written)
 
 
-def test_the_card_tells_sources_sizes_and_examples(tmp_path, corpus):
+def test_the_card_shows_sources_sizes_and_examples(tmp_path, corpus):
     path = numbered(tmp_path / "a.jsonl")
     card = build_documents(corpus(path)).card.read_text()
     assert f"| `{path}` | train_text | 1 file | 1,000 | not recorded" in card
@@ -311,7 +311,7 @@ def test_builders_at_the_same_time_give_one_result(tmp_path, corpus):
     ]
 
 
-def test_a_full_disk_has_its_line(tmp_path, corpus):
+def test_a_full_disk_is_one_line(tmp_path, corpus):
     """A limit on the size of a file stands for the full disk: the system refuses the write in the same place."""
     (tmp_path / "a.txt").write_text("word " * 100_000)
     process = start_build(corpus(tmp_path / "a.txt"), limit=100_000)

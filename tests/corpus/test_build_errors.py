@@ -24,7 +24,7 @@ def refusal(build, *specs, **options) -> str:
     return str(caught.value)
 
 
-def test_copies_of_one_conversation_are_named_as_the_trouble(tmp_path, build):
+def test_copies_of_one_conversation_are_refused_with_their_number(tmp_path, build):
     path = write_records(tmp_path / "a.jsonl", *[{"messages": EXCHANGE}] * 60)
     assert refusal(build, path) == (
         "--train_text: 1 document is left, which cannot be on both sides: 60 documents read, 59 left out (59 "
@@ -47,7 +47,7 @@ def test_the_flag_that_the_text_was_given_with_is_the_one_named(tmp_path, build)
     assert refusal(build, missing, flag="text").startswith(f"--text: {missing}: no such file or folder")
 
 
-def test_an_odd_record_is_left_out_and_said_with_its_line(tmp_path, build, capfd):
+def test_a_record_that_cannot_be_read_is_left_out_and_reported(tmp_path, build, capfd):
     good = ({"text": f"document {number}"} for number in range(9))
     path = write_records(tmp_path / "a.jsonl", *good, '{"text": "cut', {"text": 7})
     for _ in range(2):  # the second time from the cache
@@ -62,14 +62,14 @@ def test_an_odd_record_is_left_out_and_said_with_its_line(tmp_path, build, capfd
 
 
 @pytest.mark.parametrize("cached", [False, True])
-def test_strict_stops_at_an_odd_record(tmp_path, build, cached):
+def test_strict_stops_at_a_record_that_cannot_be_read(tmp_path, build, cached):
     path = write_records(tmp_path / "a.jsonl", {"text": "a"}, {"text": "b"}, {"text": None})
     if cached:
         build(path, validation_fraction=0.0)
     assert refusal(build, path, validation_fraction=0.0, strict=True) == f"{path}:3: 'text' is null, not a string"
 
 
-def test_what_a_folder_holds_and_is_not_read_is_said_each_time(tmp_path, build, capfd):
+def test_files_of_a_folder_that_are_left_out_are_reported_each_time(tmp_path, build, capfd):
     (tmp_path / "text").mkdir()
     for name in ("a.txt", ".hidden", "b.png"):
         (tmp_path / "text" / name).write_text("words")
@@ -81,7 +81,7 @@ def test_what_a_folder_holds_and_is_not_read_is_said_each_time(tmp_path, build, 
         )
 
 
-def test_text_that_is_all_held_out_is_named_as_the_trouble(tmp_path, build):
+def test_text_that_is_all_held_out_is_refused_with_numbers(tmp_path, build):
     path = write_records(tmp_path / "a.jsonl", *({"text": letter} for letter in "abc"))
     assert refusal(build, path, validation_text=(str(path),)) == (
         "--train_text: no document is left to train on: 6 documents read, 3 left out (3 also in --validation_text); "

@@ -37,7 +37,7 @@ def aged(entry: Path, days: float) -> None:
     os.utime(entry, (then, then))
 
 
-def test_the_cache_lies_where_the_system_says(monkeypatch, tmp_path):
+def test_the_cache_is_in_the_systems_cache_folder(monkeypatch, tmp_path):
     monkeypatch.delenv("TFGPT_CACHE_DIR", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     assert cache_directory() == Path(platformdirs.user_cache_dir("tfgpt", appauthor=False))
@@ -60,7 +60,7 @@ def test_without_a_home_folder_the_flag_is_named(monkeypatch):
         cache_directory()
 
 
-def test_the_list_says_what_is_there_from_which_text_how_large_and_when_used(cache, text, capsys):
+def test_the_list_shows_name_source_size_and_last_use_of_entries(cache, text, capsys):
     (entry,) = (entry for entry in list_entries(cache) if entry.name.startswith("documents/"))
     assert command.main([f"--cache_dir={cache}"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -71,7 +71,7 @@ def test_the_list_says_what_is_there_from_which_text_how_large_and_when_used(cac
     assert f"entries of {cache}" in lines[-1]
 
 
-def test_one_entry_is_removed_and_what_is_freed_is_said(cache, capsys):
+def test_one_entry_is_removed_and_its_size_is_printed(cache, capsys):
     (entry,) = (entry for entry in list_entries(cache) if entry.name.startswith("documents/"))
     assert command.main([f"--cache_dir={cache}", "--remove=documents/"]) == 0
     assert capsys.readouterr().out.splitlines()[0].startswith(f"Removed {entry.name} (")

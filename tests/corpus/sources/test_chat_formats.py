@@ -142,7 +142,7 @@ def test_sharegpts_calls_at_the_same_time_and_words_before_them_are_one_message(
     ]
 
 
-def test_a_call_that_names_no_function_is_what_the_assistant_says(tmp_path):
+def test_a_call_without_a_functions_name_is_a_message(tmp_path):
     turns = [("human", "Rain?"), ("function_call", "{}"), ("observation", "no"), ("gpt", "No.")]
     assert read(tmp_path, {"conversations": [{"from": name, "value": text} for name, text in turns]}) == [
         [ASKED, {"role": "assistant", "content": "{}"}, {"role": "tool", "content": "no"}, CALLS[-1]]
@@ -198,7 +198,7 @@ def any_value(draw: random.Random, depth: int):
     return [any_value(draw, depth - 1) for _ in range(draw.randrange(4))]
 
 
-def test_whatever_a_record_holds_it_is_read_or_refused_in_one_line():
+def test_any_record_is_read_or_refused_in_one_line():
     draw = random.Random(1)
     read, refusals = 0, []
     for _ in range(5000):

@@ -85,7 +85,7 @@ def test_ids_are_taken_from_json_lines_and_else_made_of_the_content(tmp_path):
     assert re.fullmatch("[0-9a-f]{32}", identities[2])
 
 
-def test_documents_of_no_use_are_left_out_and_counted(tmp_path):
+def test_empty_documents_and_dialogues_without_an_answer_are_counted(tmp_path):
     question = {"messages": [{"role": "user", "content": "Anybody?"}]}
     (tmp_path / "a.jsonl").write_bytes(json_lines({"text": " \n"}, {"text": "a"}, {"messages": []}, question))
     (source,) = open_sources([str(tmp_path / "a.jsonl")])
@@ -223,7 +223,7 @@ def test_a_bad_file_among_good_ones_is_named_with_its_place(tmp_path):
     )
 
 
-def test_a_file_of_which_most_is_of_no_use_is_refused_with_numbers(tmp_path):
+def test_a_file_with_mostly_unusable_records_is_refused_with_numbers(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_bytes(json_lines({"text": "a"}, {"body": "b"}, {"body": "c"}))
     with pytest.raises(
@@ -244,7 +244,7 @@ def test_empty_files_among_others_are_counted(tmp_path):
     assert source.remarks == [f"{tmp_path}: 2 of 3 files hold nothing to learn from, the first: {first}"]
 
 
-def test_utf16_without_a_mark_is_no_text_full_of_zeros(tmp_path):
+def test_utf16_without_a_mark_is_refused(tmp_path):
     for order in ("le", "be"):
         (tmp_path / "a.txt").write_bytes("plain words: Ā".encode(f"utf-16-{order}"))
         with pytest.raises(UserError, match=f"iconv -f UTF-16{order.upper()} -t UTF-8"):
@@ -263,7 +263,7 @@ def test_numbers_are_ids_as_tables_write_them(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.txt.gz", "a.json.zst"])
-def test_a_git_lfs_pointer_is_no_text(tmp_path, name):
+def test_a_git_lfs_pointer_is_refused(tmp_path, name):
     # benedekrozemberczki/datasets#10: learned as a text, or called no JSON, no gzip.
     path = tmp_path / name
     path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")

@@ -30,7 +30,7 @@ def test_a_link_to_a_folder_is_followed(tmp_path):
     assert found(tmp_path / "text", tmp_path) == (["text/a.txt", "text/link/b.txt", "text/link/deep/c.txt"], [])
 
 
-def test_links_that_lead_back_are_noticed_and_said(tmp_path):
+def test_links_to_folders_above_or_read_already_are_left_out(tmp_path):
     write(tmp_path, "text/a/x.txt", "text/b/y.txt", "outside/z.txt")
     (tmp_path / "text/a/up").symlink_to("..")
     (tmp_path / "text/a/far").symlink_to("../../outside")
@@ -46,13 +46,13 @@ def test_links_that_lead_back_are_noticed_and_said(tmp_path):
     )
 
 
-def test_a_glob_gives_each_file_once_whatever_links_lead_to_it(tmp_path):
+def test_a_glob_gives_each_file_once(tmp_path):
     write(tmp_path, "a/x.txt")
     (tmp_path / "a/loop").symlink_to(".")
     assert found(tmp_path / "**/*.txt", tmp_path) == (["a/x.txt"], [])
 
 
-def test_what_of_a_folder_is_not_read_is_said(tmp_path):
+def test_hidden_files_media_and_pipes_of_a_folder_are_left_out(tmp_path):
     write(tmp_path, "a.txt", ".git/config", ".DS_Store", "sub/.x", "p.png", "q.JPG")
     os.mkfifo(tmp_path / "pipe")
     assert found(tmp_path, tmp_path) == (
@@ -64,21 +64,21 @@ def test_what_of_a_folder_is_not_read_is_said(tmp_path):
     )
 
 
-def test_a_folder_of_which_nothing_is_read_says_what_it_holds(tmp_path):
+def test_a_folder_of_which_nothing_is_read_is_refused_with_its_content(tmp_path):
     write(tmp_path, ".hidden", "p.png")
     with pytest.raises(UserError, match=r"left out: 1 hidden \(\.hidden\); 1 picture, .* and nothing is left"):
         find_files(str(tmp_path), "train_text")
 
 
 @pytest.mark.parametrize("name", ["[2024] prefs", "what?", "a*b", "[!x]"])
-def test_a_name_that_exists_is_that_file_or_folder_whatever_is_in_it(tmp_path, name):
+def test_an_existing_name_is_not_a_glob(tmp_path, name):
     write(tmp_path, f"{name}/p[1].txt", f"{name}/q.txt", "2 prefs/wrong.txt", "whats/wrong.txt", "axb/wrong.txt")
     assert found(tmp_path / name / "p[1].txt", tmp_path) == ([f"{name}/p[1].txt"], [])
     assert found(tmp_path / name, tmp_path) == ([f"{name}/p[1].txt", f"{name}/q.txt"], [])
     assert found(tmp_path / name / "*.txt", tmp_path) == ([f"{name}/p[1].txt", f"{name}/q.txt"], [])
 
 
-def test_a_name_too_long_has_its_line(tmp_path):
+def test_a_name_too_long_is_one_line(tmp_path):
     with pytest.raises(UserError, match="^--train_text: a+: cannot be looked up"):
         find_files("a" * 5000, "train_text")
 
@@ -112,7 +112,7 @@ def test_other_formats_are_refused_by_name_with_what_to_do(tmp_path, name, expec
         open_sources([str(spec)])
 
 
-def test_a_data_sets_card_is_no_text_of_it(tmp_path):
+def test_a_datasets_card_is_left_out(tmp_path):
     # huggingface/datasets#2877: a data set's folder as it lies on the hub.
     write(tmp_path, "a.jsonl", "dataset_infos.json", "guide/README.md")
     (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n# Card\n")
@@ -140,14 +140,14 @@ def test_globs_are_sorted_and_may_go_down(tmp_path):
         ("e*", "e*: matches folders only; add /** to take the files in them"),
     ],
 )
-def test_a_spec_that_stands_for_nothing_is_named_with_its_flag(tmp_path, spec, expected):
+def test_a_spec_without_files_is_refused_with_its_flag(tmp_path, spec, expected):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError) as caught:
         open_sources([str(tmp_path / spec)], "validation_text")
     assert str(caught.value) == f"--validation_text: {tmp_path}/{expected.format(tmp_path=tmp_path)}"
 
 
-def test_a_pipe_is_no_file(tmp_path):
+def test_a_pipe_is_refused(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(UserError, match="neither a file nor a folder"):
         open_sources([str(tmp_path / "pipe")])

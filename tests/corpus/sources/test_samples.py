@@ -181,7 +181,7 @@ def test_a_sample_that_is_not_installed_names_the_command(monkeypatch):
             assert str(caught.value).endswith(f"the package {sample.package} is not installed; {sample.install}")
 
 
-def test_every_sample_tells_its_licence():
+def test_every_sample_has_a_licence():
     for sample in samples.SAMPLES.values():
         assert sample.licence.startswith(("MIT", "BSD", "PSF"))
         assert sample.package.split("3.")[0].split("-doc")[0] in sample.install

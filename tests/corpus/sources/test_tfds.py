@@ -179,7 +179,7 @@ LISTED = (
         ("/nowhere/1.0.0:train#text", "no prepared dataset in /nowhere/1.0.0: no such folder"),
     ],
 )
-def test_what_is_not_there_has_one_line(data_dir, spec, expected):
+def test_a_missing_dataset_split_or_feature_is_one_line(data_dir, spec, expected):
     with pytest.raises(UserError) as caught:
         texts(f"tfds:{spec}", data_dir)
     assert f"tfds:{spec}" in str(caught.value)
@@ -187,7 +187,7 @@ def test_what_is_not_there_has_one_line(data_dir, spec, expected):
     assert "\n" not in str(caught.value)
 
 
-def test_an_odd_example_is_left_out_and_counted_unless_strict(data_dir):
+def test_an_example_that_cannot_be_read_is_counted_unless_strict(data_dir):
     source = opened("tfds:only_text:train", data_dir)  # The only text needs no name.
     assert [document["text"] for document in source.documents()] == ["0", "2"]
     words = "tfds:only_text:train: example 2: byte 3: not UTF-8 (0xe9)"
@@ -197,7 +197,7 @@ def test_an_odd_example_is_left_out_and_counted_unless_strict(data_dir):
         list(source.documents())
 
 
-def test_a_folder_above_the_dataset_is_told(data_dir):
+def test_a_folder_above_the_dataset_is_refused_with_the_datasets(data_dir):
     with pytest.raises(UserError, match=r"it has no dataset_info\.json; did you mean .*letters/plain/1\.0\.0\?"):
         opened(f"tfds:{data_dir / 'letters'}:train", data_dir)
 
