@@ -1,9 +1,9 @@
-"""Says before a long run whether it can work: data, model, memory, speed, time. Takes the flags of train.
+"""Checks before a long run whether it can work: data, model, memory, speed and time. Takes the flags of train.
 
-The shortest form is `python -m tfgpt.doctor --train_text='my/*.txt'`. Shows some rows of the first batch, then one
-line a check, beginning with ok, warn or FAIL, with what to change below it. Writes nothing into the run directory. Exit
-code: 0 when the run can work, 1 when a check fails, 2 when flags or text are wrong. With --objective=chat its
-conversations are examined; with dpo, ipo, orpo, simpo and grpo only memory and disk are.
+The shortest form is `python -m tfgpt.doctor --train_text='my/*.txt'`. It shows some rows of the first batch, then one
+line per check that begins with ok, warn or FAIL, with advice below it. It writes nothing into the run directory. The
+exit code is 0 if the run can work, 1 if a check fails and 2 if flags or text are wrong. With --objective=dpo, ipo, orpo,
+simpo and grpo, only memory and disk are checked.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from tfgpt.training.train_config import GROUPS, TrainConfig, relocate_run_dir
 
 
 def run(doctor: DoctorConfig, **settings: Any) -> int:
-    """Checks the settings together, then examines the run they describe."""
-    recipe = TrainConfig(**settings)
+    """Runs the checks and prints the report."""
+    config = TrainConfig(**settings)
     import_tensorflow()
     from tfgpt.diagnosis.run_checks import run_checks
 
-    report = run_checks(recipe, doctor, say)
-    say("")
-    say(report.summary())
+    report = run_checks(config, doctor, log)
+    log("")
+    log(report.summary())
     if doctor.json:
-        say(report.json())
+        log(report.json())
     return report.exit_code
 
 
-def say(text: str) -> None:
-    """A line on standard output, whatever its encoding can express."""
+def log(text: str) -> None:
+    """Prints a line; characters that the encoding of standard output lacks are escaped."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
 

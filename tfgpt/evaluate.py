@@ -1,7 +1,7 @@
-"""Says how well a model predicts text: loss, bits per byte and accuracy, exact and on any devices.
+"""Evaluates how well a model predicts text: loss, bits per byte and accuracy, exact and on any devices.
 
-The shortest form is `python -m tfgpt.evaluate --model=runs/quickstart`, on what the run held out; --text names other
-text. Prints a table, or with --json one JSON object. Bits per byte compare models whatever their tokenizers; loss and
+The shortest form is `python -m tfgpt.evaluate --model=runs/quickstart`, on the text that the run held out; --text names
+other text. It prints a table, or with --json one JSON object. Bits per byte compare models with different tokenizers; loss and
 perplexity only those of one tokenizer.
 """
 
@@ -17,7 +17,7 @@ from tfgpt.training.config import StrategyConfig
 
 
 def run(evaluate: EvaluateConfig, strategy: StrategyConfig) -> None:
-    """Checks what can be checked without TensorFlow, then measures."""
+    """Finds the model before TensorFlow is imported, then evaluates it."""
     directory = model_directory(evaluate.model, cache_dir=evaluate.cache_dir)
     import_tensorflow()
     from tfgpt.evaluation import text_metrics

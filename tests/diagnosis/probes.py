@@ -25,12 +25,13 @@ SMALL = (
 GPT2 = (
     "--position_embedding=learned --normalization=layer_norm --mlp=gelu --use_bias --query_key_norm=false "
     "--num_key_value_heads=2"
-).split()
+)
 
 
 def config_of(text: Path, *more: str, base: Sequence[str] = SMALL) -> TrainConfig:
-    """The configuration of a run with the flags `base` and `more`."""
-    settings = doctor.COMMAND.parse([*base, f"--train_text={text}", "--run_dir=/nonexistent/run", *more])
+    """The configuration of a run with the flags `base` and `more`, each string with one or more of them."""
+    flags = [*base, f"--train_text={text}", "--run_dir=/nonexistent/run", *" ".join(more).split()]
+    settings = doctor.COMMAND.parse(flags)
     settings.pop("doctor")
     return TrainConfig(**settings)
 

@@ -21,7 +21,7 @@ LAPTOP = Machine(Memory(16 * GIB, 14 * GIB, "RAM"), 1, gpu=False)
 TUNING = "--sequence_length=32 --batch_size=4 --compile=graph --max_steps=200".split()
 BIG = (
     "--hidden_dim=768 --num_layers=12 --num_query_heads=12 --head_dim=64 --intermediate_dim=2048 --sequence_length=1024"
-).split()
+)
 
 
 def count(variables: Iterable) -> int:
@@ -33,7 +33,7 @@ def size(variables: Iterable) -> int:
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "lion", "muon", "adafactor"])
-def test_weights_and_optimizer_are_exact(text_file: Path, optimizer: str):
+def test_weights_and_optimizer_are_exact(text_file, optimizer):
     probe = probe_of(text_file, f"--optimizer={optimizer}")
     parts = estimate_memory(probe.config, probe.decoder_config, LAPTOP)
     assert parts["weights"] == size(probe.decoder.trainable_variables) == parts["gradients"]
@@ -47,7 +47,6 @@ def test_weights_and_optimizer_are_exact(text_file: Path, optimizer: str):
 
 @pytest.fixture(scope="module")
 def base(text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model to start from."""
     directory = tmp_path_factory.mktemp("base")
     save_model(probe_of(text_file), directory)
     return directory
@@ -62,11 +61,8 @@ def base(text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("--lora_rank=2 --optimizer=lion --kl_penalty=0.1 --max_completion_length=8 --group_size=4", "grpo"),
     ],
 )
-def test_adapters_are_trained_and_the_rest_is_frozen_to_the_byte(
-    text_file: Path, base: Path, flags: str, objective: str
-):
-    more = [*flags.split(), f"--init_from={base}", f"--objective={objective}"]
-    config = config_of(text_file, *more, base=TUNING)
+def test_adapters_are_trained_and_the_rest_is_frozen_to_the_byte(text_file, base, flags, objective):
+    config = config_of(text_file, flags, f"--init_from={base} --objective={objective}", base=TUNING)
     trainer = build_trainer(config, config.initial_config().vocabulary_size)
     decoder = trainer.decoder
     found = check_memory(config, decoder.config, LAPTOP).numbers
@@ -80,7 +76,7 @@ def test_adapters_are_trained_and_the_rest_is_frozen_to_the_byte(
     assert parts.get("reference", 0) == (4 * found["frozen_parameters"] if objective == "grpo" else 0)
 
 
-def test_a_pair_is_two_rows_and_adapters_need_less(text_file: Path, base: Path):
+def test_a_pair_is_two_rows_and_adapters_need_less(text_file, base):
     def parts(*flags: str) -> dict[str, int]:
         config = config_of(text_file, f"--init_from={base}", *flags, base=TUNING)
         return estimate_memory(config, config.initial_config(), LAPTOP)
@@ -90,7 +86,7 @@ def test_a_pair_is_two_rows_and_adapters_need_less(text_file: Path, base: Path):
     assert adapters["total"] < plain["total"]
 
 
-def test_a_preset_that_cannot_fit_is_refused_in_a_moment_with_the_largest_that_does(text_file: Path):
+def test_a_preset_that_cannot_fit_is_refused_in_a_moment_with_the_largest_that_does(text_file):
     base = ["--vocabulary_size=32768", "--batch_size=8", "--sequence_length=1024"]
     config = config_of(text_file, "--preset=llama3_8b", base=base)
     started = time.monotonic()
@@ -106,9 +102,9 @@ def test_a_preset_that_cannot_fit_is_refused_in_a_moment_with_the_largest_that_d
         assert check_memory(better, better.decoder_config(32_768), LAPTOP).status == "ok"
 
 
-def test_flags_that_are_advised_make_it_fit(text_file: Path):
+def test_flags_that_are_advised_make_it_fit(text_file):
     def check(*flags: str) -> CheckResult:
-        config = config_of(text_file, *BIG, "--batch_size=96", *flags)
+        config = config_of(text_file, BIG, "--batch_size=96", *flags)
         return check_memory(config, config.decoder_config(4096), LAPTOP)
 
     found = check()
@@ -116,8 +112,8 @@ def test_flags_that_are_advised_make_it_fit(text_file: Path):
     assert [check(*re.findall(r"--\S+", advice)).status for advice in found.advice] == ["ok", "ok"]
 
 
-def test_replicas_share_the_ram_but_not_the_gpus(text_file: Path):
-    config = config_of(text_file, *BIG)
+def test_replicas_share_the_ram_but_not_the_gpus(text_file):
+    config = config_of(text_file, BIG)
     decoder_config = config.decoder_config(4096)
     one = estimate_memory(config, decoder_config, LAPTOP)
     two = estimate_memory(config, decoder_config, Machine(LAPTOP.memory, 2, gpu=False))
@@ -126,9 +122,9 @@ def test_replicas_share_the_ram_but_not_the_gpus(text_file: Path):
     assert two["activations"] == one["activations"] == 2 * gpus["activations"]
 
 
-def test_accumulation_rematerialization_and_bfloat16_lower_the_estimate(text_file: Path):
+def test_accumulation_rematerialization_and_bfloat16_lower_the_estimate(text_file):
     def total(*flags: str) -> int:
-        config = config_of(text_file, *BIG, "--batch_size=16", *flags)
+        config = config_of(text_file, BIG, "--batch_size=16", *flags)
         return estimate_memory(config, config.decoder_config(4096), LAPTOP)["total"]
 
     plain = total()
@@ -136,14 +132,14 @@ def test_accumulation_rematerialization_and_bfloat16_lower_the_estimate(text_fil
         assert total(flag) < 0.85 * plain
 
 
-def test_memory_that_others_hold_is_named(text_file: Path):
-    config = config_of(text_file, *BIG)
+def test_memory_that_others_hold_is_named(text_file):
+    config = config_of(text_file, BIG)
     busy = Machine(Memory(16 * GIB, 1 * GIB, "RAM"), 1, gpu=False)
     found = check_memory(config, config.decoder_config(4096), busy)
     assert found.status == "FAIL" and found.advice[0].startswith("stop other programs")
 
 
-def test_checkpoints_that_do_not_fit_on_the_disk_fail(text_file: Path, tmp_path: Path):
+def test_checkpoints_that_do_not_fit_on_the_disk_fail(text_file, tmp_path):
     config = config_of(text_file, f"--run_dir={tmp_path / 'new' / 'run'}")
     assert check_disk(config, config.decoder_config(260)).status == "ok"
     many = config_of(text_file, f"--run_dir={tmp_path}", "--checkpoints_kept=1000000000")
@@ -152,26 +148,24 @@ def test_checkpoints_that_do_not_fit_on_the_disk_fail(text_file: Path, tmp_path:
     assert not (tmp_path / "new").exists()
 
 
-# TPUs: against what the TPU's compiler said of the same steps.
-
-LLAMA = ["--preset=llama3_1b", "--tokenizer=bpe", "--vocabulary_size=65536", "--sequence_length=2048"]
-LLAMA += ["--dtype=mixed_bfloat16", "--rematerialize", "--batch_size=256"]
+# The TPU's compiler compiled the same steps.
+LLAMA = "--preset=llama3_1b --tokenizer=bpe --vocabulary_size=65536 --sequence_length=2048 --batch_size=256"
 
 
 def parts_and_finding(text: Path, *flags: str):
-    config = config_of(text, *LLAMA, *flags, base=())
+    config = config_of(text, LLAMA, "--dtype=mixed_bfloat16 --rematerialize", *flags, base=())
     decoder_config = config.decoder_config(65536)
     return estimate_tpu_memory(config, decoder_config), check_tpu(config, decoder_config)
 
 
-def test_weights_and_slots_are_what_the_compiler_takes_as_arguments(text_file: Path):
+def test_weights_and_slots_are_what_the_compiler_takes_as_arguments(text_file):
     parts, _ = parts_and_finding(text_file)
     # scripts/tpu_compile.sh, 4 rows x 8: 13,289,680,384 bytes of arguments, the batch and the counters included.
     batch = 32 * 2048 * 4 * 5
     assert parts["weights"] + parts["optimizer"] == pytest.approx(13_289_680_384 - batch, rel=1e-4)
 
 
-def test_what_is_needed_before_activations_is_most_of_what_the_compiler_takes(text_file: Path):
+def test_what_is_needed_before_activations_is_most_of_what_the_compiler_takes(text_file):
     # configs/tpu_llama_1b_v6e.cfg and …_v5e.cfg as libtpu 0.0.52 compiled them: 22.75 and 15.56 GiB with activations.
     parts, found = parts_and_finding(text_file, "--gradient_accumulation_steps=8")
     assert 0.8 * 22.75 * GIB < parts["total"] < 22.75 * GIB
@@ -181,7 +175,7 @@ def test_what_is_needed_before_activations_is_most_of_what_the_compiler_takes(te
     assert 0.8 * 15.56 * GIB < parts["total"] < 15.56 * GIB
 
 
-def test_a_small_model_fits_every_chip_and_a_large_one_none(text_file: Path):
+def test_a_small_model_fits_every_chip_and_a_large_one_none(text_file):
     _, small = parts_and_finding(text_file, "--preset=gpt2")
     assert small.status == "ok" and not small.advice
     # 7.5 billion parameters at 16 bytes: weights, two slots and gradients.

@@ -1,4 +1,4 @@
-"""Claims about the preview: what is special, where documents end, what a terminal may be sent."""
+"""The preview: special tokens, document boundaries, and no control characters."""
 
 from __future__ import annotations
 
@@ -26,11 +26,7 @@ def shown(*arguments, **options) -> str:
 
 def test_boundaries_are_shown_and_text_that_looks_like_one_is_not():
     assert shown("one <|endoftext|>¶two") == "one <|endoftext|>⟦<|endoftext|>⟧two"
-
-
-def test_the_cut_of_attention_is_shown_with_document_masking_only():
     assert shown("one¶two", masked=True) == "one✂⟦<|endoftext|>⟧two"
-    assert "✂" not in shown("one¶two")
 
 
 def test_control_characters_and_half_characters_are_harmless():
@@ -48,8 +44,7 @@ def test_long_rows_show_beginning_borders_and_end():
 
 def test_rows_with_a_border_come_first():
     rows = {name: np.concatenate([batch("plain__")[name], batch("one¶two")[name]]) for name in ("token_ids", "weights")}
-    lines = preview_text(rows, TOKENIZER, 1)
-    assert lines[0] == "row 1: 7 tokens, 2 documents or parts of them"
+    assert preview_text(rows, TOKENIZER, 1)[0] == "row 1: 7 tokens, 2 documents or parts of them"
 
 
 def test_targets_that_do_not_count_are_mentioned():

@@ -27,7 +27,7 @@ def check(config: TrainConfig, doctor: DoctorConfig = QUICK, machine: Machine | 
     return run_checks(config, doctor, lambda line: None, machine)
 
 
-def test_a_run_that_does_not_fit_is_not_built(text_file: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_run_that_does_not_fit_is_not_built(text_file, monkeypatch):
     def built(*arguments, **options):
         raise AssertionError("the model was built")
 
@@ -37,7 +37,7 @@ def test_a_run_that_does_not_fit_is_not_built(text_file: Path, monkeypatch: pyte
     assert report.skipped == [*MODEL_CHECKS, *SPEED_CHECKS]
 
 
-def test_a_model_that_breaks_is_a_failed_check_and_no_traceback(text_file: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_model_that_breaks_is_a_failed_check_and_no_traceback(text_file, monkeypatch):
     def broken(self, inputs, mask, rotation=None, training=None):
         raise ValueError("shapes do not\nmatch")
 
@@ -46,68 +46,37 @@ def test_a_model_that_breaks_is_a_failed_check_and_no_traceback(text_file: Path,
     assert report.with_status("FAIL") == ["model"] and "shapes do not match" in report.results["model"].line
 
 
-def test_targets_that_the_pipeline_shifts_wrongly_fail_the_first_batch(
-    text_file: Path, monkeypatch: pytest.MonkeyPatch
-):
-    from tfgpt.pipeline import batches
-
-    right = batches.TokenReader.read_windows
-
-    def shifted(self, starts):
-        arrays = right(self, starts)
-        return arrays | {"targets": arrays["token_ids"]}
-
-    monkeypatch.setattr(batches.TokenReader, "read_windows", shifted)
-    report = check(config_of(text_file), machine=TOO_SMALL)
-    assert "first batch" in report.with_status("FAIL")
-
-
-CHAT = (
-    "--objective=chat --tokenizer=bytes --preset=tiny --num_layers=1 --hidden_dim=32 "
-    "--num_query_heads=2 --num_key_value_heads=1 --head_dim=16 --intermediate_dim=64 --sequence_length=96 "
-    "--batch_size=4 --compile=graph --max_steps=20 --learning_rate=0.01"
-).split()
-
-
 @pytest.fixture(scope="module")
 def chats(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file of conversations."""
     path = tmp_path_factory.mktemp("chats") / "chats.jsonl"
     talks = [[{"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": f"It is {n}."}] for n in range(99)]
     path.write_text("".join(json.dumps({"messages": talk}) + "\n" for talk in talks))
     return path
 
 
-def test_conversations_are_examined(chats: Path, monkeypatch: pytest.MonkeyPatch):
+def test_conversations_are_examined(chats, monkeypatch):
     monkeypatch.setattr(speed, "TIMED_SECONDS", 0.3)
-    config = config_of(chats, base=CHAT)
-    report = check(config)
+    report = check(config_of(chats, "--objective=chat --sequence_length=96 --max_steps=20"))
     assert report.with_status("FAIL") == [], [finding.lines() for finding in report.results.values()]
-    assert set(report.results) == {
-        "first batch", "disk", "memory", *MODEL_CHECKS, *SPEED_CHECKS[:-1]
-    }  # fmt: skip
+    assert set(report.results) == {"first batch", "disk", "memory", *MODEL_CHECKS, *SPEED_CHECKS[:-1]}
     assert "targets count" in report.results["first batch"].line
     assert any("«It is " in line for line in report.preview)
 
 
-def test_adapters_are_examined_and_other_objectives_as_far_as_memory(
-    text_file: Path, chats: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_adapters_are_examined_and_other_objectives_as_far_as_memory(text_file, chats, tmp_path, monkeypatch):
     monkeypatch.setattr(speed, "TIMED_SECONDS", 0.3)
     save_model(probe_of(text_file, "--max_sequence_length=96"), tmp_path)
     flags = f"--objective=chat --init_from={tmp_path} --sequence_length=96 --batch_size=4 --compile=graph --lora_rank=8"
-    config = config_of(chats, base=flags.split())
-    report = check(config, dataclasses.replace(QUICK, overfit_steps=0))
+    report = check(config_of(chats, base=flags.split()), dataclasses.replace(QUICK, overfit_steps=0))
     assert "frozen below the adapters" in report.results["gradients"].line
     assert "trained ones" in report.results["memory"].line
     assert [name for name in report.with_status("FAIL") if name not in ("loss at step 0", "memory measured")] == []
-    config = config_of(chats, base=flags.replace("=chat", "=simpo").split())
-    report = check(config)
+    report = check(config_of(chats, base=flags.replace("=chat", "=simpo").split()))
     assert list(report.results) == ["disk", "memory"]
     assert set(report.skipped) == {*DATA_CHECKS, *MODEL_CHECKS, *SPEED_CHECKS}
 
 
-def test_a_cluster_is_not_examined_and_the_line_says_what_to_do_instead(text_file: Path, monkeypatch):
+def test_a_cluster_is_not_examined_and_the_line_says_what_to_do_instead(text_file, monkeypatch):
     with pytest.raises(SettingError, match="^--strategy: doctor examines one machine, not a cluster"):
         check(config_of(text_file, "--strategy=multiworker"))
     monkeypatch.setenv("TF_CONFIG", '{"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": 0}}')
@@ -128,7 +97,7 @@ def test_a_check_that_breaks_is_a_finding_and_its_traceback_is_not_lost(tmp_path
     assert "in broken" in crash.read_text()
 
 
-def test_a_machine_without_a_tpu_still_examines_the_run(text_file: Path):
+def test_a_machine_without_a_tpu_still_examines_the_run(text_file):
     lines: list[str] = []
     strategy = local_strategy(config_of(text_file, "--strategy=tpu"), lines.append)
     assert strategy.num_replicas_in_sync == 1

@@ -100,7 +100,7 @@ def test_shapes_are_those_that_transformers_takes_for_the_family(name, family):
     assert config.intermediate_dim == (getattr(theirs, "intermediate_size", None) or 4 * theirs.hidden_size)
 
 
-def test_memory_of_tuning_adapters_is_the_sum_by_hand():
+def test_memory_of_tuning_is_the_sum_by_hand():
     # SmolLM2-135M: 30 layers of 576, 9 query heads and 3 of keys of 64, 1536 inside, 49,152 entries; one row of 512.
     adapters = 16 * 30 * (2 * (576 + 576) + 2 * (576 + 192) + 3 * (576 + 1536))
     assert count_trained_parameters(SMOLLM2, LoraConfig(lora_rank=16)) == adapters == 4_884_480
@@ -110,9 +110,6 @@ def test_memory_of_tuning_adapters_is_the_sum_by_hand():
     logits = 256 * 49_152 * 12  # 256 tokens are the most whose logits take 64 MiB
     assert tuning_memory(SMOLLM2, "lora", "cpu") == weights + 32 * adapters + activations + logits + runtime
     assert tuning_memory(SMOLLM2, "lora", "cpu") == 1_994_597_632
-
-
-def test_all_weights_cost_28_bytes_more_a_parameter_and_eight_bits_three_fewer():
     # AdamW: gradient 4, slots 8, clipped gradient and new weight 8, new slots 8; adapters the same and their own 4.
     more = tuning_memory(SMOLLM2, "full", "cpu") - tuning_memory(SMOLLM2, "lora", "cpu")
     # The logits are taken in two chunks, over which the head's gradient is summed.
@@ -163,14 +160,11 @@ def test_what_does_not_fit_or_suit_is_not_suggested_and_says_why():
         SuggestConfig(language="klingon")
 
 
-def test_a_chat_version_may_read_less_than_its_base():
+def test_what_reads_too_little_or_takes_too_long_is_not_suggested():
     # Qwen2.5-7B: 131,072 tokens in the config.json of the base model, 32,768 in that of the other.
     for task, suggested in (("chat", False), ("text", True)):
         found = usable(80 * GIB, task=task, context=100_000, device="gpu")
         assert suggested == any("Qwen2.5-7B" in one.name for one in found)
-
-
-def test_an_epoch_that_takes_too_long_is_not_suggested():
     # 6 operations x 1,543,714,304 parameters x 2.5 million tokens at 100 GFLOP/s: 2.7 days.
     for days, problem in ((1.0, "an epoch takes about 2.7 days"), (3.0, "")):
         found = rank(SuggestConfig(days=days), 64 * GIB)
@@ -180,10 +174,9 @@ def test_an_epoch_that_takes_too_long_is_not_suggested():
 @pytest.mark.parametrize("task", ["chat", "text", "code", "languages"])
 @pytest.mark.parametrize(("device", "cores"), [("cpu", 4), ("gpu", 1), ("tpu", 8), ("gpu", 3)])
 def test_the_printed_commands_are_commands(task, device, cores):
+    machine = {"device": device, "cores": cores, "memory": "16GiB", "days": 999}
     for size in ("10KB", "3GB"):
-        lines = suggest_models(
-            SuggestConfig(task=task, device=device, cores=cores, memory="16GiB", data_size=size, days=999)
-        )
+        lines = suggest_models(SuggestConfig(task=task, data_size=size, **machine))
         first, second = (shlex.split(line.split(":", 1)[1]) for line in lines[-2:])
         assert first[:3] == ["python", "-m", "tfgpt.convert"] and second[:3] == ["python", "-m", "tfgpt.train"]
         convert.COMMAND.parse(first[3:])
@@ -221,9 +214,8 @@ def test_the_lines_rank_say_why_and_end_with_commands():
 
 
 def test_sizes_are_read_and_nonsense_is_named():
-    assert [parse_size("memory", text) for text in ("20MB", "1.5 GiB", "800kb", "7")] == [
-        20_000_000, 1_610_612_736, 800_000, 7,
-    ]  # fmt: skip
+    sizes = {"20MB": 20_000_000, "1.5 GiB": 1_610_612_736, "800kb": 800_000, "7": 7}
+    assert {text: parse_size("memory", text) for text in sizes} == sizes
     for text in ("", "much", "-3GB", "3 GX", "0MB"):
         with pytest.raises(SettingError, match="--data_size: .* is not a size"):
             SuggestConfig(data_size=text)
@@ -232,17 +224,11 @@ def test_sizes_are_read_and_nonsense_is_named():
 
 
 def test_convert_suggests_without_a_source_and_without_tensorflow(tmp_path):
-    (tmp_path / "sitecustomize.py").write_text(
-        "import sys\nsys.modules['tensorflow'] = sys.modules['keras'] = None\n"  # Importing them raises.
-    )
-    flags = ["--suggest", "--task=chat", "--data_size=20MB", "--memory=16GiB", "--device=gpu", "--cores=1"]
-    done = subprocess.run(
-        [sys.executable, "-m", "tfgpt.convert", *flags],
-        capture_output=True, text=True, env={"PYTHONPATH": f"{tmp_path}:{ROOT}"}, cwd=ROOT,
-    )  # fmt: skip
+    # Importing them raises.
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['tensorflow'] = sys.modules['keras'] = None\n")
+    command = [sys.executable, "-m", "tfgpt.convert", "--suggest", "--data_size=20MB", "--memory=16GiB", "--device=gpu"]
+    environment = {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == suggest_models(
-        SuggestConfig(task="chat", data_size="20MB", memory="16GiB", device="gpu", cores=1)
-    )
-    wrong = convert.main(["--suggest", "--data_size=much"])
-    assert wrong == 2
+    assert done.stdout.splitlines() == suggest_models(SuggestConfig(data_size="20MB", memory="16GiB", device="gpu"))
+    assert convert.main(["--suggest", "--data_size=much"]) == 2

@@ -1,4 +1,4 @@
-"""Claims about what memory is there: RAM, cgroup limits of both versions, this process."""
+"""Memory of a machine: RAM, cgroup limits of both versions, memory of this process."""
 
 from __future__ import annotations
 

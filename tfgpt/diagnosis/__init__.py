@@ -1,1 +1,1 @@
-"""What `python -m tfgpt.doctor` measures before a long run, and what it says about it."""
+"""Checks of `python -m tfgpt.doctor`, and the model suggestions of `python -m tfgpt.convert`."""

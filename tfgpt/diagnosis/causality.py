@@ -24,11 +24,52 @@ def check_causality(probe: ProbeModel) -> CheckResult:
 
     With document masking, the row is two documents, and changing the first must not change the logits of the second.
     """
+    logits, changed, end = variant_logits(probe)
+    length = logits.shape[1]
+    changes = np.abs(logits - logits[0]).max(axis=-1)  # (variants, length)
+    largest = float(np.abs(logits[0]).max())
+    repetition = 4 * float(changes[1].max())
+    noise = max(NOISE[probe.config.step.dtype] * largest, repetition)
+    before = float(changes[2, :changed].max(initial=0.0))
+    after = float(changes[2, changed + 1 : end].max(initial=0.0))
+    crossing = float(changes[3, end:].max(initial=0.0))
+    numbers = {"changed_position": changed, "largest_change_before": before, "largest_change_after": after}
+    numbers |= {"largest_logit": largest, "noise": noise}
+    line = f"changing token {changed} of {length} changes earlier logits by {before:.2g}, later ones by {after:.2g} "
+    line += f"(largest logit {largest:.2g})"
+    if probe.decoder.packed:
+        numbers["largest_change_in_other_document"] = crossing
+        line += f"; changing a whole document changes the next one's logits by {crossing:.2g}"
+    if not np.isfinite(logits).all():
+        problem, advice = "some logits are not finite", "--dtype=float32, or a smaller --initializer_range"
+    elif before > noise:
+        problem = "later tokens are seen"
+        advice = "the model sees the tokens it should predict: its loss will be low and its text worthless; look at "
+        advice += "causal_mask and packed_mask in tfgpt/model/attention_mask.py"
+    elif crossing > noise:
+        problem = "another document is seen"
+        advice = "attention crosses documents in spite of --document_masking: look at packed_mask and the segment ids"
+    elif changed + 1 < end and after <= repetition:
+        problem = "earlier tokens are not seen"
+        advice = "the logits depend only on the previous token: look at attention (--sliding_window=1 does this)"
+        if changes[2, changed] <= repetition:
+            advice = "the logits do not depend on the tokens at all: look at the token embedding and the head"
+    else:
+        return CheckResult("causality", OK, line, numbers=numbers)
+    return CheckResult("causality", FAIL, f"{line}: {problem}", (advice,), numbers)
+
+
+def variant_logits(probe: ProbeModel) -> tuple[np.ndarray, int, int]:
+    """Computes the logits of a row twice, with one token changed, and with the first document changed.
+
+    Returns:
+        The logits [VARIANTS, T, V], the position of the changed token and the end of the first document.
+    """
     vocabulary_size, packed = probe.decoder_config.vocabulary_size, probe.decoder.packed
     longest = min(probe.forward_tokens // VARIANTS, LOGIT_BYTES // (4 * VARIANTS * vocabulary_size))
     token_ids = probe.batch["token_ids"][:1, : max(MIN_LENGTH, longest)]
     position = np.arange(token_ids.shape[1], dtype=np.int32)[None]
-    end = position.size // 2 if packed else position.size  # of the first document
+    end = position.size // 2 if packed else position.size
     changed = end // 2
     other_ids = (token_ids + vocabulary_size // 2) % vocabulary_size
     first = position < end
@@ -42,49 +83,7 @@ def check_causality(probe: ProbeModel) -> CheckResult:
     training = not probe.decoder_config.dropout
     logits_of = probe.traced(lambda batch: probe.decoder(batch, training=training))
     with filled_zeros(probe.decoder):
-        logits = logits_of(probe.decoder_inputs(inputs))
-    changes = np.abs(logits - logits[0]).max(axis=-1)  # (variants, length)
-    largest = float(np.abs(logits[0]).max())
-    repetition = 4 * float(changes[1].max())
-    noise = max(NOISE[probe.config.step.dtype] * largest, repetition)
-    before = float(changes[2, :changed].max(initial=0.0))
-    itself, after = float(changes[2, changed]), float(changes[2, changed + 1 : end].max(initial=0.0))
-    numbers = {"changed_position": changed, "largest_change_before": before, "largest_change_after": after}
-    numbers |= {"largest_logit": largest, "noise": noise}
-    line = f"changing token {changed} of {position.size} changes earlier logits by {before:.2g}, later ones by "
-    line += f"{after:.2g} (largest logit {largest:.2g})"
-    crossing = 0.0
-    if packed:
-        crossing = float(changes[3, end:].max())
-        numbers["largest_change_in_other_document"] = crossing
-        line += f"; changing a whole document changes the next one's logits by {crossing:.2g}"
-    if not np.isfinite(logits).all():
-        problem, advice = "some logits are not finite", "--dtype=float32, or a smaller --initializer_range"
-    elif before > noise:
-        problem, advice = (
-            "later tokens are seen",
-            (
-                "the model sees the tokens it should predict: its loss will be low and its text worthless; look at the "
-                "attention mask (tfgpt/model/attention.py: causal_mask, packed_mask)"
-            ),
-        )
-    elif crossing > noise:
-        problem, advice = (
-            "another document is seen",
-            ("attention crosses documents in spite of --document_masking: look at packed_mask and the segment ids"),
-        )
-    elif changed + 1 < end and after <= repetition:
-        problem, advice = (
-            "earlier tokens are not seen",
-            (
-                "the logits depend only on the previous token: look at attention (--sliding_window=1 does this)"
-                if itself > repetition
-                else "the logits do not depend on the tokens at all: look at the token embedding and the head"
-            ),
-        )
-    else:
-        return CheckResult("causality", OK, line, numbers=numbers)
-    return CheckResult("causality", FAIL, f"{line}: {problem}", (advice,), numbers)
+        return logits_of(probe.decoder_inputs(inputs)), changed, end
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12} | {
 
 @dataclasses.dataclass(frozen=True)
 class DoctorConfig(Settings):
-    """What doctor shows and how long it tries; all other flags are train's.
+    """Output and duration of the checks; all other flags are train's.
 
     Example:
 

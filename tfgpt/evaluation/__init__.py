@@ -1,1 +1,1 @@
-"""How well a model predicts: loss, bits per byte and accuracy on text."""
+"""Loss, bits per byte and accuracy of models on text."""
