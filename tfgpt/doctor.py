@@ -2,8 +2,8 @@
 
 The shortest form is `python -m tfgpt.doctor --train_text='my/*.txt'`. It shows some rows of the first batch, then one
 line per check that begins with ok, warn or FAIL, with advice below it. It writes nothing into the run directory. The
-exit code is 0 if the run can work, 1 if a check fails and 2 if flags or text are wrong. With --objective=dpo, ipo, orpo,
-simpo and grpo, only memory and disk are checked.
+exit code is 0 if the run can work, 1 if a check fails and 2 if flags or text are wrong. With --objective=dpo, ipo,
+orpo, simpo and grpo, only memory and disk are checked.
 """
 
 from __future__ import annotations

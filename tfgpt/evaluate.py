@@ -1,8 +1,8 @@
 """Evaluates how well a model predicts text: loss, bits per byte and accuracy, exact and on any devices.
 
 The shortest form is `python -m tfgpt.evaluate --model=runs/quickstart`, on the text that the run held out; --text names
-other text. It prints a table, or with --json one JSON object. Bits per byte compare models with different tokenizers; loss and
-perplexity only those of one tokenizer.
+other text. It prints a table, or with --json one JSON object. Bits per byte compare models with different tokenizers;
+loss and perplexity only those with the same tokenizer.
 """
 
 from __future__ import annotations
