@@ -7,6 +7,7 @@ On a local disk the lock is the operating system's (`filelock.FileLock`), which 
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import errno
 import json
@@ -182,8 +183,8 @@ def describe_holder(lock_file: Path) -> str:
         content = json.loads(lock_file.with_name(f"{lock_file.name}.json").read_text(encoding="utf-8"))
     if not isinstance(content, dict):
         return "another process"
-    process, host, command, since = (content.get(name, "?") for name in ("process", "host", "command", "since"))
-    return f"process {process} on {host} ({command}, since {since})"
+    known = collections.defaultdict(lambda: "?", content)
+    return "process {process} on {host} ({command}, since {since})".format_map(known)
 
 
 def describe_lease(lock_file: Path) -> str:
