@@ -9,67 +9,13 @@ from pathlib import Path
 
 import pytest
 import tokenizers
+import transformers
 
+from tests.tokenization.templates import with_template
+from tests.tokenization.texts import BROKEN, CHINESE, EVERY_CHARACTER, PIECES, TRICKY
 from tfgpt.tokenization.tokenizer import Tokenizer
 from tfgpt.tokenization.tokenizer_json import new_document
 from tfgpt.tokenization.train_tokenizer import byte_tokenizer, in_bytes, train_bpe
-
-CHINESE = "人工智能是计算机科学的一个分支，它企图了解智能的实质。天地玄黃，宇宙洪荒。"
-
-TRICKY = [
-    "",
-    " ",
-    "a",
-    " a",
-    "  a",
-    "a ",
-    "a  ",
-    "\n",
-    "\n\n",
-    " \n a",
-    "a\n\n\n  b",
-    "\t\tif x:\r\n\r\n    pass  \r\n",
-    "don't WE'LL 'tis",
-    "1 12 123 1234 12345 ½٣४ 1,000,000.00 x2y",
-    "!!! ... -- ?! (a) [b] {c} <|endoftext|> <|im_start|>user",
-    CHINESE,
-    " ".join(CHINESE),
-    "日本語のテキスト　全角スペース　한국어 텍스트",
-    "👩‍👩‍👧‍👦 🏳️‍🌈 🇩🇪🇯🇵 ☕️ emoji😀emoji 😀😀😀",
-    "e\u0301 cafe\u0301 A\u030a \u0301 \u200d\u200b\ufeff",
-    "\x00\x01\x1b[0m\x1c\x1d\x1e\x1f\x7f\x80\x85\x9f",
-    "\u00a0\u1680\u180e\u2000\u2028\u2029\u202f\u205f\u3000 mixed \u00a0 spaces",
-    "Привет, мир! Ελληνικά שלום مرحبا हिन्दी ไทย",
-    "\ufffd\ufffe\uffff\U0010ffff\ue000",
-    "𝕳𝖊𝖑𝖑𝖔 𐍈 𒀀𒀁",
-    *("x" * length for length in (31, 32, 33, 63, 64, 65, 96)),
-    *("人" * length for length in (32, 33, 64)),
-    *(" " * length + "a" for length in (31, 32, 33, 34, 63, 64, 65, 66)),
-    *("\n" * length for length in (31, 32, 33, 64, 65)),
-    *(" " + "!" * length + " ?" for length in (31, 32, 33, 64)),
-    "7" * 100,
-    " " + "y" * 33 + " " * 40 + "-" * 70 + "\t",
-]
-"""Hand-picked texts, all valid."""
-
-BROKEN = [
-    b"\xff",
-    b"\x80\x80",
-    b"a\xffb",
-    b" \xff ",
-    b"  \xff  a",
-    b"word \xc3",
-    b"\xc3\xa9\xc3",
-    b"\xe4\xba\xba\xe4\xba",
-    b"\xed\xa0\x80\xed\xbf\xbf",
-    b"\xc0\x80\xc1\xbf\xe0\x80\x80\xf0\x80\x80\x80",
-    b"\xf4\x90\x80\x80\xf5\x80\x80\x80\xf8\x88\x80\x80\x80",
-    b"\xf0\x9f\x98\x80\xf0\x9f\x98",
-    b"   \xe3\x80   \xe3\x80\x80\xe3\x80",
-    bytes(range(256)),
-    bytes(reversed(range(256))) * 2,
-]
-"""Byte strings that are not UTF-8: stray, cut, overlong, surrogate and out-of-range sequences."""
 
 ALPHABET = (
     *" \t\n\r\u00a0\u3000",
@@ -155,45 +101,9 @@ def tokenizer(request: pytest.FixtureRequest, trained: Tokenizer) -> Tokenizer:
 
 
 @pytest.fixture(scope="session")
-def reference_encoder() -> Callable[[Tokenizer], Callable[[str], list[int]]]:
-    """`tokenizers` reading a tokenizer's own JSON, told to leave special tokens in the text alone."""
-
-    def encoder(tokenizer: Tokenizer) -> Callable[[str], list[int]]:
-        reference = tokenizers.Tokenizer.from_str(tokenizer.to_json())
-        reference.encode_special_tokens = True
-        return lambda text: reference.encode(text, add_special_tokens=False).ids
-
-    return encoder
-
-
-@pytest.fixture(scope="session")
-def tricky() -> list[str]:
-    """Hand-picked texts, all valid."""
-    return TRICKY
-
-
-@pytest.fixture(scope="session")
-def broken() -> list[bytes]:
-    """Hand-picked byte strings, none of them UTF-8."""
-    return BROKEN
-
-
-@pytest.fixture(scope="session")
-def chinese() -> str:
-    """Two sentences without a space."""
-    return CHINESE
-
-
-@pytest.fixture(scope="session")
-def every_character() -> str:
-    """Every code point but the surrogates, in order."""
-    return "".join(map(chr, [*range(0xD800), *range(0xE000, 0x110000)]))
-
-
-@pytest.fixture(scope="session")
-def every_character_ids(trained: Tokenizer, every_character: str) -> tuple[list[str], list[list[int]]]:
+def every_character_ids(trained: Tokenizer) -> tuple[list[str], list[list[int]]]:
     """Every code point in texts of some thousand, and their ids by `tokenizers`."""
-    texts = [every_character[start : start + 5000] for start in range(0, len(every_character), 5000)]
+    texts = [EVERY_CHARACTER[start : start + 5000] for start in range(0, len(EVERY_CHARACTER), 5000)]
     reference = tokenizers.Tokenizer.from_str(trained.to_json())
     return texts, [encoding.ids for encoding in reference.encode_batch_fast(texts, add_special_tokens=False)]
 
@@ -220,3 +130,20 @@ def changed_file(gpt2_file: Path, tmp_path: Path) -> Callable[[Callable[[dict], 
         return path
 
     return change
+
+
+@pytest.fixture(scope="session")
+def theirs(trained: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> transformers.PreTrainedTokenizerFast:
+    """The tokenizer of `with_template` in `transformers`."""
+    folder = tmp_path_factory.mktemp("theirs")
+    with_template(trained, "").save(folder)
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    theirs.bos_token, theirs.eos_token = "<s>", "</s>"
+    return theirs
+
+
+@pytest.fixture(scope="session")
+def mixtures() -> list[str]:
+    """Texts of what the expressions tell apart, in any order."""
+    generator = random.Random(5)
+    return ["".join(generator.choice(PIECES) for _ in range(generator.randrange(1, 14))) for _ in range(3000)]

@@ -2,11 +2,10 @@
 
 import numpy as np
 import pytest
-import tokenizers
 
+from tests.tokenization.texts import TRICKY, reference_encoder
 from tfgpt.tokenization.encoders import BytesEncoder, ReferenceEncoder, TiktokenEncoder, tiktoken_ranks
 from tfgpt.tokenization.in_graph.byte_level import InGraphTokenizer
-from tfgpt.tokenization.load import load_tokenizer
 from tfgpt.tokenization.tokenizer import Tokenizer
 from tfgpt.tokenization.tokenizer_json import new_document
 
@@ -15,22 +14,19 @@ def tokenizer_of(*merges: tuple[bytes, bytes]) -> Tokenizer:
     return Tokenizer(new_document(merges))
 
 
-def test_trained_tokenizers_run_in_tiktoken(trained):
+def test_trained_tokenizers_run_in_tiktoken_and_bytes_need_no_library(trained):
     assert isinstance(trained.encoder, TiktokenEncoder)
-
-
-def test_no_merges_need_no_library():
     assert isinstance(tokenizer_of().encoder, BytesEncoder)
 
 
-def test_merges_that_training_could_not_find_run_in_tokenizers_itself(reference_encoder):
+def test_merges_that_training_could_not_find_run_in_tokenizers_itself():
     # tiktoken would join "ab"+"c" and "a"+"bc" alike; the list joins only the second, which never comes about.
     odd = tokenizer_of((b"a", b"b"), (b"b", b"c"), (b"a", b"bc"))
     assert isinstance(odd.encoder, ReferenceEncoder)
     assert odd.encode("abc").tolist() == reference_encoder(odd)("abc") == [256, ord("c")]
 
 
-def test_a_merge_before_the_one_that_makes_its_part_runs_in_tokenizers_itself(reference_encoder):
+def test_a_merge_before_the_one_that_makes_its_part_runs_in_tokenizers_itself():
     # Its part comes about too late for it: "ab" and "c" are joined all the same, as soon as there is "ab".
     odd = tokenizer_of((b"ab", b"c"), (b"a", b"b"))
     vocabulary = odd.document["model"]["vocab"]
@@ -39,7 +35,7 @@ def test_a_merge_before_the_one_that_makes_its_part_runs_in_tokenizers_itself(re
     assert odd.encode("abc ab").tolist() == reference_encoder(odd)("abc ab") == [256, ord(" "), 257]
 
 
-def test_second_merge_to_the_same_token_changes_nothing(reference_encoder):
+def test_second_merge_to_the_same_token_changes_nothing():
     double = tokenizer_of((b"a", b"b"), (b"ab", b"c"), (b"b", b"c"), (b"a", b"bc"))
     assert isinstance(double.encoder, TiktokenEncoder)
     reference = reference_encoder(double)
@@ -47,7 +43,7 @@ def test_second_merge_to_the_same_token_changes_nothing(reference_encoder):
         assert double.encode(text).tolist() == reference(text)
 
 
-def test_ids_need_not_be_in_the_order_of_ranks(trained, tricky, reference_encoder):
+def test_ids_need_not_be_in_the_order_of_ranks(trained):
     document = trained.document
     vocabulary = document["model"]["vocab"]
     size = len(vocabulary)
@@ -56,8 +52,8 @@ def test_ids_need_not_be_in_the_order_of_ranks(trained, tricky, reference_encode
     assert isinstance(tokenizer.encoder, TiktokenEncoder)
     reference = reference_encoder(tokenizer)
     graph = InGraphTokenizer(tokenizer)
-    in_graph = graph.encode(tricky).to_list()
-    for text, ids in zip(tricky, in_graph, strict=True):
+    in_graph = graph.encode(TRICKY).to_list()
+    for text, ids in zip(TRICKY, in_graph, strict=True):
         assert tokenizer.encode(text).tolist() == reference(text) == ids
         assert tokenizer.decode(tokenizer.encode(text)) == text
 
@@ -71,24 +67,6 @@ def test_ranks_are_refused_when_a_token_would_split_otherwise():
     assert found is not None
     assert found[0][b"abc"] == 258
     np.testing.assert_array_equal(found[1], np.arange(259))
-
-
-def test_tokenizer_of_tokenizers_own_training_in_our_pattern_runs_in_tiktoken(documents, tmp_path, trained):
-    trainee = tokenizers.Tokenizer(tokenizers.models.BPE())
-    ours = tokenizers.Tokenizer.from_str(trained.to_json())
-    trainee.pre_tokenizer, trainee.decoder = ours.pre_tokenizer, ours.decoder
-    trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=700,
-        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
-        special_tokens=["<|endoftext|>"],
-        show_progress=False,
-    )
-    trainee.train_from_iterator(documents[:300], trainer)
-    trainee.save(str(tmp_path / "tokenizer.json"))
-    loaded = load_tokenizer(tmp_path)
-    assert isinstance(loaded.encoder, TiktokenEncoder)
-    for text in documents[:200]:
-        assert loaded.encode(text).tolist() == trainee.encode(text).ids
 
 
 @pytest.mark.parametrize("text", ["a\ud800", "\udcff"])

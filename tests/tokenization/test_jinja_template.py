@@ -1,28 +1,16 @@
 """Any model's template: the text and ids of `transformers`, and the assistant's tokens of its `{% generation %}`."""
 
-import importlib.util
-import re
-from pathlib import Path
-
 import numpy as np
 import pytest
-import transformers
 
+from tests.tokenization.templates import runs, trl_templates, with_template, without_tag
 from tfgpt.common.errors import UserError
 from tfgpt.tokenization.chat_template import encode_messages, get_chat_template
 from tfgpt.tokenization.jinja_template import ESCAPE, ChatTemplate, unescape
-from tfgpt.tokenization.tokenizer import Tokenizer
-from tfgpt.tokenization.tokenizer_json import added_token
 
 # As their models' tokenizer_config.json have them, with the tag that says what the assistant writes.
 # ruff: noqa: E501
 TAGGED = {
-    "chatml": (
-        "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}{% if message['role'] == "
-        "'assistant' %}{% generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}{% else %}"
-        "{{ message['content'] + '<|im_end|>' }}{% endif %}{{ '\n' }}{% endfor %}{% if add_generation_prompt %}"
-        "{{ '<|im_start|>assistant\n' }}{% endif %}"
-    ),
     "smollm2": (
         "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\n"
         "You are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n' }}{% endif %}"
@@ -88,57 +76,14 @@ CONVERSATIONS = [
         {"role": "assistant", "content": "a q  "},
     ],
 ]
-OTHER_SPECIALS = ("<s>", "</s>", "[INST]", "[/INST]", "<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>",
-                  "<|eot_id|>", "<start_of_turn>", "<end_of_turn>")  # fmt: skip
-
-
-def without_tag(source: str) -> str:
-    """The same template without the tag; it writes the same."""
-    return re.sub(
-        r"\{%(-?)\s*(?:end)?generation\s*%\}", lambda tag: "{%- if true %}{%- endif %}" if tag[1] else "", source
-    )
-
-
-def with_template(trained: Tokenizer, source: str) -> Tokenizer:
-    """The tokenizer with more special tokens and another template."""
-    document = dict(trained.document)
-    first = trained.vocabulary_size
-    added = [added_token(first + number, name) for number, name in enumerate(OTHER_SPECIALS)]
-    document["added_tokens"] = [*document["added_tokens"], *added]
-    tokenizer = Tokenizer(document)
-    tokenizer.config = {"bos_token": "<s>", "eos_token": "</s>", "chat_template": source}
-    return tokenizer
-
-
-def theirs_of(tokenizer: Tokenizer, folder: Path) -> transformers.PreTrainedTokenizerFast:
-    """The same in `transformers`."""
-    tokenizer.save(folder)
-    theirs = transformers.AutoTokenizer.from_pretrained(folder)
-    theirs.bos_token, theirs.eos_token = "<s>", "</s>"
-    return theirs
-
-
-@pytest.fixture(scope="module")
-def theirs(trained, tmp_path_factory):
-    return theirs_of(with_template(trained, ""), tmp_path_factory.mktemp("theirs"))
-
-
-def trl_templates() -> dict[str, str]:
-    """The templates of Qwen2.5, Qwen3 and Llama 3 with the tag, as trl ships them."""
-    spec = importlib.util.find_spec("trl")
-    if spec is None or not spec.submodule_search_locations:
-        return {}
-    folder = Path(spec.submodule_search_locations[0], "chat_templates")
-    names = ("qwen2_5", "qwen3_instruct_2507", "llama3", "gemma3")
-    return {
-        name: (folder / f"{name}_training.jinja").read_text() for name in names if (folder / f"{name}.jinja").exists()
-    }
+TRL = trl_templates("qwen2_5_training", "qwen3_instruct_2507_training", "llama3_training", "gemma3_training")
+"""The templates of Qwen2.5, Qwen3, Llama 3 and Gemma 3 with the tag, as trl ships them."""
 
 
 @pytest.mark.parametrize("number", range(len(CONVERSATIONS)))
-@pytest.mark.parametrize("name", [*TAGGED, *trl_templates()])
+@pytest.mark.parametrize("name", [*TAGGED, *TRL])
 def test_ids_and_assistant_tokens_equal_those_of_transformers(trained, theirs, name, number):
-    source = {**TAGGED, **trl_templates()}[name]
+    source = {**TAGGED, **TRL}[name]
     conversation = CONVERSATIONS[number]
     expected = theirs.apply_chat_template(
         conversation, chat_template=source, return_dict=True, return_assistant_tokens_mask=True
@@ -162,12 +107,6 @@ def test_ids_and_assistant_tokens_equal_those_of_transformers(trained, theirs, n
     else:
         # Their tags also hold line ends around the turn: before it, where generation starts behind, and behind its end.
         assert runs(tokenizer, ids, weights) == runs(tokenizer, ids, mask)
-
-
-def runs(tokenizer: Tokenizer, ids: np.ndarray, chosen: np.ndarray) -> list[str]:
-    """The texts of consecutive chosen ids, without white space around them."""
-    borders = np.flatnonzero(np.diff(np.concatenate([[0], chosen, [0]]))).reshape(-1, 2)
-    return [tokenizer.decode(ids[start:end], skip_special_tokens=False).strip() for start, end in borders]
 
 
 @pytest.mark.parametrize("name", TAGGED)

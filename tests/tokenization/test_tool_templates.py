@@ -4,22 +4,14 @@ The templates of Qwen2.5, Qwen3 and Llama 3.1 are read from an installed trl. Th
 SmolLM3 are written for these tests with the constructs that those models' templates have.
 """
 
-import importlib.util
-import re
-from pathlib import Path
+import functools
 
 import numpy as np
 import pytest
-import transformers
 
+from tests.tokenization.templates import runs, trl_templates, with_template, without_tag
 from tfgpt.common.errors import UserError
 from tfgpt.tokenization.chat_template import encode_messages, get_chat_template
-from tfgpt.tokenization.tokenizer import Tokenizer
-from tfgpt.tokenization.tokenizer_json import added_token
-
-SPECIALS = ("<s>", "</s>", "[INST]", "[/INST]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[TOOL_CALLS]", "[CALL_ID]",
-            "[ARGS]", "[TOOL_RESULTS]", "[/TOOL_RESULTS]", "<|begin_of_text|>", "<|start_header_id|>",
-            "<|end_header_id|>", "<|eot_id|>")  # fmt: skip
 
 # ruff: noqa: E501
 OWN = {
@@ -109,15 +101,11 @@ PARALLEL = [
 ]
 
 
-def trl_templates() -> dict[str, str]:
+def tagged_trl_templates() -> dict[str, str]:
     """Qwen2.5, Qwen3 and Llama 3.1, with the tag around all of an assistant's turn where trl has none."""
-    spec = importlib.util.find_spec("trl")
-    if spec is None or not spec.submodule_search_locations:
+    read = trl_templates("qwen2_5_training", "qwen3", "qwen3_training", "qwen3_instruct_2507", "llama3_1")
+    if not read:
         return {}
-    folder = Path(spec.submodule_search_locations[0], "chat_templates")
-
-    def read(name):
-        return (folder / f"{name}.jinja").read_text(encoding="utf-8")
 
     def between(source, start, end):
         first = source.index(start) + len(start)
@@ -125,7 +113,7 @@ def trl_templates() -> dict[str, str]:
         return f"{source[:first]}\n{{%- generation %}}{source[first:last]}{{%- endgeneration %}}\n{source[last:]}"
 
     assistant, tool = '{%- elif message.role == "assistant" %}', '{%- elif message.role == "tool" %}'
-    llama = read("llama3_1")
+    llama = read["llama3_1"]
     plain = "{{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n'+ message['content'] | trim + '<|eot_id|>' }}"
     assert plain in llama
     llama = llama.replace(
@@ -136,60 +124,16 @@ def trl_templates() -> dict[str, str]:
         llama, "{%- set tool_call = message.tool_calls[0].function %}", '{%- elif message.role == "tool" or'
     )
     return {
-        "qwen2.5": read("qwen2_5_training"),  # which writes what qwen2_5.jinja does
-        "qwen3": between(read("qwen3"), assistant, tool),
-        "qwen3 training": read("qwen3_training"),
-        "qwen3 2507": between(read("qwen3_instruct_2507"), assistant, tool),
+        "qwen2.5": read["qwen2_5_training"],  # which writes what qwen2_5.jinja does
+        "qwen3": between(read["qwen3"], assistant, tool),
+        "qwen3 training": read["qwen3_training"],
+        "qwen3 2507": between(read["qwen3_instruct_2507"], assistant, tool),
         "llama 3.1": llama,
     }
 
 
-TEMPLATES = {**OWN, **trl_templates()}
-HEADERS = re.compile(r"^(<\|im_start\|>assistant|<\|start_header_id\|>assistant<\|end_header_id\|>)")
-
-
-def without_tag(source: str) -> str:
-    """The same template without the tag; it writes the same."""
-    return re.sub(
-        r"\{%(-?)\s*(?:end)?generation\s*%\}", lambda tag: "{%- if true %}{%- endif %}" if tag[1] else "", source
-    )
-
-
-def with_template(trained: Tokenizer, source: object) -> Tokenizer:
-    """The tokenizer with more special tokens and another template."""
-    document = dict(trained.document)
-    first = trained.vocabulary_size
-    added = [added_token(first + number, name) for number, name in enumerate(SPECIALS)]
-    document["added_tokens"] = [*document["added_tokens"], *added]
-    tokenizer = Tokenizer(document)
-    tokenizer.config = {"bos_token": "<s>", "eos_token": "</s>", "chat_template": source}
-    return tokenizer
-
-
-KNOWN: dict[str, Tokenizer] = {}
-
-
-def known(trained: Tokenizer, source: str) -> Tokenizer:
-    """As `with_template`, made once for each template."""
-    if source not in KNOWN:
-        KNOWN[source] = with_template(trained, source)
-    return KNOWN[source]
-
-
-@pytest.fixture(scope="module")
-def theirs(trained, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("theirs")
-    with_template(trained, "").save(folder)
-    theirs = transformers.AutoTokenizer.from_pretrained(folder)
-    theirs.bos_token, theirs.eos_token = "<s>", "</s>"
-    return theirs
-
-
-def runs(tokenizer, ids, chosen) -> list[str]:
-    """The texts of consecutive chosen ids, without a header or white space around them."""
-    borders = np.flatnonzero(np.diff(np.concatenate([[0], chosen, [0]]))).reshape(-1, 2)
-    texts = [tokenizer.decode(ids[start:end], skip_special_tokens=False) for start, end in borders]
-    return [HEADERS.sub("", text.strip()).strip() for text in texts]
+TEMPLATES = {**OWN, **tagged_trl_templates()}
+known = functools.cache(with_template)
 
 
 def assert_equal(trained, theirs, source, messages, tools=TOOLS):
@@ -228,14 +172,10 @@ def test_calls_at_the_same_time_are_learned_together(trained, theirs, name):
 
 @pytest.mark.skipif("qwen2.5" not in TEMPLATES, reason="trl is not installed")
 def test_qwens_own_template_writes_and_masks_as_its_training_variant(trained):
-    folder = Path(importlib.util.find_spec("trl").submodule_search_locations[0], "chat_templates")
-    original = with_template(trained, (folder / "qwen2_5.jinja").read_text(encoding="utf-8"))
+    original = with_template(trained, trl_templates("qwen2_5")["qwen2_5"])
     variant = with_template(trained, without_tag(TEMPLATES["qwen2.5"]))
     for messages in [*CONVERSATIONS.values(), PARALLEL]:
-        for found, expected in zip(
-            *(encode_messages(one, messages, tools=TOOLS) for one in (original, variant)), strict=True
-        ):
-            np.testing.assert_array_equal(found, expected)
+        np.testing.assert_array_equal(*(encode_messages(one, messages, tools=TOOLS) for one in (original, variant)))
 
 
 CHATML = (
@@ -266,10 +206,8 @@ def test_of_several_templates_the_one_for_tools_is_taken_where_there_are_tools(t
     several = [{"name": "default", "template": CHATML}, {"name": "tool_use", "template": without_tag(OWN["hermes"])}]
     tokenizer = with_template(trained, several)
     assert get_chat_template(tokenizer).source == CHATML
-    ids, _ = encode_messages(tokenizer, ASKED, tools=TOOLS)
-    assert (
-        ids.tolist() == encode_messages(with_template(trained, several[1]["template"]), ASKED, tools=TOOLS)[0].tolist()
-    )
+    both = (tokenizer, with_template(trained, several[1]["template"]))
+    np.testing.assert_array_equal(*(encode_messages(one, ASKED, tools=TOOLS)[0] for one in both))
 
 
 @pytest.mark.parametrize(

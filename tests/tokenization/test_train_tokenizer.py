@@ -18,10 +18,6 @@ from tfgpt.tokenization.train_tokenizer import (
 )
 
 
-def test_vocabulary_has_the_size_asked_for_with_the_special_tokens(documents):
-    assert train_bpe(documents[:300], 512).vocabulary_size == 512
-
-
 def test_first_merge_is_the_most_frequent_pair():
     tokenizer = train_bpe(["xy xy xy zw zw"], 261)
     assert tokenizer.vocabulary_size == 261

@@ -1,5 +1,6 @@
 """The vocabulary report."""
 
+from tests.tokenization.texts import CHINESE
 from tfgpt.tokenization.train_tokenizer import byte_tokenizer, train_bpe
 from tfgpt.tokenization.vocabulary_report import vocabulary_report
 
@@ -29,8 +30,8 @@ def test_report_of_merges_equals_the_counts_by_hand():
     ]
 
 
-def test_broken_documents_and_no_documents_have_a_report(trained, chinese):
-    assert vocabulary_report(trained, [chinese, "\ud800", ""])[1].startswith("text                3 documents")
+def test_broken_documents_and_no_documents_have_a_report(trained):
+    assert vocabulary_report(trained, [CHINESE, "\ud800", ""])[1].startswith("text                3 documents")
     empty = vocabulary_report(trained, [])
     assert empty[1:3] == [
         "text                0 documents, 0 bytes, 0 tokens (0.0 a document)",

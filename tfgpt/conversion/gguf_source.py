@@ -40,15 +40,14 @@ def open_gguf(path: Path) -> Source:
 def byte_level_tokenizer(file: GGUFFile) -> Tokenizer:
     path, metadata = str(file.path), file.metadata
     document = gguf_tokenizer.gguf_document(metadata, file.long_field, path)
-    tokens = file.long_field("tokenizer.ggml.tokens")
-    names = gguf_tokenizer.token_names(metadata, tokens)
+    names = gguf_tokenizer.token_names(metadata, file.long_field("tokenizer.ggml.tokens"))
     roles = choose_special_tokens(
-        [token["content"] for token in document["added_tokens"] if token["special"]],
+        {token["content"]: token["id"] for token in document["added_tokens"] if token["special"]},
         end=names.get("eos_token"),
         padding=names.get("pad_token"),
         start_of_text=names.get("bos_token") if gguf_tokenizer.begins_with_bos(metadata) else None,
         chat_template=names.get("chat_template", ""),
-        more_ends=[tokens[end] for end in gguf_tokenizer.stop_ids(metadata) if end < len(tokens)],
+        stop_ids=gguf_tokenizer.stop_ids(metadata),
     )
     return Tokenizer(document, path, roles, names)
 

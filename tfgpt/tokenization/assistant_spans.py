@@ -76,8 +76,7 @@ class MarkedConversation:
         marked = {**message, "content": surround(content, opening, closing)} if content else dict(message)
         if message.get("tool_calls"):
             marked["tool_calls"] = [
-                renamed_call(call, (first if index == 0 else "") + function_of(call)["name"] + after)
-                for index, call in enumerate(message["tool_calls"])
+                mark_call(call, first if index == 0 else "", after) for index, call in enumerate(message["tool_calls"])
             ]
         return marked
 
@@ -224,11 +223,8 @@ def has_late_system_message(messages: Sequence[dict[str, Any]]) -> bool:
     return any(message["role"] == "system" for message in messages[1:])
 
 
-def function_of(call: dict[str, Any]) -> dict[str, Any]:
-    """Returns the function's name and arguments of a call, which may be nested or the call itself."""
-    return call.get("function", call)
-
-
-def renamed_call(call: dict[str, Any], name: str) -> dict[str, Any]:
-    function = {**function_of(call), "name": name}
+def mark_call(call: dict[str, Any], before: str, after: str) -> dict[str, Any]:
+    """Returns a call with marks around the name of its function, which may be nested or the call itself."""
+    function = call.get("function", call)
+    function = {**function, "name": before + function["name"] + after}
     return {**call, "function": function} if "function" in call else function

@@ -18,9 +18,9 @@ import tokenizers
 from tfgpt.tokenization.pretokenizer import PATTERN
 
 Item = TypeVar("Item")
+Result = TypeVar("Result")
 
-PART_CHARACTERS = 1 << 18
-"""Number of characters that a thread encodes at a time."""
+PART_CHARACTERS = 1 << 18  # that a thread encodes at a time
 
 SAFE_CUT = re.compile(
     "(?<=[0-9A-Za-zぁ-ゖァ-ヺ一-鿿가-힣!-/])(?=[ \n])|(?<=[A-Za-zぁ-ゖァ-ヺ一-鿿가-힣])(?=[!-/。，、；：？！])"
@@ -127,9 +127,7 @@ class EncoderThreadPool:
 
         self._pool = concurrent.futures.ThreadPoolExecutor(count, "tokenizer", start)
 
-    def map(
-        self, function: Callable[[TextEncoder, Item], list[np.ndarray]], items: Iterable[Item]
-    ) -> list[list[np.ndarray]]:
+    def map(self, function: Callable[[TextEncoder, Item], Result], items: Iterable[Item]) -> list[Result]:
         """Returns `function(encoder, item)` for each item, in order."""
         return list(self._pool.map(lambda item: function(self._local.encoder, item), items))
 

@@ -23,8 +23,7 @@ DEFAULT_IDS = {"unknown": 0, "bos": 1, "eos": 2}
 FILLER = re.compile(r"\[PAD\d+\]")
 """Name that convert_hf_to_gguf.py gives to rows of the model without a piece."""
 
-Field = tuple[int, bytes | str | float]
-"""Field number and value of a protocol buffer."""
+Field = tuple[int, bytes | str | float]  # number and value, in a protocol buffer
 
 
 class PieceType(enum.IntEnum):

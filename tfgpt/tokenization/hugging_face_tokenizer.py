@@ -19,7 +19,6 @@ def load_hugging_face_tokenizer(directory: Path, model_type: str, stop_ids: Iter
     """Loads the tokenizer of a model directory, written by tfgpt or by another program.
 
     Args:
-        directory: the directory.
         model_type: `model_type` of config.json.
         stop_ids: ids that end a generated text.
 
@@ -41,7 +40,6 @@ def load_hugging_face_tokenizer(directory: Path, model_type: str, stop_ids: Iter
     specials = {token["content"]: token["id"] for token in document["added_tokens"] if token["special"]}
     if set(SPECIAL_TOKENS) <= set(specials):
         return load_tokenizer(directory)  # It was trained by tfgpt.
-    names = {identifier: name for name, identifier in specials.items()}
     try:
         roles = choose_special_tokens(
             specials,
@@ -49,7 +47,7 @@ def load_hugging_face_tokenizer(directory: Path, model_type: str, stop_ids: Iter
             padding=token_name(config.get("pad_token")),
             start_of_text=_first_special(document.get("post_processor")),
             chat_template=str(config.get("chat_template", "")),
-            more_ends=[names[identifier] for identifier in stop_ids if identifier in names],
+            stop_ids=stop_ids,
         )
     except ValueError as error:
         raise UserError(f"{directory}: {error}") from error
@@ -72,11 +70,10 @@ def _is_byte_level(path: Path) -> bool:
 
 
 def _load_sentencepiece(directory: Path, config: dict[str, Any], stop_ids: Iterable[int]) -> SentencePieceTokenizer:
-    reference = directory / "tokenizer.json"
-    model, origin = (directory / FILE).read_bytes(), str(directory / FILE)
+    path, reference = directory / FILE, directory / "tokenizer.json"
     text = reference.read_text(encoding="utf-8") if reference.is_file() else None
     try:
-        return pretrained_sentencepiece(model, origin, config, stop_ids, _added_tokens(directory), text)
+        return pretrained_sentencepiece(path.read_bytes(), str(path), config, stop_ids, _added_tokens(directory), text)
     except (ValueError, KeyError) as error:
         raise UserError(f"{directory}: {error}") from error
 

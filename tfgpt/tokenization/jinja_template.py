@@ -29,18 +29,15 @@ from tfgpt.tokenization.assistant_spans import (
 from tfgpt.tokenization.special_tokens import CHAT_TEMPLATE, SPECIAL_TOKENS
 
 ROLES = ("system", "user", "assistant", "tool")
-
 ESCAPE = "\uf8fe"
 """Begins an escape: `ESCAPE 1` breaks up the name of a special token, `ESCAPE 0` is the character ESCAPE."""
 
 BREAK, ITSELF = f"{ESCAPE}1", f"{ESCAPE}0"
-
 GENERATION_MARKS: contextvars.ContextVar[str] = contextvars.ContextVar("generation_marks", default="")
 """Two characters to put around the content of `{% generation %}` while this thread renders; empty for none."""
 
 REASONING = ("reasoning_content", "thinking", "reasoning")
 """Names of an assistant's reasoning in a message. Templates get the first two, as in `transformers`."""
-
 MESSAGE_FIELDS = ("name", "tool_calls", "tool_call_id", *REASONING)
 """Fields of a message that templates can read, in addition to the role and the content."""
 
@@ -73,11 +70,8 @@ class ChatTemplate:
         return cls(str(values["source"]), tuple(values["special_tokens"]), tuple(sorted(values["variables"].items())))
 
     def to_dict(self) -> dict[str, Any]:
-        return {
-            "source": self.source,
-            "special_tokens": list(self.special_tokens),
-            "variables": dict(self.variables),
-        }
+        variables = dict(self.variables)
+        return {"source": self.source, "special_tokens": list(self.special_tokens), "variables": variables}
 
     def render(
         self, messages: Sequence[Message], add_generation_prompt: bool = False, tools: Tools | None = None

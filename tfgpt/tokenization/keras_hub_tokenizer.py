@@ -53,8 +53,7 @@ def load_keras_hub_tokenizer(directory: Path) -> Tokenizer:
     config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
     config |= {"bos_token": start or end, "eos_token": end}
     try:
-        names = [token["content"] for token in added]
-        roles = choose_special_tokens(names, end=end, start_of_text=start, more_ends=["<|eot_id|>"])
+        roles = choose_special_tokens(specials, end=end, start_of_text=start)
         return Tokenizer(bpe_document(family, vocabulary, merges, added), str(path), roles, config)
     except (ValueError, KeyError) as error:
         raise UserError(f"{path}: its vocabulary is not complete ({error})") from error
@@ -64,9 +63,8 @@ def _load_sentencepiece(path: Path) -> Tokenizer:
     if not path.is_file():
         raise UserError(f"{path}: is missing")
     config = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    options = {"legacy": True, "add_bos_token": True}
     try:
-        return pretrained_sentencepiece(
-            path.read_bytes(), str(path), {**config, "legacy": True, "add_bos_token": True}, stop_ids=()
-        )
+        return pretrained_sentencepiece(path.read_bytes(), str(path), {**config, **options}, stop_ids=())
     except (ValueError, KeyError) as error:
         raise UserError(f"{path}: {error}") from error

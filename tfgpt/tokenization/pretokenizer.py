@@ -34,8 +34,8 @@ LLAMA3_PATTERN = (
 QWEN2_PATTERN = LLAMA3_PATTERN.replace("{1,3}", "")
 """Qwen2's and Qwen3's: Llama 3's with single digits."""
 
+# The options of the decoder have no effect.
 DECODER: dict[str, Any] = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
-"""Decoder of the byte alphabet; its options have no effect."""
 
 
 def byte_level(use_regex: bool) -> dict[str, Any]:

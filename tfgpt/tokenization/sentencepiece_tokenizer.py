@@ -20,9 +20,7 @@ from tfgpt.tokenization.special_tokens import KEY, SpecialTokens, choose_special
 from tfgpt.tokenization.tokenizer import Tokenizer
 
 BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
-SPACE = "▁"
-"""A space in SentencePiece (U+2581)."""
-
+SPACE = "▁"  # U+2581
 FILE = "tokenizer.model"
 
 
@@ -144,21 +142,19 @@ def pretrained_sentencepiece(
         added: name → id of added tokens; those that are pieces of the model are left out.
 
     Raises:
-        UserError: `model` is not a SentencePiece model.
         ValueError, KeyError: no token is known to play a role.
     """
     processor = load_processor(model, origin)
     added = {name: number for name, number in (added or {}).items() if number >= processor.get_piece_size()}
     specials = {**special_pieces(processor), **added}
-    names = {identifier: name for name, identifier in specials.items()}
     begins_with_bos = config.get("add_bos_token", True) is not False
     roles = choose_special_tokens(
-        sorted(specials, key=specials.__getitem__),
+        specials,
         end=token_name(config.get("eos_token")) or "</s>",
         padding=token_name(config.get("pad_token")),
         start_of_text=(token_name(config.get("bos_token")) or "<s>") if begins_with_bos else None,
         chat_template=str(config.get("chat_template", "")),
-        more_ends=[names[identifier] for identifier in stop_ids if identifier in names],
+        stop_ids=stop_ids,
     )
     return SentencePieceTokenizer(model, origin, roles, config, added, reference)
 

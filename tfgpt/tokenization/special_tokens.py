@@ -33,8 +33,7 @@ KNOWN_NAMES = dict(zip(SPECIAL_TOKENS, (ENDS_OF_TEXT, PADDINGS, STARTS_OF_TURN[:
 SPARE = ("reserved", "unused", "pad", "[control_", "empty", "extra", "unk", "placeholder")
 """Substrings in the names of special tokens that are free to be the padding, best first."""
 
-LAST_BYTE = "ÿ"
-"""Byte FF in the byte alphabet."""
+LAST_BYTE = "ÿ"  # byte FF in the byte alphabet
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,32 +62,31 @@ class SpecialTokens:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> SpecialTokens:
-        # A TypeError names missing or unknown fields.
         return cls(**{**values, "more_ends": tuple(values.get("more_ends", ()))})
 
 
 def choose_special_tokens(
-    specials: Iterable[str],
+    specials: Mapping[str, int],
     *,
     end: str | None,
     padding: str | None = None,
     start_of_text: str | None = None,
     chat_template: str = "",
-    more_ends: Iterable[str] = (),
+    stop_ids: Iterable[int] = (),
 ) -> SpecialTokens:
     """Assigns the roles to the special tokens of a pretrained vocabulary.
 
     Args:
-        specials: names of the special tokens, in the order of their ids.
+        specials: name → id of the special tokens.
         end, padding: the tokens that the model's files name.
         start_of_text: the token that the files put before every text.
         chat_template: the model's template; tokens that occur in it are not spare.
-        more_ends: other tokens that end a generated text.
+        stop_ids: ids that end a generated text.
 
     Raises:
         ValueError: there is no end-of-text token.
     """
-    names = list(specials)
+    names = sorted(specials, key=specials.__getitem__)
 
     def first(candidates: Iterable[str | None], default: str | None = None) -> str | None:
         return next((name for name in candidates if name in names), default)
@@ -98,7 +96,8 @@ def choose_special_tokens(
         raise ValueError(f"no token is known to end a text (known are {', '.join(ENDS_OF_TEXT)})")
     turn_end = first(ENDS_OF_TURN, end if end in names else text_end) or text_end
     turn_start = first(STARTS_OF_TURN, text_end) or text_end
-    others = tuple(name for name in more_ends if name in names and name not in (text_end, turn_end))
+    stops = {specials[name]: name for name in names if name not in (text_end, turn_end)}
+    others = tuple(stops[identifier] for identifier in stop_ids if identifier in stops)
     taken = {text_end, turn_end, turn_start, start_of_text, end, *others}
     free = [name for name in names if name not in taken]
     spare = [name for mark in SPARE for name in free if mark in name.lower() and name not in chat_template]

@@ -41,9 +41,8 @@ def make_tokenizer(
         return byte_tokenizer()
     if config.tokenizer != "bpe":
         return load_tokenizer(config.tokenizer)
-    return train_bpe(
-        texts, config.vocabulary_size, sample_bytes=config.tokenizer_sample_bytes, total_bytes=total_bytes, log=log
-    )
+    sample_bytes = config.tokenizer_sample_bytes
+    return train_bpe(texts, config.vocabulary_size, sample_bytes=sample_bytes, total_bytes=total_bytes, log=log)
 
 
 def byte_tokenizer() -> Tokenizer:
@@ -138,5 +137,4 @@ class TrainingSample:
 
 
 def in_bytes(token: str) -> bytes:
-    """Returns the bytes of a token in the byte alphabet."""
     return bytes(BYTE_OF_CHARACTER[character] for character in token)

@@ -9,14 +9,12 @@ import numpy as np
 from tfgpt.tokenization.encoders import batches_by_size
 from tfgpt.tokenization.tokenizer import Tokenizer
 
-BATCH_CHARACTERS = 1 << 22
-
 
 def vocabulary_report(tokenizer: Tokenizer, texts: Iterable[str], longest: int = 10) -> list[str]:
     """Returns one line for each statistic of a tokenizer on texts, which are read once, a few megabytes at a time."""
     counts = np.zeros(tokenizer.vocabulary_size, np.int64)
     documents = characters = 0
-    for batch in batches_by_size(texts, BATCH_CHARACTERS, len):
+    for batch in batches_by_size(texts, 1 << 22, len):
         documents += len(batch)
         characters += sum(map(len, batch))
         for ids in tokenizer.encode_batch(batch):

@@ -1,23 +1,19 @@
 """The encoder inside the TensorFlow graph gives the same ids as the others, with core operations only."""
 
-import subprocess
-import sys
-import time
-from pathlib import Path
+import random
 
 import numpy as np
 import pytest
 import tensorflow as tf
-import tokenizers
-from tensorflow.core.protobuf import saved_model_pb2
 
+from tests.tokenization.texts import BROKEN, TRICKY, reference_encoder
 from tfgpt.common.errors import UserError
-from tfgpt.tokenization.in_graph import pretokenizers
 from tfgpt.tokenization.in_graph.byte_level import BytePairMerger, InGraphTokenizer
 from tfgpt.tokenization.in_graph.text_ops import utf8_sequences
 from tfgpt.tokenization.load import load_tokenizer
+from tfgpt.tokenization.pretokenizer import FAMILIES
 from tfgpt.tokenization.tokenizer import Tokenizer
-from tfgpt.tokenization.train_tokenizer import byte_tokenizer
+from tfgpt.tokenization.tokenizer_json import added_token
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +26,7 @@ def trained_graph(trained: Tokenizer) -> InGraphTokenizer:
     return InGraphTokenizer(trained)
 
 
-def test_ids_equal_those_of_tokenizers_on_valid_text(graph, tokenizer, valid_texts, reference_encoder):
+def test_ids_equal_those_of_tokenizers_on_valid_text(graph, tokenizer, valid_texts):
     reference = reference_encoder(tokenizer)
     for text, ids in zip(valid_texts, graph.encode(valid_texts).to_list(), strict=True):
         assert ids == reference(text), text
@@ -60,14 +56,9 @@ def test_every_pair_of_bytes_equals_the_bulk_encoder(trained_graph, trained):
     assert trained_graph.decode(in_graph_ids).numpy().tolist() == pairs
 
 
-def test_real_text_equals_the_bulk_encoder(trained_graph, trained, documents):
-    whole = "\n\n".join(documents)
-    np.testing.assert_array_equal(trained_graph.encode([whole]).flat_values, trained.encode(whole))
-
-
-def test_a_text_does_not_depend_on_its_neighbours_in_the_batch(trained_graph, broken):
+def test_a_text_does_not_depend_on_its_neighbours_in_the_batch(trained_graph):
     # The first bytes of a text could complete a sequence, a word or a run of spaces at the end of the one before.
-    texts = [b"\xe4\xba", b"\xba", b"wo", b"rd", b"", b"  ", b" ", b"a", b"", *broken]
+    texts = [b"\xe4\xba", b"\xba", b"wo", b"rd", b"", b"  ", b" ", b"a", b"", *BROKEN]
     together = trained_graph.encode(texts).to_list()
     assert together == [trained_graph.encode([text]).to_list()[0] for text in texts]
 
@@ -87,11 +78,6 @@ def test_decoding_gives_the_bytes_back(graph, broken_texts):
 def test_padded_rows_decode_without_padding(graph, tokenizer):
     ids = graph.encode(["a longer text", "b"]).to_tensor(tokenizer.padding_id)
     np.testing.assert_array_equal(graph.decode(ids), [b"a longer text", b"b"])
-
-
-def test_text_that_spells_special_tokens_is_text(graph, tokenizer):
-    ids = graph.encode(["<|im_end|><|endoftext|>"]).flat_values.numpy()
-    assert not set(ids.tolist()) & set(tokenizer.special_tokens.values())
 
 
 @pytest.mark.parametrize("unit", ["a", "abcdefgh", "人", " ", "\n", "!", "7", "e\u0301"])
@@ -116,40 +102,6 @@ def test_rounds_of_merging_do_not_grow_with_the_word(trained, monkeypatch):
         tf.config.run_functions_eagerly(False)
     assert counts[0] == counts[1]
     assert 2 <= counts[0] <= 32
-
-
-def test_time_for_a_long_word_is_linear_in_its_length(trained_graph, trained):
-    def seconds(encode, length: int) -> float:
-        word = "expression" * (length // 10)
-        times = []
-        for _ in range(3):
-            start = time.process_time()
-            encode(word)
-            times.append(time.process_time() - start)
-        return min(times)
-
-    for encode in (lambda word: trained_graph.encode([word]), trained.encode):
-        seconds(encode, 1000)
-        # Eight times the length: a quadratic encoder takes 64 times as long.
-        assert seconds(encode, 200_000) < 24 * max(seconds(encode, 25_000), 0.005)
-
-
-def test_class_pages_are_the_classes_of_tokenizers(every_character):
-    pages, page_of = pretokenizers.class_pages()
-    classes = pages.reshape(-1, 256)[page_of].reshape(-1)
-    expected = np.full(0x110000, pretokenizers.OTHER)
-    code_points = np.array([ord(character) for character in every_character])
-    for kind, expression in (
-        (pretokenizers.LETTER, r"\p{L}+"),
-        (pretokenizers.NUMBER, r"\p{N}+"),
-        (pretokenizers.SPACE, r"\s+"),
-    ):
-        outside = np.zeros(len(code_points), bool)
-        cutter = tokenizers.pre_tokenizers.Split(tokenizers.Regex(expression), "removed")
-        for _, (start, end) in cutter.pre_tokenize_str(every_character):
-            outside[start:end] = True
-        expected[code_points[~outside]] = kind
-    np.testing.assert_array_equal(classes, expected)
 
 
 def test_well_formed_sequences_are_those_that_python_decodes(broken_texts):
@@ -177,76 +129,116 @@ def test_unknown_pre_tokenizer_is_refused_by_one_line_naming_the_file(changed_fi
         InGraphTokenizer(load_tokenizer(path))
 
 
-class TextToText(tf.Module):
-    """What a server would load: text to ids and ids to text."""
-
-    def __init__(self, tokenizer: Tokenizer):
-        super().__init__()
-        self.tokenizer = InGraphTokenizer(tokenizer)
-
-    @tf.function(input_signature=[tf.TensorSpec([None], tf.string)])
-    def encode(self, text):
-        ids = self.tokenizer.encode(text)
-        return {"ids": ids.flat_values, "splits": ids.row_splits, "text": self.tokenizer.decode(ids)}
+def of_family(uncut: Tokenizer, family: str, **model) -> Tokenizer:
+    """The tokenizer whose merges reach across cuts, cutting (and, Qwen2, normalizing) as a family does."""
+    document = {**uncut.document, "pre_tokenizer": FAMILIES[family]}
+    document["normalizer"] = {"type": "NFC"} if family == "qwen2" else None
+    return Tokenizer({**document, "model": {**uncut.document["model"], **model}})
 
 
-@pytest.fixture(scope="module")
-def saved_models(trained: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Both tokenizers of ours as SavedModels."""
-    paths = {}
-    for name, tokenizer in (("trained", trained), ("bytes", byte_tokenizer())):
-        paths[name] = tmp_path_factory.mktemp("saved") / name
-        module = TextToText(tokenizer)
-        tf.saved_model.save(module, str(paths[name]), signatures={"serving_default": module.encode})
-    return paths
+@pytest.mark.parametrize("family", FAMILIES)
+def test_ids_equal_those_of_tokenizers(family, uncut, mixtures, broken_texts):
+    tokenizer = of_family(uncut, family)
+    graph, reference = InGraphTokenizer(tokenizer), reference_encoder(tokenizer)
+    for text, ids in zip(mixtures, graph.encode(mixtures).to_list(), strict=True):
+        assert ids == reference(text) == tokenizer.encode(text).tolist(), text
+    for content, ids in zip(broken_texts, graph.encode(broken_texts).to_list(), strict=True):
+        assert ids == tokenizer.encode(content).tolist(), content
 
 
-LOADER = """
-import sys
-import numpy as np
-import tensorflow as tf
-assert "tensorflow_text" not in sys.modules and "keras_hub" not in sys.modules
-texts = list(np.load("texts.npy", allow_pickle=False))
-for name in ("trained", "bytes"):
-    with tf.compat.v1.Session(graph=tf.Graph()) as session:
-        loaded = tf.compat.v1.saved_model.load(session, ["serve"], dict(zip(sys.argv[1::2], sys.argv[2::2]))[name])
+def test_bytes_without_a_token_are_dropped_as_tokenizers_drops_them(uncut, mixtures):
+    missing = ["Ā", "÷", "ÿ", "Ã"]  # the bytes 00, F7, FF and C3; C3 begins é and its relatives
+    alphabet = set(missing)
+    model = uncut.document["model"]
+    merges = [pair for pair in model["merges"] if not alphabet & {*pair[0], *pair[1]}]
+    vocabulary = {token: identifier for token, identifier in model["vocab"].items() if not alphabet & {*token}}
+    tokenizer = of_family(uncut, "smollm", vocab=vocabulary, merges=merges)
+    assert tokenizer.missing_bytes == [0x00, 0xC3, 0xF7, 0xFF]
+    texts = [*mixtures[:2000], "é", "\x00", "a\x00b\x00", "été l'été", ""]
+    # `tokenizers` gives added tokens ids behind the vocabulary's size, which is smaller now; there are none in texts.
+    graph, reference = InGraphTokenizer(tokenizer), reference_encoder(tokenizer)
+    for text, ids in zip(texts, graph.encode(texts).to_list(), strict=True):
+        assert ids == reference(text) == tokenizer.encode(text).tolist(), text
+    assert tokenizer.encode(b"a\xff\xf7b").tolist() == tokenizer.encode("a").tolist() + tokenizer.encode("b").tolist()
+
+
+def test_a_pre_token_that_is_a_token_needs_no_merges(uncut):
+    model = uncut.document["model"]
+    first = max(model["vocab"].values()) + 5
+    # As in Llama 3's vocabulary, tokens that no merge makes; one is the beginning of another.
+    added = {"Ġstrawberry": first, "straw": first + 1, "strawberry": first + 2, "ä¸ĸçķĮ": first + 3}
+    added |= {f"<{number}>": first - 4 + number for number in range(4)}
+    tokenizer = of_family(uncut, "llama3", vocab={**model["vocab"], **added}, ignore_merges=True)
+    texts = ["strawberry straw", "a strawberry, strawberrys 世界!", "世界 straw" * 3, "", "straw"]
+    graph, reference = InGraphTokenizer(tokenizer), reference_encoder(tokenizer)
+    found = graph.encode(texts).to_list()
+    assert found == [reference(text) for text in texts] == [tokenizer.encode(text).tolist() for text in texts]
+    assert found[-1] == [first + 1] and first in found[1] and first + 2 in found[0]
+    merging = of_family(uncut, "llama3", vocab={**model["vocab"], **added})
+    assert len(merging.encode("straw")) > 1
+
+
+def test_added_tokens_are_found_in_the_text_as_tokenizers_finds_them(uncut, mixtures):
+    first, generator = uncut.vocabulary_size, random.Random(9)
+    names = ["<tool_call>", "</tool_call>", "<think>", "<think>>", "人间", "<|fim|>"]
+    added = [{**added_token(first + number, name), "special": False} for number, name in enumerate(names)]
+    base = of_family(uncut, "qwen2").document
+    tokenizer = Tokenizer({**base, "added_tokens": [*base["added_tokens"], *added]})
+    parts = [
+        *names,
+        *names,
+        "<think",
+        "<",
+        "tool_call>",
+        " ",
+        "e\u0301",
+        "\u0301",
+        "a",
+        "\n",
+        "人",
+        "<|im_end|>",
+        "\uf8fe",
+        "\uf8fe2",
+    ]
+    texts = ["", *mixtures[:500], *("".join(generator.choices(parts, k=generator.randrange(9))) for _ in range(2000))]
+    graph, reference = InGraphTokenizer(tokenizer), reference_encoder(tokenizer)
+    for text, ids in zip(texts, graph.encode(texts).to_list(), strict=True):
+        assert ids == reference(text) == tokenizer.encode(text).tolist(), text
+    assert graph.encode(tf.constant([], tf.string)).to_list() == []
+    assert graph.encode([b"<think>\xff<think>>"]).to_list()[0][0] == first + 2
+
+
+def test_added_tokens_that_may_overlap_are_refused_in_graph(uncut):
+    base = of_family(uncut, "llama3").document
+    added = {**added_token(uncut.vocabulary_size, "    "), "special": False}
+    tokenizer = Tokenizer({**base, "added_tokens": [*base["added_tokens"], added]})
+    with pytest.raises(UserError, match="it looks for added tokens in the text that may overlap"):
+        InGraphTokenizer(tokenizer)
+
+
+def test_saved_graph_of_core_operations_gives_the_same_ids(tokenizer, tmp_path):
+    module = tf.Module()
+    module.tokenizer = InGraphTokenizer(tokenizer)
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "text")])
+    def encode(text):
+        ids = module.tokenizer.encode(text)
+        return {"ids": ids.flat_values, "splits": ids.row_splits, "text": module.tokenizer.decode(ids)}
+
+    tf.saved_model.save(module, str(tmp_path), signatures={"serving_default": encode})
+    texts = [*(text.encode() for text in TRICKY), *BROKEN]
+    with tf.compat.v1.Session(graph=tf.Graph()) as session:  # the loader of TensorFlow Serving
+        loaded = tf.compat.v1.saved_model.load(session, ["serve"], str(tmp_path))
         signature = loaded.signature_def["serving_default"]
         outputs = {output: tensor.name for output, tensor in signature.outputs.items()}
         result = session.run(outputs, {signature.inputs["text"].name: texts})
-    assert [text for text in result.pop("text")] == [bytes(text) for text in texts]
-    np.savez(name, **result)
-"""
-
-
-def test_saved_model_runs_in_a_session_of_core_tensorflow(trained, saved_models, tmp_path, tricky, broken):
-    # numpy's S type drops trailing zero bytes, so none of these texts ends in one.
-    texts = [content for content in [*(text.encode() for text in tricky), *broken] if not content.endswith(b"\0")]
-    np.save(tmp_path / "texts.npy", np.array(texts))
-    names = [word for name, path in saved_models.items() for word in (name, path)]
-    subprocess.run([sys.executable, "-c", LOADER, *names], check=True, cwd=tmp_path)
-    for name, tokenizer in (("trained", trained), ("bytes", byte_tokenizer())):
-        expected = tokenizer.encode_batch(texts)
-        with np.load(tmp_path / f"{name}.npz") as result:
-            np.testing.assert_array_equal(result["ids"], np.concatenate(expected))
-            np.testing.assert_array_equal(np.diff(result["splits"]), [len(ids) for ids in expected])
-
-
-def test_saved_graph_holds_no_operation_of_another_library(saved_models):
-    saved = saved_model_pb2.SavedModel()
-    saved.ParseFromString((saved_models["trained"] / "saved_model.pb").read_bytes())
-    graph = saved.meta_graphs[0].graph_def
-    names = {node.op for node in graph.node} | {
-        node.op for function in graph.library.function for node in function.node_def
-    }
-    assert {"DecodeRaw", "GatherV2", "ScatterNd"} <= names
+    expected = tokenizer.encode_batch(texts)
+    assert list(result["text"]) == texts
+    np.testing.assert_array_equal(result["ids"], np.concatenate(expected))
+    np.testing.assert_array_equal(np.diff(result["splits"]), [len(ids) for ids in expected])
+    graph = loaded.graph_def
+    names = {node.op for nodes in (graph.node, *(one.node_def for one in graph.library.function)) for node in nodes}
+    assert {"DecodeRaw", "GatherV2"} <= names
     # tf.raw_ops lists the operations of TensorFlow itself, not those of libraries that were loaded.
-    foreign = names - set(dir(tf.raw_ops)) - {function.signature.name for function in graph.library.function}
-    assert not foreign
+    assert not names - set(dir(tf.raw_ops)) - {function.signature.name for function in graph.library.function}
     assert not {name for name in names if "PyFunc" in name or "Table" in name}
-
-
-def test_works_inside_a_dataset_map(trained_graph, trained, tricky, chinese):
-    dataset = tf.data.Dataset.from_tensor_slices(tricky).batch(7).map(trained_graph.encode)
-    found = [row for batch in dataset for row in batch.to_list()]
-    assert found == [trained.encode(text).tolist() for text in tricky]
-    assert chinese in tricky

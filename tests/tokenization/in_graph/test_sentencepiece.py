@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import json
 import sys
 from pathlib import Path
 
 import pytest
-import sentencepiece
 
 from tfgpt.common.errors import UserError
 from tfgpt.serving.saved_model_session import TEXT_OPERATIONS, register_operations
+from tfgpt.tokenization.gguf_tokenizer import Piece, PieceType, bpe_model
 from tfgpt.tokenization.in_graph.sentencepiece import in_graph_tokenizer
 from tfgpt.tokenization.sentencepiece_tokenizer import SentencePieceTokenizer
 from tfgpt.tokenization.special_tokens import SpecialTokens
@@ -25,12 +24,10 @@ def without_tensorflow_text(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_sentencepiece_model_is_refused_by_name_without_tensorflow_text(without_tensorflow_text):
-    model = io.BytesIO()
-    texts = iter(["a text of a few words", "and one more"] * 9)
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=texts, model_writer=model, vocab_size=20, minloglevel=2, hard_vocab_limit=False
-    )
-    tokenizer = SentencePieceTokenizer(model.getvalue(), "models/llama/tokenizer.model", ROLES, {})
+    pieces = [Piece(name, 0, PieceType.CONTROL) for name in ("<s>", "</s>")]
+    pieces = [Piece("<unk>", 0, PieceType.UNKNOWN), *pieces, Piece("a", 0, PieceType.NORMAL)]
+    model = bpe_model(pieces, {"unk": 0, "bos": 1, "eos": 2}, add_dummy_prefix=False)
+    tokenizer = SentencePieceTokenizer(model, "models/llama/tokenizer.model", ROLES, {})
     with pytest.raises(UserError, match=r"^models/llama/tokenizer.model: .* tensorflow-text, .*Linux or macOS$"):
         in_graph_tokenizer(tokenizer)
 

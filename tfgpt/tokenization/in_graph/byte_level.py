@@ -32,9 +32,7 @@ from tfgpt.tokenization.jinja_template import ESCAPE, ITSELF
 from tfgpt.tokenization.pretokenizer import pretrained_family
 from tfgpt.tokenization.tokenizer import Tokenizer
 
-NO_RANK = np.int32(2**31 - 1)
-"""Rank of a pair without a merge."""
-
+NO_RANK = np.int32(2**31 - 1)  # of a pair without a merge
 HASH_BUCKETS = 2**62
 
 

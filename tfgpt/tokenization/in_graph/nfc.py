@@ -40,9 +40,8 @@ class NFC(tf.Module):
             [C'] int32 code points and [C'] int32 pieces.
         """
         _, _, plain = self._properties(code_points)
-        return tf.cond(
-            tf.reduce_all(plain), lambda: (code_points, pieces), lambda: self._normalized(code_points, pieces)
-        )
+        unchanged = tf.reduce_all(plain)
+        return tf.cond(unchanged, lambda: (code_points, pieces), lambda: self._normalized(code_points, pieces))
 
     def _properties(self, code_points: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Returns [C] combining class, [C] row of the decomposition, [C] whether nothing changes."""
@@ -59,12 +58,11 @@ class NFC(tf.Module):
         groups = tf.cumsum(tf.cast(_starts(classes, pieces), tf.int64))
         order = tf.argsort(groups * 256 + tf.cast(classes, tf.int64), stable=True)
         code_points, classes = tf.gather(code_points, order), tf.gather(classes, order)
-        unknown = tf.TensorShape([None])
         code_points, _, pieces, _ = tf.while_loop(
             lambda code_points, classes, pieces, changed: changed,
             self._round,
             [code_points, classes, pieces, tf.constant(True)],
-            shape_invariants=[unknown, unknown, unknown, tf.TensorShape([])],
+            shape_invariants=[*[tf.TensorShape([None])] * 3, tf.TensorShape([])],
             parallel_iterations=1,
         )
         return code_points, pieces
