@@ -34,7 +34,6 @@ def random_text(generator: random.Random) -> str:
 
 
 def random_characters(generator: random.Random) -> str:
-    """Any code points."""
     points = [generator.randrange(0x110000) for _ in range(generator.randrange(40))]
     return "".join(chr(point) for point in points if not 0xD800 <= point < 0xE000)
 
@@ -52,7 +51,6 @@ def random_bytes(generator: random.Random) -> bytes:
 
 @pytest.fixture(scope="session")
 def valid_texts(documents: list[str]) -> list[str]:
-    """Hand-picked, random and real texts without invalid bytes."""
     generator = random.Random(1)
     return [
         *TRICKY,
@@ -64,7 +62,6 @@ def valid_texts(documents: list[str]) -> list[str]:
 
 @pytest.fixture(scope="session")
 def broken_texts() -> list[bytes]:
-    """Hand-picked and random byte strings, most of them not UTF-8."""
     generator = random.Random(2)
     return [*BROKEN, *(random_bytes(generator) for _ in range(3000))]
 
@@ -96,7 +93,6 @@ def uncut() -> Tokenizer:
 
 @pytest.fixture(scope="session", params=["trained", "bytes"])
 def tokenizer(request: pytest.FixtureRequest, trained: Tokenizer) -> Tokenizer:
-    """Both tokenizers of ours, one after the other."""
     return trained if request.param == "trained" else byte_tokenizer()
 
 
@@ -134,7 +130,6 @@ def changed_file(gpt2_file: Path, tmp_path: Path) -> Callable[[Callable[[dict], 
 
 @pytest.fixture(scope="session")
 def theirs(trained: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> transformers.PreTrainedTokenizerFast:
-    """The tokenizer of `with_template` in `transformers`."""
     folder = tmp_path_factory.mktemp("theirs")
     with_template(trained, "").save(folder)
     theirs = transformers.AutoTokenizer.from_pretrained(folder)
@@ -144,6 +139,5 @@ def theirs(trained: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> tran
 
 @pytest.fixture(scope="session")
 def mixtures() -> list[str]:
-    """Texts of what the expressions tell apart, in any order."""
     generator = random.Random(5)
     return ["".join(generator.choice(PIECES) for _ in range(generator.randrange(1, 14))) for _ in range(3000)]

@@ -9,12 +9,9 @@ from tfgpt.common.errors import SettingError
 from tfgpt.tokenization.config import TokenizerConfig
 
 
-def test_default_is_trained_and_a_multiple_of_64():
+def test_default_is_a_multiple_of_64_and_an_existing_path_is_accepted(tmp_path):
     assert TokenizerConfig().tokenizer == "bpe"
     assert TokenizerConfig().vocabulary_size % 64 == 0
-
-
-def test_existing_path_is_accepted(tmp_path):
     assert TokenizerConfig(tokenizer=str(tmp_path)).tokenizer == str(tmp_path)
 
 

@@ -1,10 +1,9 @@
 """When tiktoken's way of merging gives the same tokens as a list of merges, and what happens when it does not."""
 
-import numpy as np
 import pytest
 
 from tests.tokenization.texts import TRICKY, reference_encoder
-from tfgpt.tokenization.encoders import BytesEncoder, ReferenceEncoder, TiktokenEncoder, tiktoken_ranks
+from tfgpt.tokenization.encoders import BytesEncoder, ReferenceEncoder, TiktokenEncoder
 from tfgpt.tokenization.in_graph.byte_level import InGraphTokenizer
 from tfgpt.tokenization.tokenizer import Tokenizer
 from tfgpt.tokenization.tokenizer_json import new_document
@@ -56,17 +55,6 @@ def test_ids_need_not_be_in_the_order_of_ranks(trained):
     for text, ids in zip(TRICKY, in_graph, strict=True):
         assert tokenizer.encode(text).tolist() == reference(text) == ids
         assert tokenizer.decode(tokenizer.encode(text)) == text
-
-
-def test_ranks_are_refused_when_a_token_would_split_otherwise():
-    contents = [bytes([byte]) for byte in range(256)] + [b"ab", b"bc", b"abc"]
-    good = [(97, 98, 256), (98, 99, 257), (256, 99, 258)]
-    bad = [(97, 98, 256), (98, 99, 257), (97, 257, 258)]
-    assert tiktoken_ranks(contents, bad, range(256)) is None
-    found = tiktoken_ranks(contents, good, range(256))
-    assert found is not None
-    assert found[0][b"abc"] == 258
-    np.testing.assert_array_equal(found[1], np.arange(259))
 
 
 @pytest.mark.parametrize("text", ["a\ud800", "\udcff"])

@@ -43,18 +43,6 @@ def test_every_byte_string_comes_back(tokenizer, valid_texts, broken_texts):
         assert tokenizer.decode_bytes(ids) == content
 
 
-def test_bytes_that_are_not_utf8_are_single_ids_and_end_the_text_before_them(trained):
-    alone = trained.encode("some text  ").tolist()
-    assert trained.encode(b"some text  \xff").tolist() == [*alone, 0xFF]
-    assert trained.encode("some text  x").tolist()[: len(alone)] != alone
-    assert trained.encode(b"the\xff\xfethe").tolist() == [
-        *trained.encode("the"),
-        0xFF,
-        0xFE,
-        *trained.encode("the"),
-    ]
-
-
 def test_text_between_broken_bytes_is_encoded_as_if_alone(uncut, broken_texts):
     reference = reference_encoder(uncut)
     for content in broken_texts[:1000]:

@@ -33,8 +33,5 @@ def test_report_of_merges_equals_the_counts_by_hand():
 def test_broken_documents_and_no_documents_have_a_report(trained):
     assert vocabulary_report(trained, [CHINESE, "\ud800", ""])[1].startswith("text                3 documents")
     empty = vocabulary_report(trained, [])
-    assert empty[1:3] == [
-        "text                0 documents, 0 bytes, 0 tokens (0.0 a document)",
-        "bytes per token     0.000 (0.000 characters)",
-    ]
+    assert empty[1] == "text                0 documents, 0 bytes, 0 tokens (0.0 a document)"
     assert empty[5] == "90% of the tokens   are 0 ids"

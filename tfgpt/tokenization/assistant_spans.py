@@ -51,8 +51,8 @@ class MarkedConversation:
         self.messages, self.marks = messages, marks
         self.turns = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
         self.mark_of_role = dict(zip(OTHER_ROLES, marks))
-        starts = range(len(OTHER_ROLES), len(marks), MARKS_PER_TURN)
-        self.marks_of_turn = {turn: tuple(marks[start : start + 4]) for turn, start in zip(self.turns, starts)}
+        rest = iter(marks[len(OTHER_ROLES) :])
+        self.marks_of_turn = {turn: [next(rest) for _ in range(MARKS_PER_TURN)] for turn in self.turns}
         self.marked = [self._with_marks(number, message) for number, message in enumerate(messages)]
         self.positions: dict[str, list[int]] = collections.defaultdict(list)
         try:

@@ -15,8 +15,6 @@ from tfgpt.tokenization.in_graph.sentencepiece import in_graph_tokenizer
 from tfgpt.tokenization.sentencepiece_tokenizer import SentencePieceTokenizer
 from tfgpt.tokenization.special_tokens import SpecialTokens
 
-ROLES = SpecialTokens(end_of_text="</s>", padding="<unk>", start_of_turn="<s>", end_of_turn="</s>")
-
 
 @pytest.fixture
 def without_tensorflow_text(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -27,7 +25,8 @@ def test_a_sentencepiece_model_is_refused_by_name_without_tensorflow_text(withou
     pieces = [Piece(name, 0, PieceType.CONTROL) for name in ("<s>", "</s>")]
     pieces = [Piece("<unk>", 0, PieceType.UNKNOWN), *pieces, Piece("a", 0, PieceType.NORMAL)]
     model = bpe_model(pieces, {"unk": 0, "bos": 1, "eos": 2}, add_dummy_prefix=False)
-    tokenizer = SentencePieceTokenizer(model, "models/llama/tokenizer.model", ROLES, {})
+    roles = SpecialTokens(end_of_text="</s>", padding="<unk>", start_of_turn="<s>", end_of_turn="</s>")
+    tokenizer = SentencePieceTokenizer(model, "models/llama/tokenizer.model", roles, {})
     with pytest.raises(UserError, match=r"^models/llama/tokenizer.model: .* tensorflow-text, .*Linux or macOS$"):
         in_graph_tokenizer(tokenizer)
 
