@@ -199,8 +199,7 @@ def ours(directory: Path, dtype: str) -> Write:
     """`Generator.generate`."""
     from tfgpt.generation.config import SamplingConfig
     from tfgpt.generation.decode_steps import CompiledDecodeFunctions
-    from tfgpt.generation.generator import Generator
-    from tfgpt.generation.kernel_layout import transpose_kernels_for_decoding
+    from tfgpt.generation.generator import Generator, transpose_kernels_for_decoding
     from tfgpt.model.checkpoints.huggingface import load_decoder
     from tfgpt.tokenization.train_tokenizer import byte_tokenizer
 

@@ -124,11 +124,11 @@ def test_turns_that_do_not_fit_are_left_out_and_the_chat_goes_on(said, generator
     [
         ("/nonsense", "/nonsense: no such command"),
         ("/set colour 3", "/set colour: no such setting; there are temperature"),
-        ("/set temperature hot", "/set temperature: hot is no number"),
+        ("/set temperature hot", "/set temperature: hot is not a number"),
         ("/set temperature -1", "/set temperature: -1.0 is below the smallest allowed, 0"),
-        ("/set top_k 2.5", "/set top_k: 2.5 is no whole number"),
+        ("/set top_k 2.5", "/set top_k: 2.5 is not a whole number"),
         ("/set top_p 0", "/set top_p: 0.0 leaves no token"),
-        ("/regenerate", "/regenerate: nothing was said yet"),
+        ("/regenerate", "/regenerate: there is no message yet"),
         ("/save", "/save: give a file"),
         ("/save chat.txt", "chat.txt: give a name that ends in .jsonl"),
         ("/load", "/load: give a file"),
@@ -176,12 +176,12 @@ def test_a_person_at_a_terminal(model, tmp_path):
         # A reply without end: greedy text of random weights goes round in circles.
         person.expect(r"\?2004l.{20}")
         person.sendintr()
-        person.expect("stopped; what was written is kept")
+        person.expect("stopped; the text so far is kept")
         person.send("\x1b[200~two\nlines\x1b[201~")  # A paste.
         person.send("\x7f\r")
         person.expect(r"\?2004l.{20}")
         person.sendintr()
-        person.expect("stopped; what was written is kept")
+        person.expect("stopped; the text so far is kept")
         person.send("/set warmth 3\r")
         person.expect("no such setting")
         person.expect(r"\?2004h.*> ")  # The prompt is there: from now on Ctrl-C is a key.

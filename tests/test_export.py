@@ -97,7 +97,7 @@ def test_what_cannot_be_exported_is_refused_in_one_line(model, said, tmp_path):
     assert "num_beams" in refused(said, f"--model={model}", output, "--num_beams=2")
     a_version(tmp_path / "3")
     problem = refused(said, f"--model={model}", output, "--version=3")
-    assert f"--version: {tmp_path / '3'} is there already" in problem
+    assert f"--version: {tmp_path / '3'} exists" in problem
     assert shown(tmp_path) == ["3", "tfgpt.json"]
 
 
@@ -146,9 +146,9 @@ def test_a_version_that_does_not_answer_as_the_model_is_not_published(model, sai
     # That verification finds such versions is tests/serving/test_verification.py's; here is what comes of it.
     def different(directory, generator, defaults):
         assert (directory / "saved_model.pb").is_file() and not directory.name.isdigit()
-        raise RunError("the exported signature generate writes [1], generate [2]")
+        raise RunError("the exported signature generate generates [1], the model [2]")
 
     monkeypatch.setattr("tfgpt.serving.export.verify", different)
     code, out, err = said(f"--model={model}", f"--output={tmp_path / 'chat'}", "--evaluation_bytes=0")
-    assert code == 1 and "the exported signature generate writes" in err and "Written" not in out
+    assert code == 1 and "the exported signature generate generates" in err and "Written" not in out
     assert shown(tmp_path / "chat") == ["tfgpt.json"]

@@ -1,4 +1,4 @@
-"""`python -m tfgpt` lists the commands; `python -m tfgpt NAME …` (or `tfgpt NAME …`) runs one."""
+"""The entry point: `python -m tfgpt` lists the commands, `python -m tfgpt NAME …` (or `tfgpt NAME …`) runs one."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""Converts a pretrained model of another program to a model directory, which every other command begins with.
+"""Converts a pretrained model of another program to a model directory for all other commands.
 
 The shortest form is `python -m tfgpt.convert --source=HuggingFaceTB/SmolLM2-135M-Instruct --output=models/smollm2`.
-What we cannot compute is refused before any weight is read. The weights are read and written one by one; no second
-copy of the model is made in memory. `transformers` opens what is written. Which model to start from?
-`python -m tfgpt.convert --suggest --task=chat --data_size=20MB --memory=16GiB` ranks them.
+An unsupported model is refused before its weights are read. Weights are converted one by one, so the model is never in
+memory twice. `transformers` opens the result. To rank pretrained models for a task, run
+`python -m tfgpt.convert --suggest --task=chat --data_size=20MB --memory=16GiB`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tfgpt.diagnosis.config import SuggestConfig
 
 
 def run(convert: ConvertConfig, suggest: SuggestConfig) -> None:
-    """Converts, or suggests; no TensorFlow is needed but for KerasHub presets."""
+    """Converts a model, or ranks models; only KerasHub presets need TensorFlow."""
     if convert.suggest:
         from tfgpt.diagnosis.suggest import suggest_models
 

@@ -1,8 +1,8 @@
-"""Exports a trained model as a SavedModel for TensorFlow Serving: text in, text out, TensorFlow's own operations only.
+"""Exports a trained model as a SavedModel for TensorFlow Serving: from text to text, with core TensorFlow operations.
 
-The shortest form is `python -m tfgpt.export --model=runs/quickstart --output=models/chat`. It writes a new version
-beside and renames it once it is proven: opened with the server's own loader, every signature run, its tokens equal to
-those of `python -m tfgpt.generate`. The sampling flags are what a request gets that does not say otherwise.
+The shortest form is `python -m tfgpt.export --model=runs/quickstart --output=models/chat`. It writes a new version and
+renames it into place after verification: the server's loader opens it and runs every signature, and its tokens equal
+those of `python -m tfgpt.generate`. The sampling flags are the defaults of requests.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import importlib.util
 import os
 import shlex
 import sys
-from pathlib import Path
 from typing import Any
 
 from tfgpt.common.command_line import Command
@@ -23,11 +22,10 @@ from tfgpt.generation.config import SamplingConfig
 from tfgpt.serving.export_config import NOT_IN_EXPORTS, ExportConfig
 from tfgpt.serving.export_metadata import check_export_root
 from tfgpt.tokenization.load import load_tokenizer
-from tfgpt.tokenization.tokenizer import Tokenizer
 
 
 def run(export: ExportConfig, sampling: dict[str, Any]) -> None:
-    """Checks what can be checked without TensorFlow, then writes."""
+    """Checks the inputs without TensorFlow, then writes."""
     defaults = SamplingConfig(**sampling)
     if defaults.max_new_tokens > export.max_new_tokens_limit:
         raise UserError(
@@ -35,11 +33,11 @@ def run(export: ExportConfig, sampling: dict[str, Any]) -> None:
         )
     check_export_root(export.output)
     directory = model_directory(export.model)
-    tokenizer = exportable_tokenizer(directory)
+    tokenizer = load_tokenizer(directory)
+    if tokenizer.in_graph_limitation:
+        raise UserError(f"{tokenizer.origin}: cannot run in the TensorFlow graph: {tokenizer.in_graph_limitation}")
     if importlib.util.find_spec("tensorflow_serving") is None:
-        raise UserError(
-            "tensorflow-serving-api is missing, with which warm-up records are written; pip install 'tfgpt[serve]'"
-        )
+        raise UserError("tensorflow-serving-api is missing, which warm-up records need; pip install 'tfgpt[serve]'")
     import_tensorflow()
     from tfgpt.serving.export import export as write_export
 
@@ -49,20 +47,6 @@ def run(export: ExportConfig, sampling: dict[str, Any]) -> None:
     root = os.path.abspath(version.parent)
     flags = [f"--model_name={os.path.basename(root)}", f"--model_base_path={root}"]
     print(f"Serve:   tensorflow_model_server --port=8500 --rest_api_port=8501 {shlex.join(flags)}")
-
-
-def exportable_tokenizer(directory: Path) -> Tokenizer:
-    """The model's tokenizer.
-
-    Raises:
-        UserError: it cannot be run inside the graph.
-    """
-    tokenizer = load_tokenizer(directory)
-    if tokenizer.in_graph_limitation:
-        raise UserError(
-            f"{tokenizer.origin}: cannot be run inside the TensorFlow graph: {tokenizer.in_graph_limitation}"
-        )
-    return tokenizer
 
 
 SAMPLING = Overrides(SamplingConfig, "sampling", "default: as generate's", NOT_IN_EXPORTS)

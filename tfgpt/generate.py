@@ -1,9 +1,9 @@
-"""Writes text with a trained model: goes on from prompts, or answers them as a chat model does.
+"""Generates text with a trained model: continues prompts, or replies to them as a chat model.
 
-The shortest form is `python -m tfgpt.generate --model=runs/quickstart --prompt="Once upon a time"`. One text is shown
-as it is written; with --json each text is one line of JSON with prompt, text, token_ids, finish_reason ("stop" or
-"length") and log_probability. The same seed gives the same text. When a text fills the model's context, it goes on
-from the last half of it.
+The shortest form is `python -m tfgpt.generate --model=runs/quickstart --prompt="Once upon a time"`. A single text is
+printed while it is generated; with --json each text is one line of JSON with prompt, text, token_ids, finish_reason
+("stop" or "length") and log_probability. The same seed gives the same text. A text that fills the model's context
+continues from its last half.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from tfgpt.tokenization.load import load_tokenizer
 if TYPE_CHECKING:
     from tfgpt.generation.generator import Completion
 
-# Rows written together where there are many prompts; their texts are printed before the next ones are begun.
-ROWS = 32
+# The texts of a batch are printed before the next batch starts.
+BATCH_SIZE = 32
 
 
 def run(generate: GenerateConfig, sampling: SamplingConfig) -> None:
-    """Checks what can be checked without TensorFlow, then writes."""
+    """Checks the inputs without TensorFlow, then generates."""
     for caution in sampling.cautions():
         print(caution, file=sys.stderr)
     directory = model_directory(generate.model)
@@ -45,23 +45,22 @@ def run(generate: GenerateConfig, sampling: SamplingConfig) -> None:
 
     generator = Generator.load(directory, dtype=generate.dtype)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(encoding="utf-8")  # Whatever the locale: a text may have any character.
+        sys.stdout.reconfigure(encoding="utf-8")  # In every locale, because a text may contain any character.
     if len(prompts) == sampling.num_samples == 1 and not generate.json:
-        for piece in generator.stream(encoded[0], sampling):
-            print(piece.text, end="", flush=True)
+        for chunk in generator.stream(encoded[0], sampling):
+            print(chunk.text, end="", flush=True)
         print()
         return
-    together = max(1, ROWS // sampling.num_samples)
-    for start in range(0, len(prompts), together):
-        found = generator.generate(encoded[start : start + together], sampling)
-        for number, completions in enumerate(found, start):
+    print_completion = print_json if generate.json else print_text
+    num_prompts = max(1, BATCH_SIZE // sampling.num_samples)
+    for start in range(0, len(prompts), num_prompts):
+        batch = generator.generate(encoded[start : start + num_prompts], sampling)
+        for number, completions in enumerate(batch, start):
             for sample, completion in enumerate(completions):
-                show = print_json if generate.json else print_text
-                show(prompts[number], number, sample, completion)
+                print_completion(prompts[number], number, sample, completion)
 
 
 def print_json(prompt: Prompt, number: int, sample: int, completion: Completion) -> None:
-    """One line of JSON."""
     fields = {
         "prompt": prompt,
         "sample": sample,
@@ -74,11 +73,10 @@ def print_json(prompt: Prompt, number: int, sample: int, completion: Completion)
 
 
 def print_text(prompt: Prompt, number: int, sample: int, completion: Completion) -> None:
-    """A heading and the text."""
     messages = prompt["messages"] if isinstance(prompt, dict) else prompt
-    said = messages if isinstance(messages, str) else message_text(messages[-1])
-    first = said.splitlines()[0] if said.strip() else ""
-    print(f"--- prompt {number + 1}, sample {sample + 1}: {first[:60]}")
+    text = messages if isinstance(messages, str) else message_text(messages[-1])
+    first_line = text.splitlines()[0] if text.strip() else ""
+    print(f"--- prompt {number + 1}, sample {sample + 1}: {first_line[:60]}")
     print(completion.text, flush=True)
 
 

@@ -1,8 +1,8 @@
-"""Fits a scaling law to a handful of small runs, checks it on a run held out, and says which size a budget is best for.
+"""Fits a scaling law to several small runs, checks it on a held-out run, and finds the best model size of a budget.
 
-The law is Chinchilla's, L(N, D) = E + A / N^a + B / D^b (arXiv:2203.15556). Every flag of `train` is a flag here: the
-model that is made wider and narrower. With --parametrization=maximal_update one learning rate is right for all widths.
-Finished runs are not trained again; the same command continues a stopped or killed one.
+The law is Chinchilla's, L(N, D) = E + A / N^a + B / D^b (arXiv:2203.15556). Every flag of `train` is a flag here and
+describes the model whose width varies. With --parametrization=maximal_update one learning rate fits all widths. After a
+stop or a kill the same command continues; finished runs are not trained again.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tfgpt.training.train_config import GROUPS, relocate_run_dir
 
 
 def run(scaling: ScalingConfig, **settings: Any) -> int:
-    """Trains, fits, predicts."""
+    """Trains the runs, fits the law and predicts."""
     return scale(scaling, settings)
 
 

@@ -1,7 +1,7 @@
-"""Searches for better settings: trains many short runs and leaves a flag file that `train` takes as it is.
+"""Searches for better settings: trains many short runs and writes a flag file for `train`.
 
 The shortest form is `python -m tfgpt.tune --train_text='my/*.txt' --search_space=configs/search/learning_rate.toml`.
-It takes all flags of `train`, for the settings that are not searched. The search directory receives trials.csv,
+Every flag of `train` is a flag here and sets a value that is not searched. The search directory receives trials.csv,
 best.cfg, search.json, report.html, tensorboard/ (HParams) and a run directory for each trial. Ctrl-C and SIGTERM save
 and stop; the same command continues, also after a kill or a power cut.
 """

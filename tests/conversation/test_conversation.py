@@ -8,7 +8,7 @@ import pytest
 from backports import zstd
 
 from tfgpt.common.errors import UserError
-from tfgpt.conversation.conversation import Conversation, readable
+from tfgpt.conversation.conversation import Conversation, truncate_messages
 from tfgpt.corpus.sources import open_sources
 
 SYSTEM = {"role": "system", "content": "Be kind."}
@@ -30,7 +30,7 @@ def in_characters(messages) -> int:
 def test_the_oldest_whole_turns_are_left_out_and_the_system_message_stays(system):
     messages = [*system, *turns(5), {"role": "user", "content": "u5"}]
     for room in range(60):
-        part, left_out = readable(messages, in_characters, room)
+        part, left_out = truncate_messages(messages, in_characters, room)
         assert part == [*system, *messages[len(system) + left_out :]]
         assert part[len(system)]["role"] == "user" and part[-1] == messages[-1]
         # It fits, or is the last turn alone; and one turn more would not fit.
@@ -41,8 +41,8 @@ def test_the_oldest_whole_turns_are_left_out_and_the_system_message_stays(system
 
 def test_an_assistant_who_speaks_first_goes_with_the_first_turn():
     messages = [{"role": "assistant", "content": "hello"}, *turns(2)]
-    assert readable(messages, in_characters, 100) == (messages, 0)
-    assert readable(messages, in_characters, 5) == (messages[3:], 3)
+    assert truncate_messages(messages, in_characters, 100) == (messages, 0)
+    assert truncate_messages(messages, in_characters, 5) == (messages[3:], 3)
 
 
 def test_a_saved_conversation_is_a_line_of_its_own_until_it_is_saved_again(tmp_path):

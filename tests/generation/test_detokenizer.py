@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from tfgpt.generation.detokenizer import StreamingDetokenizer, text_of
+from tfgpt.generation.detokenizer import StreamingDetokenizer, detokenize
 
 TEXTS = ["plain text", "naïve café – “quotes”", "汉字和标点。", "👩‍👩‍👧 family 🏳️‍🌈", "\x00\x07\r\n\t", ""]
 
@@ -22,7 +22,7 @@ def split_at_random(data: bytes, generator: random.Random) -> list[bytes]:
 def test_pieces_joined_are_the_text_whatever_the_token_boundaries(text):
     generator = random.Random(0)
     for _ in range(20):
-        assert text_of(split_at_random(text.encode(), generator)) == text
+        assert detokenize(split_at_random(text.encode(), generator)) == text
 
 
 def test_a_character_is_never_given_out_by_halves():
@@ -35,11 +35,11 @@ def test_invalid_bytes_become_what_python_makes_of_them_as_a_whole():
     generator = random.Random(1)
     for _ in range(300):
         data = bytes(generator.choices([0x41, 0x80, 0xC3, 0xE2, 0x82, 0xF0, 0x9F, 0xFF, 0xED, 0xA0], k=12))
-        assert text_of(split_at_random(data, generator)) == data.decode("utf-8", "replace")
+        assert detokenize(split_at_random(data, generator)) == data.decode("utf-8", "replace")
 
 
 def test_an_unfinished_character_at_the_end_is_one_replacement_character():
-    assert text_of([b"ab", b"\xe6\xb1"]) == "ab\ufffd"
+    assert detokenize([b"ab", b"\xe6\xb1"]) == "ab\ufffd"
 
 
 @pytest.mark.parametrize(
@@ -57,11 +57,11 @@ def test_an_unfinished_character_at_the_end_is_one_replacement_character():
 def test_text_is_cut_before_the_stop_string_completed_first_wherever_tokens_end(stop, expected):
     generator = random.Random(2)
     for _ in range(30):
-        assert text_of(split_at_random(b"abcdefghijkl", generator), stop) == expected
+        assert detokenize(split_at_random(b"abcdefghijkl", generator), stop) == expected
 
 
 def test_a_repeating_stop_string_is_found_after_a_false_start():
-    assert text_of([b"a", b"a", b"a", b"b", b"c"], ["aab"]) == "a"
+    assert detokenize([b"a", b"a", b"a", b"b", b"c"], ["aab"]) == "a"
 
 
 def test_the_start_of_a_stop_string_is_held_back_until_it_cannot_be_one():
@@ -85,4 +85,4 @@ def test_a_held_back_start_of_a_stop_string_is_given_out_at_the_end():
 
 
 def test_a_stop_string_of_several_bytes_a_character_is_found():
-    assert text_of(["问：你好。答".encode()[:7], "问：你好。答".encode()[7:]], ["。"]) == "问：你好"
+    assert detokenize(["问：你好。答".encode()[:7], "问：你好。答".encode()[7:]], ["。"]) == "问：你好"

@@ -1,31 +1,19 @@
-"""The engine against the model's own uncached pass, over every decoder option; ends, batches, windows, streams."""
+"""The generator against the model's uncached pass, over every decoder option; ends, batches, windows, streams."""
 
-import keras
+import dataclasses
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.generation.models import PROMPTS, make_decoder, make_generator
 from tfgpt.common.errors import UserError
 from tfgpt.generation.config import SamplingConfig
 from tfgpt.generation.decode_steps import CompiledDecodeFunctions, choose
 from tfgpt.generation.detokenizer import StreamingDetokenizer
-from tfgpt.generation.generator import Generator, SequenceInProgress, in_batches
+from tfgpt.generation.generator import Generator, SequenceInProgress, split_batches, transpose_kernels_for_decoding
 from tfgpt.generation.sampling import SamplingParameters
-from tfgpt.model.config import DecoderConfig
-from tfgpt.model.decoder import Decoder
-from tfgpt.tokenization.train_tokenizer import byte_tokenizer
 
-SHAPE = {
-    "num_layers": 1,
-    "hidden_dim": 32,
-    "num_query_heads": 4,
-    "num_key_value_heads": 4,
-    "intermediate_dim": 48,
-    "max_sequence_length": 64,
-    # Far from the usual 0.02, so that logits differ enough for a wrong key or position to change the text.
-    "initializer_range": 0.3,
-    "embedding_initializer_range": 0.3,
-}
 OPTIONS = {
     "modern defaults, three layers": {"num_layers": 3},
     "learned positions": {"position_embedding": "learned"},
@@ -42,26 +30,18 @@ OPTIONS = {
     "untied": {"tie_embeddings": False},
     "embedding norm, wide heads": {"embedding_normalization": True, "head_dim": 16},
 }
-PROMPTS = ["The cat", "", "A considerably longer prompt", "汉"]
 SETTINGS = SamplingConfig(max_new_tokens=16, temperature=1.0, top_k=40, top_p=0.95, repetition_penalty=1.1, seed=11)
 GREEDY = SamplingConfig(max_new_tokens=16, temperature=0.0)
 
 
-def made(options: dict, dtype: str = "float32") -> Generator:
-    keras.utils.set_random_seed(1)
-    tokenizer = byte_tokenizer()
-    config = DecoderConfig(**{**SHAPE, "vocabulary_size": tokenizer.vocabulary_size, **options})
-    return Generator(Decoder(config, dtype=dtype), tokenizer)
-
-
 @pytest.fixture(scope="module", params=OPTIONS.values(), ids=OPTIONS.keys())
 def any_generator(request) -> Generator:
-    return made(request.param)
+    return make_generator(**request.param)
 
 
 @pytest.fixture(scope="module")
 def generator() -> Generator:
-    return made({})
+    return make_generator()
 
 
 def read(generator: Generator, prompt: str) -> list[int]:
@@ -124,7 +104,7 @@ def test_the_model_writes_different_texts_from_different_prompts_and_seeds(any_g
 
 @pytest.mark.parametrize("options", ["modern defaults, three layers", "learned positions", "sliding window"])
 def test_a_long_beam_has_the_log_probability_that_the_uncached_model_gives_its_tokens(options):
-    generator = made(OPTIONS[options])
+    generator = make_generator(**OPTIONS[options])
     config = SamplingConfig(max_new_tokens=40, temperature=0.0, num_beams=3, length_penalty=2.0)
     [[found]] = generator.generate(["The cat"], config)
     assert len(found.token_ids) == 40  # The cache of the beams has grown twice.
@@ -151,20 +131,14 @@ def test_a_step_of_beam_search_reads_each_candidates_new_token_only_and_never_co
     assert copied == [0] + [16] * 16 + [32] * (len(copied) - 17)
 
 
-@pytest.mark.parametrize("steps", [1, 2, 5, 64])
-def test_the_number_of_steps_between_looks_changes_nothing(generator, steps):
-    expected = generator.generate(PROMPTS, SETTINGS)
-    found = generator.generate(PROMPTS, SETTINGS, steps=steps)
-    assert [row[0].token_ids for row in found] == [row[0].token_ids for row in expected]
-    assert [row[0].text for row in found] == [row[0].text for row in expected]
-
-
-@pytest.mark.parametrize("batch_size", [1, 3])
-def test_the_batch_size_changes_nothing(generator, batch_size):
-    config = SamplingConfig(max_new_tokens=12, num_samples=2, seed=4)
-    expected = generator.generate(PROMPTS, config)
-    found = generator.generate(PROMPTS, config, batch_size=batch_size)
-    assert [[one.token_ids for one in row] for row in found] == [[one.token_ids for one in row] for row in expected]
+@pytest.mark.parametrize(
+    "options", [{"steps": 1}, {"steps": 2}, {"steps": 5}, {"steps": 64}, {"batch_size": 1}, {"batch_size": 3}], ids=str
+)
+def test_the_sizes_of_chunks_and_batches_change_nothing(generator, options):
+    config = dataclasses.replace(SETTINGS, num_samples=2)
+    expected, found = generator.generate(PROMPTS, config), generator.generate(PROMPTS, config, **options)
+    for rows, expected_rows in zip(found, expected, strict=True):
+        assert [(row.token_ids, row.text) for row in rows] == [(row.token_ids, row.text) for row in expected_rows]
 
 
 def test_samples_of_one_prompt_differ_and_the_first_is_the_single_one(generator):
@@ -173,11 +147,6 @@ def test_samples_of_one_prompt_differ_and_the_first_is_the_single_one(generator)
     assert len({tuple(found.token_ids) for found in samples}) == 3
     [[alone]] = generator.generate(["The cat"], SamplingConfig(max_new_tokens=16, temperature=1.0))
     assert alone.token_ids == samples[0].token_ids
-
-
-def test_another_generator_of_the_same_weights_gives_the_same_text(generator):
-    again = Generator(generator.decoder, generator.tokenizer)
-    assert generator.generate(PROMPTS, SETTINGS) == again.generate(PROMPTS, SETTINGS)
 
 
 def test_rows_have_settings_and_limits_of_their_own(generator):
@@ -194,7 +163,7 @@ def test_rows_have_settings_and_limits_of_their_own(generator):
 
 
 def test_a_stop_token_ends_its_row_only_and_is_not_in_the_text():
-    generator = made({})
+    generator = make_generator()
     config = SamplingConfig(max_new_tokens=40, temperature=1.0, top_k=0, num_samples=40)
     [samples] = generator.generate(["stop"], config)
     stopped = [found for found in samples if found.finish_reason == "stop"]
@@ -207,7 +176,7 @@ def test_a_stop_token_ends_its_row_only_and_is_not_in_the_text():
 
 def test_an_ordinary_token_that_ends_a_text_is_not_in_it():
     # vllm-project/vllm#5954: config.json names a line break among the ends.
-    plain = made({})
+    plain = make_generator()
     [[written]] = plain.generate(["stop"], SETTINGS)
     ids = written.token_ids
     place = next(place for place in range(1, len(ids)) if ids[place] not in ids[:place])
@@ -266,7 +235,7 @@ def slow(generator: Generator, prompts: list[str], config: SamplingConfig, conte
 
 @pytest.mark.parametrize("options", [{}, {"position_embedding": "learned", "sliding_window": 5}], ids=str)
 def test_text_goes_on_from_the_last_half_when_the_context_is_full(options):
-    generator = made({**options, "max_sequence_length": 16})
+    generator = make_generator(**options, max_sequence_length=16)
     generator.stop_tokens = ()  # So that no text ends before its context is full.
     generator.decoding = CompiledDecodeFunctions(generator.decoder, ())
     config = SamplingConfig(max_new_tokens=45, temperature=1.0, seed=2)
@@ -277,7 +246,7 @@ def test_text_goes_on_from_the_last_half_when_the_context_is_full(options):
 
 
 def test_changed_weights_are_seen_without_a_new_generator():
-    generator = made({})
+    generator = make_generator()
     before = generator.generate(["a"], GREEDY)
     for weight in generator.decoder.weights:
         weight.assign(-weight)
@@ -304,8 +273,12 @@ def test_a_prompt_longer_than_the_context_is_refused_and_one_that_fills_it_is_no
 
 def test_long_prompts_are_read_a_few_at_a_time():
     rows = [SequenceInProgress(np.zeros(length, np.int32), GREEDY, 0) for length in (10, 3000, 3000, 3000, 9000)]
-    assert [[len(row.prompt) for row in batch] for batch in in_batches(rows, 32)] == [[10, 3000], [3000, 3000], [9000]]
-    assert [len(batch) for batch in in_batches(rows[:1] * 5, 2)] == [2, 2, 1]
+    assert [[len(row.prompt) for row in batch] for batch in split_batches(rows, 32)] == [
+        [10, 3000],
+        [3000, 3000],
+        [9000],
+    ]
+    assert [len(batch) for batch in split_batches(rows[:1] * 5, 2)] == [2, 2, 1]
 
 
 def test_ids_are_taken_as_they_are_and_checked(generator):
@@ -317,7 +290,7 @@ def test_ids_are_taken_as_they_are_and_checked(generator):
 
 
 def test_bfloat16_writes_text_whose_tokens_the_float32_model_finds_nearly_as_likely():
-    small, large = made({}, "bfloat16"), made({}, "float32")
+    small, large = make_generator("bfloat16"), make_generator()
     for half, full in zip(small.decoder.weights, large.decoder.weights, strict=True):
         half.assign(full)
     [[found]] = small.generate(["The cat"], GREEDY)
@@ -327,3 +300,29 @@ def test_bfloat16_writes_text_whose_tokens_the_float32_model_finds_nearly_as_lik
     for place, token in enumerate(tokens[:-1], start):
         # bfloat16 keeps 8 bits: 1/256 of logits of about 10, summed over two layers.
         assert float(tf.reduce_max(logits[place]) - logits[place, token]) < 0.5
+
+
+def test_transposed_kernels_give_the_same_logits_and_float32_stays_as_it_is():
+    token_ids = {"token_ids": tf.constant(np.random.default_rng(0).integers(0, 256, [3, 20]), tf.int32)}
+    options = {"num_layers": 2, "use_query_key_value_bias": True}
+    decoders = make_decoder("bfloat16", **options), make_decoder("bfloat16", **options), make_decoder()
+    transposed, single = map(transpose_kernels_for_decoding, decoders[1:])
+    assert transposed.blocks[0].mlp.up.kernel.shape == (48, 32) and single.blocks[0].mlp.up.kernel.shape == (32, 48)
+    expected = decoders[0](token_ids).numpy()
+    # bfloat16 has 8 bits: products summed in another order differ in the last.
+    np.testing.assert_allclose(transposed(token_ids).numpy(), expected, atol=0.02 * np.abs(expected).max())
+    sizes = [sum(np.prod(variable.shape) for variable in decoder.variables) for decoder in decoders[:2]]
+    assert sizes[0] == sizes[1]
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_cached_steps_with_transposed_kernels_give_the_log_probabilities_of_the_whole_text(rows):
+    decoder = make_decoder("bfloat16", num_layers=2, num_key_value_heads=2, use_query_key_value_bias=True)
+    generator = Generator(transpose_kernels_for_decoding(decoder), make_generator().tokenizer)
+    prompts = ["ab", "a longer one", "汉"][:rows]
+    for prompt, [found] in zip(prompts, generator.generate(prompts, GREEDY), strict=True):
+        ids = read(generator, prompt)
+        logits = tf.nn.log_softmax(generator.decoder({"token_ids": tf.constant([[*ids, *found.token_ids]])})[0])
+        whole = sum(float(logits[len(ids) - 1 + place, token]) for place, token in enumerate(found.token_ids))
+        assert found.finish_reason == "length"
+        assert found.log_probability == pytest.approx(whole, rel=0.03, abs=0.3)

@@ -1,62 +1,37 @@
-"""Whole texts written inside one graph equal those of the engine."""
+"""Texts generated in one graph equal those of the generator."""
 
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.generation.models import PROMPTS, make_generator
 from tfgpt.generation.config import SamplingConfig
 from tfgpt.generation.decode_steps import DecodeFunctions, window_start
 from tfgpt.generation.generator import Generator
 from tfgpt.generation.in_graph_generation import generate
 from tfgpt.generation.prompts import encode_prompt
 from tfgpt.generation.sampling import SamplingParameters
-from tfgpt.model.config import DecoderConfig
-from tfgpt.model.decoder import Decoder
-from tfgpt.tokenization.train_tokenizer import byte_tokenizer
-
-PROMPTS = ["The cat", "", "A considerably longer prompt", "汉"]
 
 
 @pytest.fixture(scope="module")
 def generator() -> Generator:
-    keras.utils.set_random_seed(1)
-    tokenizer = byte_tokenizer()
-    config = DecoderConfig(
-        vocabulary_size=tokenizer.vocabulary_size,
-        num_layers=2,
-        hidden_dim=32,
-        num_query_heads=4,
-        num_key_value_heads=2,
-        max_sequence_length=40,
-        initializer_range=0.3,
-        embedding_initializer_range=0.3,
-    )
-    return Generator(Decoder(config, dtype="float32"), tokenizer)
+    return make_generator(num_layers=2, num_key_value_heads=2, max_sequence_length=40)
 
 
 @pytest.fixture(scope="module")
 def in_one_graph(generator):
     functions = DecodeFunctions(generator.decoder, generator.stop_tokens)
 
-    @tf.function(
-        input_signature=[
-            tf.TensorSpec([None, None], tf.int32),
-            tf.TensorSpec([None], tf.int32),
-            tf.TensorSpec([None], tf.int32),
-            SamplingParameters.specs(),
-        ],
-        autograph=False,
-    )
-    def written(ids, lengths, max_new_tokens, parameters):
-        return generate(functions, ids, lengths, max_new_tokens, parameters)
+    counts = tf.TensorSpec([None], tf.int32)
+    specs = [tf.TensorSpec([None, None], tf.int32), counts, counts, SamplingParameters.specs()]
+    in_graph = tf.function(lambda *inputs: generate(functions, *inputs), input_signature=specs, autograph=False)
 
     def run(prompts, configs):
         rows = [encode_prompt(generator.tokenizer, prompt) for prompt in prompts]
         ids = np.full([len(rows), max(map(len, rows)) + 1], 7, np.int32)  # What stands behind a row is not read.
         for place, row in enumerate(rows):
             ids[place, : len(row)] = row
-        return written(
+        return in_graph(
             ids,
             [len(row) for row in rows],
             [config.max_new_tokens for config in configs],
@@ -87,6 +62,14 @@ def test_one_graph_writes_what_the_engine_writes(generator, in_one_graph, config
         assert not found.tokens[row, found.counts[row] :].numpy().any()
         assert ("stop" if found.stopped[row] else "length") == expected.finish_reason
         assert found.log_probabilities[row].numpy() == pytest.approx(expected.log_probability, abs=1e-3)
+        each = found.token_log_probabilities[row].numpy()
+        assert each.shape == found.tokens[row].shape and not each[found.counts[row] :].any()
+        if expected.finish_reason == "length":
+            assert each.sum() == pytest.approx(expected.log_probability, abs=1e-3)
+            ids = [*encode_prompt(generator.tokenizer, PROMPTS[row]), *expected.token_ids][: generator.context]
+            logits = tf.nn.log_softmax(generator.decoder({"token_ids": tf.constant([ids])})[0]).numpy()
+            new = range(len(encode_prompt(generator.tokenizer, PROMPTS[row])) - 1, len(ids) - 1)
+            np.testing.assert_allclose(each[: len(new)], [logits[place, ids[place + 1]] for place in new], atol=1e-3)
 
 
 def test_no_rows_and_no_tokens_are_no_error(in_one_graph):

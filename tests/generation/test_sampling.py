@@ -32,7 +32,7 @@ def test_repetition_penalty_equals_transformers(penalty):
     logits, ids = random_logits(), np.random.default_rng(1).integers(0, 1000, [5, 40]).astype(np.int32)
     expected = theirs(transformers.RepetitionPenaltyLogitsProcessor(penalty), logits, ids.astype(np.int64))
     seen = sampling.seen_tokens(tf.constant(ids), tf.ones([5, 40], tf.bool), 1000)
-    ours = sampling.apply_repetition_penalty(tf.constant(logits), seen, filled(5, penalty))
+    ours = sampling.with_repetition_penalty(tf.constant(logits), seen, filled(5, penalty))
     np.testing.assert_allclose(ours, expected, rtol=1e-6)
 
 
@@ -43,19 +43,22 @@ def test_padding_is_not_a_seen_token_and_marking_adds_one():
     assert np.flatnonzero(sampling.mark_seen(seen, tf.constant([7]))[0]).tolist() == [1, 2, 7]
 
 
-def test_temperature_equals_transformers():
-    expected = theirs(transformers.TemperatureLogitsWarper(0.7), random_logits())
-    np.testing.assert_allclose(
-        sampling.apply_temperature(tf.constant(random_logits()), filled(5, 0.7)), expected, rtol=1e-6
-    )
+FILTERS = {
+    "apply_temperature": (transformers.TemperatureLogitsWarper, tf.float32, [0.7]),
+    "filter_top_k": (transformers.TopKLogitsWarper, tf.int32, [1, 7, 256, 257, 999, 1000, 5000]),
+    "filter_top_p": (transformers.TopPLogitsWarper, tf.float32, [0.01, 0.5, 0.9, 0.98]),
+    "filter_min_p": (transformers.MinPLogitsWarper, tf.float32, [0.01, 0.1, 0.9, 1.0]),
+}
 
 
-@pytest.mark.parametrize("top_k", [1, 7, 256, 257, 999, 1000, 5000])
-def test_top_k_equals_transformers(top_k):
-    expected = theirs(transformers.TopKLogitsWarper(top_k), random_logits())
-    np.testing.assert_array_equal(
-        sampling.filter_top_k(tf.constant(random_logits()), filled(5, top_k, tf.int32)), expected
-    )
+# Flatter logits make top-p keep more than the few candidates that are sorted first.
+@pytest.mark.parametrize("scale", [1.0, 0.1])
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name in FILTERS for value in FILTERS[name][2]])
+def test_a_filter_equals_transformers(name, value, scale):
+    theirs_class, dtype, _ = FILTERS[name]
+    logits = random_logits() * np.float32(scale)
+    found = getattr(sampling, name)(tf.constant(logits), filled(5, value, dtype))
+    np.testing.assert_allclose(found, theirs(theirs_class(value), logits), rtol=1e-6)
 
 
 def test_top_k_keeps_ties_as_transformers_does():
@@ -63,21 +66,6 @@ def test_top_k_keeps_ties_as_transformers_does():
     expected = theirs(transformers.TopKLogitsWarper(2), logits)
     np.testing.assert_array_equal(sampling.filter_top_k(tf.constant(logits), tf.constant([2])), expected)
     assert np.isfinite(expected).sum() == 4
-
-
-# Flatter logits make top-p keep more than the few candidates that are sorted first.
-@pytest.mark.parametrize("scale", [1.0, 0.1])
-@pytest.mark.parametrize("top_p", [0.01, 0.5, 0.9, 0.98])
-def test_top_p_equals_transformers(top_p, scale):
-    logits = random_logits() * np.float32(scale)
-    expected = theirs(transformers.TopPLogitsWarper(top_p), logits)
-    np.testing.assert_array_equal(sampling.filter_top_p(tf.constant(logits), filled(5, top_p)), expected)
-
-
-@pytest.mark.parametrize("min_p", [0.01, 0.1, 0.9, 1.0])
-def test_min_p_equals_transformers(min_p):
-    expected = theirs(transformers.MinPLogitsWarper(min_p), random_logits())
-    np.testing.assert_array_equal(sampling.filter_min_p(tf.constant(random_logits()), filled(5, min_p)), expected)
 
 
 def test_all_filters_together_equal_transformers_in_its_order_row_by_row():
@@ -89,7 +77,7 @@ def test_all_filters_together_equal_transformers_in_its_order_row_by_row():
         SamplingConfig(temperature=1.0, top_k=700, top_p=0.5, min_p=0.0),
     ]
     logits = random_logits()
-    ours = sampling.filtered(tf.constant(logits), parameters(*configs)).numpy()
+    ours = sampling.filter_logits(tf.constant(logits), parameters(*configs)).numpy()
     for row, config in enumerate(configs):
         generation = transformers.GenerationConfig(
             do_sample=True,
@@ -207,4 +195,4 @@ def test_choosing_is_the_same_in_graph_and_under_xla():
 def test_a_stop_string_with_a_backslash_is_cautioned_about():
     # ggml-org/llama.cpp#1362: it never comes, and the text goes on to its limit.
     [caution] = SamplingConfig(stop=("\\n", "\n", "C:\\x")).cautions()
-    assert caution == r"--stop=\n: a backslash and a letter, which is no line break; in most shells $'\n' is one"
+    assert caution == r"--stop=\n: a backslash and a letter, not a line break; in most shells $'\n' is one"

@@ -2,26 +2,16 @@
 
 from pathlib import Path
 
-import keras
 import pytest
 import torch
 import transformers
 
+from tests.generation.models import make_decoder
 from tfgpt.generation.config import SamplingConfig
 from tfgpt.generation.generator import Generator
 from tfgpt.model.checkpoints.huggingface import save_decoder
-from tfgpt.model.config import DecoderConfig
-from tfgpt.model.decoder import Decoder
 from tfgpt.tokenization.train_tokenizer import byte_tokenizer
 
-SHAPE = {
-    "num_layers": 2,
-    "hidden_dim": 32,
-    "num_query_heads": 4,
-    "max_sequence_length": 64,
-    "initializer_range": 0.3,
-    "embedding_initializer_range": 0.3,
-}
 MODELS = {
     "gpt2": {
         "position_embedding": "learned",
@@ -39,16 +29,11 @@ PROMPTS = ["The cat sat", "", "one two three"]
 @pytest.fixture(scope="module", params=MODELS.keys())
 def pair(request, tmp_path_factory) -> tuple[Generator, transformers.PreTrainedModel]:
     """Our generator and `transformers`' model, both read from one model directory."""
-    keras.utils.set_random_seed(3)
     tokenizer = byte_tokenizer()
     directory: Path = tmp_path_factory.mktemp(request.param)
-    save_decoder(
-        Decoder(DecoderConfig(**SHAPE, **MODELS[request.param], vocabulary_size=tokenizer.vocabulary_size)),
-        directory,
-        end_of_text_id=tokenizer.end_of_text_id,
-        end_of_turn_id=tokenizer.end_of_turn_id,
-        padding_id=tokenizer.padding_id,
-    )
+    options = {"num_layers": 2, "intermediate_dim": None, **MODELS[request.param]}
+    ids = {name: getattr(tokenizer, name) for name in ("end_of_text_id", "end_of_turn_id", "padding_id")}
+    save_decoder(make_decoder(**options), directory, **ids)
     tokenizer.save(directory)
     model = transformers.AutoModelForCausalLM.from_pretrained(directory)
     assert model.config.model_type == request.param
@@ -80,25 +65,12 @@ def test_greedy_text_equals_transformers(pair, penalty):
 @pytest.mark.parametrize(("length_penalty", "penalty"), [(1.0, 1.0), (-2.0, 1.0), (0.0, 1.2)])
 def test_beam_search_equals_transformers(pair, num_beams, length_penalty, penalty):
     generator, model = pair
-    config = SamplingConfig(
-        max_new_tokens=9,
-        temperature=0.0,
-        num_beams=num_beams,
-        num_samples=2,
-        length_penalty=length_penalty,
-        repetition_penalty=penalty,
-    )
+    options = {
+        "max_new_tokens": 9, "num_beams": num_beams, "length_penalty": length_penalty, "repetition_penalty": penalty
+    }  # fmt: skip
+    config = SamplingConfig(temperature=0.0, num_samples=2, **options)
     for prompt, found in zip(PROMPTS[:2], generator.generate(PROMPTS[:2], config), strict=True):
-        expected = theirs(
-            model,
-            generator,
-            prompt,
-            max_new_tokens=9,
-            num_beams=num_beams,
-            num_return_sequences=2,
-            length_penalty=length_penalty,
-            repetition_penalty=penalty,
-        )
+        expected = theirs(model, generator, prompt, num_return_sequences=2, **options)
         assert [text.token_ids for text in found] == expected
 
 

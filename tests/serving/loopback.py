@@ -150,6 +150,8 @@ def array(value: list[Any], dtype: Any) -> np.ndarray:
 
 def as_json(name: str, item: Any) -> Any:
     """An output's item as JSON."""
+    if isinstance(item, list):
+        return [as_json(name, one) for one in item]
     if isinstance(item, bytes):
         return {"b64": base64.b64encode(item).decode()} if name.endswith("_bytes") else item.decode()
     return item

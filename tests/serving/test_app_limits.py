@@ -15,19 +15,20 @@ from starlette.requests import ClientDisconnect
 
 from tests.serving.loopback import Loopback
 from tests.serving.running import running
-from tfgpt.serving.app import OTHER_CALLS, Server
-from tfgpt.serving.batching import Batcher, QueueFullError, RequestHandle, SequenceState
-from tfgpt.serving.client import failed
+from tfgpt.serving.api_errors import QueueFullError
+from tfgpt.serving.app import MAX_OTHER_CALLS, Server
+from tfgpt.serving.batching import Batcher, RequestHandle, SequenceState
 from tfgpt.serving.openai_responses import CompletionResponse, EventResponse
 from tfgpt.serving.prometheus_metrics import Metrics
 from tfgpt.serving.serve_config import ServeConfig
+from tfgpt.serving.tf_serving_transports import ServingError
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 HELLO = {"model": "chat", "messages": [{"role": "user", "content": "secret words"}], "max_tokens": 2}
 WORDS = {"model": "chat", "input": "a few words"}
 ORIGIN = "https://a.example"
 # The model of the tests never ends this text: after 800 tokens it still repeats itself.
-LONG = {"model": "chat", "prompt": "The", "max_tokens": 2000, "temperature": 0, "logprobs": 0}
+LONG = {"model": "chat", "prompt": "The", "max_tokens": 2000, "temperature": 0}
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +110,7 @@ def test_what_is_wrong_is_named(server):
 
 
 def test_a_full_queue_is_429_with_retry_after_and_comes_free_again(server):
-    server.backend.seconds, streamed = 0.1, {**LONG, "stream": True}
+    server.backend.seconds, streamed = 0.3, {**LONG, "stream": True}
     with contextlib.ExitStack() as stack:
         answers = [
             stack.enter_context(httpx.stream("POST", server.url + COMPLETIONS, json=streamed, timeout=60))
@@ -138,7 +139,7 @@ def test_a_full_queue_is_429_with_retry_after_and_comes_free_again(server):
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_the_work_stops_when_the_client_leaves(server, stream):
-    server.backend.seconds = 0.02
+    server.backend.seconds = 0.1
     before = len(server.backend.rows)
     content = json.dumps({**LONG, "stream": stream}).encode()
     with socket.create_connection(("127.0.0.1", int(server.url.rsplit(":", 1)[1]))) as client:
@@ -147,7 +148,7 @@ def test_the_work_stops_when_the_client_leaves(server, stream):
         until(lambda: len(server.backend.rows) >= before + 3)
     until(lambda: idle(server))
     calls = len(server.backend.rows)
-    assert calls < before + 1000  # 2000 tokens one by one would be 2000 calls.
+    assert calls < before + 30  # 2000 tokens in chunks of at most 32 are more than 62 calls.
     time.sleep(0.3)
     assert len(server.backend.rows) == calls
     server.backend.seconds = 0.0
@@ -292,19 +293,19 @@ def test_tensorflow_serving_as_the_backend_gives_the_same_answers(served, versio
 
 def test_a_backend_that_is_away_is_said_and_not_an_internal_error(version):
     with running(version, access_log=False) as server:
-        server.backend.error = failed("host:8500", "chat", "stream", "UNAVAILABLE", "")
+        server.backend.error = ServingError("host:8500", "chat", "stream", "UNAVAILABLE")
         server.backend.transport.address = "host:8500"
         answer = httpx.get(f"{server.url}/readyz")
         assert answer.status_code == 503 and error_of(answer)["code"] == "not_ready"
         assert httpx.get(f"{server.url}/healthz").status_code == 200
-        server.backend.error = failed("host:8500", "chat", "stream", "INTERNAL", "")
+        server.backend.error = ServingError("host:8500", "chat", "stream", "INTERNAL")
         assert error_of(post(server, json=HELLO))["code"] == "backend_error"
         server.backend.error = None
         assert post(server, json=HELLO).status_code == 200
 
 
-def texts(ticket: RequestHandle, count: int) -> list[SequenceState]:
-    return [SequenceState(ticket, index, [1], 5, {}, (), False) for index in range(count)]
+def texts(handle: RequestHandle, count: int) -> list[SequenceState]:
+    return [SequenceState(handle, index, [1], 5, {}, (), False) for index in range(count)]
 
 
 def test_clients_that_left_take_no_place_in_the_queue_and_those_that_wait_keep_theirs():
@@ -327,14 +328,29 @@ def test_clients_that_left_take_no_place_in_the_queue_and_those_that_wait_keep_t
     asyncio.run(arrive())
 
 
-def test_a_chunk_without_a_token_has_no_log_probability():
-    async def pieces() -> list:
-        row = SequenceState(RequestHandle(), 0, [1], 5, {}, (), True)
-        row.advance([7], b"a", "", -0.5)
-        row.advance([], b"", "stop", -0.25)
-        return [(await row.ticket.events.get()).log_probability for _ in range(2)]
+def test_log_probabilities_end_with_the_token_that_completes_a_stop_string():
+    async def chunks() -> list:
+        state = SequenceState(RequestHandle(), 0, [1], 9, {}, ("b!",), True)
+        columns = {"num_tokens": [2, 3], "finish_reason": ["length"] * 2, "tokens": [[7, 8, 0], [9, 9, 9]]}
+        columns |= {"token_bytes": [[b"a", b"b", b""], [b"!c", b"d", b"e"]], "text_bytes": [b"ab", b"!cde"]}
+        columns["token_log_probabilities"] = [[-0.5, -1.0, 0.0], [-2.0, -3.0, -4.0]]
+        assert [state.advance(columns, row) for row in range(2)] == [True, False]
+        found = [await state.handle.events.get() for _ in range(2)]
+        return [(chunk.text, chunk.finish_reason, chunk.log_probabilities) for chunk in found]
 
-    assert asyncio.run(pieces()) == [-0.5, None]
+    assert asyncio.run(chunks()) == [("a", "", [(b"a", -0.5), (b"b", -1.0)]), ("", "stop", [(b"!c", -2.0)])]
+
+
+def test_log_probabilities_cost_no_call_more_and_an_older_export_without_them_is_named(server):
+    before = len(server.backend.rows)
+    asked = {**LONG, "max_tokens": 28, "logprobs": 0}
+    answer = post(server, COMPLETIONS, json=asked).json()["choices"][0]
+    assert len(answer["logprobs"]["tokens"]) == 28 and len(server.backend.rows) - before == 3  # 4 + 8 + 16 tokens.
+    server.backend.left_out = "token_log_probabilities"
+    refused = post(server, COMPLETIONS, json=asked)
+    assert refused.status_code == 400 and "export the model again" in error_of(refused)["message"]
+    assert post(server, json=HELLO).status_code == 200
+    server.backend.left_out = ""
 
 
 @pytest.mark.parametrize("version", ["2.3", "2.4"])
@@ -348,15 +364,15 @@ def test_a_stream_whose_client_leaves_before_its_first_event_leaves_the_queue(ve
         await asyncio.sleep(60)
 
     async def answered() -> bool:
-        ticket = RequestHandle()
-        response = EventResponse(CompletionResponse(ticket, True, "chat", 1, 1, False, {}, Metrics(), 0.0), False)
+        handle = RequestHandle()
+        response = EventResponse(CompletionResponse(handle, True, "chat", 1, 1, False, {}, Metrics(), 0.0), False)
         scope = {"type": "http", "asgi": {"spec_version": version}}
         if version == "2.4":
             with pytest.raises(ClientDisconnect):
                 await response(scope, receive, send)
         else:
             await response(scope, receive, send)
-        return ticket.cancelled
+        return handle.cancelled
 
     assert asyncio.run(answered())
 
@@ -373,11 +389,11 @@ def test_calls_that_failed_or_whose_client_left_take_no_place_among_those_that_w
 
     async def calls() -> None:
         # Two are running, the most at a time, and one waits.
-        server = Server(Backend(), None, ServeConfig(model="a", max_queue=OTHER_CALLS + 1))
-        for _ in range(OTHER_CALLS + 2):
+        server = Server(Backend(), None, ServeConfig(model="a", max_queue=MAX_OTHER_CALLS + 1))
+        for _ in range(MAX_OTHER_CALLS + 2):
             with pytest.raises(ZeroDivisionError):
                 await server.call("fail", {})
-        tasks = [asyncio.ensure_future(server.call("tokenize", {})) for _ in range(OTHER_CALLS + 1)]
+        tasks = [asyncio.ensure_future(server.call("tokenize", {})) for _ in range(MAX_OTHER_CALLS + 1)]
         await asyncio.sleep(0.05)
         with pytest.raises(QueueFullError):
             await server.call("tokenize", {})
@@ -386,13 +402,13 @@ def test_calls_that_failed_or_whose_client_left_take_no_place_among_those_that_w
         tasks[-1] = asyncio.ensure_future(server.call("tokenize", {}))
         await asyncio.sleep(0)
         goes_on.set()
-        assert await asyncio.gather(*tasks) == [{}] * (OTHER_CALLS + 1)
+        assert await asyncio.gather(*tasks) == [{}] * (MAX_OTHER_CALLS + 1)
 
     asyncio.run(calls())
 
 
 def test_an_answer_that_cannot_be_read_ends_its_request_and_no_other(server):
-    server.backend.left_out = "log_probability"
+    server.backend.left_out = "finish_reason"
     answer = post(server, json=HELLO)
     assert answer.status_code == 500 and error_of(answer)["code"] == "internal_error"
     server.backend.left_out = ""

@@ -13,9 +13,9 @@ from tests.serving.loopback import Loopback
 from tfgpt.common.errors import UserError
 from tfgpt.generation.config import SamplingConfig
 from tfgpt.generation.prompts import encode_chat
-from tfgpt.serving.client import ServingError, connect
+from tfgpt.serving.client import connect
 from tfgpt.serving.signatures import SIGNATURES
-from tfgpt.serving.tf_serving_transports import on_this_machine
+from tfgpt.serving.tf_serving_transports import ServingError, is_loopback
 
 MODEL_SERVER = shutil.which("tensorflow_model_server")
 DIALOGUE = [{"role": "user", "content": "Quick? <|im_end|>"}]
@@ -128,7 +128,7 @@ class TestRetries:
     def test_the_deadline_holds_for_all_tries_together(self, loopback, kind):
         loopback.refusals = ["UNAVAILABLE"] * 1000
         started = time.monotonic()
-        with pytest.raises(ServingError, match="nobody answers or the server is full"):
+        with pytest.raises(ServingError, match="the server does not respond or is full"):
             connect(getattr(loopback, kind), model="chat", seconds=1.0).score(["ab"])
         assert time.monotonic() - started < 5
         loopback.refusals = []
@@ -136,7 +136,7 @@ class TestRetries:
 
 @pytest.mark.parametrize("scheme", ["", "http://"])
 def test_a_server_that_is_not_there_is_reported(scheme):
-    with pytest.raises(ServingError, match="UNAVAILABLE: nobody answers"):
+    with pytest.raises(ServingError, match="UNAVAILABLE: the server does not respond"):
         connect(f"{scheme}127.0.0.1:{free_port()}", model="chat", seconds=0.5).score(["a"])
 
 
@@ -161,7 +161,7 @@ def test_a_server_on_this_machine_is_reached_past_the_environments_proxy(address
     ],
 )
 def test_what_is_on_this_machine(url, here):
-    assert on_this_machine(url) == here
+    assert is_loopback(url) == here
 
 
 def test_wrong_sampling_inputs_are_refused_before_anything_is_sent(loopback):

@@ -7,14 +7,14 @@ import tensorflow as tf
 
 from tests.serving.models import save_model
 from tfgpt.model.checkpoints.huggingface import load_decoder
-from tfgpt.serving.quantization import ServedWeights, quantized
+from tfgpt.serving.quantization import ServedWeights, quantize
 
 
 @pytest.mark.parametrize("axis", [0, 1])
 def test_a_number_moves_by_at_most_half_a_step_of_its_channel(axis):
     table = np.random.default_rng(0).normal(size=(50, 70)).astype(np.float32)
     table *= np.exp(np.random.default_rng(1).normal(size=[50, 1] if axis == 0 else [1, 70])).astype(np.float32)
-    integers, scales = quantized(table, axis)
+    integers, scales = quantize(table, axis)
     steps = scales[:, None] if axis == 0 else scales[None]
     assert (
         integers.dtype == np.int8 and np.abs(integers).max() == 127 and np.abs(integers).min(axis=1 - axis).max() < 127
@@ -24,7 +24,7 @@ def test_a_number_moves_by_at_most_half_a_step_of_its_channel(axis):
 
 
 def test_a_channel_of_zeros_stays_zero():
-    integers, scales = quantized(np.zeros([3, 2], np.float32), 0)
+    integers, scales = quantize(np.zeros([3, 2], np.float32), 0)
     assert not integers.any() and scales.tolist() == [1, 1, 1]
 
 

@@ -7,14 +7,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.conftest import ROOT
 from tests.serving.conftest import DEFAULTS
 from tests.serving.models import CONTEXT
 from tfgpt.generation.config import SamplingConfig
 from tfgpt.generation.prompts import encode_chat, encode_prompt
 from tfgpt.serving.backends import load_model_info
 from tfgpt.serving.serve_config import ServeConfig
-from tfgpt.serving.signatures import SAMPLING, SIGNATURES, table
+from tfgpt.serving.signatures import SAMPLING, SIGNATURES
 from tfgpt.tokenization.chat_template import get_chat_template
 from tfgpt.tokenization.jinja_template import DEFAULT_TEMPLATE, ChatTemplate
 
@@ -233,11 +232,6 @@ def test_the_front_end_renders_with_the_template_that_the_export_tells(version, 
     other = ChatTemplate("{{ messages[0]['content'] }}{{ eos_token }}", ("</s>",), (("eos_token", "</s>"),))
     assert ChatTemplate.from_dict(json.loads(json.dumps(other.to_dict()))) == other
     assert other.render([{"role": "user", "content": "</s>"}]).count("</s>") == 1
-
-
-def test_the_tables_of_the_readme_are_those_of_the_code():
-    # Changed a signature? python -c "from tfgpt.serving.signatures import table; print(table())" into the README.
-    assert table() in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_weights_are_float32_once_and_no_op_needs_a_library(version):

@@ -60,7 +60,7 @@ def test_sigterm_cuts_a_stream_within_its_bound_and_ends_well(version):
         (["--backend=host:8500"], "--backend: 'host:8500' does not begin with grpc://"),
         (["--backend=grpc://host:8500"], "--model_name: is missing"),
         (["--model=a", "--default_max_tokens=9", "--max_tokens_limit=8"], "--default_max_tokens: 9 is above"),
-        (["--model=a", "--cors_origin=example.com"], "--cors_origin: 'example.com' is no origin"),
+        (["--model=a", "--cors_origin=example.com"], "--cors_origin: 'example.com' is not an origin"),
         (["--model=a", "--port=70000"], "--port: 70000 is above the largest allowed"),
     ],
 )
@@ -98,7 +98,7 @@ def test_a_name_with_two_addresses_is_listened_to_on_both(monkeypatch):
     with contextlib.ExitStack() as stack:
         with monkeypatch.context() as patched:
             patched.setattr(socket, "getaddrinfo", both)  # As most machines have it, if not this one.
-            sockets = serve.listeners(ServeConfig(model="a", host="localhost", port=0), stack)
+            sockets = serve.open_sockets("localhost", 0, stack)
         found = [each.getsockname()[:2] for each in sockets]
         assert [host for host, _ in found] == ["::1", "127.0.0.1"] and len({port for _, port in found}) == 1
         for address in found:

@@ -58,7 +58,7 @@ def test_a_stable_version_that_is_gone_is_not_named(output):
 def test_a_models_config_that_cannot_be_read_is_refused_and_kept(output):
     folder = written(output, 1)
     (folder / "models.config").write_text("model_config_list { nonsense }")
-    with pytest.raises(UserError, match=r"models.config: is no model server configuration \(1:21"):
+    with pytest.raises(UserError, match=r"models.config: not a model server configuration \(1:21"):
         written(output, 2)
     assert "nonsense" in (folder / "models.config").read_text()
 

@@ -1,1 +1,1 @@
-"""A chat in the terminal: the conversation, what is typed into it, and how it looks."""
+"""The chat in the terminal: conversation, commands and display."""

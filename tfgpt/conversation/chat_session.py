@@ -1,78 +1,58 @@
-"""A chat line by line: what is typed is a message to answer or a command that begins with a slash."""
+"""A chat, line by line: a line is a message to reply to, or a command that begins with a slash."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import signal
+import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from tfgpt.common.did_you_mean import did_you_mean
 from tfgpt.common.errors import SettingError, UserError
 from tfgpt.common.settings import field_types, plain_type
 from tfgpt.conversation.config import ChatSamplingConfig
-from tfgpt.conversation.conversation import Conversation, Message, readable
+from tfgpt.conversation.conversation import Conversation, Message, truncate_messages
 from tfgpt.corpus.sources.base import message_text
-from tfgpt.generation.prompts import checked_utf8, encode
+from tfgpt.generation.prompts import check_utf8, encode
 
 if TYPE_CHECKING:
     from tfgpt.generation.generator import Completion, Generator
 
-SETTABLE = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "max_new_tokens", "stop", "seed")
-"""What /set changes."""
+SETTINGS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "max_new_tokens", "stop", "seed")
+"""Settings that /set changes."""
 
-HELP = """\
-/help                 this
-/reset                forget the conversation; the system message stays
-/system TEXT          set the system message; /system - takes it out
-/system               show it
-/regenerate           another reply to your last message
-/set NAME VALUE       {names}
-                      {more}
-/set                  show how replies are drawn
-/save FILE.jsonl      write the conversation as a line of a file for train
-/load FILE.jsonl [N]  go on with the file's last conversation, or line N's
-/quit                 end, as Ctrl-D does
-Write // where a message begins with a slash. Ctrl-C stops a reply; Alt-Enter
-begins a new line."""
+COMMANDS = ("help", "reset", "system", "regenerate", "set", "save", "load", "quit")
+
+HELP = f"""\
+/help                 show this help
+/reset                clear the conversation except the system message
+/system TEXT          set the system message; /system - removes it
+/system               show the system message
+/regenerate           generate another reply to your last message
+/set NAME VALUE       {" ".join(SETTINGS[:5])}
+                      {" ".join(SETTINGS[5:])}
+/set                  show the settings
+/save FILE.jsonl      save the conversation as a line of a file for train
+/load FILE.jsonl [N]  continue the file's last conversation, or line N's
+/quit                 end the chat, as Ctrl-D does
+Begin a message with // if it begins with a slash. Ctrl-C stops a reply;
+Alt-Enter begins a new line."""
 
 
-class ChatUI(Protocol):
-    """What a chat is shown on."""
+class ChatUI:
+    """The display of a chat: replies on standard output, all other text on standard error."""
 
-    def note(self, text: str) -> None:
-        """Shows what is no part of the conversation."""
+    def info(self, text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
 
     def write(self, text: str) -> None:
-        """Shows a part of a reply."""
-
-    def end_reply(self) -> None:
-        """Ends the reply."""
-
-
-class InterruptFlag:
-    """While the block runs, Ctrl-C sets `wanted` and does nothing else."""
-
-    def __init__(self) -> None:
-        self.wanted = False
-
-    def __enter__(self) -> InterruptFlag:
-        # Python delivers signals to the main thread alone.
-        self.main = threading.current_thread() is threading.main_thread()
-        if self.main:
-            self.before = signal.signal(signal.SIGINT, self.handle)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.main:
-            signal.signal(signal.SIGINT, self.before)
-
-    def handle(self, number: int, frame: FrameType | None) -> None:
-        """The handler."""
-        self.wanted = True
+        print(text, end="", flush=True)
 
 
 class ChatSession:
@@ -80,183 +60,164 @@ class ChatSession:
 
     Args:
         generator: the model.
-        sampling: how replies are drawn.
-        conversation: what was said before.
-        screen: what shows it.
+        sampling: the settings of replies.
+        conversation: the messages so far.
+        ui: the display.
     """
 
-    def __init__(self, generator: Generator, sampling: ChatSamplingConfig, conversation: Conversation, screen: ChatUI):
-        self.generator, self.sampling, self.conversation, self.screen = generator, sampling, conversation, screen
-        self.redrawn = 0
+    def __init__(self, generator: Generator, sampling: ChatSamplingConfig, conversation: Conversation, ui: ChatUI):
+        self.generator, self.sampling, self.conversation, self.ui = generator, sampling, conversation, ui
+        self.regenerations = 0
 
-    def take(self, line: str) -> bool:
-        """Answers a message or carries out a command; False where the chat ends.
+    def handle_line(self, line: str) -> bool:
+        """Replies to a message or runs a command; returns False if the chat ends.
 
         Raises:
-            UserError: the line cannot be done; the conversation is as it was before.
+            UserError: the line is wrong; the conversation has not changed.
         """
         if not line.strip():
             return True
-        if not line.startswith("/"):
-            self.say(line)
-        elif line.startswith("//"):
-            self.say(line[1:])
-        else:
-            name, _, rest = line[1:].strip().partition(" ")
-            if name == "quit":
-                return False
-            if name not in COMMANDS:
-                near = did_you_mean(name, COMMANDS, "/")
-                raise UserError(f"/{name}: no such command{near}; /help lists them, a message is begun with //")
-            COMMANDS[name](self, rest.strip())
-        return True
+        if not line.startswith("/") or line.startswith("//"):
+            text = check_utf8(line.removeprefix("/"), "the message")
+            self.regenerations = 0
+            self.reply([*self.conversation.messages, {"role": "user", "content": text}])
+            return True
+        name, _, argument = line[1:].strip().partition(" ")
+        if name not in COMMANDS:
+            near = did_you_mean(name, COMMANDS, "/")
+            raise UserError(f"/{name}: no such command{near}; /help lists them, a message begins with //")
+        if name != "quit":
+            getattr(self, f"do_{name}")(argument.strip())
+        return name != "quit"
 
-    def say(self, text: str) -> None:
-        """Takes what the user says, and answers."""
-        message = {"role": "user", "content": checked_utf8(text, "the message")}
-        self.redrawn = 0
-        self._answer([*self.conversation.messages, message])
-
-    def _answer(self, messages: list[Message]) -> None:
-        """Writes a reply to messages, which become the conversation together with it."""
-        ids, left_out = self._prompt(messages)
-        if left_out:
-            self.screen.note(f"the model no longer reads the first {left_out} messages: they and a reply do not fit")
-        # Another reply to the same message is another draw.
-        sampling = dataclasses.replace(self.sampling, seed=wrapped(self.sampling.seed + self.redrawn))
-        said: list[str] = []
-        completion: Completion | None = None
-        with InterruptFlag() as interruption:
-            for piece in self.generator.stream(ids, sampling):
-                said.append(piece.text)
-                self.screen.write(piece.text)
-                completion = piece.completion
-                if interruption.wanted:
+    def reply(self, messages: list[Message]) -> None:
+        """Generates a reply to messages, which become the conversation together with it."""
+        ids, num_dropped = self._prompt(messages)
+        if num_dropped:
+            self.ui.info(f"the model no longer reads the first {num_dropped} messages: they and a reply do not fit")
+        # Another reply to the same message has another seed, in 64 bits.
+        seed = (self.sampling.seed + self.regenerations + 2**63) % 2**64 - 2**63
+        text, completion = "", None
+        with interrupt_event() as interrupted:
+            for chunk in self.generator.stream(ids, dataclasses.replace(self.sampling, seed=seed)):
+                text += chunk.text
+                self.ui.write(chunk.text)
+                completion = chunk.completion
+                if interrupted.is_set():
                     break
-        self.screen.end_reply()
-        if completion is None and not "".join(said).strip():
-            self.screen.note("stopped before it began; your message is not kept")
+        self.ui.write("\n")
+        if completion is None and not text.strip():
+            self.ui.info("stopped before the reply; your message is not kept")
             return
-        self.conversation.messages = [*messages, {"role": "assistant", "content": "".join(said)}]
-        if completion is None:
-            self.screen.note("stopped; what was written is kept")
-        elif completion.finish_reason == "length":
-            self.screen.note(f"cut at {sampling.max_new_tokens} tokens; /set max_new_tokens NUMBER changes that")
-        elif not completion.text:
-            self.screen.note("the model ended its turn without a word")
-
-    def _prompt(self, messages: list[Message]):
-        """The ids that the model reads, and how many of the messages are not among them."""
-        tokenizer, context = self.generator.tokenizer, self.generator.context
-
-        def length(part: Sequence[Message]) -> int:
-            return len(encode(tokenizer, list(part), self.sampling.add_end_of_text, self.conversation.tools))
-
-        # Room for the whole reply, so that nothing is lost while it is written; at most half of the context.
-        room = context - min(self.sampling.max_new_tokens, context // 2)
-        part, left_out = readable(messages, length, room)
-        ids = encode(tokenizer, part, self.sampling.add_end_of_text, self.conversation.tools)
-        if len(ids) > context:
-            raise UserError(
-                f"the message has {len(ids)} tokens{' with the system message' if part[0]['role'] == 'system' else ''}"
-                f", the model reads at most {context}; shorten it"
-            )
-        return ids, left_out
-
-    def help(self, rest: str) -> None:
-        """/help"""
-        self.screen.note(HELP.format(names=" ".join(SETTABLE[:5]), more=" ".join(SETTABLE[5:])))
-
-    def reset(self, rest: str) -> None:
-        """/reset"""
-        self.conversation.reset()
-        self.screen.note("a new conversation")
-
-    def system(self, rest: str) -> None:
-        """/system"""
-        if rest:
-            self.conversation.set_system(None if rest == "-" else checked_utf8(rest, "the system message"))
-        said = self.conversation.system
-        self.screen.note("no system message" if said is None else f"the system message: {said}")
-
-    def regenerate(self, rest: str) -> None:
-        """/regenerate"""
-        messages = self.conversation.messages
-        if not messages or messages[-1]["role"] == "system":
-            raise UserError("/regenerate: nothing was said yet")
-        self.redrawn += 1
-        self._answer(messages[:-1] if messages[-1]["role"] == "assistant" else list(messages))
-
-    def set(self, rest: str) -> None:
-        """/set"""
-        if rest:
-            self.sampling = changed(self.sampling, *rest.replace("=", " ", 1).partition(" ")[::2])
-        self.screen.note("  ".join(f"{name} {shown(getattr(self.sampling, name))}" for name in SETTABLE))
-
-    def save(self, rest: str) -> None:
-        """/save"""
-        place = self.conversation.place
-        if not rest and not place:
-            raise UserError("/save: give a file, such as /save chats.jsonl")
-        path = Path(rest).expanduser() if rest else place[0]  # type: ignore[index]
-        number = self.conversation.save(path)
-        self.screen.note(f"saved as line {number} of {path}")
-
-    def load(self, rest: str) -> None:
-        """/load"""
-        name, _, number = rest.rpartition(" ")
-        if not (name and number.isdecimal()):
-            name, number = rest, ""
-        if not name:
-            raise UserError("/load: give a file, such as /load chats.jsonl")
-        self.conversation = Conversation.load(Path(name).expanduser(), int(number) if number else None)
-        self.redrawn = 0
-        for line in self.transcript():
-            self.screen.note(line)
+        self.conversation.messages = [*messages, {"role": "assistant", "content": text}]
+        if remark := self._remark(completion):
+            self.ui.info(remark)
 
     def transcript(self) -> Iterator[str]:
-        """The conversation so far, a paragraph a message."""
+        """Yields the messages of the conversation as text."""
         for message in self.conversation.messages:
             yield f"{message['role']}: {message_text(message)}"
 
+    def _remark(self, completion: Completion | None) -> str:
+        if completion is None:
+            return "stopped; the text so far is kept"
+        if completion.finish_reason == "length":
+            return f"cut at {self.sampling.max_new_tokens} tokens; /set max_new_tokens NUMBER changes that"
+        return "" if completion.text else "the model ended its turn without text"
 
-COMMANDS = {
-    "help": ChatSession.help,
-    "reset": ChatSession.reset,
-    "system": ChatSession.system,
-    "regenerate": ChatSession.regenerate,
-    "set": ChatSession.set,
-    "save": ChatSession.save,
-    "load": ChatSession.load,
-}
+    def _prompt(self, messages: list[Message]) -> tuple[np.ndarray, int]:
+        """Returns the ids that the model reads and the number of dropped messages."""
+        context = self.generator.context
+
+        def encode_part(part: list[Message]) -> np.ndarray:
+            return encode(self.generator.tokenizer, part, self.sampling.add_end_of_text, self.conversation.tools)
+
+        # Leaves room for the whole reply, at most half of the context.
+        room = context - min(self.sampling.max_new_tokens, context // 2)
+        part, num_dropped = truncate_messages(messages, lambda part: len(encode_part(part)), room)
+        ids = encode_part(part)
+        if len(ids) > context:
+            system = " with the system message" if part[0]["role"] == "system" else ""
+            raise UserError(f"the message has {len(ids)} tokens{system}, the model reads at most {context}; shorten it")
+        return ids, num_dropped
+
+    def do_help(self, argument: str) -> None:
+        self.ui.info(HELP)
+
+    def do_reset(self, argument: str) -> None:
+        self.conversation.reset()
+        self.ui.info("a new conversation")
+
+    def do_system(self, argument: str) -> None:
+        if argument:
+            text = check_utf8(argument, "the system message")
+            self.conversation.set_system(None if text == "-" else text)
+        system = self.conversation.system
+        self.ui.info("no system message" if system is None else f"the system message: {system}")
+
+    def do_regenerate(self, argument: str) -> None:
+        messages = self.conversation.messages
+        if not messages or messages[-1]["role"] == "system":
+            raise UserError("/regenerate: there is no message yet")
+        self.regenerations += 1
+        self.reply(messages[:-1] if messages[-1]["role"] == "assistant" else messages)
+
+    def do_set(self, argument: str) -> None:
+        if argument:
+            name, _, value = argument.replace("=", " ", 1).partition(" ")
+            self.sampling = with_setting(self.sampling, name, value.strip())
+        values = {name: getattr(self.sampling, name) for name in SETTINGS}
+        values["stop"] = " ".join(self.sampling.stop) or "none"
+        self.ui.info("  ".join(f"{name} {value}" for name, value in values.items()))
+
+    def do_save(self, argument: str) -> None:
+        if not argument and not self.conversation.location:
+            raise UserError("/save: give a file, such as /save chats.jsonl")
+        path = Path(argument).expanduser() if argument else self.conversation.location[0]  # type: ignore[index]
+        self.ui.info(f"saved as line {self.conversation.save(path)} of {path}")
+
+    def do_load(self, argument: str) -> None:
+        name, _, number = argument.rpartition(" ")
+        if not (name and number.isdecimal()):
+            name, number = argument, ""
+        if not name:
+            raise UserError("/load: give a file, such as /load chats.jsonl")
+        self.conversation = Conversation.load(Path(name).expanduser(), int(number) if number else None)
+        self.regenerations = 0
+        for line in self.transcript():
+            self.ui.info(line)
 
 
-def changed(sampling: ChatSamplingConfig, name: str, text: str) -> ChatSamplingConfig:
-    """The settings with one of them changed.
+def with_setting(sampling: ChatSamplingConfig, name: str, text: str) -> ChatSamplingConfig:
+    """Returns the settings with one change.
 
     Raises:
-        UserError: there is no such setting, or the value does not do.
+        UserError: the name or the value is wrong.
     """
-    if name not in SETTABLE:
-        near = did_you_mean(name, SETTABLE) or f"; there are {', '.join(SETTABLE)}"
+    if name not in SETTINGS:
+        near = did_you_mean(name, SETTINGS) or f"; there are {', '.join(SETTINGS)}"
         raise UserError(f"/set {name}: no such setting{near}")
     kind: Any = plain_type(field_types(ChatSamplingConfig)[name])[0]
-    text = text.strip()
     try:
         value: Any = tuple(part for part in [text] if part) if kind is tuple else kind(text)
     except ValueError as error:
-        raise UserError(f"/set {name}: {text or 'nothing'} is no {'whole ' if kind is int else ''}number") from error
+        expected = "a whole number" if kind is int else "a number"
+        raise UserError(f"/set {name}: {text or 'nothing'} is not {expected}") from error
     try:
         return dataclasses.replace(sampling, **{name: value})
     except SettingError as error:
         raise UserError(f"/set {error.name}: {error.problem}") from error
 
 
-def shown(value: object) -> str:
-    """A setting's value for people."""
-    return (" ".join(value) or "none") if isinstance(value, tuple) else str(value)
-
-
-def wrapped(seed: int) -> int:
-    """A seed inside 64 bits."""
-    return (seed + 2**63) % 2**64 - 2**63
+@contextlib.contextmanager
+def interrupt_event() -> Iterator[threading.Event]:
+    """Yields an event that Ctrl-C sets, instead of a KeyboardInterrupt."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():  # Python delivers signals to the main thread only.
+        yield event
+        return
+    previous = signal.signal(signal.SIGINT, lambda *_: event.set())
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGINT, previous)

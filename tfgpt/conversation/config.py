@@ -1,4 +1,4 @@
-"""The settings of `python -m tfgpt.chat`."""
+"""Settings of `python -m tfgpt.chat`."""
 
 from __future__ import annotations
 
@@ -13,15 +13,19 @@ from tfgpt.generation.config import SamplingConfig
 
 @dataclasses.dataclass(frozen=True)
 class ChatConfig(Settings):
-    """What `python -m tfgpt.chat` talks with and begins from."""
+    """The model and the first messages of a chat.
+
+    Example:
+
+    >>> ChatConfig(model="runs/quickstart", system="Be brief.").dtype
+    'float32'
+    """
 
     title: ClassVar[str] = "Model and conversation"
 
     model: str = setting("", MODEL_HELP, path=True)
-    system: str = setting("", "A system message to begin with.")
-    load: str = setting(
-        "", "A file of conversations, .jsonl or that as .gz or .zst; goes on with the last one in it.", path=True
-    )
+    system: str = setting("", "The system message.")
+    load: str = setting("", "A file of conversations (.jsonl, also .gz or .zst); continues its last one.", path=True)
     dtype: str = setting("float32", "The type of weights and computation.", choices=("float32", "bfloat16"))
 
     def check(self) -> None:
@@ -31,7 +35,13 @@ class ChatConfig(Settings):
 
 @dataclasses.dataclass(frozen=True)
 class ChatSamplingConfig(SamplingConfig):
-    """As in `generate`, with room for longer replies; one text at a time."""
+    """The settings of `generate` with longer replies and one text at a time.
+
+    Example:
+
+    >>> ChatSamplingConfig(temperature=0.5).max_new_tokens
+    512
+    """
 
     max_new_tokens: int = setting(512, "The most tokens of a reply.", minimum=1)
 

@@ -1,4 +1,4 @@
-"""A conversation: its messages, the part of it that a model can read, and its line in a JSON Lines file."""
+"""Conversations: their messages, truncation to a model's context, and their lines in JSON Lines files."""
 
 from __future__ import annotations
 
@@ -16,61 +16,64 @@ from tfgpt.corpus.sources.messages import Message
 
 
 class Conversation:
-    """What was said.
-
-    A file of conversations has one a line, `{"messages": [{"role": …, "content": …}, …]}`, as `train` reads them; the
-    other shapes that `train` reads are read too.
+    """A conversation, which is a line `{"messages": [{"role": …, "content": …}, …]}` in a file for `train`.
 
     Args:
-        messages: in order; a system message, if there is one, comes first.
-        place: the file that the conversation was read from or written to last, and its line there, from 0.
-        tools: definitions of functions that the model is told it may call.
+        messages: in order; a system message comes first.
+        location: the file that has the conversation and its line in it, from 0.
+        tools: definitions of functions that the model may call.
+
+    Example:
+
+    >>> conversation = Conversation([{"role": "user", "content": "Hello"}])
+    >>> conversation.set_system("Be brief.")
+    >>> conversation.system, len(conversation.messages)
+    ('Be brief.', 2)
     """
 
     def __init__(
         self,
         messages: Sequence[Message] = (),
-        place: tuple[Path, int] | None = None,
+        location: tuple[Path, int] | None = None,
         tools: Sequence[dict[str, Any]] = (),
     ):
         self.messages = list(messages)
-        self.place = place
+        self.location = location
         self.tools = list(tools)
 
     @property
     def system(self) -> str | None:
-        """What the system message says; None without one."""
+        """The text of the system message, or None."""
         return self.messages[0]["content"] if self.messages and self.messages[0]["role"] == "system" else None
 
     def set_system(self, text: str | None) -> None:
-        """Puts a system message before everything, in place of an earlier one; None leaves it out."""
+        """Sets the system message; None removes it."""
         rest = self.messages[1:] if self.system is not None else self.messages
         self.messages = rest if text is None else [{"role": "system", "content": text}, *rest]
 
     def reset(self) -> None:
-        """Forgets everything but the system message."""
+        """Removes all messages except the system message."""
         self.messages = self.messages[:1] if self.system is not None else []
-        self.place = None
+        self.location = None
 
     def save(self, path: Path) -> int:
-        """Writes the conversation as the last line of a file, or in place of the line that it was before.
-
-        Returns:
-            The line's number, from 1.
+        """Writes the conversation to its line of a file, or to a new line at the end; returns the line's number from 1.
 
         Raises:
-            UserError: the file's name is not one that `train` reads, or what is there cannot be added to.
+            UserError: the name does not end in .jsonl, or the file cannot be read.
         """
         if path.suffix != ".jsonl":
             raise UserError(f"{path}: give a name that ends in .jsonl, so that train reads it")
         lines = [line for _, line in read_lines(path)] if path.exists() else []
         while lines and not lines[-1].strip():
             lines.pop()
-        number = self.place[1] if self.place and self.place[0] == path and self.place[1] < len(lines) else len(lines)
+        number = len(lines)
+        if self.location and self.location[0] == path and self.location[1] < len(lines):
+            number = self.location[1]
         content = {"messages": self.messages, **({"tools": self.tools} if self.tools else {})}
         lines[number : number + 1] = [json.dumps(content, ensure_ascii=False)]
         write_text(path, "".join(f"{line}\n" for line in lines))
-        self.place = (path, number)
+        self.location = (path, number)
         return number + 1
 
     @classmethod
@@ -78,19 +81,19 @@ class Conversation:
         """Reads a conversation.
 
         Args:
-            path: a file of conversations.
-            number: its line, from 1; None for the last one.
+            path: a file of conversations in a format that `train` reads.
+            number: the line, from 1; None for the last conversation.
 
         Raises:
-            UserError: there is no such line, or it holds no conversation.
+            UserError: there is no such line, or it is not a conversation.
         """
         lines = list(read_lines(path))
         written = [place for place, line in lines if line.strip()]
         place = number or (written[-1] if written else 1)
         if place not in written:
-            words = f"{len(lines)} line{'' if len(lines) == 1 else 's'}"
+            num_lines = f"{len(lines)} line{'' if len(lines) == 1 else 's'}"
             wanted = "none" if number is None else f"no line {number}"
-            raise UserError(f"{path} has {words}, {wanted} with a conversation")
+            raise UserError(f"{path} has {num_lines}, {wanted} with a conversation")
         where = f"{path}:{place}"
         found = parse_json(lines[place - 1][1], where)
         messages = parse_messages(found, where) if isinstance(found, dict) else None
@@ -99,26 +102,26 @@ class Conversation:
         return cls(messages, (path, place - 1), parse_tools(found, where).get("tools", ()))
 
 
-def readable(
-    messages: Sequence[Message], length: Callable[[Sequence[Message]], int], room: int
+def truncate_messages(
+    messages: Sequence[Message], length: Callable[[list[Message]], int], room: int
 ) -> tuple[list[Message], int]:
-    """The part of a conversation that fits: the system message, and as many of the last turns as there is room for.
+    """Drops the oldest turns of a conversation that does not fit; keeps the system message and the last turn.
 
-    A turn is what the user says and everything up to what they say next; the last turn is always there.
+    A turn is a message of the user and all messages up to the user's next one.
 
     Args:
         messages: the conversation.
-        length: how many tokens messages have.
-        room: the most tokens wanted.
+        length: returns the number of tokens of messages.
+        room: the most tokens.
 
     Returns:
-        The messages, and how many were left out.
+        The messages and the number of dropped ones.
     """
     system = list(messages[:1]) if messages and messages[0]["role"] == "system" else []
     rest = messages[len(system) :]
     starts = [place for place, message in enumerate(rest) if message["role"] == "user"] or [0]
-    starts[0] = 0  # An assistant who speaks first goes with the first turn.
-    # The later it starts, the shorter it is.
+    starts[0] = 0  # Messages before the first one of the user belong to the first turn.
+    # A later start is shorter.
     first = bisect.bisect_left(starts, True, key=lambda start: length([*system, *rest[start:]]) <= room)
     start = starts[min(first, len(starts) - 1)]
     return [*system, *rest[start:]], start

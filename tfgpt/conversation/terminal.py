@@ -1,4 +1,4 @@
-"""Where a chat is typed and shown: a terminal with line editing, or a pipe with a message a line."""
+"""The chat's display: a terminal with line editing, or a pipe with one message per line."""
 
 from __future__ import annotations
 
@@ -6,21 +6,39 @@ import io
 import re
 import signal
 import sys
-from typing import NoReturn
+from typing import TYPE_CHECKING
 
 from tfgpt.common.errors import TfgptError, UserError
-from tfgpt.conversation.chat_session import ChatSession
+from tfgpt.conversation.chat_session import ChatSession, ChatUI
+from tfgpt.conversation.config import ChatSamplingConfig
+from tfgpt.conversation.conversation import Conversation
+
+if TYPE_CHECKING:
+    from tfgpt.generation.generator import Generator
 
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-"""Characters that move a terminal's cursor, colour it or worse: nothing that a model writes may do that."""
+"""Characters that control a terminal, which the model's text must not do."""
 
 
-class TerminalUI:
-    """A person's terminal.
+def run_chat(generator: Generator, sampling: ChatSamplingConfig, conversation: Conversation, title: str) -> None:
+    """Chats at a terminal, or replies to the lines of a pipe; a wrong line of a pipe raises a UserError."""
+    # In every locale, because a text may contain any character.
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="surrogateescape" if stream is sys.stdin else "replace")
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        reply_to_lines(ChatSession(generator, sampling, conversation, ChatUI()))
+        return
+    ui = TerminalUI()
+    session = ChatSession(generator, sampling, conversation, ui)
+    ui.info(f"{title}, reads {generator.context} tokens; /help lists commands, Ctrl-D ends")
+    for line in session.transcript():
+        ui.info(line)
+    chat_with_person(session, ui)
 
-    prompt_toolkit edits the line: it knows how wide characters are, takes pasted lines as one message, and keeps no
-    history on disk.
-    """
+
+class TerminalUI(ChatUI):
+    """A terminal. prompt_toolkit edits lines: wide characters, pasted text as one message, no history on disk."""
 
     def __init__(self) -> None:
         from prompt_toolkit import PromptSession
@@ -29,87 +47,41 @@ class TerminalUI:
         keys = KeyBindings()
 
         @keys.add("escape", "enter")
-        def new_line(event: KeyPressEvent) -> None:
+        def insert_line_break(event: KeyPressEvent) -> None:
             event.current_buffer.insert_text("\n")
 
         self.prompt: PromptSession[str] = PromptSession(
             [("bold ansicyan", "> ")], key_bindings=keys, prompt_continuation="  "
         )
 
-    def read(self) -> str:
-        """What the person types next; EOFError at Ctrl-D, KeyboardInterrupt at Ctrl-C."""
-        return self.prompt.prompt()
-
-    def note(self, text: str) -> None:
-        """A dim line."""
+    def info(self, text: str) -> None:
         print(f"\x1b[2m{CONTROL.sub('�', text)}\x1b[0m", flush=True)
 
     def write(self, text: str) -> None:
-        """A part of the reply, at once."""
-        print(CONTROL.sub("�", text), end="", flush=True)
-
-    def end_reply(self) -> None:
-        """A line break."""
-        print(flush=True)
+        super().write(CONTROL.sub("�", text))
 
 
-class StandardOutputUI:
-    """Standard output for replies alone; everything else goes to standard error."""
-
-    def note(self, text: str) -> None:
-        """A line on standard error."""
-        print(text, file=sys.stderr, flush=True)
-
-    def write(self, text: str) -> None:
-        """A part of the reply, at once."""
-        print(text, end="", flush=True)
-
-    def end_reply(self) -> None:
-        """A line break."""
-        print(flush=True)
-
-
-def use_utf8() -> None:
-    """Whatever the locale: a text may have any character."""
-    for stream in (sys.stdin, sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(encoding="utf-8", errors="surrogateescape" if stream is sys.stdin else "replace")
-
-
-def is_terminal() -> bool:
-    """Whether a person types and sees it."""
-    return sys.stdin.isatty() and sys.stdout.isatty()
-
-
-def talk(session: ChatSession, screen: TerminalUI) -> None:
-    """A chat with a person, until Ctrl-D or /quit. What cannot be done is said, and the chat goes on."""
-    signal.signal(signal.SIGTERM, leave)
+def chat_with_person(session: ChatSession, ui: TerminalUI) -> None:
+    """Handles lines until Ctrl-D, /quit or SIGTERM, and shows errors."""
+    # Exits from the prompt restore the terminal.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     while True:
         try:
-            if not session.take(screen.read()):
+            if not session.handle_line(ui.prompt.prompt()):
                 return
         except EOFError:
             return
         except KeyboardInterrupt:
-            screen.note("Ctrl-D or /quit ends the chat")
+            ui.info("Ctrl-D or /quit ends the chat")
         except TfgptError as error:
-            screen.note(str(error))
+            ui.info(str(error))
 
 
-def answer_lines(session: ChatSession) -> None:
-    """Answers standard input line by line.
-
-    Raises:
-        UserError: a line cannot be done; it is named, and nothing behind it is read.
-    """
+def reply_to_lines(session: ChatSession) -> None:
+    """Handles the lines of standard input up to the first wrong one."""
     for number, line in enumerate(sys.stdin, 1):
         try:
-            if not session.take(line.removesuffix("\n").removesuffix("\r")):
+            if not session.handle_line(line.removesuffix("\n").removesuffix("\r")):
                 return
         except UserError as error:
             raise UserError(f"standard input, line {number}: {error}") from error
-
-
-def leave(*_: object) -> NoReturn:
-    """SIGTERM at the prompt: an end that gives the terminal back as it was."""
-    sys.exit(128 + signal.SIGTERM)

@@ -1,1 +1,1 @@
-"""Text out of a decoder: samplers, cached decoding, streaming."""
+"""Text generation: samplers, cached decoding, beam search and streaming."""

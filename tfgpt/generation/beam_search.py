@@ -1,82 +1,65 @@
-"""Beam search over one prompt: which beams live on, which are finished, and when to end. No TensorFlow.
+"""Beam search over one prompt. No TensorFlow.
 
-The definition is that of `transformers` (`GenerationMixin._beam_search` with early_stopping=False), so that both
-give the same text: each step looks at the best (1 + stop tokens) × beams continuations, those that end a text
-count only when they are among the best `num_beams`, a finished text's score is its log probability divided by
-length ** length_penalty, and the search ends when the best living beam, at its present length, scores no better
-than the worst of `num_beams` finished texts.
+It equals `transformers` (`GenerationMixin._beam_search` with early_stopping=False). Each step reads the best
+(1 + stop tokens) × beams continuations; those that end a text count only if they are among the best `num_beams`. The
+score of a finished text is its log probability divided by length ** length_penalty. The search ends when the best
+running beam, at its current length, scores no better than the worst of `num_beams` finished texts.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-# The score of a beam that is not there; continuations that still have about this score are ignored.
-DEAD = -1e9
+# The score of an absent beam; continuations with about this score are ignored.
+ABSENT_SCORE = -1e9
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Beam:
-    """A text being written: the beam that it continues and one token more; beams share what they have in common.
+    """An unfinished text as a linked list: its parent and its last token."""
 
-    Attributes:
-        parent: the text without its last token; None for the text of no tokens.
-        token: the last token.
-        length: how many tokens there are.
-        score: the penalized log probability of all tokens.
-        log_probability: the model's own.
-        state: what `BeamSearch`'s `extend` made of the tokens.
-    """
-
-    parent: Beam | None = None
-    token: int = 0
-    length: int = 0
-    score: float = 0.0
-    log_probability: float = 0.0
-    state: Any = None
+    parent: Beam | None = None  # the text without its last token; None for the empty text
+    token: int = 0  # the last token
+    length: int = 0  # the number of tokens
+    score: float = 0.0  # the log probability of all tokens with the repetition penalty
+    log_probability: float = 0.0  # the log probability of all tokens under the model itself
+    state: Any = None  # the state of `BeamSearch`'s `extend`
 
     def tokens(self) -> list[int]:
-        """All tokens."""
-
-        def backwards(beam: Beam) -> Iterator[int]:
-            while beam.parent is not None:
-                yield beam.token
-                beam = beam.parent
-
-        return list(backwards(self))[::-1]
+        """Returns all tokens."""
+        tokens, beam = [], self
+        while beam.parent is not None:
+            tokens.append(beam.token)
+            beam = beam.parent
+        return tokens[::-1]
 
 
 @dataclasses.dataclass(frozen=True)
 class Finished:
-    """A finished text.
+    """A finished text."""
 
-    Attributes:
-        beam: the text.
-        score: the beam's, divided by length ** length_penalty.
-        finish_reason: "stop" or "length".
-    """
-
-    beam: Beam
-    score: float
-    finish_reason: str
+    beam: Beam  # the text
+    score: float  # the score of the beam divided by length ** length_penalty
+    finish_reason: str  # "stop" or "length"
 
 
 class BeamSearch:
     """The beams of one prompt.
 
     Args:
-        num_beams: how many beams live at a time, and how many finished texts are kept.
-        max_new_tokens: a text ends when it has so many tokens.
-        length_penalty: the exponent of the length in a finished text's score.
-        extend: from the state of a text and its next token to its next state, and whether that token ends the text.
-        state: the state of the text of no new tokens.
+        num_beams: the number of running beams, and of finished texts to keep.
+        max_new_tokens: the most tokens of a text.
+        length_penalty: the exponent of the length in the score of a finished text.
+        extend: a function of a text's state and its next token that returns the next state and whether the token ends
+            the text.
+        state: the state of the empty text.
 
     Attributes:
-        running: the living beams, best first.
+        running: the running beams, best first.
         finished: the finished texts, best first.
-        parents: for each living beam, which of the former living beams it continues.
+        parents: the index of each running beam's parent among the running beams of the step before.
     """
 
     def __init__(
@@ -94,16 +77,16 @@ class BeamSearch:
         self.finished: list[Finished] = []
 
     def scores(self) -> list[float]:
-        """The score of each of the `num_beams` places, `DEAD` where no beam lives."""
-        return [beam.score for beam in self.running] + [DEAD] * (self.num_beams - len(self.running))
+        """Returns the scores of `num_beams` beams, `ABSENT_SCORE` for absent ones."""
+        return [beam.score for beam in self.running] + [ABSENT_SCORE] * (self.num_beams - len(self.running))
 
     def last_tokens(self) -> list[int]:
-        """The last token in each place; any where no beam lives."""
+        """Returns the last tokens of `num_beams` beams, 0 for absent ones."""
         tokens = [beam.token for beam in self.running]
         return tokens + [0] * (self.num_beams - len(tokens))
 
-    def parent_places(self) -> list[int]:
-        """For each place, the place it continues; any where no beam lives."""
+    def padded_parents(self) -> list[int]:
+        """Returns the parents of `num_beams` beams, 0 for absent ones."""
         return self.parents + [0] * (self.num_beams - len(self.parents))
 
     def advance(
@@ -113,18 +96,18 @@ class BeamSearch:
         parents: Sequence[int],
         tokens: Sequence[int],
     ) -> None:
-        """Takes the best continuations of all beams, best first.
+        """Adds the best continuations of all beams, best first.
 
         Args:
             scores: the scores of the beams with one more token.
-            log_probabilities: the log probability of that token alone.
-            parents: the place of the beam that is continued.
-            tokens: the token.
+            log_probabilities: the log probabilities of these tokens alone.
+            parents: the indices of the continued beams.
+            tokens: the tokens.
         """
         running: list[Beam] = []
         running_parents: list[int] = []
         for rank, (score, log_probability, parent, token) in enumerate(zip(scores, log_probabilities, parents, tokens)):
-            if score < DEAD / 2:
+            if score < ABSENT_SCORE / 2:
                 continue
             old = self.running[parent]
             total, length = old.log_probability + float(log_probability), old.length + 1
@@ -137,12 +120,12 @@ class BeamSearch:
             elif rank < self.num_beams:
                 final = float(score) / length**self.length_penalty
                 self.finished.append(Finished(beam, final, "stop" if ended else "length"))
-        # Sorting is stable: of two equal scores the older text stays in front.
+        # Sorting is stable: of two texts with equal scores the older one stays first.
         self.finished = sorted(self.finished, key=lambda text: -text.score)[: self.num_beams]
         self.running, self.parents = running, running_parents
 
     def done(self) -> bool:
-        """Whether no living beam is expected to better the finished texts."""
+        """Returns whether no running beam is expected to improve the finished texts."""
         if not self.running:
             return True
         if len(self.finished) < self.num_beams:

@@ -1,4 +1,4 @@
-"""How text is drawn from a model, as settings: `SamplingConfig` for the engine, `GenerateConfig` for the command."""
+"""Settings of generation: `SamplingConfig` for the generator, `GenerateConfig` for `python -m tfgpt.generate`."""
 
 from __future__ import annotations
 
@@ -13,49 +13,56 @@ from tfgpt.common.settings import Settings, setting
 
 @dataclasses.dataclass(frozen=True)
 class SamplingConfig(Settings):
-    """How the next tokens of one prompt are chosen, and when to stop.
+    """Settings of sampling and of the end of a text.
 
-    The filters are applied in the order of `transformers`: repetition penalty, temperature, top-k, top-p, min-p.
+    Filters are applied in the order of `transformers`: repetition penalty, temperature, top-k, top-p, min-p.
+
+    Example:
+
+    >>> SamplingConfig(temperature=0.0, max_new_tokens=20).top_k
+    50
     """
 
     title: ClassVar[str] = "Sampling"
 
-    max_new_tokens: int = setting(128, "The most tokens to write behind each prompt.", minimum=1)
+    max_new_tokens: int = setting(128, "The most new tokens of a text.", minimum=1)
     temperature: float = setting(
-        0.8, "Divides the logits; below 1 the text is safer, above 1 wilder, 0 always takes the likeliest.", minimum=0.0
+        0.8,
+        "Divides the logits; below 1 texts vary less, above 1 more; 0 takes the most likely token.",
+        minimum=0.0,
     )
-    top_k: int = setting(50, "Draw from this many likeliest tokens only; 0 for no such limit.", minimum=0)
+    top_k: int = setting(50, "Draw from this many most likely tokens only; 0 for no limit.", minimum=0)
     top_p: float = setting(
-        1.0, "Draw from the fewest tokens that together have this probability; 1 for no such limit.", maximum=1.0
+        1.0, "Draw from the fewest tokens that together have this probability; 1 for no limit.", maximum=1.0
     )
     min_p: float = setting(
         0.0,
-        "Draw from tokens at least this many times as probable as the likeliest; 0 for no such limit.",
+        "Draw from tokens at least this many times as probable as the most likely one; 0 for no limit.",
         minimum=0.0,
         maximum=1.0,
     )
     repetition_penalty: float = setting(
-        1.0, "Above 1, tokens that are already in the prompt or the text become less likely (CTRL); 1 changes nothing."
+        1.0, "Above 1, tokens of the prompt and the text become less likely (CTRL); 1 changes nothing."
     )
     num_beams: int = setting(
-        1, "Above 1, beam search with this many beams; it draws nothing, so give --temperature=0 too.", minimum=1
+        1, "Above 1, beam search with this many beams; it does not sample, so give --temperature=0 too.", minimum=1
     )
     length_penalty: float = setting(
-        1.0, "A beam's score is its log probability / length^this: above 0 favours longer text, below 0 shorter."
+        1.0, "A beam's score is its log probability / length^this: above 0 favours longer texts, below 0 shorter ones."
     )
     stop: tuple[str, ...] = setting((), "End the text before this string.")
     seed: int = setting(0, "The same seed gives the same text.", minimum=-(2**63), maximum=2**63 - 1)
-    num_samples: int = setting(1, "Texts to write for each prompt; with beams, the best so many.", minimum=1)
+    num_samples: int = setting(1, "Texts for each prompt; with beams, the best ones.", minimum=1)
     add_end_of_text: bool = setting(
         True,
-        "Begin each prompt as texts in the training data begin: behind the end-of-text token; for a converted model "
-        "with what it expects, if anything.",
+        "Begin each prompt with the end-of-text token, as texts of the training data do; for a converted model with "
+        "its own first token, if any.",
     )
 
     def cautions(self) -> list[str]:
-        """What can be done and is hardly meant, a line each."""
+        """Returns warnings about settings that are valid and probably unintended."""
         return [
-            f"--stop={text}: a backslash and a letter, which is no line break; in most shells $'{text}' is one"
+            f"--stop={text}: a backslash and a letter, not a line break; in most shells $'{text}' is one"
             for text in self.stop
             if re.search(r"\\[nrt]", text)
         ]
@@ -71,7 +78,7 @@ class SamplingConfig(Settings):
         if any(not text for text in self.stop):
             raise SettingError("stop", "an empty string would end every text at once")
         if self.num_beams > 1 and self.temperature > 0:
-            raise SettingError("num_beams", "beam search draws nothing at random; give --temperature=0 with it")
+            raise SettingError("num_beams", "beam search does not sample; give --temperature=0 with it")
         if self.num_beams > 1 and self.num_samples > self.num_beams:
             raise SettingError(
                 "num_samples", f"{self.num_samples} texts cannot come from {self.num_beams} beams; raise --num_beams"
@@ -80,24 +87,29 @@ class SamplingConfig(Settings):
 
 @dataclasses.dataclass(frozen=True)
 class GenerateConfig(Settings):
-    """What `python -m tfgpt.generate` reads and how it prints."""
+    """Settings of `python -m tfgpt.generate`: the prompts and the output.
+
+    Example:
+
+    >>> GenerateConfig(model="runs/quickstart", prompt=("Once upon a time",)).json
+    False
+    """
 
     title: ClassVar[str] = "Model and prompts"
 
     model: str = setting("", MODEL_HELP, path=True)
-    prompt: tuple[str, ...] = setting((), "The text to go on from.")
+    prompt: tuple[str, ...] = setting((), "The text to continue.")
     prompt_file: str = setting(
         "",
-        "A file with prompts: the whole file is one prompt (without the line break at its end); a file whose name "
-        'ends in .jsonl or .json has one a record, a JSON string or an object with "prompt" or "messages". Each may '
-        "also be .gz or .zst. Without this and "
-        "--prompt, standard input is the prompt where it is piped, and otherwise there is none.",
+        "A file with prompts: a text file is one prompt (without its last line break); a file whose name ends in "
+        '.jsonl or .json has one per record, a JSON string or an object with "prompt" or "messages". Both may also be '
+        ".gz or .zst. Without this and --prompt, piped standard input is the prompt.",
         path=True,
     )
     chat: bool = setting(
-        False, "Give each prompt as a user's turn of a chat (ChatML) and write the assistant's; for chat models."
+        False, "Use each prompt as a user's message and generate the assistant's reply; for chat models."
     )
-    json: bool = setting(False, "Print one JSON object a line for each text.")
+    json: bool = setting(False, "Print each text as one line of JSON.")
     dtype: str = setting("float32", "The type of weights and computation.", choices=("float32", "bfloat16"))
 
     def check(self) -> None:

@@ -1,11 +1,9 @@
-"""The graphs that generation runs: one pass over the prompts, then loops of one-token steps over the cache.
+"""The graphs of generation: one pass over the prompts, then loops of one-token steps over the cache.
 
-Rows are padded on the left, so that all write the same slot of the cache in a step. Each graph is traced once:
-batch size, prompt length, cache length and number of steps are all dynamic. What a loop writes is a short cache of its
-own behind a past that it only reads, joined when the loop ends: a step copies the cache that it writes to (see
-`attention.write_slots`). With 8 rows of 512 tokens of a GPT-2 of 124 million parameters that lowered a step from 183 to
-108 ms of CPU time in float32, from 111 to 66 in bfloat16 (one thread); with one row of 70, from 40.0 to 39.6:
-there the weights count, which TensorFlow reads at 10 to 16 GB/s in a product with one row (llama.cpp: 27 ms, 18 GB/s).
+Rows are padded on the left, so that all rows write the same slot of the cache in a step. Each graph is traced once:
+batch size, prompt length, cache length and number of steps are dynamic. A step copies the cache that it writes to (see
+`attention.write_slots`), so a loop writes a short cache of its steps and only reads the past; both are joined when the
+loop ends (docs/measurements.md has the times).
 """
 
 from __future__ import annotations
@@ -22,8 +20,6 @@ from tfgpt.model.decoder import Decoder
 Cache = list[tuple[tf.Tensor, tf.Tensor]]
 FIRST_BEAM_SLOTS = 16
 
-
-# What the graphs take; only a decoder's own sizes are fixed.
 INTEGER = tf.TensorSpec([], tf.int32)
 INTEGERS = tf.TensorSpec([None], tf.int32)
 INTEGER_TABLE = tf.TensorSpec([None, None], tf.int32)
@@ -33,7 +29,7 @@ PARAMETERS = sampling.SamplingParameters.specs()
 
 
 def graph(function: Callable, *signature: Any) -> Callable:
-    """A function as a graph that is traced once. All loops and branches are written out, so no autograph is needed."""
+    """Returns a function as a graph that is traced once, without autograph."""
     return tf.function(function, input_signature=signature, autograph=False)
 
 
@@ -41,24 +37,18 @@ choose = graph(sampling.choose, LOGITS, PARAMETERS, SEEN, INTEGERS)
 
 
 class Steps(NamedTuple):
-    """What a loop gives back: its tokens, their log probabilities, and the cache.
+    """The outputs of a loop."""
 
-    Attributes:
-        tokens: [batch, steps] int32.
-        log_probabilities: [batch, steps] float32.
-        cache: with a slot more for each step.
-    """
-
-    tokens: tf.Tensor
-    log_probabilities: tf.Tensor
-    cache: Cache
+    tokens: tf.Tensor  # [batch, steps] int32
+    log_probabilities: tf.Tensor  # [batch, steps] float32
+    cache: Cache  # with one more slot per step
 
 
 class DecodeFunctions:
-    """The steps of decoding as functions of tensors, traced alone (`CompiledDecodeFunctions`) or inside other graphs.
+    """The steps of decoding as functions of tensors, for `CompiledDecodeFunctions` and for larger graphs.
 
     Args:
-        decoder: the model; its weights are read anew at each call.
+        decoder: the model; each call reads its current weights.
         stop_tokens: the ids that end a row.
     """
 
@@ -71,10 +61,10 @@ class DecodeFunctions:
 
         Args:
             token_ids: [batch, length] int32, padded on the left.
-            lengths: [batch] int32, tokens that are no padding; at least 1.
+            lengths: [batch] int32, the numbers of tokens without padding, at least 1.
 
         Returns:
-            The logits of the next token, [batch, vocabulary] float32, and the cache, `length` slots long.
+            The logits of the next token, [batch, vocabulary] float32, and the cache with `length` slots.
         """
         batch_size, length = tf.shape(token_ids)[0], tf.shape(token_ids)[1]
         slots = tf.range(length)[None]
@@ -85,14 +75,14 @@ class DecodeFunctions:
         return self.decoder.logits(hidden[:, -1]), cache
 
     def hidden_states(self, token_ids: tf.Tensor) -> tf.Tensor:
-        """Rows with no padding before them, [batch, length] int32 → the last hidden states [batch, length, width]."""
+        """Returns the last hidden states [batch, length, width] of [batch, length] int32 without left padding."""
         batch_size, length = tf.shape(token_ids)[0], tf.shape(token_ids)[1]
         slots = tf.range(length)[None]
         cache = self.decoder.empty_cache(batch_size, length)
         return self.decoder.call_with_cache(token_ids, slots, cache, tf.constant(0), slots >= 0)[0]
 
     def take_rows(self, cache: Cache, rows: tf.Tensor) -> Cache:
-        """The cache of these rows [new batch] int32, which may leave out, repeat and reorder."""
+        """Returns the cache of the rows [new batch] int32, which may omit, repeat and reorder."""
         return [(tf.gather(key, rows), tf.gather(value, rows)) for key, value in cache]
 
     def steps(
@@ -106,23 +96,23 @@ class DecodeFunctions:
         seen: tf.Tensor,
         steps: tf.Tensor,
     ) -> Steps:
-        """Up to `steps` tokens more for each row; ends early once every row has ended.
+        """Generates up to `steps` tokens for each row; ends early once every row has ended.
 
         Args:
             cache: full up to the token before `tokens`.
             padding: [batch] int32, slots of padding at each row's start.
             tokens: [batch] int32, each row's last token, not yet in the cache.
-            position: [batch] int32, how many tokens stand before the next one, for its random number.
-            remaining: [batch] int32, how many tokens the row may still have.
-            parameters: how rows are sampled.
-            seen: [batch, vocabulary] bool, or [batch, 0] where no row has a repetition penalty.
+            position: [batch] int32, the number of tokens before the next one, for its random number.
+            remaining: [batch] int32, the most new tokens of each row.
+            parameters: the sampling settings of the rows.
+            seen: [batch, vocabulary] bool, or [batch, 0] if no row has a repetition penalty.
             steps: scalar int32.
 
         Returns:
-            As many columns as steps; a row's columns behind the token that ended it hold nothing of use.
+            One column per step; a row's columns after the token that ends it are undefined.
         """
         batch_size = tf.shape(tokens)[0]
-        first_slot = slots_of(cache)
+        first_slot = cache_length(cache)
         past = self.decoder.as_past(cache)
         valid = tf.range(first_slot + steps)[None] >= padding[:, None]
 
@@ -130,8 +120,8 @@ class DecodeFunctions:
             return (step < steps) & ~tf.reduce_all(ended)
 
         def one_step(step, ended, tokens, seen, all_tokens, all_log_probabilities, new):
-            places = (first_slot + step - padding)[:, None]
-            hidden, new = self.decoder.call_with_cache(tokens[:, None], places, new, step, valid, past)
+            positions = (first_slot + step - padding)[:, None]
+            hidden, new = self.decoder.call_with_cache(tokens[:, None], positions, new, step, valid, past)
             logits = self.decoder.logits(hidden[:, 0])
             tokens, log_probabilities = sampling.choose(logits, parameters, seen, position + step)
             all_tokens = tf.tensor_scatter_nd_update(all_tokens, [[step]], tokens[None])
@@ -162,16 +152,16 @@ class DecodeFunctions:
     def beam_candidates(
         self, logits: tf.Tensor, scores: tf.Tensor, seen: tf.Tensor, penalty: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
-        """The best continuations of all beams of each prompt.
+        """Returns the best continuations of all beams of each prompt.
 
         Args:
             logits: [prompts × beams, vocabulary] float32.
-            scores: [prompts, beams] float32, of the beams so far.
-            seen: [prompts × beams, vocabulary] bool, or with no columns.
+            scores: [prompts, beams] float32, the scores of the beams.
+            seen: [prompts × beams, vocabulary] bool, or without columns.
             penalty: scalar float32, repetition penalty.
 
         Returns:
-            Scores with the new token, its own log probability, the beam's place and the token, each
+            The scores with the new token, its own log probability, the number of the beam and the token, each
             [prompts, (1 + stop tokens) × beams], best first.
         """
         prompts, beams = tf.shape(scores)[0], tf.shape(scores)[1]
@@ -182,25 +172,26 @@ class DecodeFunctions:
         total = tf.reshape(total, [prompts, beams * vocabulary_size])
         count = tf.minimum((1 + len(self.stop_tokens)) * beams, beams * vocabulary_size)
         best, places = tf.math.top_k(total, count)
-        own = tf.gather(tf.reshape(log_probabilities, [prompts, beams * vocabulary_size]), places, batch_dims=1)
-        return best, own, places // vocabulary_size, places % vocabulary_size
+        unpenalized = tf.reshape(log_probabilities, [prompts, beams * vocabulary_size])
+        best_log_probabilities = tf.gather(unpenalized, places, batch_dims=1)
+        return best, best_log_probabilities, places // vocabulary_size, places % vocabulary_size
 
     def beam_step(
         self, past: Cache, cache: Cache, slot: tf.Tensor, rows: tf.Tensor, tokens: tf.Tensor
     ) -> tuple[tf.Tensor, Cache]:
-        """One token a beam.
+        """Adds one token to each beam.
 
         Args:
-            past: the prompt's, one row for all beams, as `as_past` makes; only read.
-            cache: the beams' tokens since; its slots are doubled when all are full.
-            slot: scalar int32, how many of its slots are full.
-            rows: [beams] int32, the beam that each one continues.
+            past: the prompt's cache, one row for all beams, in the layout of `as_past`; only read.
+            cache: the tokens of the beams after the prompt; a full cache is doubled.
+            slot: scalar int32, the number of its full slots.
+            rows: [beams] int32, the beam that each beam continues.
             tokens: [beams] int32.
 
         Returns:
             The logits of the next token [beams, vocabulary] and the cache.
         """
-        slots = slots_of(cache)
+        slots = cache_length(cache)
         room = tf.cond(slot < slots, lambda: 0, lambda: tf.maximum(slots, FIRST_BEAM_SLOTS))
         widths = [[0, 0], [0, 0], [0, room], [0, 0]]
         cache = [(tf.pad(key, widths), tf.pad(value, widths)) for key, value in self.take_rows(cache, rows)]
@@ -212,73 +203,43 @@ class DecodeFunctions:
 
 
 class CompiledDecodeFunctions:
-    """A decoder's graphs for generation: the functions of `DecodeFunctions`, each traced once.
-
-    Args:
-        decoder, stop_tokens: as `DecodeFunctions`'.
-    """
+    """The functions of `DecodeFunctions` as graphs, each traced once."""
 
     def __init__(self, decoder: Decoder, stop_tokens: tuple[int, ...]):
         functions = DecodeFunctions(decoder, stop_tokens)
         cache = cache_specs(decoder)
+        # `as_past` transposes the keys.
+        past = [(tf.TensorSpec([*key.shape[:2], key.shape[3], None], key.dtype), value) for key, value in cache]
         self.prefill = graph(functions.prefill, INTEGER_TABLE, INTEGERS)
         self.take_rows = graph(functions.take_rows, cache, INTEGERS)
-        self.steps = graph(
-            functions.steps,
-            cache,
-            INTEGERS,
-            INTEGERS,
-            INTEGERS,
-            INTEGERS,
-            PARAMETERS,
-            SEEN,
-            INTEGER,
-        )
+        self.steps = graph(functions.steps, cache, *[INTEGERS] * 4, PARAMETERS, SEEN, INTEGER)
         self.beam_candidates = graph(functions.beam_candidates, LOGITS, SCORES, SEEN, tf.TensorSpec([], tf.float32))
         self.as_past = graph(decoder.as_past, cache)
-        self.beam_step = graph(functions.beam_step, past_specs(cache), cache, INTEGER, INTEGERS, INTEGERS)
+        self.beam_step = graph(functions.beam_step, past, cache, INTEGER, INTEGERS, INTEGERS)
 
 
 def cache_specs(decoder: Decoder) -> list[tuple[tf.TensorSpec, tf.TensorSpec]]:
-    """The `tf.TensorSpec`s of a decoder's cache, any number of rows and slots."""
+    """Returns the `tf.TensorSpec`s of a decoder's cache with any number of rows and slots."""
     key, _ = decoder.empty_cache(1, 1)[0]
     slots = tf.TensorSpec([None, key.shape[1], None, key.shape[3]], key.dtype)
     return [(slots, slots)] * decoder.config.num_layers
 
 
-def past_specs(cache: list[tuple[tf.TensorSpec, tf.TensorSpec]]) -> list[tuple[tf.TensorSpec, tf.TensorSpec]]:
-    """The specs of what `as_past` makes of such a cache."""
-    return [(tf.TensorSpec([*key.shape[:2], key.shape[3], None], key.dtype), value) for key, value in cache]
-
-
-def window_start(length: Any, context: int) -> Any:
-    """Where the window begins from which a text of `length` tokens is continued: 0 as long as the context holds it.
-
-    When the context is full, the window begins anew with its last half, and fills up again. So where it begins
-    depends on the length alone, not on how the text came to be.
-
-    Args:
-        length: an integer, or a tensor of them.
-        context: the most tokens that the model reads.
-
-    Returns:
-        As `length`.
-    """
-    stride = context + 1 - max(1, context // 2)
-    overflow = length - context + stride - 1
-    windows = overflow // stride
-    return tf.maximum(windows, 0) * stride if tf.is_tensor(length) else max(windows, 0) * stride
-
-
-def slots_of(cache: Cache) -> tf.Tensor:
-    """How many slots a cache has, a scalar int32."""
+def cache_length(cache: Cache) -> tf.Tensor:
+    """Returns the number of slots of a cache, a scalar int32."""
     return tf.shape(cache[0][0])[2]
 
 
-def padded_left(rows: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of ids as one array [rows, longest] int32, zeros on the left, and their lengths [rows] int32."""
-    lengths = np.array([len(row) for row in rows], np.int32)
-    ids = np.zeros([len(rows), lengths.max()], np.int32)
-    for number, row in enumerate(rows):
-        ids[number, ids.shape[1] - len(row) :] = row
-    return ids, lengths
+def window_start(length: Any, context: int) -> Any:
+    """Returns the start of the window from which a text is continued: 0 while the text fits in the context.
+
+    When the context is full, a new window starts with its last half and fills up again. The start depends only on the
+    length, not on the way in which the text was generated.
+
+    Args:
+        length: the number of tokens, an integer or a tensor of integers.
+        context: the most tokens that the model reads.
+    """
+    stride = context + 1 - max(1, context // 2)
+    windows = (length - context + stride - 1) // stride
+    return tf.maximum(windows, 0) * stride if tf.is_tensor(length) else max(windows, 0) * stride

@@ -1,4 +1,4 @@
-"""From a stream of tokens' bytes to text: whole characters only, cut before stop strings. No TensorFlow."""
+"""Streaming detokenizer: whole characters from the bytes of tokens, cut before stop strings. No TensorFlow."""
 
 from __future__ import annotations
 
@@ -8,15 +8,20 @@ from collections.abc import Sequence
 
 
 class StreamingDetokenizer:
-    """Puts the bytes of one text's tokens together and gives out text as soon as it is sure.
+    """Converts the bytes of a text's tokens to text, as early as the text is certain.
 
-    Bytes that may be the first part of a character or of a stop string are held back. The pieces given out,
-    joined, are the bytes up to the cut, decoded as UTF-8 with U+FFFD for what is not valid, whatever the tokens'
-    boundaries were.
+    Bytes that may begin a character or a stop string are held back. The returned pieces, joined, are the bytes up to
+    the cut, decoded as UTF-8 with U+FFFD for invalid bytes, for any boundaries of the tokens.
 
     Args:
-        stop: strings before which the text ends. It is cut where the stop string that is complete first begins
-            (the longest one, where several are complete at once).
+        stop: strings before which the text ends. The cut is at the start of the stop string that is complete first
+            (the longest one, if several are complete at once).
+
+    Example:
+
+    >>> detokenizer = StreamingDetokenizer(stop=["!"])
+    >>> detokenizer.add(b"Caf\\xc3"), detokenizer.add(b"\\xa9! Bar"), detokenizer.stopped
+    ('Caf', 'é', True)
     """
 
     def __init__(self, stop: Sequence[str] = ()):
@@ -28,25 +33,27 @@ class StreamingDetokenizer:
         self.stopped = False
 
     def add(self, token: bytes) -> str:
-        """Takes the bytes of one more token; returns the text that is certain now, perhaps none.
-
-        After a stop string was completed (`stopped`), bytes are ignored.
-        """
+        """Adds a token and returns the text that is certain; ignores tokens after a stop string (`stopped`)."""
         if self.stopped:
             return ""
         checked = len(self._held)
         self._held += token
-        cut = self._cut(checked)
-        if cut is not None:
+        # The first `checked` bytes contain no complete stop string.
+        found = [
+            (start + len(stop), start)
+            for stop in self._stop
+            if (start := self._held.find(stop, max(0, checked - len(stop) + 1))) >= 0
+        ]
+        if found:
             self.stopped = True
-            text, self._held = self._held[:cut], b""
+            text, self._held = self._held[: min(found)[1]], b""
             return self._decoder.decode(text, final=True)
-        sure = len(self._held) - self._possible_stop()
-        text, self._held = self._held[:sure], self._held[sure:]
+        certain = len(self._held) - self._possible_stop()
+        text, self._held = self._held[:certain], self._held[certain:]
         return self._decoder.decode(text)
 
     def extended(self, token: bytes) -> StreamingDetokenizer:
-        """The stream of a text that goes on with this token; this one stays as it is."""
+        """Returns a copy with one more token."""
         other = copy.copy(self)
         other._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         other._decoder.setstate(self._decoder.getstate())
@@ -54,23 +61,14 @@ class StreamingDetokenizer:
         return other
 
     def end(self) -> str:
-        """The text still held back, once no token follows."""
+        """Returns the text that is still held back when no token follows."""
         if self.stopped:
             return ""
         text, self._held = self._held, b""
         return self._decoder.decode(text, final=True)
 
-    def _cut(self, checked: int) -> int | None:
-        """Where the first completed stop string begins; the first `checked` bytes hold none that is complete."""
-        ends = [
-            (position + len(stop), position)
-            for stop in self._stop
-            if (position := self._held.find(stop, max(0, checked - len(stop) + 1))) >= 0
-        ]
-        return min(ends)[1] if ends else None
-
     def _possible_stop(self) -> int:
-        """How many of the last bytes may be the first part of a stop string."""
+        """Returns the number of last bytes that may begin a stop string."""
         for length in range(min(self._longest - 1, len(self._held)), 0, -1):
             tail = self._held[-length:]
             if any(stop.startswith(tail) for stop in self._stop):
@@ -78,7 +76,7 @@ class StreamingDetokenizer:
         return 0
 
 
-def text_of(tokens: Sequence[bytes], stop: Sequence[str] = ()) -> str:
-    """The whole text of tokens given as bytes, cut before the stop string that is complete first."""
-    stream = StreamingDetokenizer(stop)
-    return "".join([*(stream.add(token) for token in tokens), stream.end()])
+def detokenize(tokens: Sequence[bytes], stop: Sequence[str] = ()) -> str:
+    """Returns the text of tokens, cut before the stop string that is complete first."""
+    detokenizer = StreamingDetokenizer(stop)
+    return "".join([*(detokenizer.add(token) for token in tokens), detokenizer.end()])

@@ -1,8 +1,8 @@
-"""`Generator`: prompts in, texts out. Many rows at a time, each with its own settings, its own end and its own text.
+"""`Generator`: text generation for many rows at a time, each with its own settings.
 
-The graphs are in `decode_steps.py`; here is what happens between them: which rows go on, what their text is, whether a
-stop string has come up. When a row's context is full, the model goes on with the last half of it (the pass over that
-half is run again), so a text can be longer than the model's context. Beam search does not go beyond the context.
+The graphs are in `decode_steps.py`; the code between them is here: finished rows, texts and stop strings. When a row's
+context is full, the model continues from its last half (with another pass over that half), so a text can be longer
+than the context. Beam search is limited to the context.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ import tensorflow as tf
 from tfgpt.common.errors import UserError
 from tfgpt.generation.beam_search import BeamSearch, Finished
 from tfgpt.generation.config import SamplingConfig
-from tfgpt.generation.decode_steps import CompiledDecodeFunctions, choose, padded_left, window_start
-from tfgpt.generation.detokenizer import StreamingDetokenizer, text_of
-from tfgpt.generation.kernel_layout import transpose_kernels_for_decoding
+from tfgpt.generation.decode_steps import CompiledDecodeFunctions, choose, window_start
+from tfgpt.generation.detokenizer import StreamingDetokenizer, detokenize
 from tfgpt.generation.prompts import check_lengths, encode_prompt
 from tfgpt.generation.sampling import SamplingParameters
 from tfgpt.model.decoder import Decoder
+from tfgpt.model.lora import projections
 from tfgpt.tokenization.load import load_tokenizer
 from tfgpt.tokenization.tokenizer import Tokenizer
 
-# Tokens a loop writes before Python looks at the text: few where somebody waits for it or it may stop.
+# Tokens that a loop generates before Python reads them: few for streams and stop strings.
 STREAMING_STEPS = 8
 SILENT_STEPS = 32
-# Prompt tokens that one pass reads: attention scores of 8 prompts of 1024 tokens take 400 MB with 12 heads.
+# Prompt tokens of one pass: the attention scores of 8 prompts of 1024 tokens take 400 MB with 12 heads.
 PROMPT_TOKENS = 8192
 
 
@@ -38,12 +38,17 @@ class Completion:
     """A finished text.
 
     Attributes:
-        text: the new text, without the prompt, cut before a stop string; special tokens are not in it.
-        token_ids: every new token but a stop token at the end; behind a stop string's cut they say more than `text`.
-        finish_reason: "stop" (end-of-text, end of turn, or a stop string) or "length" (max_new_tokens).
-        log_probability: the natural log probability that the model itself gives the new tokens, the stop token
-            included; temperature, filters and penalties do not change it.
-        stop_token: the stop token at the end that `token_ids` leaves out, if there was one.
+        text: the new text without the prompt and special tokens, cut before a stop string.
+        token_ids: every new token except a final stop token; they continue after a stop string's cut.
+        finish_reason: "stop" (end-of-text, end of turn or a stop string) or "length" (max_new_tokens).
+        log_probability: the natural log probability of the new tokens and the stop token under the model itself,
+            without temperature, filters and penalties.
+        stop_token: the final stop token, if there is one.
+
+    Example:
+
+    >>> Completion("Hello", token_ids=[72, 5], finish_reason="stop", log_probability=-1.5, stop_token=0).text
+    'Hello'
     """
 
     text: str
@@ -55,78 +60,30 @@ class Completion:
 
 @dataclasses.dataclass(frozen=True)
 class TextChunk:
-    """A part of a text being written; the last one has the finished `completion`, whose text is all pieces joined."""
+    """A part of a text; the last part of a text has its `completion`."""
 
     text: str
     completion: Completion | None = None
 
 
-class SequenceInProgress:
-    """One text being written.
-
-    Args:
-        prompt: [n] int32, n ≥ 1.
-        config: its settings.
-        sample: its number among the samples of the prompt.
-    """
-
-    def __init__(self, prompt: np.ndarray, config: SamplingConfig, sample: int):
-        self.prompt, self.config, self.sample = prompt, config, sample
-        self.ids = prompt.tolist()
-        self.log_probability = 0.0
-        self.stream = StreamingDetokenizer(config.stop)
-        self.pieces: list[str] = []
-        self.finish_reason: str | None = None
-
-    def remaining(self) -> int:
-        """How many tokens may still come."""
-        return self.config.max_new_tokens - (len(self.ids) - len(self.prompt))
-
-    def add(self, token: int, log_probability: float, content: bytes, stop_tokens: tuple[int, ...]) -> None:
-        """Takes the next token, and ends the row where it must end."""
-        self.ids.append(token)
-        self.log_probability += log_probability
-        # An ordinary token may end a text too, where the model's files say so.
-        self.pieces.append(self.stream.add(b"" if token in stop_tokens else content))
-        if token in stop_tokens or self.stream.stopped:
-            self.finish_reason = "stop"
-        elif self.remaining() == 0:
-            self.finish_reason = "length"
-        if self.finish_reason is not None:
-            self.pieces.append(self.stream.end())
-
-    def window(self, context: int) -> np.ndarray:
-        """What the model reads for the next token: everything, or from some token on once it is too long."""
-        return np.array(self.ids[window_start(len(self.ids), context) :], np.int32)
-
-    def completion(self, stop_tokens: tuple[int, ...]) -> Completion:
-        """The finished text."""
-        tokens, stop_token = self.ids[len(self.prompt) :], None
-        if tokens and tokens[-1] in stop_tokens:
-            *tokens, stop_token = tokens
-        reason = self.finish_reason or "length"
-        return Completion("".join(self.pieces), tokens, reason, self.log_probability, stop_token)
-
-
-def in_batches(rows: list[SequenceInProgress], batch_size: int) -> Iterator[list[SequenceInProgress]]:
-    """Rows, shortest prompt first, in lists of at most `batch_size` rows and about PROMPT_TOKENS padded tokens."""
-    batch: list[SequenceInProgress] = []
-    for row in rows:
-        if batch and (len(batch) >= batch_size or (len(batch) + 1) * len(row.prompt) > PROMPT_TOKENS):
-            yield batch
-            batch = []
-        batch.append(row)
-    if batch:
-        yield batch
-
-
 class Generator:
-    """Writes text with a decoder.
+    """Generates text with a decoder.
 
     Args:
-        decoder: the model; each call reads its weights as they are then.
-        tokenizer: its tokenizer.
-        stop_ids: what ends a text beside the tokenizer's own `stop_ids`.
+        decoder: the model; each call reads its current weights.
+        tokenizer: the model's tokenizer.
+        stop_ids: ids that end a text in addition to the tokenizer's `stop_ids`.
+
+    Example:
+
+    >>> from tfgpt.model.config import DecoderConfig
+    >>> from tfgpt.tokenization.train_tokenizer import byte_tokenizer
+    >>> tokenizer = byte_tokenizer()
+    >>> config = DecoderConfig(vocabulary_size=tokenizer.vocabulary_size, num_layers=1, hidden_dim=8, num_query_heads=2)
+    >>> generator = Generator(Decoder(config), tokenizer)
+    >>> [[completion]] = generator.generate(["Hello"], SamplingConfig(max_new_tokens=3, temperature=0.0))
+    >>> len(completion.token_ids)
+    3
     """
 
     def __init__(self, decoder: Decoder, tokenizer: Tokenizer, stop_ids: Sequence[int] = ()):
@@ -138,21 +95,21 @@ class Generator:
         self.decoder, self.tokenizer = decoder, tokenizer
         self.context = decoder.config.max_sequence_length
         self.stop_tokens = tuple(dict.fromkeys([*tokenizer.stop_ids, *stop_ids]))
-        # A model may have more rows of logits than its tokenizer has ids; such ids have no bytes.
+        # Ids of the model without a token have no bytes.
         unused = decoder.config.vocabulary_size - tokenizer.vocabulary_size
         self.token_bytes = [*tokenizer.token_bytes(), *[b""] * unused]
         self.decoding = CompiledDecodeFunctions(decoder, self.stop_tokens)
 
     @classmethod
     def load(cls, directory: str | os.PathLike, dtype: str | None = None) -> Generator:
-        """Reads a model directory (`config.json`, `model.safetensors`, `tokenizer.json`, `generation_config.json`).
+        """Loads a model directory (`config.json`, `model.safetensors`, `tokenizer.json`, `generation_config.json`).
 
         Args:
             directory: the model directory.
-            dtype: weights and computation, "float32" or "bfloat16"; None for Keras's default.
+            dtype: the type of weights and computation, "float32" or "bfloat16"; None for Keras's default.
 
         Raises:
-            UserError: something is missing or damaged; the line names it.
+            UserError: a file is missing or damaged.
         """
         from tfgpt.model.checkpoints.huggingface import load_decoder, load_stop_ids
 
@@ -167,22 +124,21 @@ class Generator:
         batch_size: int = 32,
         steps: int | None = None,
     ) -> list[list[Completion]]:
-        """Texts for each prompt.
+        """Continues each prompt.
 
-        A text depends on its prompt, its settings, its seed and its sample number only, not on what else is in the
-        batch.
+        A text depends only on its prompt, settings, seed and sample number, not on the other rows of the batch.
 
         Args:
-            prompts: texts, or ids [n] that are taken as they are.
-            sampling: settings for all, or one for each prompt.
-            batch_size: the most rows to write at a time; long prompts make it fewer.
-            steps: tokens to write between looks at the text; None chooses.
+            prompts: texts, or ids [n].
+            sampling: settings for all prompts, or one for each.
+            batch_size: the most rows at a time; long prompts make batches smaller.
+            steps: tokens to generate before stop strings are checked; None chooses.
 
         Returns:
-            For each prompt `num_samples` completions; with beams, best first.
+            `num_samples` completions for each prompt; those of beam search are best first.
 
         Raises:
-            UserError: a prompt is longer than the context, or with beams does not leave room in it.
+            UserError: a prompt is longer than the context, or leaves no room in it for beam search.
         """
         configs = [sampling] * len(prompts) if isinstance(sampling, SamplingConfig) else list(sampling)
         encoded = [
@@ -190,34 +146,31 @@ class Generator:
             for prompt, config in zip(prompts, configs, strict=True)
         ]
         check_lengths(encoded, self.context)
-        found: list[list[Completion]] = [[] for _ in prompts]
+        completions: list[list[Completion]] = [[] for _ in prompts]
         rows: list[tuple[int, SequenceInProgress]] = []
         for number, (prompt, config) in enumerate(zip(encoded, configs)):
             if config.num_beams > 1:
-                found[number] = self._beam_search(prompt, config)
+                completions[number] = self._beam_search(prompt, config)
             else:
                 rows += [(number, SequenceInProgress(prompt, config, sample)) for sample in range(config.num_samples)]
-        # Rows of like length together need little padding.
+        # Rows of similar length need little padding.
         by_length = sorted((row for _, row in rows), key=lambda row: len(row.prompt))
-        for batch in in_batches(by_length, batch_size):
-            for _ in self._write(batch, steps):
+        for batch in split_batches(by_length, batch_size):
+            for _ in self._generate(batch, steps):
                 pass
         for number, row in rows:
-            found[number].append(row.completion(self.stop_tokens))
-        return found
+            completions[number].append(row.completion(self.stop_tokens))
+        return completions
 
     def stream(
         self, prompt: str | np.ndarray, sampling: SamplingConfig, *, steps: int | None = None
     ) -> Iterator[TextChunk]:
-        """One text as it is written, in whole characters.
+        """Yields one text as it is generated, in whole characters; the last chunk has the completion.
 
         Args:
             prompt: text, or ids [n].
-            sampling: the settings; `num_samples` must be 1. With beams the text comes in one piece.
-            steps: tokens to write between pieces; None for a few.
-
-        Yields:
-            Pieces; the last one has the completion.
+            sampling: the settings; `num_samples` must be 1. Beam search yields one chunk.
+            steps: tokens per chunk; None for a few.
         """
         if sampling.num_samples != 1:
             raise UserError(f"--num_samples: {sampling.num_samples} texts cannot be streamed at once; stream one")
@@ -228,16 +181,25 @@ class Generator:
         ids = encode_prompt(self.tokenizer, prompt, sampling.add_end_of_text)
         check_lengths([ids], self.context)
         row = SequenceInProgress(ids, sampling, 0)
-        given = 0
-        for _ in self._write([row], steps or STREAMING_STEPS):
-            text, given = "".join(row.pieces[given:]), len(row.pieces)
+        num_yielded = 0
+        for _ in self._generate([row], steps or STREAMING_STEPS):
+            text, num_yielded = "".join(row.pieces[num_yielded:]), len(row.pieces)
             if row.finish_reason is not None:
                 yield TextChunk(text, row.completion(self.stop_tokens))
             elif text:
                 yield TextChunk(text)
 
-    def _write(self, rows: list[SequenceInProgress], steps: int | None) -> Iterator[None]:
-        """Writes all rows to their ends; comes back after each look at the text."""
+    def seen_tokens(self, texts: Sequence[Sequence[int]], configs: Sequence[SamplingConfig]) -> np.ndarray:
+        """Returns the tokens of each text, [texts, vocabulary] bool; no columns without a repetition penalty."""
+        if all(config.repetition_penalty == 1 for config in configs):
+            return np.zeros([len(texts), 0], bool)
+        seen = np.zeros([len(texts), self.decoder.config.vocabulary_size], bool)
+        for row, tokens in zip(seen, texts):
+            row[list(tokens)] = True
+        return seen
+
+    def _generate(self, rows: list[SequenceInProgress], steps: int | None) -> Iterator[None]:
+        """Generates all rows to their ends; yields after each loop of steps."""
         steps = steps or (STREAMING_STEPS if any(row.config.stop for row in rows) else SILENT_STEPS)
         while rows:
             batch = DecodeBatch(self, rows)
@@ -248,11 +210,12 @@ class Generator:
             rows = batch.rows
 
     def _beam_search(self, prompt: np.ndarray, config: SamplingConfig) -> list[Completion]:
-        """The `num_samples` best texts for one prompt, best first."""
+        """Returns the `num_samples` best texts for one prompt, best first."""
         if len(prompt) + config.max_new_tokens > self.context:
             raise UserError(
-                f"--max_new_tokens: {config.max_new_tokens} tokens behind a prompt of {len(prompt)} do not fit in the "
-                f"model's {self.context}, and beams cannot go beyond; at most {self.context - len(prompt)}"
+                f"--max_new_tokens: {config.max_new_tokens} tokens after a prompt of {len(prompt)} do not fit in the "
+                f"model's context of {self.context}, which limits beam search; give at most "
+                f"{self.context - len(prompt)}"
             )
 
         def extend(stream: StreamingDetokenizer, token: int) -> tuple[StreamingDetokenizer, bool]:
@@ -266,74 +229,107 @@ class Generator:
         logits, cache = self.decoding.prefill(prompt[None], [len(prompt)])
         past, cache = self.decoding.as_past(cache), self.decoder.empty_cache(config.num_beams, 0)
         logits = tf.repeat(logits, config.num_beams, 0)
-        seen = self._seen([prompt.tolist()] * config.num_beams, [config])
+        seen = self.seen_tokens([prompt.tolist()] * config.num_beams, [config])
         for slot in range(config.max_new_tokens):
             candidates = self.decoding.beam_candidates(logits, [beams.scores()], seen, config.repetition_penalty)
             beams.advance(*(part.numpy()[0] for part in candidates))
             if beams.done():
                 break
-            parents, tokens = beams.parent_places(), beams.last_tokens()
+            parents, tokens = beams.padded_parents(), beams.last_tokens()
             logits, cache = self.decoding.beam_step(past, cache, slot, parents, tokens)
             seen = seen[parents]
             if seen.size:
                 seen[range(config.num_beams), tokens] = True
         return [self._beam_completion(text, config) for text in beams.finished[: config.num_samples]]
 
-    def _beam_completion(self, text: Finished, config: SamplingConfig) -> Completion:
-        tokens = text.beam.tokens()
+    def _beam_completion(self, finished: Finished, config: SamplingConfig) -> Completion:
+        tokens = finished.beam.tokens()
         if tokens[-1] in self.stop_tokens:
             tokens.pop()
-        written = text_of([self.token_bytes[token] for token in tokens], config.stop)
-        return Completion(written, tokens, text.finish_reason, text.beam.log_probability)
+        text = detokenize([self.token_bytes[token] for token in tokens], config.stop)
+        return Completion(text, tokens, finished.finish_reason, finished.beam.log_probability)
 
-    def _seen(self, texts: Sequence[Sequence[int]], configs: Sequence[SamplingConfig]) -> np.ndarray:
-        """[texts, vocabulary] bool: the tokens of each text; without columns where nobody asks."""
-        if all(config.repetition_penalty == 1 for config in configs):
-            return np.zeros([len(texts), 0], bool)
-        seen = np.zeros([len(texts), self.decoder.config.vocabulary_size], bool)
-        for row, tokens in zip(seen, texts):
-            row[list(tokens)] = True
-        return seen
+
+class SequenceInProgress:
+    """A text that is being generated.
+
+    Args:
+        prompt: [n] int32, n ≥ 1.
+        config: its settings.
+        sample: its number among the samples of the prompt.
+    """
+
+    def __init__(self, prompt: np.ndarray, config: SamplingConfig, sample: int):
+        self.prompt, self.config, self.sample = prompt, config, sample
+        self.ids = prompt.tolist()
+        self.log_probability = 0.0
+        self.detokenizer = StreamingDetokenizer(config.stop)
+        self.pieces: list[str] = []
+        self.finish_reason: str | None = None
+
+    def remaining(self) -> int:
+        """Returns the number of tokens that may follow."""
+        return self.config.max_new_tokens - (len(self.ids) - len(self.prompt))
+
+    def add(self, token: int, log_probability: float, content: bytes, stop_tokens: tuple[int, ...]) -> None:
+        """Adds the next token and sets `finish_reason` if it ends the text."""
+        self.ids.append(token)
+        self.log_probability += log_probability
+        # The model's files may name an ordinary token as a stop token.
+        self.pieces.append(self.detokenizer.add(b"" if token in stop_tokens else content))
+        if token in stop_tokens or self.detokenizer.stopped:
+            self.finish_reason = "stop"
+        elif self.remaining() == 0:
+            self.finish_reason = "length"
+        if self.finish_reason is not None:
+            self.pieces.append(self.detokenizer.end())
+
+    def completion(self, stop_tokens: tuple[int, ...]) -> Completion:
+        """Returns the finished text."""
+        tokens, stop_token = self.ids[len(self.prompt) :], None
+        if tokens and tokens[-1] in stop_tokens:
+            *tokens, stop_token = tokens
+        reason = self.finish_reason or "length"
+        return Completion("".join(self.pieces), tokens, reason, self.log_probability, stop_token)
 
 
 class DecodeBatch:
-    """Rows that share a cache, from the pass over what they have until one of them has filled its context.
+    """Rows that share a cache, from the pass over their windows until one of them has filled its context.
 
     Args:
-        generator: whose graphs and tokens are used.
+        generator: the graphs and tokens.
         rows: the unfinished rows; each receives its next token at once.
     """
 
     def __init__(self, generator: Generator, rows: list[SequenceInProgress]):
         self.generator, self.decoding, self.rows = generator, generator.decoding, rows
-        windows = [row.window(generator.context) for row in rows]
-        # Samples of one prompt start from one row of the prompt pass.
+        windows = [np.array(row.ids[window_start(len(row.ids), generator.context) :], np.int32) for row in rows]
+        # Samples of one prompt share a row of the pass.
         distinct = {window.tobytes(): window for window in windows}
-        places = {content: place for place, content in enumerate(distinct)}
-        token_ids, lengths = padded_left(list(distinct.values()))
-        rows_of = np.array([places[window.tobytes()] for window in windows], np.int32)
+        lengths = np.array([len(window) for window in distinct.values()], np.int32)
+        self.slots = int(lengths.max())
+        token_ids = np.stack([np.pad(window, (self.slots - len(window), 0)) for window in distinct.values()])
         logits, self.cache = self.decoding.prefill(token_ids, lengths)
+        places = {content: place for place, content in enumerate(distinct)}
+        rows_of = np.array([places[window.tobytes()] for window in windows], np.int32)
         if len(distinct) < len(rows):
             logits, self.cache = tf.gather(logits, rows_of), self.decoding.take_rows(self.cache, rows_of)
-        self.slots = token_ids.shape[1]
         self.padding = (self.slots - lengths)[rows_of]
         tokens, log_probabilities = choose(logits, self.parameters(), self.seen(), self.positions())
-        self.take(tokens.numpy()[:, None], log_probabilities.numpy()[:, None])
+        self.add_tokens(tokens.numpy()[:, None], log_probabilities.numpy()[:, None])
 
     def parameters(self) -> SamplingParameters:
-        """How the rows are sampled."""
         return SamplingParameters.of([(row.config, row.sample) for row in self.rows])
 
     def positions(self) -> np.ndarray:
-        """[rows] int32: how many tokens stand before each row's next one."""
+        """Returns the number of tokens of each row, [rows] int32."""
         return np.array([len(row.ids) for row in self.rows], np.int32)
 
     def seen(self) -> np.ndarray:
-        """As `Generator._seen`."""
-        return self.generator._seen([row.ids for row in self.rows], [row.config for row in self.rows])
+        return self.generator.seen_tokens([row.ids for row in self.rows], [row.config for row in self.rows])
 
-    def take(self, tokens: np.ndarray, log_probabilities: np.ndarray) -> None:
-        """Gives each row its new tokens, [rows, steps], until it ends."""
+    def add_tokens(self, tokens: np.ndarray, log_probabilities: np.ndarray) -> None:
+        """Adds new tokens, [rows, steps], to each row until it ends."""
         for row, row_tokens, row_log_probabilities in zip(self.rows, tokens.tolist(), log_probabilities.tolist()):
             for token, log_probability in zip(row_tokens, row_log_probabilities):
                 row.add(token, log_probability, self.generator.token_bytes[token], self.generator.stop_tokens)
@@ -341,7 +337,7 @@ class DecodeBatch:
                     break
 
     def drop_finished(self) -> bool:
-        """Leaves finished rows out from now on; whether any row is left."""
+        """Removes finished rows; returns whether any row remains."""
         live = [number for number, row in enumerate(self.rows) if row.finish_reason is None]
         if live and len(live) < len(self.rows):
             self.cache = self.decoding.take_rows(self.cache, live)
@@ -350,11 +346,11 @@ class DecodeBatch:
         return bool(live)
 
     def room(self) -> int:
-        """How many tokens every row can still read within the model's context."""
+        """Returns the number of tokens that every row can still read within the context."""
         return int(self.generator.context - self.slots + self.padding.min())
 
     def advance(self, steps: int) -> None:
-        """Writes up to `steps` tokens more, at most `room()`."""
+        """Generates up to `steps` tokens, at most `room()`."""
         remaining = [row.remaining() for row in self.rows]
         steps = min(steps, max(remaining))
         last = [row.ids[-1] for row in self.rows]
@@ -362,4 +358,27 @@ class DecodeBatch:
             self.cache, self.padding, last, self.positions(), remaining, self.parameters(), self.seen(), steps
         )
         self.slots += steps
-        self.take(tokens.numpy(), log_probabilities.numpy())
+        self.add_tokens(tokens.numpy(), log_probabilities.numpy())
+
+
+def split_batches(rows: list[SequenceInProgress], batch_size: int) -> Iterator[list[SequenceInProgress]]:
+    """Splits rows, shortest prompt first, into at most `batch_size` rows and about PROMPT_TOKENS padded tokens."""
+    batch: list[SequenceInProgress] = []
+    for row in rows:
+        if batch and (len(batch) >= batch_size or (len(batch) + 1) * len(row.prompt) > PROMPT_TOKENS):
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch
+
+
+def transpose_kernels_for_decoding(decoder: Decoder) -> Decoder:
+    """Transposes bfloat16 kernels, one at a time, for fast products with few rows; returns the decoder.
+
+    The decoder can then neither be trained nor saved.
+    """
+    if decoder.dtype_policy.variable_dtype == "bfloat16":
+        for _, _, layer in projections(decoder):
+            layer.transpose_kernel()
+    return decoder

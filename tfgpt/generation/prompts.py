@@ -1,4 +1,4 @@
-"""Prompts: where they are read, and how they become token ids. No TensorFlow."""
+"""Prompts: how they are read and encoded to token ids. No TensorFlow."""
 
 from __future__ import annotations
 
@@ -23,48 +23,40 @@ Prompt = str | Messages | dict[str, Any]
 
 
 def read_prompts(config: GenerateConfig) -> list[Prompt]:
-    """The command's prompts: --prompt, --prompt_file, or piped standard input; "" where there is none of them.
+    """Reads --prompt, --prompt_file or piped standard input; without them the prompt is "".
 
     Returns:
-        Texts; a file of records and --chat also give dialogues, as lists of messages.
+        Texts, and messages for --chat and for records with messages.
 
     Raises:
-        UserError: a file is missing, empty, not UTF-8, or a line of it is no prompt; the line names it.
+        UserError: a file is missing, empty or not UTF-8, or a record is not a prompt; the message names the line.
     """
-    prompts: list[Prompt] = []
+    prompts: list[Prompt] = [""]
     if config.prompt_file:
         path = Path(config.prompt_file).expanduser()
         try:
-            prompts += recorded_prompts(path) if is_records_file(path) else [without_last_line_break(read_text(path))]
+            prompts = read_prompt_records(path) if is_records_file(path) else [strip_line_break(read_text(path))]
         except UserError as error:
             raise SettingError("prompt_file", str(error)) from error
     elif config.prompt:
-        prompts += [checked_utf8(prompt, "--prompt") for prompt in config.prompt]
+        prompts = [check_utf8(prompt, "--prompt") for prompt in config.prompt]
     elif not sys.stdin.isatty():
-        # What Windows pipes begins with a byte-order mark.
-        piped = checked_utf8(sys.stdin.read(), "standard input").removeprefix("\ufeff")
-        prompts.append(without_last_line_break(piped))
-    else:
-        prompts.append("")
+        # Pipes of Windows begin with a byte-order mark.
+        prompts = [strip_line_break(check_utf8(sys.stdin.read(), "standard input").removeprefix("\ufeff"))]
     if config.chat:
         return [[{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt for prompt in prompts]
     return prompts
 
 
-def recorded_prompts(path: Path) -> list[Prompt]:
-    """The prompts of a file of records; none is left out, since each has a text to come."""
-    prompts = [recorded_prompt(value, place) for place, value in read_records(path)]
+def read_prompt_records(path: Path) -> list[Prompt]:
+    prompts = [parse_prompt(value, place) for place, value in read_records(path)]
     if not prompts:
         raise UserError(f"{path}: has no line with a prompt")
     return prompts
 
 
-def recorded_prompt(value: Any, place: str) -> Prompt:
-    """A JSON value as a prompt.
-
-    Raises:
-        UserError: it is none.
-    """
+def parse_prompt(value: Any, place: str) -> Prompt:
+    """Returns a JSON value as a prompt; `place` names it in errors."""
     fields = value if isinstance(value, dict) else {"prompt": value}
     name = next((name for name in (*MESSAGE_FIELDS, "prompt") if fields.get(name) is not None), "prompt")
     if isinstance(fields.get(name), list) and fields[name]:
@@ -78,13 +70,13 @@ def recorded_prompt(value: Any, place: str) -> Prompt:
     return fields[name]
 
 
-def without_last_line_break(text: str) -> str:
-    """The text without the line break that editors and `echo` put at the end."""
+def strip_line_break(text: str) -> str:
+    """Removes one line break at the end, which editors and `echo` add."""
     return text.removesuffix("\n").removesuffix("\r")
 
 
-def checked_utf8(text: str, name: str) -> str:
-    """The text, unless it holds bytes that are not UTF-8 (Python spells those as lone surrogates)."""
+def check_utf8(text: str, name: str) -> str:
+    """Returns the text; raises a UserError if it contains the lone surrogates of bytes that are not UTF-8."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -92,23 +84,27 @@ def checked_utf8(text: str, name: str) -> str:
     return text
 
 
-def encode_prompt(tokenizer: Tokenizer, prompt: str | np.ndarray, add_end_of_text: bool = True) -> np.ndarray:
-    """A prompt's ids as the model reads them.
+def encode(
+    tokenizer: Tokenizer, prompt: Prompt, add_end_of_text: bool = True, tools: Sequence[Mapping[str, Any]] = ()
+) -> np.ndarray:
+    """Encodes text with `encode_prompt` and messages with `encode_chat`."""
+    if isinstance(prompt, str):
+        return encode_prompt(tokenizer, prompt, add_end_of_text)
+    if isinstance(prompt, dict):
+        return encode_chat(tokenizer, prompt["messages"], add_end_of_text, prompt["tools"])
+    return encode_chat(tokenizer, prompt, add_end_of_text, tools)
 
-    Text is put behind what texts begin with in the training data (`Tokenizer.start_ids`, the end-of-text token of our
-    own models); special tokens' names in it are plain letters. Ids are taken as they are. What would be empty is the
-    end-of-text token.
+
+def encode_prompt(tokenizer: Tokenizer, prompt: str | np.ndarray, add_end_of_text: bool = True) -> np.ndarray:
+    """Returns the ids of a prompt, [n] int32, n ≥ 1; an empty prompt becomes the end-of-text token.
 
     Args:
-        tokenizer: the model's.
-        prompt: text, or ids [n] of any integer type.
-        add_end_of_text: False leaves what texts begin with out.
-
-    Returns:
-        [n] int32, n ≥ 1.
+        tokenizer: the model's tokenizer.
+        prompt: text, in which names of special tokens are plain text, or ids [n], which are not changed.
+        add_end_of_text: whether text begins with `Tokenizer.start_ids`, as texts of the training data do.
 
     Raises:
-        UserError: ids outside the vocabulary.
+        UserError: an id is outside the vocabulary.
     """
     if isinstance(prompt, str):
         ids = tokenizer.encode(prompt)
@@ -117,7 +113,7 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str | np.ndarray, add_end_of_tex
     else:
         ids = np.asarray(prompt).reshape(-1)
         if len(ids) and not (ids.min() >= 0 and ids.max() < tokenizer.vocabulary_size):
-            raise UserError(f"a prompt's token ids go outside the vocabulary of {tokenizer.vocabulary_size}")
+            raise UserError(f"a prompt has token ids outside the vocabulary of {tokenizer.vocabulary_size}")
     return np.asarray(ids if len(ids) else [tokenizer.end_of_text_id], np.int32)
 
 
@@ -127,40 +123,22 @@ def encode_chat(
     add_end_of_text: bool = True,
     tools: Sequence[Mapping[str, Any]] = (),
 ) -> np.ndarray:
-    """The ids of a dialogue up to where the assistant speaks next as the model's template has it.
+    """Returns the ids of a conversation up to the start of the assistant's reply, [n] int32.
 
     Args:
-        tokenizer: the model's.
-        messages: as `chat_template.encode_messages` takes them.
-        add_end_of_text: False leaves out what texts begin with (`Tokenizer.start_ids`), where the template begins so.
+        tokenizer: the model's tokenizer.
+        messages: see `chat_template.encode_messages`.
+        add_end_of_text: False removes `Tokenizer.start_ids` if the template begins with them.
         tools: definitions of functions that the assistant may call.
-
-    Returns:
-        [n] int32.
     """
     ids, _ = encode_messages(tokenizer, messages, add_generation_prompt=True, tools=tools)
     start = list(tokenizer.start_ids)
-    begins = bool(start) and ids[: len(start)].tolist() == start
-    return ids[len(start) :] if begins and not add_end_of_text else ids
-
-
-def encode(
-    tokenizer: Tokenizer, prompt: Prompt, add_end_of_text: bool = True, tools: Sequence[Mapping[str, Any]] = ()
-) -> np.ndarray:
-    """As `encode_prompt` for text, as `encode_chat` for messages."""
-    if isinstance(prompt, str):
-        return encode_prompt(tokenizer, prompt, add_end_of_text)
-    if isinstance(prompt, dict):
-        return encode_chat(tokenizer, prompt["messages"], add_end_of_text, prompt["tools"])
-    return encode_chat(tokenizer, prompt, add_end_of_text, tools)
+    has_start = bool(start) and ids[: len(start)].tolist() == start
+    return ids[len(start) :] if has_start and not add_end_of_text else ids
 
 
 def check_lengths(prompts: Sequence[np.ndarray], max_sequence_length: int) -> None:
-    """Refuses prompts that the model cannot read whole.
-
-    Raises:
-        UserError: naming the first such prompt.
-    """
+    """Raises a UserError that names the first prompt longer than the context."""
     for number, ids in enumerate(prompts, 1):
         if len(ids) > max_sequence_length:
             which = f"prompt {number}" if len(prompts) > 1 else "the prompt"

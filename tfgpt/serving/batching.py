@@ -1,7 +1,7 @@
-"""Writes the texts of many requests together, a chunk at a time.
+"""Continuous batching: the texts of many requests are generated together, one chunk of tokens at a time.
 
-One thread calls the model's `stream` signature for all texts in hand. Between two calls, texts that are done or whose
-client has left go, and waiting ones come in: continuous batching, with a chunk of tokens as its step.
+One thread calls the model's `stream` signature for all active texts. Between two calls, texts that are finished or
+whose client disconnected leave the batch, and waiting texts join it.
 """
 
 from __future__ import annotations
@@ -16,66 +16,38 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tfgpt.common.errors import RunError, TfgptError
+from tfgpt.common.errors import UserError
 from tfgpt.generation.detokenizer import StreamingDetokenizer
+from tfgpt.serving.api_errors import BatcherStoppedError, QueueFullError, ShutdownError
 from tfgpt.serving.client import FIRST_CHUNK, LARGEST_CHUNK, Client
 from tfgpt.serving.prometheus_metrics import Metrics
+from tfgpt.serving.tf_serving_transports import Outputs
 
-# Weight of the newest text in the mean time that a text takes.
-NEWEST = 0.2
-
-
-class QueueFullError(TfgptError):
-    """No room for more requests.
-
-    Attributes:
-        seconds: after how long there may be some.
-    """
-
-    def __init__(self, seconds: int):
-        super().__init__(f"the server is busy; try again in {seconds} s")
-        self.seconds = seconds
-
-
-class ShutdownError(RunError):
-    """The server is stopping."""
-
-
-class BatcherStoppedError(RunError):
-    """The thread that writes has ended, and nothing but a restart brings it back."""
-
-    def __init__(self) -> None:
-        super().__init__("the thread that writes texts has ended; restart the server")
+# The weight of the newest text in the moving average of a text's duration.
+NEWEST_WEIGHT = 0.2
 
 
 @dataclasses.dataclass
 class TokenChunk:
-    """What a chunk adds to one text.
+    """The new tokens of one text.
 
     Attributes:
-        index: which text of the request.
-        text: whole characters, nothing behind a stop string; perhaps empty.
-        tokens: how many tokens were written.
-        finish_reason: "stop", "length", or "" while the text goes on.
-        log_probability: of the one token, where the request wants it and there is one.
-        content: that token's bytes.
+        index: the number of the text in its request.
+        text: whole characters, cut before a stop string; may be empty.
+        num_tokens: the number of generated tokens.
+        finish_reason: "stop", "length", or "" while the text continues.
+        log_probabilities: the bytes and the log-probability of each token, if the request asks for them.
     """
 
     index: int
     text: str
-    tokens: int
+    num_tokens: int
     finish_reason: str
-    log_probability: float | None = None
-    content: bytes = b""
+    log_probabilities: list[tuple[bytes, float]] = dataclasses.field(default_factory=list)
 
 
 class RequestHandle:
-    """One request's place: the pieces of its texts come out of it. Made and read in the event loop.
-
-    Attributes:
-        events: pieces, or the error that ended the request.
-        cancelled: nobody wants the rest.
-    """
+    """The chunks of a request's texts, or the error that ended it; created and read in the event loop."""
 
     def __init__(self) -> None:
         self.events: asyncio.Queue[TokenChunk | Exception] = asyncio.Queue()
@@ -83,71 +55,73 @@ class RequestHandle:
         self._loop = asyncio.get_running_loop()
 
     def put(self, event: TokenChunk | Exception) -> None:
-        """Called by the writing thread."""
-        with contextlib.suppress(RuntimeError):  # The loop is closed: nobody waits for it any longer.
+        """Adds an event from the batcher's thread."""
+        with contextlib.suppress(RuntimeError):  # The event loop is closed.
             self._loop.call_soon_threadsafe(self.events.put_nowait, event)
 
     def cancel(self) -> None:
-        """The client has left or has everything: no more work for it."""
+        """Tells the batcher that the request needs no more chunks."""
         self.cancelled = True
 
 
+@dataclasses.dataclass
 class SequenceState:
-    """One text that is being written.
+    """A text that is being generated."""
 
-    Args:
-        ticket: its request's.
-        index: its number in the request.
-        ids: the prompt's.
-        max_tokens: the most tokens to write.
-        sampling: the signature's sampling inputs but for max_new_tokens.
-        stop: strings before which the text ends.
-        one_by_one: a token a call, so that the log-probability of each is known.
-    """
+    handle: RequestHandle  # the handle of its request
+    index: int  # its number in the request
+    ids: list[int]  # the prompt and the new tokens
+    remaining: int  # the most tokens that may follow
+    sampling: Mapping[str, Any]  # the sampling inputs of `stream` except max_new_tokens
+    stop: Sequence[str]  # strings before which the text ends
+    log_probabilities: bool  # whether the request asks for the log-probability of each token
 
-    def __init__(
-        self,
-        ticket: RequestHandle,
-        index: int,
-        ids: Sequence[int],
-        max_tokens: int,
-        sampling: Mapping[str, Any],
-        stop: Sequence[str],
-        one_by_one: bool,
-    ):
-        self.ticket, self.index, self.ids, self.left = ticket, index, list(ids), max_tokens
-        self.sampling, self.text, self.one_by_one = sampling, StreamingDetokenizer(stop), one_by_one
-        self.size = 1 if one_by_one else FIRST_CHUNK
-        self.since = time.monotonic()
+    def __post_init__(self) -> None:
+        self.detokenizer = StreamingDetokenizer(self.stop)
+        self.chunk_size = FIRST_CHUNK
+        self.start_time = time.monotonic()
 
-    def advance(self, new: list[int], content: bytes, reason: str, log_probability: float) -> bool:
-        """Takes a chunk's result; says whether the text goes on."""
-        self.ids += new
-        self.left -= len(new)
-        if not self.one_by_one:
-            self.size = min(2 * self.size, LARGEST_CHUNK)
-        text = self.text.add(content)
-        finish = ""
-        if self.text.stopped or reason == "stop":
-            finish = "stop"
-        elif self.left <= 0 or not new:
-            finish = "length"
-        if finish:
-            text += self.text.end()
-        known = log_probability if self.one_by_one and new else None
-        self.ticket.put(TokenChunk(self.index, text, len(new), finish, known, content))
-        return not finish
+    def advance(self, outputs: Outputs, row: int) -> bool:
+        """Adds the new tokens of a row of `stream`'s outputs; returns whether the text continues.
+
+        Raises:
+            UserError: the request asks for log-probabilities, which exports made before 2026-11-28 do not output.
+        """
+        count = outputs["num_tokens"][row]
+        new = outputs["tokens"][row][:count]
+        contents, log_probabilities = [outputs["text_bytes"][row]], []
+        if self.log_probabilities:
+            if "token_log_probabilities" not in outputs:
+                raise UserError("logprobs: this export does not output them; export the model again")
+            contents = outputs["token_bytes"][row][:count]
+            log_probabilities = list(zip(contents, outputs["token_log_probabilities"][row]))
+        text, num_read = "", 0
+        while num_read < len(contents) and not self.detokenizer.stopped:
+            text += self.detokenizer.add(contents[num_read])
+            num_read += 1
+        self.ids = self.ids + new
+        self.remaining -= count
+        self.chunk_size = min(2 * self.chunk_size, LARGEST_CHUNK)
+        finish_reason = ""
+        if self.detokenizer.stopped or outputs["finish_reason"][row] == "stop":
+            finish_reason = "stop"
+        elif self.remaining <= 0 or not new:
+            finish_reason = "length"
+        if finish_reason:
+            text += self.detokenizer.end()
+        self.handle.put(TokenChunk(self.index, text, count, finish_reason, log_probabilities[:num_read]))
+        return not finish_reason
 
 
 class Batcher:
-    """The thread that writes.
+    """The queue of texts and the thread that generates them.
 
     Args:
         client: the model.
         max_batch: the most texts in one call.
         max_queue: the most texts that wait.
-        wait_seconds: how long the first text of an idle server waits for others.
-        metrics: what is counted.
+        wait_seconds: the time that the first text of an idle server waits for others.
+        metrics: the counters.
     """
 
     def __init__(self, client: Client, max_batch: int, max_queue: int, wait_seconds: float, metrics: Metrics):
@@ -162,43 +136,43 @@ class Batcher:
 
     @property
     def alive(self) -> bool:
-        """Whether texts are written."""
+        """True while the thread runs."""
         return self._thread.is_alive()
 
     def start(self) -> None:
-        """Begins to write."""
+        """Starts the thread."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Ends after the call of the model that is running; what is not finished gets an error."""
+        """Ends the thread after its current call; unfinished texts receive an error."""
         with self._changed:
             self._stopping = True
             self._changed.notify()
         self._thread.join()
 
-    def submit(self, rows: Sequence[SequenceState]) -> None:
-        """Puts a request's texts at the end of the queue: all or none.
+    def submit(self, sequences: Sequence[SequenceState]) -> None:
+        """Appends all of a request's texts to the queue, or none of them.
 
         Raises:
             QueueFullError: the queue has no room for them.
             ShutdownError: the server is stopping.
-            BatcherStoppedError: nobody would ever write them.
+            BatcherStoppedError: the thread has ended.
         """
         with self._changed:
-            if self._ended and not self._stopping:
-                raise BatcherStoppedError
             if self._stopping:
-                raise ShutdownError("the server is stopping")
-            waiting = collections.deque(row for row in self._waiting if not row.ticket.cancelled)
-            if len(waiting) + len(rows) > self._max_queue:
+                raise ShutdownError()
+            if self._ended:
+                raise BatcherStoppedError
+            waiting = collections.deque(sequence for sequence in self._waiting if not sequence.handle.cancelled)
+            if len(waiting) + len(sequences) > self._max_queue:
                 raise QueueFullError(self.retry_seconds(len(waiting)))
-            waiting.extend(rows)
+            waiting.extend(sequences)
             self._waiting = waiting
             self._metrics.waiting.set(len(waiting))
             self._changed.notify()
 
     def retry_seconds(self, waiting: int) -> int:
-        """When a queue of that length may have room."""
+        """Returns the time after which a queue of `waiting` texts may have room."""
         return min(max(math.ceil(self._mean_seconds * waiting / self._max_batch), 1), 60)
 
     def _run(self) -> None:
@@ -206,16 +180,17 @@ class Batcher:
             while not self._stopping:
                 self._step()
         finally:
-            # However the thread ends, nobody waits for it.
+            # All requests end when the thread does, for any reason.
             with self._changed:
                 self._ended = True
-                rows = [*self._active, *self._waiting]
+                sequences = [*self._active, *self._waiting]
                 self._active, self._waiting = [], collections.deque()
-            for row in rows:
-                row.ticket.put(ShutdownError("the server is stopping") if self._stopping else BatcherStoppedError())
+            error = ShutdownError() if self._stopping else BatcherStoppedError()
+            for sequence in sequences:
+                sequence.handle.put(error)
 
     def _step(self) -> None:
-        """Waits for texts and writes a chunk of each."""
+        """Waits for texts and generates a chunk of each."""
         with self._changed:
             self._changed.wait_for(lambda: self._stopping or self._active or self._waiting)
             if not self._active:
@@ -226,49 +201,47 @@ class Batcher:
                 return
             while self._waiting and len(self._active) < self._max_batch:
                 self._active.append(self._waiting.popleft())
-                self._active[-1].since = time.monotonic()
+                self._active[-1].start_time = time.monotonic()
             self._metrics.waiting.set(len(self._waiting))
-        self._active = [row for row in self._active if not row.ticket.cancelled]
+        self._active = [sequence for sequence in self._active if not sequence.handle.cancelled]
         self._metrics.active.set(len(self._active))
         if self._active:
-            self._active = self._chunk(self._active)
+            self._active = self._generate_chunk(self._active)
             self._metrics.active.set(len(self._active))
 
-    @staticmethod
-    def _inputs(rows: list[SequenceState]) -> dict[str, list[Any]]:
-        """What the signature gets for the rows."""
-        # The smallest chunk that a row wants: nobody's first words wait for another's thirty-two.
-        size = min((row.size for row in rows if not row.one_by_one), default=1)
-        longest = max(len(row.ids) for row in rows)
-        inputs: dict[str, list[Any]] = {
-            "ids": [row.ids + [0] * (longest - len(row.ids)) for row in rows],
-            "length": [len(row.ids) for row in rows],
-            "max_new_tokens": [min(1 if row.one_by_one else size, row.left) for row in rows],
-        }
-        return {**inputs, **{name: [row.sampling[name] for row in rows] for name in rows[0].sampling}}
-
-    def _chunk(self, rows: list[SequenceState]) -> list[SequenceState]:
-        """One call of the model for all rows; returns those that go on."""
-        begun = time.monotonic()
+    def _generate_chunk(self, sequences: list[SequenceState]) -> list[SequenceState]:
+        """Calls the model once for all sequences; returns those that continue."""
+        start = time.monotonic()
         try:
-            answer = self._client.predict("stream", self._inputs(rows))
-        except Exception as error:  # Whatever it is, these requests end with it and the thread goes on.
-            for row in rows:
-                row.ticket.put(error)
+            outputs = self._client.predict("stream", stream_inputs(sequences))
+        except Exception as error:  # Any error ends these requests, not the thread.
+            for sequence in sequences:
+                sequence.handle.put(error)
             return []
-        self._metrics.chunk(len(rows), time.monotonic() - begun)
-        left = []
-        for number, row in enumerate(rows):
+        self._metrics.observe_call(len(sequences), time.monotonic() - start)
+        unfinished = []
+        for row, sequence in enumerate(sequences):
             try:
-                new = answer["tokens"][number][: answer["num_tokens"][number]]
-                reason, likely = answer["finish_reason"][number], answer["log_probability"][number]
-                goes_on = row.advance(new, answer["text_bytes"][number], reason, likely)
-            except Exception as error:  # An answer that makes no sense ends its request, not the thread.
-                row.ticket.put(error)
+                continues = sequence.advance(outputs, row)
+            except Exception as error:  # An invalid response ends its request, not the thread.
+                sequence.handle.put(error)
                 continue
-            self._metrics.written.inc(len(new))
-            if goes_on:
-                left.append(row)
+            self._metrics.generated.inc(outputs["num_tokens"][row])
+            if continues:
+                unfinished.append(sequence)
             else:
-                self._mean_seconds += NEWEST * (time.monotonic() - row.since - self._mean_seconds)
-        return left
+                self._mean_seconds += NEWEST_WEIGHT * (time.monotonic() - sequence.start_time - self._mean_seconds)
+        return unfinished
+
+
+def stream_inputs(sequences: list[SequenceState]) -> dict[str, list[Any]]:
+    """Returns the inputs of `stream` for the next chunk of all sequences."""
+    # The smallest chunk that a sequence needs: the first words of one do not wait for 32 tokens of another.
+    size = min(sequence.chunk_size for sequence in sequences)
+    longest = max(len(sequence.ids) for sequence in sequences)
+    return {
+        "ids": [sequence.ids + [0] * (longest - len(sequence.ids)) for sequence in sequences],
+        "length": [len(sequence.ids) for sequence in sequences],
+        "max_new_tokens": [min(size, sequence.remaining) for sequence in sequences],
+        **{name: [sequence.sampling[name] for sequence in sequences] for name in sequences[0].sampling},
+    }

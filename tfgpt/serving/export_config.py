@@ -1,4 +1,4 @@
-"""What `python -m tfgpt.export` writes."""
+"""Settings of `python -m tfgpt.export`."""
 
 from __future__ import annotations
 
@@ -10,39 +10,47 @@ from tfgpt.common.model_paths import MODEL_HELP
 from tfgpt.common.settings import Settings, setting
 
 NOT_IN_EXPORTS = ("num_beams", "length_penalty", "stop", "num_samples", "add_end_of_text")
-"""Settings of `SamplingConfig` that an exported model does not have; clients cut at stop strings."""
+"""Settings of `SamplingConfig` that exports do not have; clients cut texts at stop strings."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ExportConfig(Settings):
-    """The model, the place and the precision."""
+    """Settings of an export.
+
+    Example:
+
+    >>> ExportConfig(model="runs/quickstart", output="models/chat").precision
+    'float32'
+    """
 
     title: ClassVar[str] = "Export"
 
     model: str = setting("", MODEL_HELP, path=True)
     output: str = setting(
-        "", "The served model's directory, such as models/chat; each export is a version in it.", path=True
+        "", "The served model's directory, such as models/chat; each export adds a version.", path=True
     )
-    version: int = setting(0, "The version's number; 0 for one more than the highest there is.", minimum=0)
+    version: int = setting(0, "The version's number; 0 for one more than the highest version.", minimum=0)
     precision: str = setting(
         "float32",
-        "The weights: float32; bfloat16 (half the size, quick where the CPU has avx512_bf16); int8 (a quarter of the "
-        "size on disk; made into float32 once a call, so not quicker).",
+        "The weights: float32; bfloat16 (half the size, fast if the CPU has avx512_bf16); int8 (a quarter of the size "
+        "on disk; each call converts them to float32, so it is not faster).",
         choices=("float32", "bfloat16", "int8"),
     )
-    max_new_tokens_limit: int = setting(2048, "The most tokens that a request gets, whatever it asks for.", minimum=1)
+    max_new_tokens_limit: int = setting(2048, "The most new tokens of a request.", minimum=1)
     evaluation_text: str = setting(
         "",
-        "A text file on which bits per byte are measured; without it, the run's own held-out text.",
+        "A text file to measure bits per byte on; by default the text that the run held out.",
         path=True,
     )
-    evaluation_bytes: int = setting(65_536, "Bytes of that text to read; 0 measures nothing.", minimum=0)
+    evaluation_bytes: int = setting(65_536, "The most bytes of that text; 0 measures nothing.", minimum=0)
     serving_files: bool = setting(
-        False, "Also write what TensorFlow Serving and its operators need, into serving/ beside the versions."
+        False, "Also write the files that run TensorFlow Serving, into serving/ next to the versions."
     )
-    overwrite: bool = setting(False, "Replace serving/ whatever it holds; a version is never replaced.")
-    serving_image: str = setting("tensorflow/serving:latest", "The container image in those files; better a fixed one.")
-    serving_cores: int = setting(2, "CPUs that the server gets in those files.", minimum=1)
+    overwrite: bool = setting(False, "Replace serving/ even if it holds other files; versions are never replaced.")
+    serving_image: str = setting(
+        "tensorflow/serving:latest", "The container image in those files; a fixed tag is better."
+    )
+    serving_cores: int = setting(2, "The number of the server's CPUs in those files.", minimum=1)
 
     def check(self) -> None:
         if not self.model:

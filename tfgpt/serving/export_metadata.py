@@ -1,4 +1,4 @@
-"""What exports say of themselves: the folder in `tfgpt.json`, a version in `assets.extra/tfgpt.json`. No TensorFlow."""
+"""Metadata of exports: `tfgpt.json` in the folder, `assets.extra/tfgpt.json` in a version. No TensorFlow."""
 
 from __future__ import annotations
 
@@ -21,50 +21,44 @@ FORMAT = FORMATS["export"]
 
 
 def read_description(version: Path) -> dict[str, Any]:
-    """The description of an exported version.
-
-    Args:
-        version: the version's directory.
+    """Returns the metadata of an exported version.
 
     Raises:
-        UserError: there is none, it cannot be read, or the export is of another format.
+        UserError: the metadata cannot be read, or the export has another format.
     """
     path = version / EXPORT_METADATA
     if is_version(version):
         check_format(version.parent, "export")
     try:
-        described = json.loads(path.read_text(encoding="utf-8"))
-        found = described.get("format", FORMAT)  # Versions of before 2026-11-28 do not say it.
+        metadata = json.loads(path.read_text(encoding="utf-8"))
+        found = metadata.get("format", FORMAT)  # Versions written before 2026-11-28 have none.
     except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"{path}: is no description of an export ({error})") from error
+        raise UserError(f"{path}: not a description of an export ({error})") from error
     if found != FORMAT:
         raise UserError(
             f"{version}: is an export of format {found}, and this tfgpt knows format {FORMAT}; use the version of "
             "tfgpt that wrote it, or export the model again"
         )
-    return described
+    return metadata
 
 
 def is_version(path: Path) -> bool:
-    """Whether a path has the name of a version, which TensorFlow Serving takes for one, too."""
+    """Returns whether TensorFlow Serving would treat a path as a version."""
     return path.name.isascii() and path.name.isdecimal()
 
 
 def check_export_root(output: str) -> Path:
-    """Refuses a folder that holds anything but an export, before any work.
-
-    Args:
-        output: the folder of the versions, as the person wrote it.
+    """Returns the folder of the versions.
 
     Raises:
-        SettingError: it is refused; nothing of it was touched.
+        SettingError: the folder holds files that are not part of an export; nothing in it has changed.
     """
     path = Path(output).expanduser()
     if (path / "saved_model.pb").is_file():
         raise SettingError("output", f"{path} is a SavedModel; give the folder of its versions, such as {path.parent}")
     if path.is_dir() and not (path / DESCRIPTION).is_file():
-        found = [entry for entry in path.iterdir() if not entry.name.startswith(".")]
-        ours = [entry for entry in found if is_version(entry) and (entry / EXPORT_METADATA).is_file()]
-        if ours and all(entry in ours or entry.name == SERVING_FOLDER for entry in found):
-            write_description(path, "export")  # Exports of before 2026-11-28 do not say what they are.
+        entries = [entry for entry in path.iterdir() if not entry.name.startswith(".")]
+        exports = [entry for entry in entries if is_version(entry) and (entry / EXPORT_METADATA).is_file()]
+        if exports and all(entry in exports or entry.name == SERVING_FOLDER for entry in entries):
+            write_description(path, "export")  # Exports made before 2026-11-28 have none.
     return check_working_directory(path, "export", "output")

@@ -1,32 +1,68 @@
-"""Bits per byte of an export's weights, so that the price of a precision can be told."""
+"""Bits per byte of an export, which show the cost of a precision."""
 
 from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
 from tfgpt.common.atomic_files import read_json
 from tfgpt.common.errors import SettingError, UserError
 from tfgpt.corpus.sources.compressed import open_decompressed
 from tfgpt.pipeline.chat_shards import ChatShards, open_held_out
+from tfgpt.serving.export_config import ExportConfig
+from tfgpt.serving.saved_model import ServedModel
 from tfgpt.tokenization.tokenizer import Tokenizer
 
 BATCH_TOKENS = 4096
 
 
-def quality_ids(model: Path, text: str, tokenizer: Tokenizer, byte_limit: int) -> tuple[np.ndarray, str] | None:
-    """The ids to measure on, [n] int32, and what they are called; None where there are none.
+class PrecisionReport:
+    """Bits per byte of one export in several precisions.
 
     Args:
-        model: the model directory, whose training.json knows what its run held out: text, or
-            conversations (then all that is said in them counts).
+        config: names the text.
+        directory: the model directory.
+        tokenizer: the model's tokenizer.
+
+    Attributes:
+        values: bits per byte by precision.
+    """
+
+    def __init__(self, config: ExportConfig, directory: Path, tokenizer: Tokenizer):
+        self.tokenizer, self.values = tokenizer, dict[str, float]()
+        self.text = evaluation_ids(directory, config.evaluation_text, tokenizer, config.evaluation_bytes)
+
+    def measure(self, precision: str, model: ServedModel) -> None:
+        """Adds a precision."""
+        if self.text is not None:
+            self.values[precision] = bits_per_byte(model, self.text[0], self.tokenizer)
+
+    def describe(self) -> str:
+        """Returns the measurements in one line."""
+        if self.text is None:
+            return "Quality: not measured (no held-out text is known; give one with --evaluation_text)"
+        ids, name = self.text
+        values = "; ".join(f"{value:.4f} bits per byte in {precision}" for precision, value in self.values.items())
+        first, *_, last = [*self.values.values()] * 2
+        change = f", {100 * (last / first - 1):+.2f}%" if len(self.values) > 1 else ""
+        num_bytes = int(self.tokenizer.byte_lengths()[ids[1:]].sum())
+        return f"Quality on {num_bytes:,} bytes of {name}: {values}{change}"
+
+    def to_dict(self) -> dict[str, object] | None:
+        """Returns the measurements for the export's metadata; None without a text."""
+        return {"text": self.text[1], **self.values} if self.text else None
+
+
+def evaluation_ids(model: Path, text: str, tokenizer: Tokenizer, byte_limit: int) -> tuple[np.ndarray, str] | None:
+    """Returns the ids of the evaluation text, [n] int32, and its name; None without a text.
+
+    Args:
+        model: the model directory; its training.json names the text or the conversations that the run held out.
         text: a file to read instead, or "".
-        tokenizer: the model's.
-        byte_limit: bytes of it to use.
+        tokenizer: the model's tokenizer.
+        byte_limit: the most bytes of the text.
 
     Raises:
         UserError: the file cannot be read.
@@ -51,27 +87,27 @@ def quality_ids(model: Path, text: str, tokenizer: Tokenizer, byte_limit: int) -
         return None
     tokens = held_out.ids if isinstance(held_out, ChatShards) else held_out.tokens
     ids = np.asarray(tokens[:byte_limit], np.int32)
-    behind = np.cumsum(tokenizer.byte_lengths()[ids]) <= byte_limit
-    return (ids[behind], "the held-out text") if behind.sum() > 1 else None
+    ids = ids[np.cumsum(tokenizer.byte_lengths()[ids]) <= byte_limit]
+    return (ids, "the held-out text") if len(ids) > 1 else None
 
 
-def bits_per_byte(log_likelihood: Any, ids: np.ndarray, tokenizer: Tokenizer, context: int) -> float:
-    """Bits per byte of text; special tokens count neither bits nor bytes.
+def bits_per_byte(model: ServedModel, ids: np.ndarray, tokenizer: Tokenizer) -> float:
+    """Returns the bits per byte of a text; special tokens add neither bits nor bytes.
 
     Args:
-        log_likelihood: as `Functions.log_likelihood`.
-        ids: [n] int32, cut into rows of the context that share one token.
-        tokenizer: says how many bytes ids have.
-        context: tokens of a row.
+        model: the export.
+        ids: the text, [n] int32; it is read in rows of the context length that share one token.
+        tokenizer: the model's tokenizer.
     """
-    lengths = tokenizer.byte_lengths()
-    context = max(context, 2)
+    byte_lengths = tokenizer.byte_lengths()
+    context = max(model.decoding.decoder.config.max_sequence_length, 2)
     rows = [ids[start : start + context] for start in range(0, len(ids) - 1, context - 1)]
-    together = max(1, BATCH_TOKENS // context)
-    total = 0.0
-    for start in range(0, len(rows), together):
-        batch = tf.ragged.constant([row.tolist() for row in rows[start : start + together]], tf.int32)
-        padded = batch.to_tensor(tokenizer.padding_id)
-        counted = tf.gather(lengths, padded) > 0
-        total -= float(tf.reduce_sum(log_likelihood(padded, tf.cast(batch.row_lengths(), tf.int32), counted)))
-    return total / math.log(2) / int(lengths[ids[1:]].sum())
+    batch_size = max(1, BATCH_TOKENS // context)
+    nll = 0.0
+    for start in range(0, len(rows), batch_size):
+        batch = rows[start : start + batch_size]
+        lengths = np.array([len(row) for row in batch], np.int32)
+        padded = np.full([len(batch), lengths.max()], tokenizer.padding_id, np.int32)
+        padded[np.arange(lengths.max()) < lengths[:, None]] = np.concatenate(batch)
+        nll -= model.log_likelihood(padded, lengths, byte_lengths[padded] > 0).numpy().sum(dtype=float)
+    return nll / math.log(2) / int(byte_lengths[ids[1:]].sum())

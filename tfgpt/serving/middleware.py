@@ -1,4 +1,4 @@
-"""What every request passes: its size and time limits, the API key, the access log, the counters."""
+"""ASGI middleware: API keys, size and time limits, access log and metrics of every request."""
 
 from __future__ import annotations
 
@@ -16,30 +16,29 @@ from typing import Any
 import anyio
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tfgpt.serving.api_errors import ApiError, as_api_error
-from tfgpt.serving.batching import ShutdownError
+from tfgpt.serving.api_errors import ApiError, ShutdownError, to_api_error
 from tfgpt.serving.prometheus_metrics import Metrics
 from tfgpt.serving.serve_config import ServeConfig
 
-# How much of a body that is too large is read all the same, so that its sender gets to read the answer.
-READ_ANYWAY = 64 << 20
-# nginx's status for a client that left before its answer; only the log and the counters see it.
-CLIENT_LEFT = 499
+# Bytes of a too large body that are read, so that its sender finishes and reads the response.
+MAX_DISCARDED_BYTES = 64 << 20
+# nginx's status for a client that disconnected before the response; only the log and the metrics contain it.
+CLIENT_CLOSED_REQUEST = 499
 
-log = logging.getLogger("tfgpt.serving")
+logger = logging.getLogger("tfgpt.serving")
 
-Facts = dict[str, Any]
-"""What a request's handler tells the access log: counts and names, never contents."""
+AccessRecord = dict[str, Any]
+"""The fields that a route adds to the access log: counts and names, never contents."""
 
 
 class RequestMiddleware:
-    """The outermost part of the app, in plain ASGI: it sees each byte that goes in and out.
+    """The outermost layer of the app, in plain ASGI: it sees every byte of requests and responses.
 
     Args:
-        app: what is behind.
+        app: the app inside.
         config: the limits.
-        keys: the API keys; none: nobody is asked.
-        metrics: what is counted.
+        keys: the API keys; without keys every client may use the API.
+        metrics: the counters.
     """
 
     def __init__(self, app: ASGIApp, config: ServeConfig, keys: Sequence[str], metrics: Metrics):
@@ -50,21 +49,21 @@ class RequestMiddleware:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        begun, identity, method = time.monotonic(), uuid.uuid4().hex, scope["method"]
-        facts: Facts = {}
-        # Base URLs are written with and without a slash at the end; HEAD is GET without the body.
+        start, request_id, method = time.monotonic(), uuid.uuid4().hex, scope["method"]
+        record: AccessRecord = {}
+        # Clients write base URLs with and without a final slash; HEAD is GET without a body.
         path = "/" + "/".join(part for part in scope["path"].split("/") if part)
-        changed = {"path": path, "method": "GET" if method == "HEAD" else method}
-        scope = {**scope, **changed, "tfgpt.facts": facts, "tfgpt.begun": begun}
+        changes = {"path": path, "method": "GET" if method == "HEAD" else method}
+        scope = {**scope, **changes, "tfgpt.access_record": record, "tfgpt.start_time": start}
         status, streaming = 0, False
 
-        async def sending(message: Message) -> None:
+        async def send_with_id(message: Message) -> None:
             nonlocal status, streaming
             if message["type"] == "http.response.start":
                 status = message["status"]
-                kind = dict(message.get("headers", ())).get(b"content-type", b"")
-                streaming = kind.startswith(b"text/event-stream")
-                message["headers"] = [*message.get("headers", ()), (b"x-request-id", identity.encode())]
+                content_type = dict(message.get("headers", ())).get(b"content-type", b"")
+                streaming = content_type.startswith(b"text/event-stream")
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
             else:
                 streaming = streaming and message.get("more_body", False)
                 if method == "HEAD":
@@ -73,71 +72,63 @@ class RequestMiddleware:
 
         try:
             with anyio.fail_after(self.config.request_seconds):
-                await self._within_limits(scope, receive, sending)
+                await self._check_and_run(scope, receive, send_with_id)
         except (asyncio.CancelledError, Exception) as error:
-            facts["cut"] = bool(status)
-            # Cancelled: uvicorn's time for shutting down is over.
-            told = error if isinstance(error, Exception) else ShutdownError("the server is stopping")
-            if isinstance(told, TimeoutError):
-                told = ApiError(504, f"not finished within {self.config.request_seconds:g} s", code="timeout")
-            answer = as_api_error(told).response()
+            record["cut"] = bool(status)
+            response = self._error_response(error)
             if not status:
-                await answer(scope, receive, sending)
+                await response(scope, receive, send_with_id)
             elif streaming:
-                await sending({"type": "http.response.body", "body": b"data: " + bytes(answer.body) + b"\n\n"})
+                body = b"data: " + bytes(response.body) + b"\n\n"
+                await send_with_id({"type": "http.response.body", "body": body})
             if not isinstance(error, Exception):
                 raise
         finally:
-            self._report({**scope, "method": method}, identity, status, time.monotonic() - begun, facts)
+            self._log({**scope, "method": method}, request_id, status or CLIENT_CLOSED_REQUEST, record)
 
-    async def _within_limits(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = {name: value for name, value in scope["headers"]}
+    def _error_response(self, error: BaseException) -> Any:
+        if isinstance(error, TimeoutError):
+            error = ApiError(504, f"not finished within {self.config.request_seconds:g} s", code="timeout")
+        elif not isinstance(error, Exception):  # Cancelled: uvicorn's time for shutting down is over.
+            error = ShutdownError()
+        return to_api_error(error).response()
+
+    async def _check_and_run(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = dict(scope["headers"])
         try:
             if scope["path"].startswith("/v1/") and scope["method"] != "OPTIONS":
                 self._check_key(headers.get(b"authorization", b""))
-            body = await self._body(headers, receive)
-            if body and headers.get(b"content-type", b"").split(b";")[0].strip().lower() != b"application/json":
-                # Also keeps web pages of others from posting here without being asked by CORS.
-                raise ApiError(415, "the body must be application/json")
-            encoding = headers.get(b"content-encoding", b"identity").strip().lower()
-            if body and encoding != b"identity":
-                known = {"Accept-Encoding": "identity"}
-                raise ApiError(
-                    415, f"the body is sent as {encoding.decode('latin-1')}; send it as it is", headers=known
-                )
-            if body and half_characters(body):
-                raise ApiError(400, "the body has half of a surrogate pair, which is no text", code="invalid_json")
+            body = await self._read_body(headers, receive)
+            if body:
+                check_body(headers, body)
         except ApiError as error:
             await error.response()(scope, receive, send)
             return
         if body is None:
             return
-        given = False
+        messages = [{"type": "http.request", "body": body, "more_body": False}]
 
-        async def receiving() -> Message:
-            nonlocal given
-            if given:
-                return await receive()
-            given = True
-            return {"type": "http.request", "body": body, "more_body": False}
+        async def receive_body() -> Message:
+            return messages.pop() if messages else await receive()
 
-        await self.app(scope, receiving, send)
+        await self.app(scope, receive_body, send)
 
     def _check_key(self, authorization: bytes) -> None:
         if not self.keys:
             return
-        scheme, _, given = authorization.partition(b" ")
-        # Every key is compared in constant time, so that no timing tells how much of one was right.
-        known = [hmac.compare_digest(given.strip(), key) for key in self.keys]
-        if scheme.lower() != b"bearer" or not any(known):
+        scheme, _, key = authorization.partition(b" ")
+        # Compares every key in constant time, so that the time does not reveal a part of a key.
+        matches = [hmac.compare_digest(key.strip(), known) for known in self.keys]
+        if scheme.lower() != b"bearer" or not any(matches):
             raise ApiError(401, "no or wrong API key", code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
 
-    async def _body(self, headers: dict[bytes, bytes], receive: Receive) -> bytes | None:
-        """The whole body; None when the client left before it was sent."""
+    async def _read_body(self, headers: dict[bytes, bytes], receive: Receive) -> bytes | None:
+        """Returns the body, or None when the client disconnects before its end."""
         limit = self.config.max_body_kb * 1024
         parts: list[bytes] = []
         size = 0
         declared = headers.get(b"content-length", b"0")
+        discard = declared.isdigit() and int(declared[:20]) > MAX_DISCARDED_BYTES
         try:
             with anyio.fail_after(self.config.body_seconds):
                 while True:
@@ -147,38 +138,50 @@ class RequestMiddleware:
                     size += len(message.get("body", b""))
                     if size <= limit:
                         parts.append(message.get("body", b""))
-                    too_much = declared.isdigit() and int(declared[:20]) > READ_ANYWAY
-                    if not message.get("more_body") or size > READ_ANYWAY or too_much:
+                    if not message.get("more_body") or size > MAX_DISCARDED_BYTES or discard:
                         break
         except TimeoutError:
             message_text = f"the request did not arrive within {self.config.body_seconds:g} s"
             raise ApiError(408, message_text, code="timeout", headers={"Connection": "close"}) from None
-        if size > limit or too_much:
+        if size > limit or discard:
             raise ApiError(413, f"the request is larger than {self.config.max_body_kb} KiB", code="too_large")
         return b"".join(parts)
 
-    def _report(self, scope: Scope, identity: str, status: int, seconds: float, facts: Facts) -> None:
+    def _log(self, scope: Scope, request_id: str, status: int, record: AccessRecord) -> None:
+        seconds = time.monotonic() - scope["tfgpt.start_time"]
         route = getattr(scope.get("route"), "path", "other")
-        status = status or CLIENT_LEFT
         self.metrics.requests.labels(route, str(status)).inc()
         self.metrics.seconds.labels(route).observe(seconds)
         if not self.config.access_log:
             return
         line = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "id": identity,
+            "id": request_id,
             "method": scope["method"],
             "route": route,
             "status": status,
             "seconds": round(seconds, 4),
-            **facts,
+            **record,
         }
-        with contextlib.suppress(OSError, ValueError):  # Who reads the log has left, or the disk is full.
+        with contextlib.suppress(OSError, ValueError):  # The reader of the log is gone, or the disk is full.
             print(json.dumps(line), file=sys.stdout, flush=True)
 
 
-def half_characters(body: bytes) -> bool:
-    r"""Whether JSON spells half of a surrogate pair, such as "\ud800": Python reads it and cannot write it again."""
+def check_body(headers: dict[bytes, bytes], body: bytes) -> None:
+    """Raises an ApiError unless the body is uncompressed JSON whose strings are valid text."""
+    if headers.get(b"content-type", b"").split(b";")[0].strip().lower() != b"application/json":
+        # Also prevents pages of other origins from posting here without CORS.
+        raise ApiError(415, "the body must be application/json")
+    encoding = headers.get(b"content-encoding", b"identity").strip().lower()
+    if encoding != b"identity":
+        message = f"the body has the encoding {encoding.decode('latin-1')}; send it without"
+        raise ApiError(415, message, headers={"Accept-Encoding": "identity"})
+    if has_lone_surrogate(body):
+        raise ApiError(400, "the body contains half of a surrogate pair, which is not text", code="invalid_json")
+
+
+def has_lone_surrogate(body: bytes) -> bool:
+    r"""Returns whether JSON contains half of a surrogate pair, such as "\ud800", which Python cannot encode."""
     if b"\\ud" not in body.lower():
         return False
     try:
@@ -186,5 +189,5 @@ def half_characters(body: bytes) -> bool:
     except UnicodeEncodeError:
         return True
     except (ValueError, RecursionError):
-        return False  # Whoever reads the body says what is wrong with it.
+        pass  # The parser of the request reports the problem.
     return False

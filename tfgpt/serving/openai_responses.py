@@ -1,4 +1,4 @@
-"""From the pieces that the batcher writes to OpenAI's answers, whole or as a stream of server-sent events."""
+"""OpenAI's responses, complete or as server-sent events, from the batcher's chunks."""
 
 from __future__ import annotations
 
@@ -17,207 +17,197 @@ from fastapi import Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from tfgpt.serving.api_errors import as_api_error
+from tfgpt.serving.api_errors import to_api_error
 from tfgpt.serving.batching import RequestHandle, TokenChunk
-from tfgpt.serving.middleware import CLIENT_LEFT, Facts
+from tfgpt.serving.middleware import CLIENT_CLOSED_REQUEST, AccessRecord
 from tfgpt.serving.prometheus_metrics import Metrics
 
-# A comment this often tells proxies and browsers that a stream that waits for its turn is alive, in seconds.
-ALIVE_SECONDS = 10
-# What OpenAI writes for a log-probability of minus infinity, which JSON cannot say.
-IMPOSSIBLE = -9999.0
-# What Python's `splitlines`, and so clients that read with it, takes for a line's end and JSON leaves as it is.
+# Seconds between comments that show proxies and browsers that a waiting stream is alive.
+KEEP_ALIVE_SECONDS = 10
+# OpenAI's value for a log-probability of minus infinity, which JSON cannot express.
+MIN_LOG_PROBABILITY = -9999.0
+# Characters that `str.splitlines`, and so clients that use it, treats as line ends and JSON does not escape.
 LINE_ENDS = {ord(character): f"\\u{ord(character):04x}" for character in "\x85\u2028\u2029"}
 
 
 @dataclasses.dataclass
 class CompletionResponse:
-    """One request's texts as they come.
+    """The response to one request for texts."""
 
-    Attributes:
-        ticket: where the pieces come out.
-        chat: chat or plain completion.
-        model: its name.
-        choices: how many texts.
-        prompt_tokens: of all prompts of the request.
-        log_probabilities: whether they are wanted.
-        facts: for the access log.
-        metrics: what is counted.
-        begun: when the request came, on the monotonic clock.
-    """
-
-    ticket: RequestHandle
-    chat: bool
+    handle: RequestHandle
+    chat: bool  # whether the request is a chat; otherwise it is a plain completion
     model: str
-    choices: int
-    prompt_tokens: int
-    log_probabilities: bool
-    facts: Facts
+    choices: int  # the number of texts
+    prompt_tokens: int  # the number of tokens of all prompts
+    log_probabilities: bool  # whether the request asks for log-probabilities
+    record: AccessRecord
     metrics: Metrics
-    begun: float
+    start_time: float  # the time of the request on the monotonic clock
 
     def __post_init__(self) -> None:
         self.id = ("chatcmpl-" if self.chat else "cmpl-") + uuid.uuid4().hex
         self.created = int(time.time())
-        self.written = 0
-        self.reasons = [""] * self.choices
+        self.completion_tokens = 0
+        self.finish_reasons = [""] * self.choices
         self._offsets = [0] * self.choices
         self.metrics.prompt.inc(self.prompt_tokens)
 
-    async def pieces(self) -> AsyncIterator[TokenChunk | None]:
-        """The pieces of all texts, None while nothing comes; ends with the last text.
+    async def chunks(self) -> AsyncIterator[TokenChunk | None]:
+        """Yields the chunks of all texts, and None when no chunk arrives for `KEEP_ALIVE_SECONDS`.
 
         Raises:
-            Exception: the model failed.
+            Exception: the model fails.
         """
         try:
-            while not all(self.reasons):
+            while not all(self.finish_reasons):
                 event: TokenChunk | Exception | None = None
-                with anyio.move_on_after(ALIVE_SECONDS):
-                    event = await self.ticket.events.get()
-                if event is None:
-                    yield None
-                    continue
+                with anyio.move_on_after(KEEP_ALIVE_SECONDS):
+                    event = await self.handle.events.get()
                 if isinstance(event, Exception):
-                    self.facts["failed"] = True
+                    self.record["failed"] = True
                     raise event
-                if not self.written:
-                    self.metrics.first.observe(time.monotonic() - self.begun)
-                self.written += event.tokens
-                self.reasons[event.index] = event.finish_reason
+                if event is not None:
+                    if not self.completion_tokens:
+                        self.metrics.first.observe(time.monotonic() - self.start_time)
+                    self.completion_tokens += event.num_tokens
+                    self.finish_reasons[event.index] = event.finish_reason
                 yield event
         finally:
-            self.ticket.cancel()
-            self.facts.update(prompt_tokens=self.prompt_tokens, completion_tokens=self.written, choices=self.choices)
-            if all(self.reasons):
-                self.facts["finish_reasons"] = sorted(set(self.reasons))
+            self.handle.cancel()
+            self.record.update(
+                prompt_tokens=self.prompt_tokens, completion_tokens=self.completion_tokens, choices=self.choices
+            )
+            if all(self.finish_reasons):
+                self.record["finish_reasons"] = sorted(set(self.finish_reasons))
             else:
-                self.facts["unfinished"] = True
-                if "failed" not in self.facts:
+                self.record["unfinished"] = True
+                if "failed" not in self.record:
                     self.metrics.cancelled.inc()
 
-    def usage(self) -> dict[str, int]:
-        """The token counts."""
-        return {
-            "prompt_tokens": self.prompt_tokens,
-            "completion_tokens": self.written,
-            "total_tokens": self.prompt_tokens + self.written,
-        }
-
-    def heading(self, streamed: bool) -> dict[str, Any]:
-        """What stands before the choices."""
-        kind = "text_completion"
-        if self.chat:
-            kind = "chat.completion.chunk" if streamed else "chat.completion"
-        return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
-
-    async def whole(self) -> dict[str, Any]:
-        """The answer in one piece."""
+    async def body(self) -> dict[str, Any]:
+        """Returns the complete response."""
         texts = [""] * self.choices
-        likely: list[list[TokenChunk]] = [[] for _ in texts]
-        async for piece in self.pieces():
-            if piece is not None:
-                texts[piece.index] += piece.text
-                likely[piece.index].append(piece)
-        choices = []
-        for index, text in enumerate(texts):
-            said = {"message": {"role": "assistant", "content": text, "refusal": None}} if self.chat else {"text": text}
-            known = self.log_probability_field(index, likely[index])
-            choices.append({"index": index, **said, "logprobs": known, "finish_reason": self.reasons[index]})
-        return {**self.heading(False), "choices": choices, "usage": self.usage()}
+        log_probabilities: list[list[tuple[bytes, float]]] = [[] for _ in texts]
+        async for chunk in self.chunks():
+            if chunk is not None:
+                texts[chunk.index] += chunk.text
+                log_probabilities[chunk.index] += chunk.log_probabilities
+        choices = [
+            self._choice(
+                index,
+                {"message": {"role": "assistant", "content": text, "refusal": None}} if self.chat else {"text": text},
+                self._logprobs(index, log_probabilities[index]),
+                self.finish_reasons[index],
+            )
+            for index, text in enumerate(texts)
+        ]
+        heading = self.heading("chat.completion" if self.chat else "text_completion")
+        return {**heading, "choices": choices, "usage": self.usage()}
 
     async def events(self, include_usage: bool) -> AsyncIterator[str]:
-        """The answer as server-sent events, `[DONE]` last; an error in the middle is an event too."""
-        empty: dict[str, Any] = {"usage": None} if include_usage else {}
+        """Yields the response as server-sent events, `[DONE]` last; a late error is an event too."""
+        heading = self.heading("chat.completion.chunk" if self.chat else "text_completion")
+        no_usage: dict[str, Any] = {"usage": None} if include_usage else {}
 
-        def event(index: int, delta: dict[str, Any], known: Any, reason: str | None) -> str:
-            said = {"delta": delta} if self.chat else {"text": delta.get("content", "")}
-            choice = {"index": index, **said, "logprobs": known, "finish_reason": reason}
-            return sent({**self.heading(True), "choices": [choice], **empty})
+        def event(index: int, delta: dict[str, Any], logprobs: Any = None, finish_reason: str | None = None) -> str:
+            content = {"delta": delta} if self.chat else {"text": delta.get("content", "")}
+            choice = self._choice(index, content, logprobs, finish_reason)
+            return format_event({**heading, "choices": [choice], **no_usage})
 
         try:
             if self.chat:
                 for index in range(self.choices):
-                    yield event(index, {"role": "assistant", "content": ""}, None, None)
-            async for piece in self.pieces():
-                if piece is None:
+                    yield event(index, {"role": "assistant", "content": ""})
+            async for chunk in self.chunks():
+                if chunk is None:
                     yield ": waiting\n\n"
                     continue
-                known = self.log_probability_field(piece.index, [piece])
-                if piece.text or (known and piece.log_probability is not None):
-                    yield event(piece.index, {"content": piece.text}, known, None)
-                if piece.finish_reason:
-                    yield event(piece.index, {}, None, piece.finish_reason)
+                if chunk.text or chunk.log_probabilities:
+                    logprobs = self._logprobs(chunk.index, chunk.log_probabilities)
+                    yield event(chunk.index, {"content": chunk.text}, logprobs)
+                if chunk.finish_reason:
+                    yield event(chunk.index, {}, None, chunk.finish_reason)
             if include_usage:
-                yield sent({**self.heading(True), "choices": [], "usage": self.usage()})
+                yield format_event({**heading, "choices": [], "usage": self.usage()})
             yield "data: [DONE]\n\n"
         except Exception as error:
-            self.facts["cut"] = True
-            yield sent(as_api_error(error).content())
+            self.record["cut"] = True
+            yield format_event(to_api_error(error).content())
 
-    def log_probability_field(self, index: int, pieces: Sequence[TokenChunk]) -> dict[str, Any] | None:
-        """The `logprobs` of a choice, in the form of chat or of completions."""
+    def heading(self, kind: str) -> dict[str, Any]:
+        """Returns the fields before `choices`."""
+        return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
+
+    def usage(self) -> dict[str, int]:
+        """Returns the token counts."""
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "total_tokens": self.prompt_tokens + self.completion_tokens,
+        }
+
+    @staticmethod
+    def _choice(index: int, content: dict[str, Any], logprobs: Any, finish_reason: str | None) -> dict[str, Any]:
+        return {"index": index, **content, "logprobs": logprobs, "finish_reason": finish_reason}
+
+    def _logprobs(self, index: int, log_probabilities: Sequence[tuple[bytes, float]]) -> dict[str, Any] | None:
+        """Returns the `logprobs` of a choice in the format of chats or of completions."""
         if not self.log_probabilities:
             return None
-        known = [
-            (piece.content, max(piece.log_probability, IMPOSSIBLE))
-            for piece in pieces
-            if piece.log_probability is not None
-        ]
-        tokens = [content.decode("utf-8", "replace") for content, _ in known]
+        tokens = [content.decode("utf-8", "replace") for content, _ in log_probabilities]
+        values = [max(value, MIN_LOG_PROBABILITY) for _, value in log_probabilities]
         if self.chat:
             entries = [
                 {"token": token, "logprob": value, "bytes": list(content), "top_logprobs": []}
-                for token, (content, value) in zip(tokens, known)
+                for token, value, (content, _) in zip(tokens, values, log_probabilities)
             ]
             return {"content": entries, "refusal": None}
         offsets = []
         for token in tokens:
             offsets.append(self._offsets[index])
             self._offsets[index] += len(token)
-        values = [value for _, value in known]
         return {"tokens": tokens, "token_logprobs": values, "top_logprobs": None, "text_offset": offsets}
 
 
-def sent(content: dict[str, Any]) -> str:
-    """One server-sent event."""
-    return f"data: {json.dumps(content, ensure_ascii=False, separators=(',', ':')).translate(LINE_ENDS)}\n\n"
-
-
 class EventResponse(StreamingResponse):
-    """A stream that takes its request out of the batcher however it ends, begun or not."""
+    """A stream of events that cancels its request in the batcher at its end, even if it never starts."""
 
-    def __init__(self, answer: CompletionResponse, include_usage: bool):
-        # X-Accel-Buffering: nginx would otherwise keep the events back.
+    def __init__(self, response: CompletionResponse, include_usage: bool):
+        # X-Accel-Buffering: nginx otherwise holds the events back.
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        super().__init__(answer.events(include_usage), media_type="text/event-stream", headers=headers)
-        self._ticket = answer.ticket
+        super().__init__(response.events(include_usage), media_type="text/event-stream", headers=headers)
+        self._handle = response.handle
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await super().__call__(scope, receive, send)
         finally:
-            self._ticket.cancel()
+            self._handle.cancel()
 
 
-async def unless_gone(request: Request, answer: CompletionResponse) -> Response:
-    """The whole answer; when the client leaves first, no more work is done for it."""
+async def respond_unless_disconnected(request: Request, response: CompletionResponse) -> Response:
+    """Returns the complete response; stops the work when the client disconnects first."""
 
-    async def gone() -> None:
+    async def wait_for_disconnect() -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
 
-    working, watching = asyncio.ensure_future(answer.whole()), asyncio.ensure_future(gone())
+    body, disconnect = asyncio.ensure_future(response.body()), asyncio.ensure_future(wait_for_disconnect())
     try:
-        await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
-        return JSONResponse(working.result()) if working.done() else Response(status_code=CLIENT_LEFT)
+        await asyncio.wait((body, disconnect), return_when=asyncio.FIRST_COMPLETED)
+        return JSONResponse(body.result()) if body.done() else Response(status_code=CLIENT_CLOSED_REQUEST)
     finally:
-        answer.ticket.cancel()
-        for task in (working, watching):
+        response.handle.cancel()
+        for task in (body, disconnect):
             task.cancel()
-        await asyncio.gather(working, watching, return_exceptions=True)
+        await asyncio.gather(body, disconnect, return_exceptions=True)
 
 
-def as_base64(values: Sequence[float]) -> str:
-    """A vector as OpenAI's clients ask for it: little-endian float32 in base64."""
+def format_event(content: dict[str, Any]) -> str:
+    """Returns one server-sent event."""
+    return f"data: {json.dumps(content, ensure_ascii=False, separators=(',', ':')).translate(LINE_ENDS)}\n\n"
+
+
+def encode_base64(values: Sequence[float]) -> str:
+    """Returns a vector in the format of OpenAI's clients: little-endian float32 in base64."""
     return base64.b64encode(struct.pack(f"<{len(values)}f", *values)).decode()

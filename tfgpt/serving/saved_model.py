@@ -1,12 +1,12 @@
-"""The module that is saved: its functions are the signatures, its weights plain variables.
+"""The module that is saved: its functions are the signatures, its weights are plain variables.
 
-A SavedModel of a module that tracks a Keras model loads in Python and fails in TensorFlow Serving: there variables are
-restored into twins that no function reads. So the Keras decoder is hidden (only functions hold it, in their closures),
-and the module tracks the `tf.Variable`s themselves.
+A SavedModel that tracks a Keras model loads in Python and fails in TensorFlow Serving, which restores the variables
+into copies that no function reads. So only closures hold the Keras decoder, and the module tracks its `tf.Variable`s.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,8 +19,7 @@ from tfgpt.generation.sampling import SamplingParameters
 from tfgpt.generation.scoring import embedding, log_likelihood
 from tfgpt.model.decoder import Decoder
 from tfgpt.serving.quantization import ServedWeights
-from tfgpt.serving.signatures import SAMPLING, SIGNATURES, Signature, default_of
-from tfgpt.tokenization.in_graph.byte_level import InGraphTokenizer
+from tfgpt.serving.signatures import SAMPLING, SIGNATURES, Signature, sampling_values
 from tfgpt.tokenization.in_graph.chat import encode_conversations
 from tfgpt.tokenization.in_graph.sentencepiece import in_graph_tokenizer
 from tfgpt.tokenization.tokenizer import Tokenizer
@@ -29,19 +28,22 @@ IDS = tf.TensorSpec([None, None], tf.int32)
 COUNTS = tf.TensorSpec([None], tf.int32)
 
 
-class ServedModel(tf.Module):
-    """Text in, text out.
+class ServedModel:
+    """The signatures of an export and its module, which does not track the decoder.
 
     Args:
-        decoder: the model; its code is traced, its weights are those of `weights`.
-        weights: what is saved.
-        tokenizer: the model's.
-        defaults: what `serving_default` uses and what the other signatures' inputs are when they are not given.
-        max_new_tokens_limit: the most tokens that a request gets.
-        stop_tokens: what ends a text; none: as the tokenizer says.
+        decoder: the model; its code is traced with the weights of `weights`.
+        weights: the weights that are saved.
+        tokenizer: the model's tokenizer.
+        defaults: the sampling of `serving_default` and the defaults of the sampling inputs.
+        max_new_tokens_limit: the most new tokens of a request.
+        stop_tokens: the ids that end a text; by default those of the tokenizer.
+
+    Attributes:
+        module: the module that is saved, with the weights and the tokenizer's operations.
 
     Raises:
-        UserError: the tokenizer cannot be run inside the graph.
+        UserError: the tokenizer cannot run in the graph.
     """
 
     def __init__(
@@ -53,98 +55,94 @@ class ServedModel(tf.Module):
         max_new_tokens_limit: int,
         stop_tokens: Sequence[int] = (),
     ):
-        super().__init__(name="tfgpt")
-        self.weights = weights.variables
-        self.tokenizer = in_graph_tokenizer(tokenizer)
-        self.functions = SignatureFunctions(
-            decoder, weights, tokenizer, self.tokenizer, defaults, max_new_tokens_limit, stop_tokens
-        )
-
-    def signature_functions(self) -> dict[str, Callable]:
-        """The signatures by name, for `tf.saved_model.save`."""
-        return self.functions.signatures()
-
-
-class SignatureFunctions:
-    """The signatures' functions; no trackable object, so that the decoder in it is not saved.
-
-    Args:
-        decoder, weights, tokenizer, defaults, max_new_tokens_limit, stop_tokens: as `ServedModel`'s.
-        in_graph: the tokenizer's operations.
-    """
-
-    def __init__(
-        self,
-        decoder: Decoder,
-        weights: ServedWeights,
-        tokenizer: Tokenizer,
-        in_graph: InGraphTokenizer,
-        defaults: SamplingConfig,
-        max_new_tokens_limit: int,
-        stop_tokens: Sequence[int],
-    ):
         self.decoding = DecodeFunctions(decoder, tuple(stop_tokens) or tokenizer.stop_ids)
-        self.weights, self.tokenizer, self.in_graph = weights, tokenizer, in_graph
-        self.limit = max_new_tokens_limit
-        # One graph for all signatures that write: it is most of what an export holds.
-        self.write = self.over_weights(generate, IDS, COUNTS, COUNTS, SamplingParameters.specs())
-        self.log_likelihood = self.over_weights(log_likelihood, IDS, COUNTS, tf.TensorSpec([None, None], tf.bool))
-        self.embedding = self.over_weights(embedding, IDS, COUNTS)
-        self.defaults = [tf.constant([default_of(defaults, item.name)], item.dtype) for item in SAMPLING]
+        self.weights, self.tokenizer, self.limit = weights, tokenizer, max_new_tokens_limit
+        self.in_graph = in_graph_tokenizer(tokenizer)
+        self.module = tf.Module(name="tfgpt")
+        self.module.weights, self.module.tokenizer = weights.variables, self.in_graph
+        # All signatures share one graph for generation, which is most of an export.
+        self.generate = self.with_served_weights(generate, IDS, COUNTS, COUNTS, SamplingParameters.specs())
+        self.log_likelihood = self.with_served_weights(
+            log_likelihood, IDS, COUNTS, tf.TensorSpec([None, None], tf.bool)
+        )
+        self.embedding = self.with_served_weights(embedding, IDS, COUNTS)
+        values = sampling_values(defaults)
+        self.defaults = {tensor.name: tf.constant([values[tensor.name]], tensor.dtype) for tensor in SAMPLING}
 
     def signatures(self) -> dict[str, Callable]:
-        """Every signature as a function that is traced once."""
-        new_tokens, temperature, top_k, top_p, min_p, penalty, seed, sample = self.defaults
+        """Returns the signatures by name for `tf.saved_model.save`; saving traces them."""
+        functions: dict[str, Callable] = {
+            "serving_default": lambda text: {"text": self.complete(self.encode(text), *self.defaults.values())["text"]},
+            "generate": lambda text, *sampling: self.complete(self.encode(text), *sampling),
+            "chat": lambda text, *sampling: self.complete(self.encode_chat(text), *sampling),
+            "stream": self.stream,
+            "score": self.score,
+            "tokenize": self.tokenize,
+            "tokenize_chat": lambda text: dict(zip(("ids", "num_tokens"), self.pad(self.encode_chat(text)))),
+            "embed": lambda text: {"embedding": self.embedding(*self.pad(self.encode(text)))},
+        }
+        return {entry.name: self.graph_function(entry, functions[entry.name]) for entry in SIGNATURES}
 
-        # Argument names and defaults are what a saved signature takes its own from.
-        def serving_default(text):
-            return {"text": self.answer(self.prompts(text), self.defaults)["text"]}
+    def graph_function(self, entry: Signature, function: Callable) -> Callable:
+        """Returns a function as a `tf.function` with the names, types and defaults of a signature's inputs."""
 
-        def generate(
-            text, max_new_tokens=new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
-            repetition_penalty=penalty, seed=seed, sample=sample,
-        ):  # fmt: skip
-            sampling = [max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, seed, sample]
-            return self.answer(self.prompts(text), sampling)
+        def call(*inputs):
+            return function(*inputs)
 
-        def chat(
-            conversation, max_new_tokens=new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
-            repetition_penalty=penalty, seed=seed, sample=sample,
-        ):  # fmt: skip
-            sampling = [max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, seed, sample]
-            return self.answer(encode_conversations(self.tokenizer, self.in_graph, conversation), sampling)
-
-        def stream(
-            ids, length, max_new_tokens=new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
-            repetition_penalty=penalty, seed=seed, sample=sample,
-        ):  # fmt: skip
-            sampling = [max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, seed, sample]
-            return self.chunk(ids, length, sampling)
-
-        functions: tuple[Callable, ...] = (
-            serving_default,
-            generate,
-            chat,
-            stream,
-            self.score,
-            self.tokenize,
-            self.tokenize_chat,
-            self.embed,
+        # `tf.saved_model.save` reads names and defaults from the Python signature.
+        call.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+            [
+                inspect.Parameter(
+                    tensor.name,
+                    inspect.Parameter.POSITIONAL_OR_KEYWORD,
+                    default=self.defaults.get(tensor.name, inspect.Parameter.empty),
+                )
+                for tensor in entry.inputs
+            ]
         )
-        return {entry.name: traced(entry, function) for entry, function in zip(SIGNATURES, functions, strict=True)}
+        specs = [
+            tf.TensorSpec([None, None] if item.columns else [None], item.dtype, item.name) for item in entry.inputs
+        ]
+        return tf.function(call, input_signature=specs, autograph=False)
 
-    def over_weights(self, function: Callable, *specs: Any) -> Callable:
-        """A function of the decoding and tensors as a graph of its own that reads the served weights."""
+    def with_served_weights(self, function: Callable, *specs: Any) -> Callable:
+        """Returns a function of `decoding` and tensors as a graph that reads the served weights."""
 
-        def with_weights(*inputs):
+        def call(*inputs):
             with self.weights.in_place():
                 return function(self.decoding, *inputs)
 
-        return tf.function(with_weights, input_signature=specs, autograph=False)
+        return tf.function(call, input_signature=specs, autograph=False)
+
+    def complete(self, prompts: tf.RaggedTensor, *sampling: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Continues prompts; returns `signatures.COMPLETION`."""
+        ids, lengths = self.pad(prompts)
+        output = self.generate_within_bounds(ids, lengths, *sampling)
+        content = tf.strings.reduce_join(self.token_bytes(output), axis=1)
+        text = tf.strings.unicode_transcode(content, "UTF-8", "UTF-8", errors="replace", replacement_char=0xFFFD)
+        return {"text": text, "text_bytes": content, **self.generated(output), "prompt_tokens": lengths}
+
+    def stream(self, ids: tf.Tensor, length: tf.Tensor, *sampling: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Continues ids by a few tokens."""
+        size = self.decoding.decoder.config.vocabulary_size
+        length = tf.clip_by_value(length, 1, tf.shape(ids)[1])
+        ids = tf.where(tf.sequence_mask(length, tf.shape(ids)[1]), ids, 0)
+        known = tf.debugging.assert_equal(
+            tf.reduce_all((ids >= 0) & (ids < size)), True, message=f"ids outside the vocabulary of {size}"
+        )
+        with tf.control_dependencies([known]):
+            output = self.generate_within_bounds(tf.identity(ids), length, *sampling)
+        token_bytes = self.token_bytes(output)
+        return {
+            **self.generated(output),
+            "text_bytes": tf.strings.reduce_join(token_bytes, axis=1),
+            "token_bytes": token_bytes,
+            "token_log_probabilities": output.token_log_probabilities,
+        }
 
     def score(self, text: tf.Tensor) -> dict[str, tf.Tensor]:
-        """How likely texts are."""
-        ids, lengths = self.padded(self.prompts(text))
+        """Returns the log-likelihoods of texts."""
+        ids, lengths = self.pad(self.encode(text))
         return {
             "log_likelihood": self.log_likelihood(ids, lengths, tf.ones_like(ids, tf.bool)),
             "num_tokens": lengths - 1,
@@ -152,25 +150,13 @@ class SignatureFunctions:
         }
 
     def tokenize(self, text: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Texts' ids."""
-        ids, lengths = self.padded(self.in_graph.encode(text))
-        return {
-            "ids": ids,
-            "num_tokens": lengths,
-            "end_of_text_id": tf.fill([tf.size(text)], next(iter(self.tokenizer.start_ids), -1)),
-        }
+        """Returns the ids of texts."""
+        ids, lengths = self.pad(self.in_graph.encode(text))
+        start_ids = tf.fill([tf.size(text)], next(iter(self.tokenizer.start_ids), -1))
+        return {"ids": ids, "num_tokens": lengths, "end_of_text_id": start_ids}
 
-    def tokenize_chat(self, conversation: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Conversations' ids."""
-        ids, lengths = self.padded(encode_conversations(self.tokenizer, self.in_graph, conversation))
-        return {"ids": ids, "num_tokens": lengths}
-
-    def embed(self, text: tf.Tensor) -> dict[str, tf.Tensor]:
-        """The mean of texts' last hidden states."""
-        return {"embedding": self.embedding(*self.padded(self.prompts(text)))}
-
-    def prompts(self, text: tf.Tensor) -> tf.RaggedTensor:
-        """Texts' ids [B, (ids)] as `prompts.encode_prompt` gives them: behind what texts begin with, none empty."""
+    def encode(self, text: tf.Tensor) -> tf.RaggedTensor:
+        """Returns the ids of texts [B, (ids)] as `prompts.encode_prompt` does; no row is empty."""
         ids = self.in_graph.encode(text)
         if self.tokenizer.start_ids:
             first = tf.tile([self.tokenizer.start_ids], [tf.size(text), 1])
@@ -180,37 +166,20 @@ class SignatureFunctions:
             first = tf.RaggedTensor.from_row_lengths(ends, tf.cast(empty, tf.int64))
         return tf.concat([first, ids], 1)
 
-    def padded(self, ids: tf.RaggedTensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """[B, (ids)] → [B, longest] int32 with padding behind, and the lengths [B] int32."""
+    def encode_chat(self, conversation: tf.Tensor) -> tf.RaggedTensor:
+        return encode_conversations(self.tokenizer, self.in_graph, conversation)
+
+    def pad(self, ids: tf.RaggedTensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Pads [B, (ids)] on the right; returns [B, longest] int32 and the lengths [B] int32."""
         return ids.to_tensor(self.tokenizer.padding_id), tf.cast(ids.row_lengths(), tf.int32)
 
-    def answer(self, prompts: tf.RaggedTensor, sampling: list[tf.Tensor]) -> dict[str, tf.Tensor]:
-        """What is written behind prompts, as tokens and as text."""
-        ids, lengths = self.padded(prompts)
-        written = self.written(ids, lengths, sampling)
-        content = self.bytes_of(written)
-        text = tf.strings.unicode_transcode(content, "UTF-8", "UTF-8", errors="replace", replacement_char=0xFFFD)
-        return {"text": text, "text_bytes": content, **self.outputs_of(written), "prompt_tokens": lengths}
-
-    def chunk(self, ids: tf.Tensor, length: tf.Tensor, sampling: list[tf.Tensor]) -> dict[str, tf.Tensor]:
-        """What is written behind ids."""
-        size = self.decoding.decoder.config.vocabulary_size
-        length = tf.clip_by_value(length, 1, tf.shape(ids)[1])
-        read = tf.where(tf.sequence_mask(length, tf.shape(ids)[1]), ids, 0)
-        known = tf.debugging.assert_equal(
-            tf.reduce_all((read >= 0) & (read < size)), True, message=f"ids outside the vocabulary of {size}"
-        )
-        with tf.control_dependencies([known]):
-            written = self.written(tf.identity(read), length, sampling)
-        return {**self.outputs_of(written), "text_bytes": self.bytes_of(written)}
-
-    def written(self, ids: tf.Tensor, lengths: tf.Tensor, sampling: list[tf.Tensor]) -> GenerateOutput:
-        """`in_graph_generation.generate` with every sampling input brought into its bounds."""
+    def generate_within_bounds(self, ids: tf.Tensor, lengths: tf.Tensor, *sampling: tf.Tensor) -> GenerateOutput:
+        """Calls `in_graph_generation.generate` with every sampling input limited to its bounds."""
         new_tokens, temperature, top_k, top_p, min_p, penalty, seed, sample = (
             tf.broadcast_to(value, [tf.shape(ids)[0]]) for value in sampling
         )
         parameters = SamplingParameters(
-            # Comparisons with NaN are false: such a setting is as if it were off.
+            # Comparisons with NaN are false, so NaN turns a setting off.
             temperature=tf.where(temperature > 0, temperature, 0.0),
             top_k=top_k,
             top_p=tf.where(top_p < 1, tf.maximum(top_p, 0.0), 1.0),
@@ -219,26 +188,20 @@ class SignatureFunctions:
             seed=seed,
             sample=sample,
         )
-        return self.write(ids, lengths, tf.minimum(new_tokens, self.limit), parameters)
+        return self.generate(ids, lengths, tf.minimum(new_tokens, self.limit), parameters)
 
-    def outputs_of(self, written: GenerateOutput) -> dict[str, tf.Tensor]:
-        """The tensors of `signatures.WRITTEN`."""
-        kept = tf.sequence_mask(written.counts, tf.shape(written.tokens)[1])
+    def generated(self, output: GenerateOutput) -> dict[str, tf.Tensor]:
+        """Returns `signatures.GENERATED`."""
+        kept = tf.sequence_mask(output.counts, tf.shape(output.tokens)[1])
         return {
-            "tokens": tf.where(kept, written.tokens, self.tokenizer.padding_id),
-            "num_tokens": written.counts,
-            "finish_reason": tf.where(written.stopped, "stop", "length"),
-            "log_probability": written.log_probabilities,
+            "tokens": tf.where(kept, output.tokens, self.tokenizer.padding_id),
+            "num_tokens": output.counts,
+            "finish_reason": tf.where(output.stopped, "stop", "length"),
+            "log_probability": output.log_probabilities,
         }
 
-    def bytes_of(self, written: GenerateOutput) -> tf.Tensor:
-        """[B] strings: the bytes of the new tokens. A model may have more ids than its tokenizer; they have none."""
-        kept = tf.sequence_mask(written.counts, tf.shape(written.tokens)[1])
-        kept &= written.tokens < self.tokenizer.vocabulary_size
-        return self.in_graph.decode(tf.where(kept, written.tokens, self.tokenizer.padding_id))
-
-
-def traced(entry: Signature, function: Callable) -> Callable:
-    """A signature's function with its input types; traced when it is saved."""
-    specs = [tf.TensorSpec([None, None] if item.columns else [None], item.dtype, item.name) for item in entry.inputs]
-    return tf.function(function, input_signature=specs, autograph=False)
+    def token_bytes(self, output: GenerateOutput) -> tf.Tensor:
+        """Returns the bytes of each new token, strings [B, N]; ids of the model without a token have none."""
+        kept = tf.sequence_mask(output.counts, tf.shape(output.tokens)[1])
+        kept &= output.tokens < self.tokenizer.vocabulary_size
+        return self.in_graph.decode(tf.where(kept, output.tokens, self.tokenizer.padding_id)[:, :, None])

@@ -1,12 +1,11 @@
-"""A SavedModel as TensorFlow Serving opens it: the session loader, signatures called by name. TensorFlow only."""
+"""SavedModels in TensorFlow Serving's loader, the session loader. Imports TensorFlow only."""
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import importlib.util
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +17,19 @@ from tfgpt.common.model_paths import EXPORT_METADATA
 from tfgpt.serving.export_metadata import read_description
 
 TEXT_OPERATIONS = "core TensorFlow and tensorflow_text"
-"""What `assets.extra/tfgpt.json` says of a model whose tokenizer is a SentencePiece model."""
 
 
 def register_operations(directory: Path) -> None:
-    """Registers the operations that a version needs beside TensorFlow's own.
+    """Registers the operations that a version needs in addition to TensorFlow's own.
 
     Raises:
-        UserError: tensorflow_text is needed and not installed, or the export is of another format.
+        UserError: the version needs tensorflow_text, which is not installed, or has another format.
     """
     if not (directory / EXPORT_METADATA).is_file() or read_description(directory).get("operations") != TEXT_OPERATIONS:
         return
     if importlib.util.find_spec("tensorflow_text") is None:
         raise UserError(
-            f"{directory}: needs tensorflow-text, whose operations its tokenizer is made of (there is none for Windows)"
+            f"{directory}: needs tensorflow-text for the operations of its tokenizer (it does not exist for Windows)"
         )
     importlib.import_module("tensorflow_text")
 
@@ -43,7 +41,7 @@ class SessionModel:
         directory: the version's directory.
 
     Attributes:
-        signatures: by name, as `meta_graph.signature_def` has them, the initializer's left out.
+        signatures: the `SignatureDef`s by name, without the initializer's.
     """
 
     def __init__(self, directory: str | os.PathLike):
@@ -51,7 +49,7 @@ class SessionModel:
         graph = tf.Graph()
         self._session = tf.compat.v1.Session(graph=graph)
         try:
-            with graph.as_default(), without_warnings():
+            with graph.as_default():
                 loaded = tf.compat.v1.saved_model.load(self._session, ["serve"], str(directory))
         except BaseException:
             self._session.close()
@@ -61,10 +59,10 @@ class SessionModel:
         }
 
     def __call__(self, signature: str, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """Runs a signature; inputs that have defaults may be left out.
+        """Runs a signature; inputs with defaults are optional.
 
         Raises:
-            tf.errors.OpError: as the server would answer.
+            tf.errors.OpError: the server's error.
         """
         definition = self.signatures[signature]
         feeds = {definition.inputs[name].name: value for name, value in inputs.items()}
@@ -75,15 +73,3 @@ class SessionModel:
 
     def __exit__(self, *_: object) -> None:
         self._session.close()
-
-
-@contextlib.contextmanager
-def without_warnings() -> Iterator[None]:
-    """Keeps TensorFlow's advice to use another loader to itself: this one is meant."""
-    logger = tf.get_logger()
-    level = logger.level
-    logger.setLevel("ERROR")
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

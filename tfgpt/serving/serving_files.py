@@ -1,7 +1,7 @@
-"""The files with which TensorFlow Serving runs an exported model: settings, command line, manifests, notes.
+"""Files for TensorFlow Serving: settings, command line, manifests and notes, made from `templates/`.
 
-They are made from `templates/`, into `serving/` beside the versions. What is there of models.config is kept: the
-version that was stable stays so, the new one becomes the canary.
+They are in the folder `serving/` next to the versions. A stable version of an earlier models.config stays stable; the
+new version becomes the canary.
 """
 
 from __future__ import annotations
@@ -18,28 +18,25 @@ from tfgpt.common.output_directories import check_replaceable, result_directory
 from tfgpt.serving.export_metadata import SERVING_FOLDER
 
 TEMPLATES = Path(__file__).with_name("templates")
-# Memory of a server beside its weights: graphs, caches, batches.
-SPARE_BYTES = 2 << 30
+# Memory of a server in addition to its weights: graphs, caches, batches.
+EXTRA_BYTES = 2 << 30
 
 
 def check_serving_files(output: Path, overwrite: bool) -> None:
-    """Refuses, before any work, a `serving/` that holds other files, or a models.config that cannot be read."""
+    """Raises a UserError if `serving/` holds other files, or its models.config cannot be read."""
     check_replaceable(output / SERVING_FOLDER, "serving files", "serving_files", overwrite)
     stable_version(output / SERVING_FOLDER / "models.config", output.resolve().name)
 
 
 def write_serving_files(output: Path, version: Path, image: str, cores: int, overwrite: bool = False) -> Path:
-    """Writes the files for a served model.
+    """Writes the files of a served model and returns their folder.
 
     Args:
-        output: the served model's directory, whose name is the model's.
+        output: the served model's directory; its name is the model's name.
         version: the newest version's directory.
         image: the container image of TensorFlow Serving.
-        cores: CPUs that the server gets.
-        overwrite: replace `serving/` whatever it holds.
-
-    Returns:
-        The folder.
+        cores: the number of the server's CPUs.
+        overwrite: whether to replace a `serving/` that holds other files.
 
     Raises:
         UserError: `serving/` holds other files, or its models.config cannot be read.
@@ -61,7 +58,7 @@ def write_serving_files(output: Path, version: Path, image: str, cores: int, ove
         "image": image,
         "cores": cores,
         # Two versions, each read from a copy in the file cache.
-        "memory": f"{(3 * weights + SPARE_BYTES) // (1 << 20)}Mi",
+        "memory": f"{(3 * weights + EXTRA_BYTES) // (1 << 20)}Mi",
     }
     with result_directory(folder, "serving files", "serving_files", overwrite) as temporary:
         for template in sorted(TEMPLATES.iterdir()):
@@ -72,10 +69,10 @@ def write_serving_files(output: Path, version: Path, image: str, cores: int, ove
 
 
 def stable_version(path: Path, name: str) -> int | None:
-    """The version that a models.config calls stable; None where there is no such file or label.
+    """Returns the version with the label "stable" in a models.config; None without such a file or label.
 
     Raises:
-        UserError: it is no model server configuration.
+        UserError: the file is not a model server configuration.
     """
     if not path.is_file():
         return None
@@ -84,7 +81,7 @@ def stable_version(path: Path, name: str) -> int | None:
         text_format.Parse(path.read_text(encoding="utf-8"), config)
     except (text_format.ParseError, UnicodeDecodeError) as error:
         problem = str(error).splitlines()[0]
-        raise UserError(f"{path}: is no model server configuration ({problem}); mend it or delete it") from error
+        raise UserError(f"{path}: not a model server configuration ({problem}); correct or delete it") from error
     for model in config.model_config_list.config:
         if model.name == name and "stable" in model.version_labels:
             return model.version_labels["stable"]

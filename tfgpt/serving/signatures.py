@@ -1,6 +1,6 @@
-"""The signatures of an exported model: names, inputs, outputs, types. The README's table is made from this.
+"""The signatures of an exported model: names, inputs, outputs and dtypes. The README's tables are made from them.
 
-Imports neither TensorFlow nor anything that does: clients read it too.
+Imports neither TensorFlow nor a module that does: clients read it too.
 """
 
 from __future__ import annotations
@@ -13,19 +13,12 @@ from tfgpt.generation.config import SamplingConfig
 
 @dataclasses.dataclass(frozen=True)
 class SignatureTensor:
-    """An input or an output.
+    """An input or an output of a signature."""
 
-    Attributes:
-        name: its name in requests and answers.
-        dtype: "string", "int32", "int64" or "float32".
-        meaning: one line.
-        columns: what the second axis counts; none: the shape is [B].
-    """
-
-    name: str
-    dtype: str
-    meaning: str
-    columns: str = ""
+    name: str  # its name in requests and responses
+    dtype: str  # "string", "int32", "int64" or "float32"
+    meaning: str  # one line
+    columns: str = ""  # the name of the second axis; "" for tensors of shape [B]
 
     def __str__(self) -> str:
         shape = f"[B, {self.columns}]" if self.columns else "[B]"
@@ -34,28 +27,23 @@ class SignatureTensor:
 
 @dataclasses.dataclass(frozen=True)
 class Signature:
-    """One way to call the model; every tensor's first axis is the batch, B.
+    """A way to call the model; the first axis of every tensor is the batch, B."""
 
-    Attributes:
-        name: the signature's name.
-        purpose: one line.
-        inputs: those without defaults first.
-        outputs: what comes back.
-    """
-
-    name: str
-    purpose: str
-    inputs: tuple[SignatureTensor, ...]
-    outputs: tuple[SignatureTensor, ...]
+    name: str  # the signature's name
+    purpose: str  # one line
+    inputs: tuple[SignatureTensor, ...]  # the inputs; those without defaults come first
+    outputs: tuple[SignatureTensor, ...]  # the outputs
 
 
-TEXT = SignatureTensor("text", "string", "any bytes; special tokens' names in it are plain letters")
-IDS = SignatureTensor("ids", "int32", "the whole text so far, end-of-text first; any number behind a row's length", "T")
-LENGTH = SignatureTensor("length", "int32", "how many ids a row has")
+TEXT = SignatureTensor("text", "string", "any bytes; names of special tokens in it are plain text")
+IDS = SignatureTensor(
+    "ids", "int32", "the whole text so far, end-of-text first; values after a row's length are ignored", "T"
+)
+LENGTH = SignatureTensor("length", "int32", "the number of ids of a row")
 
 SAMPLING = (
-    SignatureTensor("max_new_tokens", "int32", "the most tokens to write; more than the export's limit is cut to it"),
-    SignatureTensor("temperature", "float32", "0 always takes the likeliest token"),
+    SignatureTensor("max_new_tokens", "int32", "the most tokens to generate, at most the export's limit"),
+    SignatureTensor("temperature", "float32", "0 always takes the most likely token"),
     SignatureTensor("top_k", "int32", "0 is off"),
     SignatureTensor("top_p", "float32", "1 is off"),
     SignatureTensor("min_p", "float32", "0 is off"),
@@ -63,75 +51,80 @@ SAMPLING = (
     SignatureTensor("seed", "int64", "the same seed gives the same text"),
     SignatureTensor("sample", "int64", "the number of the text among several of one prompt and one seed"),
 )
-"""The inputs of every signature that writes, in this order; each has a default over gRPC, none over REST."""
+"""The inputs of every signature that generates, in this order; each has a default over gRPC, none over REST."""
 
-WRITTEN = (
-    SignatureTensor("tokens", "int32", "the new tokens without the stop token; the padding id behind them", "N"),
-    SignatureTensor("num_tokens", "int32", "how many they are"),
-    SignatureTensor("finish_reason", "string", "stop: the text or the turn ended; length: max_new_tokens were written"),
+GENERATED = (
+    SignatureTensor("tokens", "int32", "the new tokens without the stop token, then the padding id", "N"),
+    SignatureTensor("num_tokens", "int32", "the number of tokens"),
+    SignatureTensor("finish_reason", "string", "stop: the text or the turn ended; length: max_new_tokens was reached"),
     SignatureTensor("log_probability", "float32", "natural, under the model itself, the stop token included"),
 )
-ANSWER = (
+COMPLETION = (
     SignatureTensor("text", "string", "the new text; bytes that are not UTF-8 as U+FFFD"),
-    SignatureTensor("text_bytes", "string", "the same as it is; base64 over REST"),
-    *WRITTEN,
+    SignatureTensor("text_bytes", "string", "the bytes of the new text; base64 over REST"),
+    *GENERATED,
     SignatureTensor("prompt_tokens", "int32", "tokens of the prompt, end-of-text included"),
 )
 
 SIGNATURES = (
     Signature(
         "serving_default",
-        "text in, its continuation out, drawn as the export's flags say",
+        "continues a text with the export's sampling flags",
         (TEXT,),
         (SignatureTensor("text", "string", "the new text"),),
     ),
-    Signature("generate", "a text's continuation", (TEXT, *SAMPLING), ANSWER),
+    Signature("generate", "continues a text", (TEXT, *SAMPLING), COMPLETION),
     Signature(
         "chat",
-        "the assistant's answer to a conversation",
+        "the assistant's reply to a conversation",
         (
             SignatureTensor(
                 "conversation",
                 "string",
-                "what the chat template writes, special tokens by name (`ChatTemplate.render`)",
+                "the chat template's text with names of special tokens (`ChatTemplate.render`)",
             ),
             *SAMPLING,
         ),
-        ANSWER,
+        COMPLETION,
     ),
     Signature(
         "stream",
-        "the next few tokens of texts given as ids; the server keeps nothing",
+        "the next few tokens of texts given as ids; the server keeps no state",
         (IDS, LENGTH, *SAMPLING),
-        (*WRITTEN, SignatureTensor("text_bytes", "string", "their bytes; they may end inside a character")),
+        (
+            *GENERATED,
+            SignatureTensor("text_bytes", "string", "the bytes of the tokens; they may end inside a character"),
+            SignatureTensor("token_bytes", "string", "the bytes of each token; base64 over REST", "N"),
+            SignatureTensor("token_log_probabilities", "float32", "the log probability of each token, then 0", "N"),
+        ),
     ),
     Signature(
         "score",
-        "how likely a text is, behind an end-of-text token",
+        "the log-likelihood of a text after an end-of-text token",
         (TEXT,),
         (
-            SignatureTensor("log_likelihood", "float32", "natural, of all tokens of the text"),
+            SignatureTensor("log_likelihood", "float32", "natural, the sum over all tokens of the text"),
             SignatureTensor("num_tokens", "int32", "tokens of the text"),
             SignatureTensor("num_bytes", "int32", "bytes of the text"),
         ),
     ),
     Signature(
         "tokenize",
-        "a text's ids",
+        "the ids of a text",
         (TEXT,),
         (
-            SignatureTensor("ids", "int32", "without any special token; the padding id behind them", "T"),
-            SignatureTensor("num_tokens", "int32", "how many they are"),
-            SignatureTensor("end_of_text_id", "int32", "the id that `stream` wants before a text's ids; -1 for none"),
+            SignatureTensor("ids", "int32", "without special tokens, then the padding id", "T"),
+            SignatureTensor("num_tokens", "int32", "the number of ids"),
+            SignatureTensor("end_of_text_id", "int32", "the id that `stream` needs before a text's ids; -1 for none"),
         ),
     ),
     Signature(
         "tokenize_chat",
-        "a conversation's ids, as `stream` wants them",
-        (SignatureTensor("conversation", "string", "as `chat`'s"),),
+        "the ids of a conversation for `stream`",
+        (SignatureTensor("conversation", "string", "the same as for `chat`"),),
         (
-            SignatureTensor("ids", "int32", "the padding id behind them", "T"),
-            SignatureTensor("num_tokens", "int32", "how many they are"),
+            SignatureTensor("ids", "int32", "the ids, then the padding id", "T"),
+            SignatureTensor("num_tokens", "int32", "the number of ids"),
         ),
     ),
     Signature(
@@ -145,34 +138,11 @@ SIGNATURES = (
 
 
 def signature(name: str) -> Signature:
-    """The signature of this name."""
-    [found] = [signature for signature in SIGNATURES if signature.name == name]
-    return found
+    """Returns the signature of this name."""
+    return next(entry for entry in SIGNATURES if entry.name == name)
 
 
-def default_of(sampling: SamplingConfig, name: str) -> Any:
-    """A sampling input's value when it is not given, in an export with these settings."""
-    return 0 if name == "sample" else getattr(sampling, name)
-
-
-def table() -> str:
-    """The signatures as Markdown tables, as they stand in the README."""
-    lines = ["| signature | for | inputs | outputs |", "| --- | --- | --- | --- |"]
-    for entry in SIGNATURES:
-        own = [item for item in entry.inputs if item not in SAMPLING]
-        inputs = ", ".join(map(str, own)) + (", sampling inputs" if len(own) < len(entry.inputs) else "")
-        outputs = ", ".join(map(str, entry.outputs))
-        lines.append(f"| `{entry.name}` | {entry.purpose} | {inputs} | {outputs} |")
-    lines += ["", "| sampling input | default | meaning |", "| --- | --- | --- |"]
-    lines += [f"| {item} | {default_of(SamplingConfig(), item.name)} | {item.meaning} |" for item in SAMPLING]
-    owners: dict[tuple[str, str, str], list[str]] = {}
-    for entry in SIGNATURES:
-        for kind, items in (("into", entry.inputs), ("out of", entry.outputs)):
-            for item in items:
-                if item not in SAMPLING:
-                    owners.setdefault((item.name, kind, item.meaning.replace("|", r"\|")), []).append(entry.name)
-    lines += ["", "| other tensor | of | meaning |", "| --- | --- | --- |"]
-    lines += [
-        f"| `{name}` | {kind} {', '.join(found)} | {meaning} |" for (name, kind, meaning), found in owners.items()
-    ]
-    return "\n".join(lines) + "\n"
+def sampling_values(sampling: SamplingConfig) -> dict[str, Any]:
+    """Returns the values of the sampling inputs for these settings."""
+    values = {**sampling.to_dict(), "sample": 0}
+    return {tensor.name: values[tensor.name] for tensor in SAMPLING}

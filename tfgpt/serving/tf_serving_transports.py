@@ -1,4 +1,4 @@
-"""The two ways to TensorFlow Serving, each sending a request once: gRPC and REST."""
+"""Transports to TensorFlow Serving, gRPC and REST, and their errors. Each sends a request once."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ import ipaddress
 import json
 import urllib.parse
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
-from tfgpt.common.errors import UserError
-from tfgpt.serving.client import Answer, ServingError, failed, input_types
+from tfgpt.common.errors import RunError, UserError
 from tfgpt.serving.signatures import signature
 
-# Larger messages than gRPC's 4 MB: long ids of full batches.
-MESSAGE_BYTES = 64 << 20
-# What an HTTP status means, in gRPC's names; TensorFlow Serving maps them the other way.
-STATUSES = {
+Outputs = dict[str, list[Any]]
+"""The outputs of a signature by name; each list has one item per row."""
+
+# Larger than gRPC's default of 4 MB: full batches of long prompts exceed it.
+MAX_MESSAGE_BYTES = 64 << 20
+# gRPC codes of HTTP statuses, the reverse of TensorFlow Serving's mapping.
+GRPC_CODES = {
     400: "INVALID_ARGUMENT",
     404: "NOT_FOUND",
     408: "DEADLINE_EXCEEDED",
@@ -29,35 +31,74 @@ STATUSES = {
     503: "UNAVAILABLE",
     504: "DEADLINE_EXCEEDED",
 }
+# A full batching queue returns UNAVAILABLE. DEADLINE_EXCEEDED is not retried: the time is up.
+RETRYABLE_CODES = ("UNAVAILABLE", "RESOURCE_EXHAUSTED", "ABORTED")
+EXPLANATIONS = {
+    "UNAVAILABLE": "the server does not respond or is full; is it running?",
+    "RESOURCE_EXHAUSTED": "the server is full, or the message is too large",
+    "DEADLINE_EXCEEDED": "no response in time; allow more seconds or ask for fewer tokens",
+    "NOT_FOUND": "no such model, version or label; see models.config",
+    "INVALID_ARGUMENT": "the request is wrong",
+    "FAILED_PRECONDITION": "the model is not ready, or its export is wrong",
+}
+
+
+class ServingError(RunError):
+    """A failed request; the message is one line that names the address, the model and the signature.
+
+    Args:
+        address: the server's address.
+        model: the model's name.
+        signature: the signature's name.
+        code: the name of the gRPC status, such as "UNAVAILABLE".
+        detail: the server's own message.
+
+    Attributes:
+        retryable: whether the same request may succeed later.
+    """
+
+    def __init__(self, address: str, model: str, signature: str, code: str, detail: str = ""):
+        explanation = EXPLANATIONS.get(code, "the server failed")
+        detail = " ".join(detail.split())[:300]
+        message = f"{address}: model {model}, signature {signature}: {code}: {explanation}"
+        super().__init__(f"{message} ({detail})" if detail else message)
+        self.code, self.retryable = code, code in RETRYABLE_CODES
+
+
+class Transport(Protocol):
+    """The interface of a connection to a served model."""
+
+    address: str
+
+    def predict(self, name: str, inputs: Mapping[str, list[Any]], seconds: float) -> Outputs:
+        """Sends a request once; strings are bytes in its inputs and outputs.
+
+        Raises:
+            ServingError: the request fails or takes longer than `seconds`.
+        """
+
+    def close(self) -> None:
+        """Closes the connection."""
 
 
 class GrpcTransport:
-    """TensorFlow Serving's PredictionService.
-
-    Args:
-        address: "HOST:PORT".
-        model: the model's name.
-        label: a version's label, or "".
-    """
+    """A connection to TensorFlow Serving's PredictionService; see `client.connect`."""
 
     def __init__(self, address: str, model: str, label: str):
         try:
             import grpc
             from tensorflow_serving.apis import prediction_service_pb2_grpc
         except ImportError as error:
-            raise UserError(
-                f"{error.name} is missing, with which gRPC is spoken; pip install 'tfgpt[serve]'"
-            ) from error
+            raise UserError(f"{error.name} is missing, which gRPC needs; pip install 'tfgpt[serve]'") from error
         self.address, self.model, self.label = address, model, label
-        options = [(f"grpc.max_{way}_message_length", MESSAGE_BYTES) for way in ("send", "receive")]
-        if on_this_machine(f"//{address}"):
+        options = [(f"grpc.max_{way}_message_length", MAX_MESSAGE_BYTES) for way in ("send", "receive")]
+        if is_loopback(f"//{address}"):
             options.append(("grpc.enable_http_proxy", 0))
         self._channel = grpc.insecure_channel(address, options=options)
         self._stub = prediction_service_pb2_grpc.PredictionServiceStub(self._channel)
         self._error = grpc.RpcError
 
-    def predict(self, name: str, inputs: Mapping[str, list[Any]], seconds: float) -> Answer:
-        """As `Transport.predict`."""
+    def predict(self, name: str, inputs: Mapping[str, list[Any]], seconds: float) -> Outputs:
         import tensorflow as tf
         from tensorflow_serving.apis import predict_pb2
 
@@ -65,78 +106,60 @@ class GrpcTransport:
         request.model_spec.name, request.model_spec.signature_name = self.model, name
         if self.label:
             request.model_spec.version_label = self.label
-        types = input_types(name)
-        for key, value in inputs.items():
-            values = [as_bytes(item) for item in value] if types[key] == "string" else value
-            request.inputs[key].CopyFrom(tf.make_tensor_proto(values, types[key]))
+        for tensor in signature(name).inputs:
+            if tensor.name in inputs:
+                request.inputs[tensor.name].CopyFrom(tf.make_tensor_proto(inputs[tensor.name], tensor.dtype))
         try:
             response = self._stub.Predict(request, timeout=seconds)
         except self._error as error:
-            raise failed(self.address, self.model, name, error.code().name, error.details() or "") from error
-        answer: Answer = {key: tf.make_ndarray(value).tolist() for key, value in response.outputs.items()}
-        return with_text(name, answer)
+            raise ServingError(self.address, self.model, name, error.code().name, error.details() or "") from error
+        return {key: tf.make_ndarray(value).tolist() for key, value in response.outputs.items()}
 
     def close(self) -> None:
-        """Ends the connection."""
         self._channel.close()
 
 
 class RestTransport:
-    """TensorFlow Serving's REST interface, in its column form.
-
-    Args:
-        address: "http://HOST:PORT".
-        model: the model's name.
-        label: a version's label, or "".
-    """
+    """A connection to TensorFlow Serving's REST interface, in its column format; see `client.connect`."""
 
     def __init__(self, address: str, model: str, label: str):
         import requests
 
         self.address, self.model = address.rstrip("/"), model
-        place = f"/labels/{label}" if label else ""
-        self._url = f"{self.address}/v1/models/{model}{place}:predict"
+        version = f"/labels/{label}" if label else ""
+        self._url = f"{self.address}/v1/models/{model}{version}:predict"
         self._session = requests.Session()
-        self._session.trust_env = not on_this_machine(address)
+        self._session.trust_env = not is_loopback(address)
 
-    def predict(self, name: str, inputs: Mapping[str, list[Any]], seconds: float) -> Answer:
-        """As `Transport.predict`."""
+    def predict(self, name: str, inputs: Mapping[str, list[Any]], seconds: float) -> Outputs:
         import requests
 
-        types = input_types(name)
-        columns = {
-            key: [as_json(item) for item in value] if types[key] == "string" else value for key, value in inputs.items()
-        }
-        body = json.dumps({"signature_name": name, "inputs": columns})
+        body = json.dumps({"signature_name": name, "inputs": inputs}, default=to_json)
         try:
             response = self._session.post(self._url, data=body.encode(), timeout=seconds)
         except requests.Timeout as error:
-            raise self.failed(name, "DEADLINE_EXCEEDED", "") from error
+            raise ServingError(self.address, self.model, name, "DEADLINE_EXCEEDED") from error
         except requests.RequestException as error:
-            raise self.failed(name, "UNAVAILABLE", type(error).__name__) from error
+            raise ServingError(self.address, self.model, name, "UNAVAILABLE", type(error).__name__) from error
         try:
             content = response.json()
         except ValueError:
             content = {"error": response.text}
         if response.status_code != 200:
+            code = GRPC_CODES.get(response.status_code, "UNKNOWN")
             detail = content.get("error", "") if isinstance(content, dict) else ""
-            raise self.failed(name, STATUSES.get(response.status_code, "UNKNOWN"), str(detail))
+            raise ServingError(self.address, self.model, name, code, str(detail))
         outputs = content["outputs"]
-        if not isinstance(outputs, dict):  # A single output comes without its name.
+        if not isinstance(outputs, dict):  # A single output has no name in the response.
             outputs = {signature(name).outputs[0].name: outputs}
-        return with_text(name, {key: [from_json(item) for item in value] for key, value in outputs.items()})
-
-    def failed(self, name: str, code: str, detail: str) -> ServingError:
-        """The error for a status."""
-        return failed(self.address, self.model, name, code, detail)
+        return from_json(outputs)
 
     def close(self) -> None:
-        """Ends the connection."""
         self._session.close()
 
 
-def on_this_machine(url: str) -> bool:
-    """Whether an address means this machine, which no proxy of the environment (`http_proxy`) can reach."""
+def is_loopback(url: str) -> bool:
+    """Returns whether a URL names this machine, which a proxy of the environment (`http_proxy`) cannot reach."""
     try:
         host = urllib.parse.urlsplit(url).hostname or ""
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
@@ -144,24 +167,17 @@ def on_this_machine(url: str) -> bool:
         return False
 
 
-def as_bytes(item: str | bytes) -> bytes:
-    """Text as UTF-8."""
-    return item.encode() if isinstance(item, str) else item
+def to_json(item: bytes) -> dict[str, str]:
+    """Returns bytes in TensorFlow Serving's base64 format."""
+    return {"b64": base64.b64encode(item).decode()}
 
 
-def as_json(item: str | bytes) -> Any:
-    """Text as it is; bytes in base64, as TensorFlow Serving wants them."""
-    return item if isinstance(item, str) else {"b64": base64.b64encode(item).decode()}
-
-
-def from_json(item: Any) -> Any:
-    """The reverse of `as_json`."""
-    return base64.b64decode(item["b64"]) if isinstance(item, dict) and item.keys() == {"b64"} else item
-
-
-def with_text(name: str, answer: Answer) -> Answer:
-    """String outputs as str, those whose name ends in _bytes as bytes."""
-    for item in signature(name).outputs:
-        if item.dtype == "string" and not item.name.endswith("_bytes"):
-            answer[item.name] = [text.decode() if isinstance(text, bytes) else text for text in answer[item.name]]
-    return answer
+def from_json(value: Any) -> Any:
+    """Returns a JSON value with every base64 item in it decoded."""
+    if isinstance(value, list):
+        return [from_json(item) for item in value]
+    if isinstance(value, dict):
+        if value.keys() == {"b64"}:
+            return base64.b64decode(value["b64"])
+        return {key: from_json(item) for key, item in value.items()}
+    return value

@@ -1,8 +1,7 @@
-"""Warm-up records: requests that TensorFlow Serving runs before a new version answers anybody.
+"""Warm-up records: requests that TensorFlow Serving runs before a new version answers clients.
 
-They are PredictionLog records in `assets.extra/tf_serving_warmup_requests`. One that fails makes the server refuse the
-version, so the export's verification runs each of them first. Every signature has one of one row and one of two rows;
-each can be batched.
+They are PredictionLog records in `assets.extra/tf_serving_warmup_requests`, one with one row and one with two rows for
+each signature. The server refuses a version whose record fails, so the export's verification runs every record.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import tensorflow as tf
 from tensorflow_serving.apis import model_pb2, predict_pb2, prediction_log_pb2
 
 from tfgpt.generation.config import SamplingConfig
-from tfgpt.serving.signatures import SAMPLING, SIGNATURES, SignatureTensor
+from tfgpt.serving.signatures import SIGNATURES, sampling_values
 from tfgpt.tokenization.jinja_template import DEFAULT_TEMPLATE, ChatTemplate
 
 WARMUP_FILE = Path("assets.extra", "tf_serving_warmup_requests")
@@ -24,55 +23,36 @@ NEW_TOKENS = 4
 TEXTS = ["Hello", "What is the weather like today?"]
 
 
-def example_inputs(
-    rows: int, end_of_text_id: int, sampling: SamplingConfig, template: ChatTemplate = DEFAULT_TEMPLATE
-) -> dict[str, dict[str, np.ndarray]]:
-    """Inputs of every signature, by its name.
-
-    Args:
-        rows: 1 or 2.
-        end_of_text_id: what ids begin with.
-        sampling: what the sampling inputs are, but few tokens.
-        template: what conversations are written with.
-    """
-    texts = TEXTS[:rows]
-    conversations = [template.render([{"role": "user", "content": text}], add_generation_prompt=True) for text in texts]
-    columns = {
-        "text": np.array([text.encode() for text in texts], object),
-        "conversation": np.array([text.encode() for text in conversations], object),
-        "ids": np.full([rows, 3], end_of_text_id, np.int32),
-        "length": np.array([3, 1][:rows], np.int32),
-        "max_new_tokens": np.full([rows], NEW_TOKENS, np.int32),
-        "sample": np.zeros([rows], np.int64),
-    }
-
-    def column(item: SignatureTensor) -> np.ndarray:
-        if item.name in columns:
-            return columns[item.name]
-        return np.full([rows], getattr(sampling, item.name), item.dtype)
-
-    assert {item.name for item in SAMPLING} - columns.keys() <= sampling.to_dict().keys()
-    return {entry.name: {item.name: column(item) for item in entry.inputs} for entry in SIGNATURES}
-
-
 def write_warmup(
     directory: Path, end_of_text_id: int, sampling: SamplingConfig, template: ChatTemplate = DEFAULT_TEMPLATE
 ) -> None:
-    """Writes the records into a version's directory."""
+    """Writes the records into a version's directory; the sampling inputs are `sampling` with few new tokens."""
     path = directory / WARMUP_FILE
     path.parent.mkdir(exist_ok=True)
+    values = {**sampling_values(sampling), "max_new_tokens": NEW_TOKENS}
+    columns: dict[str, list[Any]] = {
+        **{name: [value] * 2 for name, value in values.items()},
+        "text": TEXTS,
+        "conversation": [
+            template.render([{"role": "user", "content": text}], add_generation_prompt=True) for text in TEXTS
+        ],
+        "ids": [[end_of_text_id] * 3] * 2,
+        "length": [3, 1],
+    }
     with tf.io.TFRecordWriter(str(path)) as writer:
         for rows in (1, 2):
-            for name, inputs in example_inputs(rows, end_of_text_id, sampling, template).items():
-                request = predict_pb2.PredictRequest(model_spec=model_pb2.ModelSpec(signature_name=name))
-                for key, value in inputs.items():
-                    request.inputs[key].CopyFrom(tf.make_tensor_proto(value))
+            for entry in SIGNATURES:
+                request = predict_pb2.PredictRequest(model_spec=model_pb2.ModelSpec(signature_name=entry.name))
+                for tensor in entry.inputs:
+                    request.inputs[tensor.name].CopyFrom(
+                        tf.make_tensor_proto(columns[tensor.name][:rows], tensor.dtype)
+                    )
                 log = prediction_log_pb2.PredictionLog(predict_log=prediction_log_pb2.PredictLog(request=request))
                 writer.write(log.SerializeToString())
 
 
-def read_warmup(directory: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The records of a version's directory: the signature's name and its inputs as arrays."""
+def read_warmup(directory: Path) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+    """Yields the signature's name and the inputs of each record of a version."""
     for record in tf.data.TFRecordDataset(str(directory / WARMUP_FILE)).as_numpy_iterator():
         request = prediction_log_pb2.PredictionLog.FromString(record).predict_log.request
         inputs = {key: tf.make_ndarray(value) for key, value in request.inputs.items()}
