@@ -34,13 +34,7 @@ class Refused(Exception):
 
 
 class Loopback:
-    """Both interfaces on free ports of this machine; a context manager.
-
-    Attributes:
-        grpc_address, rest_address: where clients connect.
-        refusals: statuses to answer with before the next requests are served, for tests of retries.
-        requests: how many requests came.
-    """
+    """Both interfaces on free ports of this machine; the next requests are answered with the statuses in `refusals`."""
 
     def __init__(self, name: str, model: SessionModel, labels: tuple[str, ...] = ("stable",)):
         self.name, self.model, self.labels = name, model, labels

@@ -16,32 +16,18 @@ CONTEXT = 48
 
 
 def save_model(directory: Path, tokenizer: Tokenizer | None = None, unused_ids: int = 3, **options) -> Path:
-    """A model directory with random weights, large enough that a wrong key or position changes the text.
+    """Saves a model with random weights, large enough that a wrong key or position changes the text.
 
-    Args:
-        directory: where to.
-        tokenizer: None for one of bytes.
-        unused_ids: logits that the model has beyond its tokenizer's ids.
-        options: of the decoder.
+    The model has `unused_ids` logits more than its tokenizer (by default one of bytes) has ids.
     """
     keras.utils.set_random_seed(5)
     tokenizer = tokenizer or byte_tokenizer()
     shape = {
-        "num_layers": 1,
-        "hidden_dim": 32,
-        "num_query_heads": 4,
-        "num_key_value_heads": 2,
-        "max_sequence_length": CONTEXT,
-        "initializer_range": 0.3,
-        "embedding_initializer_range": 0.3,
-    }
+        "num_layers": 1, "hidden_dim": 32, "num_query_heads": 4, "num_key_value_heads": 2,
+        "max_sequence_length": CONTEXT, "initializer_range": 0.3, "embedding_initializer_range": 0.3,
+    }  # fmt: skip
     config = DecoderConfig(vocabulary_size=tokenizer.vocabulary_size + unused_ids, **{**shape, **options})
-    save_decoder(
-        Decoder(config, dtype="float32"),
-        directory,
-        end_of_text_id=tokenizer.end_of_text_id,
-        end_of_turn_id=tokenizer.end_of_turn_id,
-        padding_id=tokenizer.padding_id,
-    )
+    ids = {name: getattr(tokenizer, name) for name in ("end_of_text_id", "end_of_turn_id", "padding_id")}
+    save_decoder(Decoder(config, dtype="float32"), directory, **ids)
     tokenizer.save(directory)
     return directory

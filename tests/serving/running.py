@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import socket
 import threading
 import time
@@ -18,20 +19,14 @@ from tfgpt.serving.serve_config import ServeConfig
 
 
 class Counted:
-    """A transport that counts the calls of `stream`, notes their rows, and may take its time or fail.
-
-    Attributes:
-        error: what every call raises, `stream_error` what `stream` does.
-        left_out: an output that answers lack.
-    """
+    """A transport that counts the rows of calls of `stream`, and may be slow, fail or omit an output."""
 
     def __init__(self, transport):
         self.transport, self.address = transport, transport.address
         self.rows: list[int] = []
-        self.seconds = 0.0
-        self.error: BaseException | None = None
-        self.stream_error: BaseException | None = None
-        self.left_out = ""
+        self.seconds, self.left_out = 0.0, ""
+        self.error: BaseException | None = None  # of every call
+        self.stream_error: BaseException | None = None  # of calls of `stream`
 
     def predict(self, name, inputs, seconds):
         if self.error:
@@ -48,22 +43,19 @@ class Counted:
         self.transport.close()
 
 
+@dataclasses.dataclass
 class Running:
-    """A server that listens.
+    """A server that listens."""
 
-    Attributes:
-        url: where.
-        backend: its transport.
-    """
-
-    def __init__(self, url: str, backend: Counted, server: uvicorn.Server, thread: threading.Thread):
-        self.url, self.backend = url, backend
-        self._server, self._thread = server, thread
+    url: str
+    backend: Counted
+    server: uvicorn.Server
+    thread: threading.Thread
 
     def stop(self) -> None:
         """Shuts down, as SIGTERM does."""
-        self._server.should_exit = True
-        self._thread.join()
+        self.server.should_exit = True
+        self.thread.join()
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow.core.protobuf import saved_model_pb2
 
 from tests.serving.conftest import DEFAULTS
 from tests.serving.models import CONTEXT
@@ -235,12 +236,9 @@ def test_the_front_end_renders_with_the_template_that_the_export_tells(version, 
 
 
 def test_weights_are_float32_once_and_no_op_needs_a_library(version):
-    graph = tf.compat.v1.GraphDef
-    from tensorflow.core.protobuf import saved_model_pb2
-
     saved = saved_model_pb2.SavedModel.FromString((version / "saved_model.pb").read_bytes())
     nodes = [node for meta in saved.meta_graphs for f in meta.graph_def.library.function for node in f.node_def]
-    assert graph and not {node.op for node in nodes} & {"PyFunc", "EagerPyFunc", "XlaLaunch", "PyFuncStateless"}
+    assert not {node.op for node in nodes} & {"PyFunc", "EagerPyFunc", "XlaLaunch", "PyFuncStateless"}
     assert not any(name.startswith(("Keras", "TextOps")) for name in {node.op for node in nodes})
     assert not any("_XlaMustCompile" in node.attr and node.attr["_XlaMustCompile"].b for node in nodes)
     size = sum(path.stat().st_size for path in (version / "variables").iterdir())

@@ -76,18 +76,11 @@ class BeamSearch:
         self.parents = [0]
         self.finished: list[Finished] = []
 
-    def scores(self) -> list[float]:
-        """Returns the scores of `num_beams` beams, `ABSENT_SCORE` for absent ones."""
-        return [beam.score for beam in self.running] + [ABSENT_SCORE] * (self.num_beams - len(self.running))
-
-    def last_tokens(self) -> list[int]:
-        """Returns the last tokens of `num_beams` beams, 0 for absent ones."""
-        tokens = [beam.token for beam in self.running]
-        return tokens + [0] * (self.num_beams - len(tokens))
-
-    def padded_parents(self) -> list[int]:
-        """Returns the parents of `num_beams` beams, 0 for absent ones."""
-        return self.parents + [0] * (self.num_beams - len(self.parents))
+    def padded(self) -> tuple[list[float], list[int], list[int]]:
+        """Returns the scores, last tokens and parents of `num_beams` beams; `ABSENT_SCORE`, 0 and 0 for absent ones."""
+        absent = self.num_beams - len(self.running)
+        scores = [beam.score for beam in self.running] + [ABSENT_SCORE] * absent
+        return scores, [beam.token for beam in self.running] + [0] * absent, self.parents + [0] * absent
 
     def advance(
         self,

@@ -66,20 +66,18 @@ class DecodeFunctions:
         Returns:
             The logits of the next token, [batch, vocabulary] float32, and the cache with `length` slots.
         """
-        batch_size, length = tf.shape(token_ids)[0], tf.shape(token_ids)[1]
-        slots = tf.range(length)[None]
-        padding = (length - lengths)[:, None]
-        hidden, cache = self.decoder.call_with_cache(
-            token_ids, slots - padding, self.decoder.empty_cache(batch_size, length), tf.constant(0), slots >= padding
-        )
+        hidden, cache = self._read(token_ids, (tf.shape(token_ids)[1] - lengths)[:, None])
         return self.decoder.logits(hidden[:, -1]), cache
 
     def hidden_states(self, token_ids: tf.Tensor) -> tf.Tensor:
         """Returns the last hidden states [batch, length, width] of [batch, length] int32 without left padding."""
+        return self._read(token_ids, tf.constant(0))[0]
+
+    def _read(self, token_ids: tf.Tensor, padding: tf.Tensor) -> tuple[tf.Tensor, Cache]:
         batch_size, length = tf.shape(token_ids)[0], tf.shape(token_ids)[1]
         slots = tf.range(length)[None]
         cache = self.decoder.empty_cache(batch_size, length)
-        return self.decoder.call_with_cache(token_ids, slots, cache, tf.constant(0), slots >= 0)[0]
+        return self.decoder.call_with_cache(token_ids, slots - padding, cache, tf.constant(0), slots >= padding)
 
     def take_rows(self, cache: Cache, rows: tf.Tensor) -> Cache:
         """Returns the cache of the rows [new batch] int32, which may omit, repeat and reorder."""

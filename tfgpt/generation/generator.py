@@ -231,11 +231,12 @@ class Generator:
         logits = tf.repeat(logits, config.num_beams, 0)
         seen = self.seen_tokens([prompt.tolist()] * config.num_beams, [config])
         for slot in range(config.max_new_tokens):
-            candidates = self.decoding.beam_candidates(logits, [beams.scores()], seen, config.repetition_penalty)
+            scores, _, _ = beams.padded()
+            candidates = self.decoding.beam_candidates(logits, [scores], seen, config.repetition_penalty)
             beams.advance(*(part.numpy()[0] for part in candidates))
             if beams.done():
                 break
-            parents, tokens = beams.padded_parents(), beams.last_tokens()
+            _, tokens, parents = beams.padded()
             logits, cache = self.decoding.beam_step(past, cache, slot, parents, tokens)
             seen = seen[parents]
             if seen.size:
@@ -315,18 +316,14 @@ class DecodeBatch:
         if len(distinct) < len(rows):
             logits, self.cache = tf.gather(logits, rows_of), self.decoding.take_rows(self.cache, rows_of)
         self.padding = (self.slots - lengths)[rows_of]
-        tokens, log_probabilities = choose(logits, self.parameters(), self.seen(), self.positions())
+        tokens, log_probabilities = choose(logits, *self.sampling_inputs())
         self.add_tokens(tokens.numpy()[:, None], log_probabilities.numpy()[:, None])
 
-    def parameters(self) -> SamplingParameters:
-        return SamplingParameters.of([(row.config, row.sample) for row in self.rows])
-
-    def positions(self) -> np.ndarray:
-        """Returns the number of tokens of each row, [rows] int32."""
-        return np.array([len(row.ids) for row in self.rows], np.int32)
-
-    def seen(self) -> np.ndarray:
-        return self.generator.seen_tokens([row.ids for row in self.rows], [row.config for row in self.rows])
+    def sampling_inputs(self) -> tuple[SamplingParameters, np.ndarray, np.ndarray]:
+        """Returns the inputs of `sampling.choose` after the logits."""
+        parameters = SamplingParameters.of([(row.config, row.sample) for row in self.rows])
+        seen = self.generator.seen_tokens([row.ids for row in self.rows], [row.config for row in self.rows])
+        return parameters, seen, np.array([len(row.ids) for row in self.rows], np.int32)
 
     def add_tokens(self, tokens: np.ndarray, log_probabilities: np.ndarray) -> None:
         """Adds new tokens, [rows, steps], to each row until it ends."""
@@ -354,8 +351,9 @@ class DecodeBatch:
         remaining = [row.remaining() for row in self.rows]
         steps = min(steps, max(remaining))
         last = [row.ids[-1] for row in self.rows]
+        parameters, seen, positions = self.sampling_inputs()
         tokens, log_probabilities, self.cache = self.decoding.steps(
-            self.cache, self.padding, last, self.positions(), remaining, self.parameters(), self.seen(), steps
+            self.cache, self.padding, last, positions, remaining, parameters, seen, steps
         )
         self.slots += steps
         self.add_tokens(tokens.numpy(), log_probabilities.numpy())

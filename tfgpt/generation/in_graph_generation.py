@@ -49,7 +49,6 @@ def generate(
     """Continues prompts.
 
     Args:
-        decoding: the model's functions.
         ids: [batch, length] int32, prompts padded on the right with any ids.
         lengths: [batch] int32, at least 1. Only the end of a prompt longer than the context is read.
         max_new_tokens: [batch] int32; a row below 1 gets no tokens.

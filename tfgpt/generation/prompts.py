@@ -99,7 +99,6 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str | np.ndarray, add_end_of_tex
     """Returns the ids of a prompt, [n] int32, n ≥ 1; an empty prompt becomes the end-of-text token.
 
     Args:
-        tokenizer: the model's tokenizer.
         prompt: text, in which names of special tokens are plain text, or ids [n], which are not changed.
         add_end_of_text: whether text begins with `Tokenizer.start_ids`, as texts of the training data do.
 
@@ -126,7 +125,6 @@ def encode_chat(
     """Returns the ids of a conversation up to the start of the assistant's reply, [n] int32.
 
     Args:
-        tokenizer: the model's tokenizer.
         messages: see `chat_template.encode_messages`.
         add_end_of_text: False removes `Tokenizer.start_ids` if the template begins with them.
         tools: definitions of functions that the assistant may call.

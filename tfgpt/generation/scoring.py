@@ -22,7 +22,6 @@ def log_likelihood(
     """Returns the natural log probability of each row's tokens after its first one: [batch] float32.
 
     Args:
-        decoding: the model's functions.
         ids: [batch, length] int32; positions after a row's length are ignored.
         lengths: [batch] int32, at least 1.
         counted: [batch, length] bool, the tokens that count; None for all.

@@ -24,15 +24,7 @@ logger = logging.getLogger("tfgpt.serving")
 
 
 class ApiError(Exception):
-    """A response that is not 2xx.
-
-    Args:
-        status: the HTTP status.
-        message: one line for the caller.
-        param: the name of the wrong field.
-        code: the code for programs.
-        headers: more headers of the response.
-    """
+    """A response that is not 2xx; `param` names the wrong field, and `code` is for programs."""
 
     def __init__(
         self,

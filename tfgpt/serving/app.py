@@ -18,7 +18,7 @@ import tfgpt
 from tfgpt.common.errors import UserError
 from tfgpt.serving.api_errors import ApiError, BatcherStoppedError, QueueFullError, add_error_handlers
 from tfgpt.serving.backends import ModelInfo
-from tfgpt.serving.batching import Batcher, RequestHandle, SequenceState
+from tfgpt.serving.batching import Batcher, RequestHandle
 from tfgpt.serving.client import Client, prompt_ids
 from tfgpt.serving.middleware import RequestMiddleware
 from tfgpt.serving.openai_requests import ChatRequest, CompletionRequest, EmbeddingRequest, ErrorResponse
@@ -29,6 +29,7 @@ from tfgpt.serving.openai_responses import (
     respond_unless_disconnected,
 )
 from tfgpt.serving.prometheus_metrics import Metrics
+from tfgpt.serving.sequence_state import SequenceState
 from tfgpt.serving.serve_config import ServeConfig
 from tfgpt.serving.tf_serving_transports import Outputs, ServingError
 
@@ -57,14 +58,7 @@ NOT_READY: Responses = {503: {"content": {"application/json": {}}, "description"
 
 
 def create_app(client: Client, info: ModelInfo, config: ServeConfig, keys: Sequence[str] = ()) -> FastAPI:
-    """Returns the web application.
-
-    Args:
-        client: the model.
-        info: the description of the model.
-        config: limits and origins.
-        keys: the API keys; without keys every client may use the API.
-    """
+    """Returns the web application; without API keys every client may use it."""
     server = Server(client, info, config)
 
     @contextlib.asynccontextmanager
@@ -212,7 +206,7 @@ class Server:
             for sample in range(samples):
                 sampling = body.sampling(dict(self.info.defaults), seed, sample)
                 options = length, sampling, body.stop_strings, log_probabilities
-                sequences.append(SequenceState(handle, len(sequences), prompt, *options))
+                sequences.append(SequenceState(prompt, *options, index=len(sequences), handle=handle))
         self.batcher.submit(sequences)
         record = request.scope["tfgpt.access_record"]
         record["stream"] = bool(body.stream)

@@ -30,12 +30,7 @@ class ModelInfo:
 
 
 class SavedModelTransport:
-    """An export in this process, with the interface of the transports to TensorFlow Serving.
-
-    Args:
-        version: the directory of the version.
-        name: the model's name, for error messages.
-    """
+    """An export in this process, with the interface of the transports to TensorFlow Serving."""
 
     def __init__(self, version: Path, name: str):
         import tensorflow as tf
@@ -64,11 +59,7 @@ class SavedModelTransport:
 
 
 def load_model_info(config: ServeConfig, version: Path | None) -> ModelInfo:
-    """Returns a description of the served model.
-
-    Args:
-        config: the flags.
-        version: the directory of the export, or None for a backend without one.
+    """Returns a description of the served model, without an export from the flags alone.
 
     Raises:
         UserError: the export's description cannot be read.

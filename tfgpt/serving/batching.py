@@ -9,41 +9,18 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
-import dataclasses
 import math
 import threading
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from tfgpt.common.errors import UserError
-from tfgpt.generation.detokenizer import StreamingDetokenizer
 from tfgpt.serving.api_errors import BatcherStoppedError, QueueFullError, ShutdownError
-from tfgpt.serving.client import FIRST_CHUNK, LARGEST_CHUNK, Client
+from tfgpt.serving.client import Client
 from tfgpt.serving.prometheus_metrics import Metrics
-from tfgpt.serving.tf_serving_transports import Outputs
+from tfgpt.serving.sequence_state import SequenceState, TokenChunk, stream_inputs
 
 # The weight of the newest text in the moving average of a text's duration.
 NEWEST_WEIGHT = 0.2
-
-
-@dataclasses.dataclass
-class TokenChunk:
-    """The new tokens of one text.
-
-    Attributes:
-        index: the number of the text in its request.
-        text: whole characters, cut before a stop string; may be empty.
-        num_tokens: the number of generated tokens.
-        finish_reason: "stop", "length", or "" while the text continues.
-        log_probabilities: the bytes and the log-probability of each token, if the request asks for them.
-    """
-
-    index: int
-    text: str
-    num_tokens: int
-    finish_reason: str
-    log_probabilities: list[tuple[bytes, float]] = dataclasses.field(default_factory=list)
 
 
 class RequestHandle:
@@ -64,64 +41,13 @@ class RequestHandle:
         self.cancelled = True
 
 
-@dataclasses.dataclass
-class SequenceState:
-    """A text that is being generated."""
-
-    handle: RequestHandle  # the handle of its request
-    index: int  # its number in the request
-    ids: list[int]  # the prompt and the new tokens
-    remaining: int  # the most tokens that may follow
-    sampling: Mapping[str, Any]  # the sampling inputs of `stream` except max_new_tokens
-    stop: Sequence[str]  # strings before which the text ends
-    log_probabilities: bool  # whether the request asks for the log-probability of each token
-
-    def __post_init__(self) -> None:
-        self.detokenizer = StreamingDetokenizer(self.stop)
-        self.chunk_size = FIRST_CHUNK
-        self.start_time = time.monotonic()
-
-    def advance(self, outputs: Outputs, row: int) -> bool:
-        """Adds the new tokens of a row of `stream`'s outputs; returns whether the text continues.
-
-        Raises:
-            UserError: the request asks for log-probabilities, which exports made before 2026-11-28 do not output.
-        """
-        count = outputs["num_tokens"][row]
-        new = outputs["tokens"][row][:count]
-        contents, log_probabilities = [outputs["text_bytes"][row]], []
-        if self.log_probabilities:
-            if "token_log_probabilities" not in outputs:
-                raise UserError("logprobs: this export does not output them; export the model again")
-            contents = outputs["token_bytes"][row][:count]
-            log_probabilities = list(zip(contents, outputs["token_log_probabilities"][row]))
-        text, num_read = "", 0
-        while num_read < len(contents) and not self.detokenizer.stopped:
-            text += self.detokenizer.add(contents[num_read])
-            num_read += 1
-        self.ids = self.ids + new
-        self.remaining -= count
-        self.chunk_size = min(2 * self.chunk_size, LARGEST_CHUNK)
-        finish_reason = ""
-        if self.detokenizer.stopped or outputs["finish_reason"][row] == "stop":
-            finish_reason = "stop"
-        elif self.remaining <= 0 or not new:
-            finish_reason = "length"
-        if finish_reason:
-            text += self.detokenizer.end()
-        self.handle.put(TokenChunk(self.index, text, count, finish_reason, log_probabilities[:num_read]))
-        return not finish_reason
-
-
 class Batcher:
     """The queue of texts and the thread that generates them.
 
     Args:
-        client: the model.
         max_batch: the most texts in one call.
         max_queue: the most texts that wait.
         wait_seconds: the time that the first text of an idle server waits for others.
-        metrics: the counters.
     """
 
     def __init__(self, client: Client, max_batch: int, max_queue: int, wait_seconds: float, metrics: Metrics):
@@ -222,26 +148,14 @@ class Batcher:
         unfinished = []
         for row, sequence in enumerate(sequences):
             try:
-                continues = sequence.advance(outputs, row)
+                chunk = sequence.advance(outputs, row)
             except Exception as error:  # An invalid response ends its request, not the thread.
                 sequence.handle.put(error)
                 continue
-            self._metrics.generated.inc(outputs["num_tokens"][row])
-            if continues:
+            sequence.handle.put(chunk)
+            self._metrics.generated.inc(chunk.num_tokens)
+            if not chunk.finish_reason:
                 unfinished.append(sequence)
             else:
                 self._mean_seconds += NEWEST_WEIGHT * (time.monotonic() - sequence.start_time - self._mean_seconds)
         return unfinished
-
-
-def stream_inputs(sequences: list[SequenceState]) -> dict[str, list[Any]]:
-    """Returns the inputs of `stream` for the next chunk of all sequences."""
-    # The smallest chunk that a sequence needs: the first words of one do not wait for 32 tokens of another.
-    size = min(sequence.chunk_size for sequence in sequences)
-    longest = max(len(sequence.ids) for sequence in sequences)
-    return {
-        "ids": [sequence.ids + [0] * (longest - len(sequence.ids)) for sequence in sequences],
-        "length": [len(sequence.ids) for sequence in sequences],
-        "max_new_tokens": [min(size, sequence.remaining) for sequence in sequences],
-        **{name: [sequence.sampling[name] for sequence in sequences] for name in sequences[0].sampling},
-    }

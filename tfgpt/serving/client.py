@@ -18,15 +18,13 @@ from typing import Any
 
 from tfgpt.common.errors import UserError
 from tfgpt.generation.config import SamplingConfig
-from tfgpt.generation.detokenizer import StreamingDetokenizer
+from tfgpt.serving.sequence_state import SequenceState, stream_inputs
 from tfgpt.serving.signatures import sampling_values
 from tfgpt.serving.tf_serving_transports import GrpcTransport, Outputs, RestTransport, ServingError, Transport
 from tfgpt.tokenization.jinja_template import DEFAULT_TEMPLATE, ChatTemplate
 
 # REST has no defaults, and gRPC's defaults have the wrong length for a batch, so every request sends all inputs.
 DEFAULTS = sampling_values(SamplingConfig())
-# Tokens of a stream's chunks: the first words arrive early, then requests become fewer.
-FIRST_CHUNK, LARGEST_CHUNK = 4, 32
 # Seconds between two attempts.
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
 
@@ -53,17 +51,9 @@ class Client:
     template: ChatTemplate = DEFAULT_TEMPLATE
 
     def predict(self, name: str, inputs: Mapping[str, list[Any]]) -> Outputs:
-        """Calls a signature and retries while that can succeed.
+        """Calls a signature and retries while that can succeed; raises the ServingError of the last attempt.
 
-        Args:
-            name: the signature's name.
-            inputs: every input, a list with one item per row; text as str or bytes.
-
-        Returns:
-            Every output, a list with one item per row.
-
-        Raises:
-            ServingError: the error of the last attempt.
+        Inputs and outputs are lists with one item per row; text is str or bytes.
         """
         encoded = {key: [to_bytes(item) for item in column] for key, column in inputs.items()}
         deadline = time.monotonic() + self.seconds
@@ -121,20 +111,14 @@ class Client:
 
     def _stream(self, ids: list[int], stop: Sequence[str], sampling: Mapping[str, Any]) -> Iterator[str]:
         inputs = sampling_inputs(sampling, 1)
-        [remaining] = inputs.pop("max_new_tokens")
-        detokenizer, size = StreamingDetokenizer(stop), FIRST_CHUNK
-        while remaining > 0 and not detokenizer.stopped:
-            inputs |= {"ids": [ids], "length": [len(ids)], "max_new_tokens": [min(size, remaining)]}
-            outputs = self.predict("stream", inputs)
-            new = outputs["tokens"][0][: outputs["num_tokens"][0]]
-            ids, remaining, size = ids + new, remaining - len(new), min(2 * size, LARGEST_CHUNK)
-            if text := detokenizer.add(outputs["text_bytes"][0]):
-                yield text
-            # The server's limit may be lower than the request's: no tokens without a stop.
-            if outputs["finish_reason"][0] == "stop" or not new:
-                break
-        if text := detokenizer.end():
-            yield text
+        [max_tokens] = inputs.pop("max_new_tokens")
+        state = SequenceState(ids, max_tokens, {name: value for name, [value] in inputs.items()}, stop)
+        finish_reason = ""
+        while not finish_reason:
+            chunk = state.advance(self.predict("stream", stream_inputs([state])), 0)
+            finish_reason = chunk.finish_reason
+            if chunk.text:
+                yield chunk.text
 
 
 def connect(
@@ -146,8 +130,7 @@ def connect(
         address: the server's address.
         model: the model's name.
         label: a version's label, such as "stable" or "canary"; "" for the newest version.
-        seconds: the deadline of a call.
-        template: the model's chat template.
+        seconds, template: see `Client`.
     """
     is_rest = address.startswith(("http://", "https://"))
     transport: Callable[..., Transport] = RestTransport if is_rest else GrpcTransport

@@ -40,10 +40,8 @@ def export(
     """Writes a version and verifies that it generates what the model generates.
 
     Args:
-        config: the flags.
         sampling: the defaults of the sampling inputs.
         directory: the model directory.
-        tokenizer: the model's tokenizer.
         log: receives lines of progress.
 
     Returns:

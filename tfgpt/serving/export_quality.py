@@ -19,16 +19,7 @@ BATCH_TOKENS = 4096
 
 
 class PrecisionReport:
-    """Bits per byte of one export in several precisions.
-
-    Args:
-        config: names the text.
-        directory: the model directory.
-        tokenizer: the model's tokenizer.
-
-    Attributes:
-        values: bits per byte by precision.
-    """
+    """Bits per byte of one export in several precisions, on the text that its flags or its run name."""
 
     def __init__(self, config: ExportConfig, directory: Path, tokenizer: Tokenizer):
         self.tokenizer, self.values = tokenizer, dict[str, float]()
@@ -45,8 +36,8 @@ class PrecisionReport:
             return "Quality: not measured (no held-out text is known; give one with --evaluation_text)"
         ids, name = self.text
         values = "; ".join(f"{value:.4f} bits per byte in {precision}" for precision, value in self.values.items())
-        first, *_, last = [*self.values.values()] * 2
-        change = f", {100 * (last / first - 1):+.2f}%" if len(self.values) > 1 else ""
+        numbers = list(self.values.values())
+        change = f", {100 * (numbers[-1] / numbers[0] - 1):+.2f}%" if len(numbers) > 1 else ""
         num_bytes = int(self.tokenizer.byte_lengths()[ids[1:]].sum())
         return f"Quality on {num_bytes:,} bytes of {name}: {values}{change}"
 
@@ -61,7 +52,6 @@ def evaluation_ids(model: Path, text: str, tokenizer: Tokenizer, byte_limit: int
     Args:
         model: the model directory; its training.json names the text or the conversations that the run held out.
         text: a file to read instead, or "".
-        tokenizer: the model's tokenizer.
         byte_limit: the most bytes of the text.
 
     Raises:
@@ -92,12 +82,9 @@ def evaluation_ids(model: Path, text: str, tokenizer: Tokenizer, byte_limit: int
 
 
 def bits_per_byte(model: ServedModel, ids: np.ndarray, tokenizer: Tokenizer) -> float:
-    """Returns the bits per byte of a text; special tokens add neither bits nor bytes.
+    """Returns the bits per byte of a text, ids [n] int32, read in rows of the context length that share one token.
 
-    Args:
-        model: the export.
-        ids: the text, [n] int32; it is read in rows of the context length that share one token.
-        tokenizer: the model's tokenizer.
+    Special tokens add neither bits nor bytes.
     """
     byte_lengths = tokenizer.byte_lengths()
     context = max(model.decoding.decoder.config.max_sequence_length, 2)

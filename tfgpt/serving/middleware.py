@@ -32,14 +32,7 @@ AccessRecord = dict[str, Any]
 
 
 class RequestMiddleware:
-    """The outermost layer of the app, in plain ASGI: it sees every byte of requests and responses.
-
-    Args:
-        app: the app inside.
-        config: the limits.
-        keys: the API keys; without keys every client may use the API.
-        metrics: the counters.
-    """
+    """The outermost layer of the app, in plain ASGI: it sees every byte of requests and responses."""
 
     def __init__(self, app: ASGIApp, config: ServeConfig, keys: Sequence[str], metrics: Metrics):
         self.app, self.config, self.metrics = app, config, metrics

@@ -18,9 +18,10 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from tfgpt.serving.api_errors import to_api_error
-from tfgpt.serving.batching import RequestHandle, TokenChunk
+from tfgpt.serving.batching import RequestHandle
 from tfgpt.serving.middleware import CLIENT_CLOSED_REQUEST, AccessRecord
 from tfgpt.serving.prometheus_metrics import Metrics
+from tfgpt.serving.sequence_state import TokenChunk
 
 # Seconds between comments that show proxies and browsers that a waiting stream is alive.
 KEEP_ALIVE_SECONDS = 10

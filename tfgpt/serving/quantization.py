@@ -19,9 +19,6 @@ class ServedWeights:
     Args:
         decoder: in float32, or in bfloat16 for bfloat16 weights; int8 computes in the decoder's type.
         precision: "float32", "bfloat16" or "int8".
-
-    Attributes:
-        variables: the variables that are saved.
     """
 
     def __init__(self, decoder: Decoder, precision: str):

@@ -32,9 +32,8 @@ class ServedModel:
     """The signatures of an export and its module, which does not track the decoder.
 
     Args:
-        decoder: the model; its code is traced with the weights of `weights`.
+        decoder: the model; its code is traced with `weights`.
         weights: the weights that are saved.
-        tokenizer: the model's tokenizer.
         defaults: the sampling of `serving_default` and the defaults of the sampling inputs.
         max_new_tokens_limit: the most new tokens of a request.
         stop_tokens: the ids that end a text; by default those of the tokenizer.

@@ -35,10 +35,7 @@ def register_operations(directory: Path) -> None:
 
 
 class SessionModel:
-    """A loaded SavedModel; a context manager that closes its session.
-
-    Args:
-        directory: the version's directory.
+    """A loaded version; a context manager that closes its session.
 
     Attributes:
         signatures: the `SignatureDef`s by name, without the initializer's.

@@ -37,9 +37,6 @@ def write_serving_files(output: Path, version: Path, image: str, cores: int, ove
         image: the container image of TensorFlow Serving.
         cores: the number of the server's CPUs.
         overwrite: whether to replace a `serving/` that holds other files.
-
-    Raises:
-        UserError: `serving/` holds other files, or its models.config cannot be read.
     """
     name, canary, folder = output.resolve().name, int(version.name), output / SERVING_FOLDER
     stable = stable_version(folder / "models.config", name)

@@ -44,17 +44,9 @@ EXPLANATIONS = {
 
 
 class ServingError(RunError):
-    """A failed request; the message is one line that names the address, the model and the signature.
+    """A failed request; one line that names the address, the model, the signature and the gRPC code.
 
-    Args:
-        address: the server's address.
-        model: the model's name.
-        signature: the signature's name.
-        code: the name of the gRPC status, such as "UNAVAILABLE".
-        detail: the server's own message.
-
-    Attributes:
-        retryable: whether the same request may succeed later.
+    The same request may succeed later if it is `retryable`.
     """
 
     def __init__(self, address: str, model: str, signature: str, code: str, detail: str = ""):

@@ -24,12 +24,7 @@ CHUNKS = (4, 8, 12)
 
 
 def verify(directory: Path, generator: Generator, defaults: SamplingConfig) -> None:
-    """Runs every signature of a version and compares its text with the generator's.
-
-    Args:
-        directory: the version.
-        generator: a generator with the saved weights.
-        defaults: the sampling settings of the export.
+    """Runs every signature of a version and compares its text with that of a generator with the saved weights.
 
     Raises:
         RunError: a signature is missing, fails, or differs from the generator; the message names it.
@@ -74,10 +69,6 @@ class ExportVerifier:
     In float32 the tokens must be equal. In bfloat16 the server's graph optimizer fuses other operations than the
     generator's graphs do, numbers differ in their last (eighth) bit, and sometimes another token is drawn: then the
     generator's model must give the export's tokens the log probability that the export outputs.
-
-    Args:
-        model: the export.
-        generator: a generator with the saved weights.
     """
 
     def __init__(self, model: SessionModel, generator: Generator):
