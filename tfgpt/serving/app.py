@@ -177,8 +177,7 @@ class Server:
             )
         except UserError as error:
             raise ApiError(400, str(error), "messages", "invalid_conversation") from None
-        outputs = await self.call("tokenize_chat", {"conversation": [text]})
-        ids = outputs["ids"][0][: outputs["num_tokens"][0]]
+        [ids] = (await self.call("tokenize_chat", {"conversation": [text]}))["ids"]
         self.check_length(len(ids), "messages")
         return ids
 

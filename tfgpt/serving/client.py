@@ -86,8 +86,8 @@ class Client:
         self, messages: Sequence[Mapping[str, Any]], *, stop: Sequence[str] = (), **sampling: Any
     ) -> Iterator[str]:
         """Yields the assistant's reply to a conversation as it is generated."""
-        encoded = self.predict("tokenize_chat", self._conversation(messages))
-        return self._stream(encoded["ids"][0][: encoded["num_tokens"][0]], stop, sampling)
+        [ids] = self.predict("tokenize_chat", self._conversation(messages))["ids"]
+        return self._stream(ids, stop, sampling)
 
     def score(self, texts: Sequence[str]) -> Outputs:
         """Returns the log-likelihoods of texts and their numbers of tokens and bytes."""
