@@ -50,6 +50,14 @@ class DecodeFunctions:
     Args:
         decoder: the model; each call reads its current weights.
         stop_tokens: the ids that end a row.
+
+    Example:
+
+    >>> from tfgpt.model.config import DecoderConfig
+    >>> decoder = Decoder(DecoderConfig(vocabulary_size=16, num_layers=1, hidden_dim=8, num_query_heads=2))
+    >>> logits, cache = DecodeFunctions(decoder, stop_tokens=(0,)).prefill(tf.constant([[3, 5]]), tf.constant([2]))
+    >>> logits.shape
+    TensorShape([1, 16])
     """
 
     def __init__(self, decoder: Decoder, stop_tokens: tuple[int, ...]):

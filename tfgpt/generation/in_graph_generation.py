@@ -18,7 +18,13 @@ BLOCK_STEPS = 32
 
 
 class GenerateOutput(NamedTuple):
-    """Generated texts; N is the largest max_new_tokens."""
+    """Generated texts; N is the largest max_new_tokens.
+
+    Example:
+
+    >>> GenerateOutput._fields
+    ('tokens', 'counts', 'stopped', 'log_probabilities', 'token_log_probabilities')
+    """
 
     tokens: tf.Tensor  # [batch, N] int32, the new tokens of a row without the stop token, then zeros
     counts: tf.Tensor  # [batch] int32, the number of new tokens

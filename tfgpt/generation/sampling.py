@@ -24,7 +24,13 @@ LOWEST_TEMPERATURE = 1e-6
 
 
 class SamplingParameters(NamedTuple):
-    """Settings of the rows of a batch, each a tensor [batch]."""
+    """Settings of the rows of a batch, each a tensor [batch].
+
+    Example:
+
+    >>> SamplingParameters.of([(SamplingConfig(top_k=5), 0)]).top_k.numpy()
+    array([5], dtype=int32)
+    """
 
     temperature: tf.Tensor  # float32, 0 takes the most likely token
     top_k: tf.Tensor  # int32, 0 is off
