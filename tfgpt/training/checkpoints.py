@@ -1,16 +1,12 @@
 """Checkpoints of a run, written atomically by a background thread.
 
 A checkpoint is a directory `step-00001000` of two files: `state.safetensors`, every variable of the training step by
-name (weights, optimizer slots, averages, counters), and `state.json`, its SHA-256 and the values that are not variables
-(data fingerprint, settings, best validation loss). The directory is renamed to that name when both files are on the
-disk, so it is complete unless the disk fails, which the SHA-256 detects. There is no random state to save: batches and
-dropout masks are functions of the seed and the step.
+name, and `state.json`, its SHA-256 and the values that are not variables (data fingerprint, settings, best validation
+loss). The directory is renamed to that name when both files are on the disk, so it is complete unless the disk fails,
+which the SHA-256 detects. The newest checkpoint names the best as `best_step`, so that one rename changes both.
 
-The best checkpoint is the one that the newest one names as `best_step`; it is not removed. One rename changes both
-together, so that they agree whenever the process is killed.
-
-The format is safetensors and not TensorFlow's own because that is one file, hashed as it is, without an object graph: a
-checkpoint of one device opens on four replicas or on another host.
+There is no random state: batches and dropout masks are functions of the seed and the step. Without TensorFlow's object
+graph, a checkpoint of one device opens on four replicas or on another host.
 """
 
 from __future__ import annotations
@@ -103,7 +99,7 @@ class Checkpoints:
 
         Args:
             step: the optimizer updates done.
-            variables: name → variable; `.numpy()` gives the value.
+            variables: name → variable.
             metadata: JSON values to store with them.
             best_step: the step of the lowest validation loss so far, whose checkpoint is kept.
 
@@ -251,12 +247,7 @@ def restore(
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """Checks a checkpoint's hash and returns it.
-
-    Raises:
-        DamagedCheckpoint: it is damaged; the message says why.
-        UserError: it has another format, or is not readable.
-    """
+    """Checks a checkpoint's size and hash and returns it; raises DamagedCheckpoint if they differ."""
     metadata, state = read_metadata(path), path / STATE
     with readable_read_errors(path):
         size = state.stat().st_size
@@ -305,11 +296,7 @@ def save_arrays(arrays: Mapping[str, np.ndarray], path: Path) -> None:
 
 
 def assign(arrays: Mapping[str, np.ndarray], variables: Mapping[str, Any], path: Path) -> None:
-    """Assigns a checkpoint's arrays to the variables.
-
-    Raises:
-        UserError: they do not fit; nothing is assigned then.
-    """
+    """Assigns a checkpoint's arrays to the variables, or raises UserError before if they do not fit."""
     check_fits(arrays, variables, path)
     for name, variable in variables.items():
         variable.assign(arrays[name])

@@ -169,13 +169,7 @@ def write_session_start(directory: Path, step: int) -> None:
 
 
 def draw_curves(rows: list[dict[str, Any]], path: Path, title: str) -> None:
-    """Draws loss, metrics of the objective, learning rate and speed over the steps as a PNG file.
-
-    Args:
-        rows: the rows of metrics.jsonl.
-        path: the PNG file.
-        title: title of the figure.
-    """
+    """Draws the rows of metrics.jsonl over the steps as a PNG file."""
     import matplotlib
 
     matplotlib.use("Agg")

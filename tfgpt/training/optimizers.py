@@ -81,25 +81,13 @@ class AdamW(StatelessOptimizer, keras.optimizers.AdamW):
 
 
 class Lion(StatelessOptimizer, keras.optimizers.Lion):
-    """`keras.optimizers.Lion` (arXiv:2302.06675) for the training step.
-
-    Example:
-
-    >>> Lion(learning_rate=0.1).name
-    'lion'
-    """
+    """`keras.optimizers.Lion` (arXiv:2302.06675) for the training step."""
 
     _apply_weight_decay = BaseOptimizer._apply_weight_decay
 
 
 class Adafactor(StatelessOptimizer, keras.optimizers.Adafactor):
-    """`keras.optimizers.Adafactor` (arXiv:1804.04235) for the training step.
-
-    Example:
-
-    >>> Adafactor(learning_rate=0.1, relative_step=False).name
-    'adafactor'
-    """
+    """`keras.optimizers.Adafactor` (arXiv:1804.04235) for the training step."""
 
     _apply_weight_decay = BaseOptimizer._apply_weight_decay
 

@@ -169,11 +169,7 @@ def log(text: str) -> None:
 
 
 def prepare_on_chief(recipe: TrainConfig, objective: Objective, hosts: HostGroup) -> Any:
-    """Prepares the data on the chief; the other hosts find them in a shared cache, or prepare them too.
-
-    Raises:
-        UserError: the data are at fault, or are not the same on every host.
-    """
+    """Prepares the data on the chief; the other hosts find them in a shared cache, or prepare them too."""
 
     def prepare() -> Any:
         return objective.prepare(recipe)
@@ -197,12 +193,7 @@ def restart_advice(checkpoints: Checkpoints) -> str:
 
 @contextlib.contextmanager
 def locked_run_directory(recipe: TrainConfig, checkpoints: Checkpoints) -> Iterator[None]:
-    """Makes and locks the run directory, before hours of preparing show that it cannot be written.
-
-    Raises:
-        UserError: it cannot be written, another process writes it, it holds other files, or it holds a run that
-            --resume=never must not touch.
-    """
+    """Makes and locks the run directory, before hours of preparing show that it cannot be written."""
     with working_directory(recipe.run_dir, "run", "run_dir") as directory:
         recover_leftovers(directory)
         check_replaceable(directory / "model", "model directory", "run_dir")
@@ -218,11 +209,7 @@ def locked_run_directory(recipe: TrainConfig, checkpoints: Checkpoints) -> Itera
 def check_same_run(
     recipe: TrainConfig, data_fingerprint: str, base_fingerprint: str | None, checkpoint: Checkpoint
 ) -> None:
-    """Compares flags and data with those of the checkpoint; logs what changed.
-
-    Raises:
-        UserError: the change makes it another run.
-    """
+    """Logs flags that changed since the checkpoint; raises UserError if the checkpoint depends on the change."""
     for change in recipe.changes(checkpoint.metadata["flags"]):
         log(f"Changed since the checkpoint: {change}")
     if checkpoint.metadata["data_fingerprint"] != data_fingerprint:

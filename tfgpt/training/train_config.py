@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import re
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from tfgpt.common.errors import SettingError, UserError
 from tfgpt.common.flags import Group, Overrides
@@ -41,28 +41,6 @@ class PresetConfig(Settings):
         "tiny", "The decoder's shape; the flags under Model change parts of it.", choices=tuple(presets.PRESETS)
     )
 
-
-# max_sequence_length follows --sequence_length unless it is given; vocabulary_size is the tokenizer's.
-GROUPS: tuple[Group, ...] = (
-    CorpusConfig,
-    TokenizerConfig,
-    ObjectiveConfig,
-    PresetConfig,
-    Overrides(DecoderConfig, "model", exclude=("vocabulary_size",)),
-    ParametrizationConfig,
-    LoraConfig,
-    PreferenceConfig,
-    RewardConfig,
-    BatchConfig,
-    MixtureConfig,
-    AugmentationConfig,
-    OptimizerConfig,
-    ScheduleConfig,
-    StepConfig,
-    StrategyConfig,
-    RunConfig,
-    LoggingConfig,
-)
 
 # Flags that must stay for a checkpoint to be usable: its weights or its data position depend on them.
 FIXED_FOR_A_RUN = (
@@ -226,11 +204,7 @@ class TrainConfig:
 
     @functools.cached_property
     def initial_model(self) -> Path:
-        """The directory of --init_from's model or adapter; other formats are converted into the cache.
-
-        Raises:
-            UserError: there is no such model.
-        """
+        """The directory of --init_from's model or adapter; other formats are converted into the cache."""
         return model_directory(str(self.run.init_from), "init_from", self.corpus.cache_dir)
 
     def tokenizer_config(self) -> TokenizerConfig:
@@ -255,13 +229,10 @@ class TrainConfig:
         return flat
 
     def changes(self, earlier: dict[str, Any]) -> list[str]:
-        """Returns a phrase for each flag that changed since a checkpoint was written.
-
-        Args:
-            earlier: `flags()` of the run that wrote the checkpoint.
+        """Returns a phrase for each flag that changed since a checkpoint was written with the flags `earlier`.
 
         Raises:
-            UserError: a flag changed that the checkpoint depends on.
+            UserError: the checkpoint depends on a flag that changed.
         """
         now = self.flags()
         for name in FIXED_FOR_A_RUN:
@@ -276,6 +247,14 @@ class TrainConfig:
             for name in names
             if earlier.get(name) != now.get(name)
         ]
+
+
+# max_sequence_length follows --sequence_length unless it is given; vocabulary_size is the tokenizer's.
+MODEL_FLAGS = Overrides(DecoderConfig, "model", exclude=("vocabulary_size",))
+GROUPS: tuple[Group, ...] = tuple(
+    MODEL_FLAGS if field.name == "model" else cast(Group, field.default_factory)
+    for field in dataclasses.fields(TrainConfig)
+)
 
 
 def default_run_dir(train_text: tuple[str, ...]) -> str:

@@ -309,11 +309,7 @@ class TrainingLoop:
         self.saved_at, self.saved_step = time.monotonic(), state.step
 
     def roll_back(self, progress: Progress) -> LoopState:
-        """Returns to the last checkpoint, with a lower learning rate.
-
-        Raises:
-            DivergedError: there were too many roll-backs, or there is no checkpoint.
-        """
+        """Returns to the last checkpoint, with a lower learning rate, or raises DivergedError."""
         run, at, rollbacks = self.recipe.run, self.state.step, self.state.rollbacks + 1
         self.checkpoints.wait()
         metadata = restore(self.checkpoints, self.trainer.state_variables(), self.hosts, log=progress.log)

@@ -66,11 +66,7 @@ def is_tpu_strategy(strategy: tf.distribute.Strategy) -> bool:
 
 
 def check_batch(rows: int, gradient_accumulation_steps: int, strategy: tf.distribute.Strategy) -> int:
-    """Returns the rows of each replica, given the rows of the global batch.
-
-    Raises:
-        SettingError: replicas or micro-batches cannot share the rows evenly.
-    """
+    """Returns the rows of each replica; raises SettingError if replicas or micro-batches cannot share them evenly."""
     replicas = strategy.num_replicas_in_sync
     if rows % replicas:
         raise SettingError("batch_size", f"{rows} rows cannot be shared by {replicas} replicas; use a multiple of both")
@@ -110,11 +106,7 @@ def distributed(strategy: tf.distribute.Strategy, make: Callable[..., tf.data.Da
 
 
 def split_cpu(count: int) -> None:
-    """Splits the CPU into `count` logical devices.
-
-    Raises:
-        SettingError: the devices are already in use.
-    """
+    """Splits the CPU into `count` logical devices, which must not be in use."""
     cpu = tf.config.list_physical_devices("CPU")[0]
     try:
         tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * count)
