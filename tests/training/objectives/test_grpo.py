@@ -228,7 +228,7 @@ def test_each_update_learns_whole_answers_of_every_group_on_every_device(base: P
 
 def test_rounds_that_do_not_come_out_even_are_refused(base: Path, tmp_path: Path):
     for flag, problem in (
-        ("--group_size=7", "--group_size: 7 does not divide the 64 answers of a round"),
+        ("--group_size=7", "--group_size: 7 does not divide the 64 answers of a rollout"),
         ("--log_every=5", "--log_every: 5 is not a multiple of --updates_per_rollout=2"),
         ("--max_completion_length=13", "--max_completion_length: 13 leave no room for a prompt"),
     ):
