@@ -12,7 +12,6 @@ from tests.training.small_step import (
     ROWS,
     VOCABULARY,
     batches,
-    byte_lengths,
     dataset,
     make_trainer,
     state,
@@ -205,26 +204,6 @@ def test_state_names_cover_every_variable_and_are_the_same_in_a_second_model(opt
     assert list(one.state_variables()) == list(other.state_variables())
     weights = len(one.decoder.trainable_variables)
     assert len(one.state_variables()) == 2 * weights + len(one.optimizer.variables) + 2
-
-
-def test_evaluation_is_exact_over_the_dataset():
-    trainer = make_trainer(objective={"label_smoothing": 0.1, "z_loss": 0.01})
-    rows = batches(3, seed=4)
-    nats = correct = tokens = text_nats = text_bytes = 0.0
-    for batch in rows:
-        log_probabilities = tf.nn.log_softmax(trainer.decoder({"token_ids": batch["token_ids"]})).numpy()
-        losses = -np.take_along_axis(log_probabilities, batch["targets"][..., None], -1)[..., 0]
-        lengths = byte_lengths()[batch["targets"]]
-        nats += (losses * batch["weights"]).sum()
-        tokens += batch["weights"].sum()
-        correct += ((log_probabilities.argmax(-1) == batch["targets"]) * batch["weights"]).sum()
-        text_nats += (losses * batch["weights"])[lengths > 0].sum()
-        text_bytes += (lengths * batch["weights"]).sum()
-    logs = trainer.evaluator.evaluate(dataset(rows))
-    assert logs["loss"] == pytest.approx(nats / tokens, rel=1e-5)
-    assert logs["accuracy"] == pytest.approx(correct / tokens)
-    assert logs["tokens"] == tokens
-    assert logs["bits_per_byte"] == pytest.approx(text_nats / np.log(2) / text_bytes, rel=1e-5)
 
 
 def test_fit_and_evaluate_work_with_kerass_callbacks(tmp_path):
