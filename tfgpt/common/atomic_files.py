@@ -78,24 +78,6 @@ def atomic_directory(path: str | os.PathLike) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def replace_directory(new: Path, path: Path) -> None:
-    """Renames `new` to `path`; sets the old `path` aside first and deletes it afterwards."""
-    if not path.exists():
-        os.rename(new, path)
-        return
-    aside = new_sibling(path, ".old")
-    os.rename(path, aside)
-    try:
-        os.rename(new, path)
-    except OSError:
-        os.rename(aside, path)
-        raise
-    # Renamed again: a directory that is deleted only in part must never be put back.
-    doomed = aside.with_suffix(".tmp")
-    os.rename(aside, doomed)
-    shutil.rmtree(doomed, ignore_errors=True)
-
-
 def recover_leftovers(folder: Path, min_age: float = 0.0) -> int:
     """Cleans up after processes that were killed while they wrote to this folder.
 
@@ -123,42 +105,10 @@ def recover_leftovers(folder: Path, min_age: float = 0.0) -> int:
     return freed
 
 
-def remove(path: Path) -> None:
-    """Removes a file or a directory."""
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink()
-
-
 def disk_size(path: Path) -> int:
     """Returns the bytes of a file, or of all files below a directory."""
     files = (file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
     return sum(file.stat().st_size for file in files)
-
-
-def put_back(path: Path) -> None:
-    """Renames a directory back whose replacement was interrupted between the two renames of `replace_directory`."""
-    if not path.exists():
-        olds = sorted(path.parent.glob(f".{glob.escape(path.name)}.*.old"), key=lambda old: old.stat().st_mtime)
-        if olds:
-            os.rename(olds[-1], path)
-
-
-def new_sibling(path: Path, suffix: str) -> Path:
-    """Returns an unused path next to `path`; a file made there gets the permissions that the umask allows."""
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}{suffix}")
-
-
-def sync(path: Path) -> None:
-    """Makes a file's content, or the renames in a directory, survive a power cut; Windows needs it for files only."""
-    if os.name == "nt" and path.is_dir():
-        return
-    handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
@@ -221,3 +171,53 @@ def sha256_of_file(path: str | os.PathLike) -> str:
 def sha256_of_json(value: Any) -> str:
     """Returns the hexadecimal SHA-256 of a JSON value, independent of key order."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
+
+
+def replace_directory(new: Path, path: Path) -> None:
+    """Renames `new` to `path`; sets the old `path` aside first and deletes it afterwards."""
+    if not path.exists():
+        os.rename(new, path)
+        return
+    aside = new_sibling(path, ".old")
+    os.rename(path, aside)
+    try:
+        os.rename(new, path)
+    except OSError:
+        os.rename(aside, path)
+        raise
+    # Renamed again: a directory that is deleted only in part must never be put back.
+    doomed = aside.with_suffix(".tmp")
+    os.rename(aside, doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def put_back(path: Path) -> None:
+    """Renames a directory back whose replacement was interrupted between the two renames of `replace_directory`."""
+    if not path.exists():
+        olds = sorted(path.parent.glob(f".{glob.escape(path.name)}.*.old"), key=lambda old: old.stat().st_mtime)
+        if olds:
+            os.rename(olds[-1], path)
+
+
+def new_sibling(path: Path, suffix: str) -> Path:
+    """Returns an unused path next to `path`; a file made there gets the permissions that the umask allows."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}{suffix}")
+
+
+def remove(path: Path) -> None:
+    """Removes a file or a directory."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink()
+
+
+def sync(path: Path) -> None:
+    """Makes a file's content, or the renames in a directory, survive a power cut; Windows needs it for files only."""
+    if os.name == "nt" and path.is_dir():
+        return
+    handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

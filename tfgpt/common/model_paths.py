@@ -84,6 +84,36 @@ def find_model(name: str, flag: str = "model", forms: str = MODEL_FORMS) -> Foun
     raise UserError(f"--{flag}: {no_such_file(path, 'no such file or directory')}{hub}")
 
 
+def no_weights_error(found: FoundModel, flag: str) -> UserError:
+    """Returns the error for an export given where weights are needed, with the model of the export."""
+    origin = ""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # An export of another program.
+        model = json.loads((found.path / EXPORT_METADATA).read_text(encoding="utf-8"))["model"]
+        missing = "" if Path(model).expanduser().exists() else ", which does not exist any more"
+        origin = f" it was made of: {model}{missing}"
+    return UserError(
+        f"--{flag}: {found.name} is an export, which serve and TensorFlow Serving take; weights are needed here: give "
+        f"the model{origin} ({MODEL_FORMS})"
+    )
+
+
+def find_export(name: str, flag: str = "model") -> Path:
+    """Returns the version of an export that a flag of `serve` names.
+
+    Raises:
+        UserError: there is none; the message says how to export a model of another form.
+    """
+    found = find_model(name, flag, EXPORT_FORMS)
+    if found.kind == "export":
+        return found.path
+    output = Path("models", (Path(name).parent if Path(name).name == "model" else Path(name)).stem or "model")
+    command = shell_command("export", f"--model={name}", f"--output={output}")
+    if found.kind == "hub name" and not name.startswith("hf:"):
+        missing = no_such_file(name, "no such file or directory")
+        raise UserError(f"--{flag}: {missing}; what is taken: {EXPORT_FORMS} ({command} makes one of the hub's model)")
+    raise UserError(f"--{flag}: {name} is a {found.kind}; what is taken: {EXPORT_FORMS}; {command} makes one")
+
+
 def is_meant_as_path(path: Path) -> bool:
     """Returns whether a missing path means a file here: its folder, or one with a similar name, exists."""
     if path.suffix == ".gguf" or (len(path.parts) > 1 and path.parent.is_dir()):
@@ -145,33 +175,3 @@ def directory_problem(path: Path, forms: str) -> str:
     folders = f"in it, nor in {path / 'model'}" if (path / "model").is_dir() else "in it"
     missing = f"there is no config.json {folders}, no {ADAPTER_CONFIG} and no saved_model.pb"
     return f"is not a model: {missing}; what is taken: {forms}"
-
-
-def no_weights_error(found: FoundModel, flag: str) -> UserError:
-    """Returns the error for an export given where weights are needed, with the model of the export."""
-    origin = ""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # An export of another program.
-        model = json.loads((found.path / EXPORT_METADATA).read_text(encoding="utf-8"))["model"]
-        missing = "" if Path(model).expanduser().exists() else ", which does not exist any more"
-        origin = f" it was made of: {model}{missing}"
-    return UserError(
-        f"--{flag}: {found.name} is an export, which serve and TensorFlow Serving take; weights are needed here: give "
-        f"the model{origin} ({MODEL_FORMS})"
-    )
-
-
-def find_export(name: str, flag: str = "model") -> Path:
-    """Returns the version of an export that a flag of `serve` names.
-
-    Raises:
-        UserError: there is none; the message says how to export a model of another form.
-    """
-    found = find_model(name, flag, EXPORT_FORMS)
-    if found.kind == "export":
-        return found.path
-    output = Path("models", (Path(name).parent if Path(name).name == "model" else Path(name)).stem or "model")
-    command = shell_command("export", f"--model={name}", f"--output={output}")
-    if found.kind == "hub name" and not name.startswith("hf:"):
-        missing = no_such_file(name, "no such file or directory")
-        raise UserError(f"--{flag}: {missing}; what is taken: {EXPORT_FORMS} ({command} makes one of the hub's model)")
-    raise UserError(f"--{flag}: {name} is a {found.kind}; what is taken: {EXPORT_FORMS}; {command} makes one")

@@ -51,10 +51,6 @@ def check_format(directory: str | os.PathLike, kind: str) -> bool:
     return True
 
 
-def with_article(kind: str) -> str:
-    return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
-
-
 def write_description(directory: Path, kind: str, **metadata: Any) -> None:
     """Writes `tfgpt.json`."""
     write_json(directory / DESCRIPTION, {"kind": kind, "format": FORMATS[kind], **metadata})
@@ -172,6 +168,10 @@ def check_working_directory(path: str | os.PathLike, kind: str, flag: str) -> Pa
             f"{path} holds other files ({shorten_list(foreign)}) and no {kind}; give a folder that is new or empty",
         )
     return path
+
+
+def with_article(kind: str) -> str:
+    return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
 
 
 def check_folder(path: str | os.PathLike, flag: str) -> Path:
