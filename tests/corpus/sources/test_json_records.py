@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import gzip
 import json
+import os
 import random
+import threading
 
 import pytest
 from backports import zstd
@@ -13,6 +15,7 @@ from backports import zstd
 from tfgpt.common.errors import UserError
 from tfgpt.conversation.conversation import Conversation
 from tfgpt.corpus.sources import open_sources
+from tfgpt.corpus.sources.json_records import read_text
 from tfgpt.generation.config import GenerateConfig
 from tfgpt.generation.prompts import read_prompts
 from tfgpt.training.objectives.prompt_records import read_records
@@ -62,6 +65,16 @@ def test_hostile_files_are_read_or_refused_in_one_line_by_every_reader(tmp_path,
             with pytest.raises(UserError, match=r"\A.*\Z"):
                 read()
         path.unlink()
+
+
+def test_a_pipe_is_read_once_from_its_first_byte(tmp_path):
+    """`--prompt_file=<(command)`: what is read to look for a git-lfs pointer is not lost."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_text, args=("first\nsecond\n",))
+    writer.start()
+    assert read_text(pipe) == "first\nsecond\n"
+    writer.join()
 
 
 RECORDS = [{"instruction": "Do", "input": "", "output": "Done"}, {"text": "a"}]
