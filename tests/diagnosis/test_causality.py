@@ -44,6 +44,7 @@ def test_a_wrong_mask_fails(text_file, monkeypatch, mask, flags, problem):
     monkeypatch.setattr(decoder.AttentionMask, "call", mask)
     found = check_causality(probe_of(text_file, flags))
     assert found.status == "FAIL" and found.line.endswith(problem)
+    assert ("largest_change_in_other_document" in found.numbers) == ("--document_masking" in flags)
 
 
 def test_a_part_of_a_row_is_compared_when_all_logits_do_not_fit(text_file, monkeypatch):
