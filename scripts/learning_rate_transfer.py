@@ -13,10 +13,10 @@ the standard one it grows, first in the logits, and the best learning rate of a 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -130,18 +130,14 @@ class ResettableTrainer:
         return changes
 
 
-def coordinate_check(
-    config: TrainConfig, data: Any, widths: list[int], steps: int
-) -> dict[str, dict[str, list[dict[int, float]]]]:
+def coordinate_check(config: TrainConfig, data: Any, widths: list[int], steps: int) -> dict[str, dict[str, Any]]:
     """Returns parametrization → activation → for each update: width → size of the change."""
-    found: dict[str, dict[str, list[dict[int, float]]]] = {}
-    for name in PARAMETRIZATIONS:
-        for width in widths:
-            trainer = ResettableTrainer(at_width(config, width), data, name, config.run.seed)
-            for activation, sizes in trainer.activation_changes(config.optimizer.learning_rate, steps).items():
-                lines = found.setdefault(name, {}).setdefault(activation, [{} for _ in range(steps)])
-                for line, size in zip(lines, sizes, strict=True):
-                    line[width] = size
+    found: dict[str, dict[str, Any]] = {name: {} for name in PARAMETRIZATIONS}
+    for name, width in itertools.product(PARAMETRIZATIONS, widths):
+        trainer = ResettableTrainer(at_width(config, width), data, name, config.run.seed)
+        for activation, sizes in trainer.activation_changes(config.optimizer.learning_rate, steps).items():
+            for line, size in zip(found[name].setdefault(activation, [{} for _ in range(steps)]), sizes, strict=True):
+                line[width] = size
     return found
 
 
@@ -153,17 +149,15 @@ def slope(sizes: dict[int, float]) -> float:
 def sweep(config: TrainConfig, data: Any, parametrization: str, widths: list[int], rates: list[float], seeds: int = 1
           ) -> dict[int, dict[float, float]]:  # fmt: skip
     """Returns width → learning rate → mean validation loss over the seeds."""
-    losses: dict[int, dict[float, float]] = {}
-    for width in widths:
-        found = np.zeros([seeds, len(rates)])
-        for seed in range(seeds):
-            trainer = ResettableTrainer(at_width(config, width), data, parametrization, config.run.seed + seed)
-            for number, rate in enumerate(rates):
-                trainer.trainer.train_steps(trainer.reset(rate), config.run.max_steps)
-                found[seed, number] = trainer.validation_loss()
-                print(f"{parametrization}, width {width}, learning rate {rate:g}: {found[seed, number]:.4f} nats per "
-                      "token", flush=True)  # fmt: skip
-        losses[width] = dict(zip(rates, found.mean(axis=0).tolist()))
+    losses = {width: dict.fromkeys(rates, 0.0) for width in widths}
+    for width, seed in itertools.product(widths, range(seeds)):
+        trainer = ResettableTrainer(at_width(config, width), data, parametrization, config.run.seed + seed)
+        for rate in rates:
+            trainer.trainer.train_steps(trainer.reset(rate), config.run.max_steps)
+            loss = trainer.validation_loss()
+            losses[width][rate] += loss / seeds
+            words = f"{parametrization}, width {width}, learning rate {rate:g}"
+            print(f"{words}: {loss:.4f} nats per token", flush=True)
     return losses
 
 
@@ -182,16 +176,14 @@ def draw(path: Path, panels: dict[str, dict[Any, dict[Any, float]]], columns: in
     size = (1 + 3.2 * columns, 4.0 * rows)
     figure, axes = pyplot.subplots(rows, columns, figsize=size, sharey="col", squeeze=False, constrained_layout=True)
     for axis, (title, lines) in zip(axes.flat, panels.items()):
-        for number, (label, line) in enumerate(lines.items()):
-            color = pyplot.get_cmap("viridis")(number / max(1, len(lines) - 1) * 0.9)
+        for label, line in lines.items():
             finite = {x: y for x, y in line.items() if math.isfinite(y)}
-            axis.loglog(list(finite), list(finite.values()), marker="o", markersize=4, color=color, label=label, base=2)
+            axis.loglog(list(finite), list(finite.values()), marker="o", markersize=4, label=label, base=2)
         axis.set(title=title, **labels)
         axis.grid(alpha=0.3)
     axes[0, 0].legend(fontsize=8)
     with atomic_write(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
-    pyplot.close(figure)
 
 
 def run(transfer: TransferConfig, **settings: Any) -> None:
@@ -203,37 +195,32 @@ def run(transfer: TransferConfig, **settings: Any) -> None:
     import_tensorflow()
     from tfgpt.pipeline.prepare import prepare
 
-    output, started = Path(transfer.output), time.perf_counter()
+    output = Path(transfer.output)
     data = prepare(config.corpus, config.tokenizer_config())
     changes = coordinate_check(config, data, widths, transfer.check_steps)
-    slopes = {name: {activation: slope(lines[-1]) for activation, lines in found.items()}
-              for name, found in changes.items()}  # fmt: skip
-    panels = {
-        f"{name}: {activation}": {f"{step} updates": line for step, line in enumerate(lines, 1)}
-        for name, found in changes.items()
-        for activation, lines in found.items()
-    }
+    panels, result = {}, {"slopes": {}, "best_learning_rate": {}}  # type: ignore[var-annotated]
+    for name, activations in changes.items():
+        slopes = {activation: slope(lines[-1]) for activation, lines in activations.items()}
+        result["slopes"][name] = slopes
+        exponents = ", ".join(f"{activation} {exponent:+.2f}" for activation, exponent in slopes.items())
+        print(f"{name}: change after {transfer.check_steps} updates ~ width^…: {exponents}", flush=True)
+        for activation, lines in activations.items():
+            panels[f"{name}: {activation}"] = {f"{step} updates": line for step, line in enumerate(lines, 1)}
     axes = {"xlabel": "width", "ylabel": "root mean square of the change"}
     draw(output / "coordinate_check.png", panels, len(panels) // len(changes), axes)
-    for name, found in slopes.items():
-        exponents = ", ".join(f"{activation} {exponent:+.2f}" for activation, exponent in found.items())
-        print(f"{name}: change after {transfer.check_steps} updates ~ width^…: {exponents}", flush=True)
-    result: dict[str, Any] = {"slopes": slopes, "best_learning_rate": {}}
     if rates:
         losses = {name: sweep(config, data, name, widths, rates, transfer.seeds) for name in PARAMETRIZATIONS}
-        rows = [[name, width, rate, loss] for name, found in losses.items() for width, line in found.items()
-                for rate, loss in line.items()]  # fmt: skip
-        write_csv(output / "learning_rate_transfer.csv", ["parametrization", "width", "learning_rate", "loss"], rows)
         axes = {"xlabel": "learning rate", "ylabel": "held-out loss (nats per token)"}
         draw(output / "learning_rate_transfer.png", losses, len(losses), axes)
+        table = [(name, width, rate, loss) for name, found in losses.items() for width, line in found.items()
+                 for rate, loss in line.items()]  # fmt: skip
+        write_csv(output / "learning_rate_transfer.csv", ["parametrization", "width", "learning_rate", "loss"], table)
         for name, found in losses.items():
-            first = best_rate(found[widths[0]])
-            result["best_learning_rate"][name] = {width: best_rate(line) for width, line in found.items()}
+            best = result["best_learning_rate"][name] = {width: best_rate(line) for width, line in found.items()}
             for width, line in found.items():
-                best = best_rate(line)
-                print(f"{name}, width {width}: best learning rate {best:.3g}, loss {line[best]:.4f}; at that of width "
-                      f"{widths[0]}: {line[first]:.4f}")  # fmt: skip
-    print(json.dumps({**result, "seconds": round(time.perf_counter() - started, 1)}))
+                words = f"{name}, width {width}: best learning rate {best[width]:.3g}, loss {line[best[width]]:.4f}"
+                print(f"{words}; at that of width {widths[0]}: {line[best[widths[0]]]:.4f}")
+    print(json.dumps(result))
 
 
 COMMAND = Command("learning_rate_transfer", __doc__, (TransferConfig, *GROUPS), run)

@@ -57,7 +57,7 @@ BEHIND = {
     # Needs an environment of its own with the TPU's compiler: tests/scripts/test_tpu_compile.py.
     "scripts/tpu_compile.sh": None,
     "python scripts/scaling_projection.py": [],
-    # Minutes of small trainings: tests/search/test_transfer.py and test_scaling.py.
+    # Minutes of small trainings: tests/search/test_learning_rate_transfer.py and test_scaling.py.
     "python scripts/learning_rate_transfer.py": None,
     "python -m tfgpt.scale": None,
     "python -m tensorboard.main": None,

@@ -1,4 +1,4 @@
-"""Judging: the best trials and the default settings with several seeds, at equal tokens, with their spread."""
+"""The best trials and the default settings with several seeds, at equal tokens, with their spread."""
 
 from __future__ import annotations
 

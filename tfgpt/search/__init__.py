@@ -1,1 +1,1 @@
-"""Better settings: searches with KerasTuner and their judging, learning rates for wider models, scaling laws."""
+"""Better settings: searches with KerasTuner, seed comparisons and scaling laws."""

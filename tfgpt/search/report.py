@@ -124,8 +124,8 @@ def parallel_axis(name: str, values: Sequence[Any]) -> dict[str, Any]:
     """Returns an axis: wide ranges by their logarithm, choices by their order, a flag that does not apply as "none"."""
     if not (known := numbers_of(values)):
         order = [*sorted({str(value) for value in values if value is not None}), *(["none"] if None in values else [])]
-        positions = [order.index("none" if value is None else str(value)) for value in values]
-        return {"label": name, "values": positions, "tickvals": list(range(len(order))), "ticktext": order}
+        codes = [order.index("none" if value is None else str(value)) for value in values]
+        return {"label": name, "values": codes, "tickvals": list(range(len(order))), "ticktext": order}
     low, high = min(known), max(known)
     # Values drawn on a logarithmic scale crowd at the lower end of a linear one.
     logarithmic = low > 0 and high / low > 8 and float(np.median(known)) - low < 0.25 * (high - low)
