@@ -131,7 +131,7 @@ def test_a_reloaded_chief_leaves_the_trials_with_their_workers(study):
     assert after.create_trial("tuner2").trial_id == "0002"
     # On one machine the workers are new ones.
     alone = make_oracle(made, cluster=False)
-    assert [alone.create_trial("tuner0").trial_id, alone.create_trial("tuner1").trial_id] == ["0000", "0001"]
+    assert [alone.create_trial(name).trial_id for name in ("tuner0", "tuner1")] == ["0000", "0001"]
 
 
 def test_a_killed_trial_is_tried_once_more_and_a_failed_one_is_not(study):
@@ -142,9 +142,8 @@ def test_a_killed_trial_is_tried_once_more_and_a_failed_one_is_not(study):
         trial.status = status
         oracle.end_trial(trial)
         assert len(oracle.end_order) == ended
-    assert [(row.trial_id, row.status, row.error) for row in oracle.table().trials] == [
-        ("0000", "failed", "by SIGKILL"), ("0001", "failed", "by SIGKILL"),
-    ]  # fmt: skip
+    rows = [(row.trial_id, row.status, row.error) for row in oracle.table().trials]
+    assert rows == [("0000", "failed", "by SIGKILL"), ("0001", "failed", "by SIGKILL")]
 
 
 def test_the_median_rule_stops_what_is_worse_than_the_median_of_running_averages(study):

@@ -21,7 +21,7 @@ HEAD += "seconds,parameters,error"
 
 
 def write_search(directory: Path) -> None:
-    """learning_rate decides nearly everything, the schedule a little, dropout nothing; trial 0003 failed."""
+    """The learning rate decides nearly everything, the schedule a little, dropout nothing; trial 0003 failed."""
     random = np.random.default_rng(0)
     lines = [HEAD]
     for number in range(24):
@@ -36,7 +36,6 @@ def write_search(directory: Path) -> None:
             continue
         measured = [bits, bits, 2 * bits, 0.3, 4096, 900 + number, 500 << 20, 2.5, 12345]
         lines.append(",".join([*row, *map(str, measured), ""]))
-    directory.mkdir(parents=True, exist_ok=True)
     (directory / "trials.csv").write_text("\n".join(lines) + "\n")
     about = {"search": {"search_objective": "validation_bits_per_byte"}}
     (directory / "search.json").write_text(json.dumps(about))

@@ -11,12 +11,10 @@ import pytest
 from tfgpt import scale as command
 from tfgpt.search.scaling_law import Run, ScalingLaw, fit
 
-CHINCHILLA = ScalingLaw(1.69, 406.4, 0.34, 410.7, 0.28)
-"""Hoffmann et al. 2022, equation 10."""
+CHINCHILLA = ScalingLaw(1.69, 406.4, 0.34, 410.7, 0.28)  # Hoffmann et al. 2022, equation 10
+# Besiroglu et al. 2024 (arXiv:2404.10102), table 1: the same runs fitted again
 REPLICATION = ScalingLaw(1.8172, 482.01, 0.3478, 2085.43, 0.3658)
-"""Besiroglu et al. 2024 (arXiv:2404.10102), table 1: the same runs fitted again."""
-GOPHER = 5.76e23
-"""The budget in floating-point operations that Hoffmann et al. compare at."""
+GOPHER = 5.76e23  # the floating-point operations that Hoffmann et al. compare at
 
 
 SIZES = [(size, tokens) for size in (100_000, 400_000, 1_600_000) for tokens in (1_000_000, 4_000_000, 16_000_000)]

@@ -101,16 +101,12 @@ def test_the_best_are_trained_again_where_plotly_is_missing_and_the_report_that_
 
 def test_differences_are_paired_by_seed_and_their_interval_is_students():
     values = {"default": [2.0, 2.2, 2.1], "0004": [1.9, 2.05, 2.02]}
-    results = {
-        (name, seed): {"validation_loss": value, "tokens": 100}
-        for name, each in values.items()
-        for seed, value in enumerate(each, 1)
-    }
+    results = {(name, seed): {"validation_loss": each[seed - 1], "tokens": 100}
+               for name, each in values.items() for seed in (1, 2, 3)}  # fmt: skip
     found = summarize("validation_loss", results, ["default", "0004"], [1, 2, 3])
     best = found["settings"][1]
     assert best["standard_deviation"] == pytest.approx(np.std(values["0004"], ddof=1))
-    test = stats.ttest_rel(values["0004"], values["default"])
-    interval = test.confidence_interval(0.95)
+    interval = stats.ttest_rel(values["0004"], values["default"]).confidence_interval(0.95)
     difference = best["difference"]
     assert (difference["low"], difference["high"]) == pytest.approx((interval.low, interval.high))
     assert difference["mean"] == pytest.approx(-0.11)

@@ -72,12 +72,9 @@ def trial_processes(running: Running) -> list[int]:
 THREE_RATES = "[search.learning_rate]\nchoices = [0.01, 0.02, 1e30]"
 
 
-def test_two_workers_train_at_the_same_time_and_neither_a_killed_nor_a_diverged_trial_stops_the_search(
-    start: Start, arguments, tmp_path: Path
-):
+def test_neither_a_killed_nor_a_diverged_trial_stops_a_search_by_two_workers(start: Start, arguments, tmp_path: Path):
     directory = tmp_path / "two"
-    more = ["--parallel=2", "--tuner=grid", "--median_stopping_after=0"]
-    more += ["--max_grad_norm=0", "--rollback_after=1", "--max_rollbacks=0", "--warmup_steps=0"]
+    more = "--parallel=2 --tuner=grid --max_grad_norm=0 --rollback_after=1 --max_rollbacks=0 --warmup_steps=0".split()
     search = start("tune", *arguments("two", *more, space=THREE_RATES))
     paths = [directory / f"trials/{trial}/metrics.jsonl" for trial in ("0000", "0001")]
     wait_for(lambda: all(line_count(path) >= 2 for path in paths), search)
@@ -97,11 +94,11 @@ def free_port() -> int:
 
 
 def test_a_cluster_by_kerastuners_environment_variables_whose_chief_is_killed(start: Start, arguments, tmp_path: Path):
-    cluster = {"KERASTUNER_ORACLE_IP": "127.0.0.1", "KERASTUNER_ORACLE_PORT": str(free_port())}
+    address = {"KERASTUNER_ORACLE_IP": "127.0.0.1", "KERASTUNER_ORACLE_PORT": str(free_port())}
     flags = arguments("cluster", "--tuner=random", "--max_trials=1", "--strategy=mirrored", "--logical_cpus=2")
 
     def begin(name: str) -> Running:
-        return start("tune", *flags, environment={**cluster, "KERASTUNER_TUNER_ID": name})
+        return start("tune", *flags, environment={**address, "KERASTUNER_TUNER_ID": name})
 
     chief, worker = begin("chief"), begin("tuner0")
     wait_for(lambda: line_count(tmp_path / "cluster/trials/0000/metrics.jsonl") >= 2, worker)
@@ -128,9 +125,7 @@ def test_a_second_search_in_a_directory_ends_at_once_and_names_the_first(argumen
     assert not (tmp_path / "held/trials").exists()
 
 
-def test_a_trial_out_of_memory_is_caught_and_a_search_of_nothing_else_is_an_error(
-    start: Start, arguments, tmp_path: Path
-):
+def test_a_trial_out_of_memory_is_caught_and_a_search_of_nothing_else_fails(start: Start, arguments, tmp_path: Path):
     search = start("tune", *arguments("memory", "--max_trials=1", "--tuner=random", "--trial_memory_limit=350"))
     assert search.ended() == 1
     (row,) = table(tmp_path / "memory")
