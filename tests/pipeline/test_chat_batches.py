@@ -196,6 +196,14 @@ def test_augmentation_changes_what_users_say_in_every_epoch_and_never_the_assist
     assert "HELLO" in changed and "hello" in changed and "Hello" in changed
 
 
+def test_a_paraphrase_that_does_not_fit_its_row_is_not_said(tmp_path):
+    (tmp_path / "pairs.tsv").write_text("".join(f"Question {n}\t{'z' * 200}{n}\n" for n in range(30)))
+    data = prepared(tmp_path, paraphrases=str(tmp_path / "pairs.tsv"), augment_paraphrase=1.0)
+    said = data.tokenizer.decode(np.concatenate([batch["token_ids"].ravel() for batch in
+                                                 itertools.islice(batches(data), 6)]))  # fmt: skip
+    assert "Question 1" in said and "zz" not in said
+
+
 def test_packing_fills_rows_and_never_overfills_them():
     lengths = np.random.default_rng(0).integers(1, 65, 5000)
     packed = Packing(lengths, 64)

@@ -139,6 +139,19 @@ def test_dialogues_in_another_chat_template_are_other_tokens(tmp_path):
     assert texts == ["Hi", "Hello there"]
 
 
+def test_dialogues_that_the_template_refuses_are_said_and_nothing_to_learn_from_is_refused(tmp_path):
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]
+    dialogue = {"messages": messages, "tools": [{"type": "function", "function": {"name": "f"}}]}
+    (tmp_path / "chat.jsonl").write_text(json.dumps(dialogue) + "\n")
+    (tmp_path / "text.jsonl").write_text('{"text": "a"}\n{"text": "b"}\n')
+    options = {"validation_fraction": 0.0, "cache_dir": str(tmp_path / "cache")}
+    both = CorpusConfig(train_text=(str(tmp_path / "chat.jsonl"), str(tmp_path / "text.jsonl")), **options)
+    _, lines = logged(both, TokenizerConfig(tokenizer="bytes"))
+    assert any(line.startswith("train tokens: 1 conversation left out: the chat template") for line in lines)
+    with pytest.raises(UserError, match=r"--train_text: nothing is left to learn from \(1 conversation left out"):
+        quiet(CorpusConfig(train_text=(str(tmp_path / "chat.jsonl"),), **options), TokenizerConfig(tokenizer="bytes"))
+
+
 def test_what_was_left_out_is_said_with_the_documents(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps({"text": f"text {number % 50}"}) + "\n" for number in range(60)))
