@@ -77,9 +77,6 @@ def read_paraphrases(path: str, tfds_data_dir: str | None = None) -> dict[str, l
         path: JSON Lines of `{"text": …, "paraphrase": …}` (or `"paraphrases": […]`), two columns separated by a tab,
             or two features of a TensorFlow Dataset (`tfds:NAME:SPLIT#FEATURE,FEATURE`).
         tfds_data_dir: directory of TensorFlow Datasets.
-
-    Raises:
-        UserError: the file is missing or a line is not a pair.
     """
     file = Path(path).expanduser()
     if not path.startswith("tfds:") and not file.is_file():

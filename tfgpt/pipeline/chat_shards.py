@@ -92,7 +92,6 @@ class ChatShards:
         return json.loads(self.text[self.lines[number] : self.lines[number + 1]].tobytes())
 
     def describe(self) -> str:
-        """Returns the counts for a log line."""
         counts = self.manifest
         return (
             f"{counts['conversations']:,} in {len(self):,} parts, {counts['tokens']:,} tokens, "
@@ -136,19 +135,15 @@ def write_chat_shards(
     num_documents: int | None = None,
     title: str = "encoding",
 ) -> ChatShards:
-    """Encodes conversations and writes them. The directory appears when it is complete.
+    """Encodes conversations, writes them and opens these; raises `UserError` for a document without messages.
 
     Args:
         documents: `{"messages": …, "source": …}`, read once.
-        tokenizer: encodes in its chat template.
-        directory: the directory to write.
+        tokenizer, directory: encodes in its chat template; the directory appears when it is complete.
         length: T, tokens of a row.
         repeat_system: begins every part of a conversation with the system message.
         sources: a document's source → the source as the user wrote it.
         num_documents, title: total and title of the progress bar.
-
-    Raises:
-        UserError: a document is not a conversation.
     """
     splitter = ConversationSplitter(tokenizer, length, repeat_system)
     dtype = token_dtype(tokenizer)

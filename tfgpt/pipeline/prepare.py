@@ -164,10 +164,8 @@ def tokenizer_report(data: PreparedData[TokenShards]) -> list[str]:
 def export_results(data: PreparedData[TokenShards], output_dir: str | os.PathLike, overwrite: bool = False) -> Path:
     """Writes `tokenizer/`, `train/`, `validation/`, `card.md` and `prepared.json` to a directory.
 
-    The files of the shards are hard links to the cache, or copies on another disk. An earlier result is replaced.
-
-    Raises:
-        UserError: the directory holds other files and `overwrite` is off.
+    The files of the shards are hard links to the cache, or copies on another disk. An earlier result is replaced; other
+    files only with `overwrite`.
     """
     output = Path(output_dir).expanduser()
     with result_directory(output, "prepared data", "output_dir", overwrite) as temporary:

@@ -70,8 +70,7 @@ class Mixture:
     epochs: its rows in a permuted order, then again in another.
 
     Args:
-        sizes: [sources] rows of each, at least 1.
-        weights: [sources] shares, adding up to 1.
+        sizes, weights: [sources] rows of each, at least 1, and their shares, adding up to 1.
         seed: any integer.
     """
 
@@ -110,9 +109,6 @@ def mixture_weights(sizes: Sequence[float], given: Sequence[str] = (), temperatu
         given: the weights of --mixture, one a source; empty: by size.
         temperature: shares are size^(1/temperature): 1 is by size, infinity gives all the same (mT5,
             arXiv:2010.11934, whose alpha is 1/temperature).
-
-    Raises:
-        SettingError: the number of weights is not the number of sources.
     """
     if given and len(given) != len(sizes):
         raise SettingError("mixture", f"has {len(given)} weights for {len(sizes)} sources of --train_text")

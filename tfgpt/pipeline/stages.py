@@ -96,11 +96,7 @@ def prepare_tokenizer(config: TokenizerConfig, documents: DocumentShards, cache:
 def prepare_token_shards(
     documents: DocumentShards, side: str, tokenizer: Tokenizer, cache: Path, log: Log, sources: Sequence[str] = ()
 ) -> TokenShards:
-    """Encodes the documents of one side, or of some sources of it; finds them in the cache the next time.
-
-    Raises:
-        UserError: every training dialogue was refused by the chat template.
-    """
+    """Encodes the documents of one side, or of some sources of it; finds them in the cache the next time."""
     template = tokenizer.config.get("chat_template")
     key = {
         "format": token_shards.FORMAT_VERSION,

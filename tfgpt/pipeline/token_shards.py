@@ -89,7 +89,6 @@ class TokenShards:
         return [self.directory / file["file"] for file in self.manifest["shards"] + self.manifest["weights"]]
 
     def describe(self) -> str:
-        """Returns the counts for a log line."""
         rate = f" ({self.num_bytes / (self.num_tokens - 1):.2f} bytes a token)" if self.num_tokens > 1 else ""
         return f"{self.num_tokens:,}{rate}"
 
@@ -100,12 +99,7 @@ class TokenShards:
 
     @classmethod
     def open(cls, directory: str | os.PathLike, tokenizer_fingerprint: str | None = None) -> TokenShards:
-        """Opens a directory of shards of a tokenizer, or of any, after checking it; see `tfgpt.pipeline.manifest`.
-
-        Raises:
-            DamagedShards: a file is missing or damaged.
-            UserError: the shards hold the ids of another tokenizer.
-        """
+        """Opens a directory of shards of a tokenizer, or of any, after checking it; see `tfgpt.pipeline.manifest`."""
         directory = Path(directory)
         manifest = read_manifest(directory, FORMAT, FORMAT_VERSION)
         if tokenizer_fingerprint not in (None, manifest["tokenizer_fingerprint"]):
@@ -133,19 +127,13 @@ def write_token_shards(
     The same input gives the same bytes. The directory appears when it is complete and replaces an earlier one.
 
     Args:
-        documents: `{"text": …}` or `{"messages": […]}`, read once, never all in memory. Dialogues are written in the
-            chat template; documents without a token are skipped, and dialogues that the template refuses are counted
-            in the manifest's "left_out", by reason.
+        documents: `{"text": …}` or `{"messages": […]}`, read once. Dialogues are written in the chat template; those
+            that it refuses are counted in the manifest's "left_out", by reason. Documents without a token are skipped.
         tokenizer: encodes; its end-of-text id goes before the first and after every document.
         directory: the directory to write.
         store_weights: writes loss weights: 1 for all of a text, and only for the assistant's words in a dialogue.
-            Without it every token counts, as in pretraining.
         shard_tokens: ids a file.
         num_documents, title: total and title of the progress bar.
-
-    Raises:
-        RunError: the disk is full.
-        UserError: the directory cannot be written.
     """
     dtype = token_dtype(tokenizer)
     byte_lengths = tokenizer.byte_lengths().astype(np.int64)
