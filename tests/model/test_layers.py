@@ -6,28 +6,49 @@ import pytest
 import tensorflow as tf
 import torch
 
-from tests.model.options import GPT2, MODERN, NANOCHAT, OPTIONS, random_decoder, random_ids
-from tfgpt.model.attention_mask import causal_mask
+from tests.model.layer_checks import run_layer_test
+from tests.model.options import GPT2, MODERN, ONE_BLOCK, OPTIONS, random_decoder, random_ids
+from tfgpt.model.attention import SelfAttention
+from tfgpt.model.attention_mask import AttentionMask, causal_mask
 from tfgpt.model.config import DecoderConfig
-from tfgpt.model.decoder import Decoder
-from tfgpt.model.layers import Normalization, gelu
-from tfgpt.model.position_embeddings import rotate, rotation_tables
+from tfgpt.model.decoder import Decoder, TransformerBlock
+from tfgpt.model.dropout import Dropout
+from tfgpt.model.layers import MLP, Embedding, Normalization, OutputHead, SoftCap, gelu
+from tfgpt.model.position_embeddings import PositionEmbedding, RotaryEmbedding, rotate, rotation_tables
+from tfgpt.model.projection import Projection
 
 INPUTS = np.random.default_rng(0).normal(2.0, 3.0, (3, 5, 16)).astype(np.float32)
+IDS = np.array([[0, 0, 1, 1, 2]], np.int32)
 
 
-@pytest.mark.parametrize("values", [MODERN, GPT2, NANOCHAT], ids=["modern", "gpt2", "nanochat"])
-def test_every_layer_round_trips_its_config(values):
-    decoder = Decoder(DecoderConfig.from_dict(values))
-    layers = [layer for layer in decoder._flatten_layers() if type(layer).__module__.startswith("tfgpt")]
-    assert len(layers) > 15
-    for layer in layers:
-        if isinstance(layer, keras.Model):
-            continue
-        config = layer.get_config()
-        again = type(layer).from_config(config)
-        assert again.get_config() == config
-        assert type(layer).__name__ in keras.saving.get_registered_name(type(layer))
+CONFIG = DecoderConfig.from_dict(ONE_BLOCK | {"hidden_dim": 16, "use_bias": True})
+NO_MASK = np.zeros([5, 5], np.float32)
+ROTATION = RotaryEmbedding(CONFIG).at(np.arange(5)[None])
+LAYERS = {
+    "layer norm": (lambda **options: Normalization("layer_norm", use_bias=True, initial_scale=0.5, **options), INPUTS),
+    "rms norm": (lambda **options: Normalization(epsilon=1e-3, **options), INPUTS),
+    "projection": (lambda **options: Projection(7, True, None, 0.5, **options), INPUTS),
+    "embedding": (lambda **options: Embedding(9, 4, 0.3, **options), IDS),
+    "output head": (lambda **options: OutputHead(9, 0.3, **options), INPUTS),
+    "soft cap": (lambda **options: SoftCap(2.0, **options), INPUTS),
+    "dropout": (lambda **options: Dropout(0.2, 3, **options), INPUTS),
+    "mlp": (lambda **options: MLP(CONFIG, **options), INPUTS),
+    "positions": (lambda **options: PositionEmbedding(9, 4, packed=True, **options), IDS),
+    "rotation": (lambda **options: RotaryEmbedding(CONFIG, packed=True, **options), IDS),
+    "mask": (lambda **options: AttentionMask(CONFIG, packed=True, **options), IDS),
+    "attention": (
+        lambda **options: SelfAttention(CONFIG, dropout_number=2, **options),
+        INPUTS,
+        ROTATION,
+        NO_MASK,
+    ),
+    "block": (lambda **options: TransformerBlock(CONFIG, number=1, **options), INPUTS, NO_MASK, ROTATION),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_layers_serialize_and_compute_in_mixed_precision(name):
+    run_layer_test(*LAYERS[name])
 
 
 def test_the_decoder_round_trips_its_config_and_a_keras_file(tmp_path):

@@ -8,10 +8,10 @@ import tensorflow as tf
 import torch
 import transformers
 
+from tests.model.options import random_decoder
 from tfgpt.model.checkpoints.huggingface import load_config, load_decoder, save_decoder
 from tfgpt.model.checkpoints.huggingface_config import transformers_model_type
 from tfgpt.model.config import DecoderConfig
-from tfgpt.model.decoder import Decoder
 
 TOLERANCE = 1e-4
 TOKEN_IDS = np.random.default_rng(0).integers(0, 61, (2, 24)).astype(np.int32)
@@ -117,15 +117,6 @@ def their_logits(model: torch.nn.Module) -> np.ndarray:
         return model.eval()(torch.tensor(TOKEN_IDS, dtype=torch.long)).logits.float().numpy()
 
 
-def randomized(decoder: Decoder) -> Decoder:
-    """The decoder with every variable far from its initial value, biases and scales too."""
-    random = np.random.default_rng(1)
-    for variable in decoder.trainable_variables:
-        offset = 1.0 if variable.path.endswith("scale") else 0.0
-        variable.assign(offset + random.normal(0.0, 0.25, variable.shape))
-    return decoder
-
-
 @pytest.mark.parametrize("name", THEIRS)
 def test_a_checkpoint_of_transformers_gives_its_logits(name, tmp_path):
     torch.manual_seed(0)
@@ -145,7 +136,7 @@ def test_a_saved_decoder_opens_in_transformers_with_equal_logits(name, tmp_path)
     values, model_type = OURS[name]
     config = DecoderConfig.from_dict(values)
     assert transformers_model_type(config) == (model_type, "")
-    decoder = randomized(Decoder(config))
+    decoder = random_decoder(values)
     save_decoder(decoder, tmp_path, end_of_text_id=0, end_of_turn_id=3, padding_id=2)
     model, report = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(report.values()), report
@@ -159,7 +150,7 @@ def test_a_saved_decoder_opens_in_transformers_with_equal_logits(name, tmp_path)
 
 
 def test_a_directory_rewritten_by_transformers_still_loads(tmp_path):
-    decoder = randomized(Decoder(DecoderConfig.from_dict(OURS["qwen3 without scales"][0] | {"dropout": 0.25})))
+    decoder = random_decoder(OURS["qwen3 without scales"][0] | {"dropout": 0.25})
     save_decoder(decoder, tmp_path / "ours")
     transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours").save_pretrained(tmp_path / "theirs")
     again = load_decoder(tmp_path / "theirs")
