@@ -10,9 +10,7 @@ import numpy as np
 import pytest
 import transformers
 
-from tests.conversion.tiny import save_tiny
-from tfgpt.conversion.config import ConvertConfig
-from tfgpt.conversion.convert import convert
+from tests.conversion.tiny import converted, save_tiny
 from tfgpt.generation.config import SamplingConfig
 from tfgpt.serving.export import export
 from tfgpt.serving.export_config import ExportConfig
@@ -23,7 +21,7 @@ from tfgpt.tokenization.sentencepiece_tokenizer import SentencePieceTokenizer
 
 
 @pytest.fixture(scope="module")
-def converted(tmp_path_factory, documents, sentencepiece_model):
+def converted_family(tmp_path_factory, documents, sentencepiece_model):
     """A tiny model of a family, converted."""
 
     def make(family: str, **changes) -> Path:
@@ -32,13 +30,13 @@ def converted(tmp_path_factory, documents, sentencepiece_model):
         settings = json.loads((source / "tokenizer_config.json").read_text())
         (source / "tokenizer_config.json").write_text(json.dumps({**settings, **changes}))
         output = tmp_path_factory.mktemp("output") / "model"
-        return convert(ConvertConfig(source=str(source), output=str(output)), lambda line: None)
+        return converted(source, output)
 
     return make
 
 
-def test_a_converted_model_is_exported_and_answers_as_the_model_does(converted, tmp_path):
-    directory = converted("Llama 2", add_bos_token=False)
+def test_a_converted_model_is_exported_and_answers_as_the_model_does(converted_family, tmp_path):
+    directory = converted_family("Llama 2", add_bos_token=False)
     config = ExportConfig(model=str(directory), output=str(tmp_path / "served"), max_new_tokens_limit=32)
     sampling = SamplingConfig(max_new_tokens=4)
     tokenizer = load_tokenizer(directory)
@@ -58,9 +56,7 @@ def test_sentencepiece_ids_in_graph_equal_those_outside_and_those_of_transformer
     sentencepiece_model, tmp_path, documents
 ):
     save_tiny(tmp_path / "source", "Llama 2", documents, sentencepiece_model)
-    directory = convert(
-        ConvertConfig(source=str(tmp_path / "source"), output=str(tmp_path / "ours")), lambda line: None
-    )
+    directory = converted(tmp_path / "source", tmp_path / "ours")
     tokenizer = load_tokenizer(directory)
     assert isinstance(tokenizer, SentencePieceTokenizer)
     graph, reference = in_graph_tokenizer(tokenizer), transformers.AutoTokenizer.from_pretrained(tmp_path / "source")

@@ -17,9 +17,7 @@ import torch
 import transformers
 
 from tests.conversion.gguf_files import byte_level_vocabulary, write_gguf
-from tests.conversion.tiny import ENDS, MODELS, TEMPLATE, VOCABULARY, save_tiny
-from tfgpt.conversion.config import ConvertConfig
-from tfgpt.conversion.convert import convert
+from tests.conversion.tiny import ENDS, MODELS, TEMPLATE, VOCABULARY, converted, save_tiny
 from tfgpt.generation.prompts import encode_prompt
 from tfgpt.model.checkpoints.huggingface import load_decoder
 from tfgpt.tokenization.load import load_tokenizer
@@ -66,10 +64,6 @@ def logits_of(model: Any) -> np.ndarray:
 
 def our_logits(directory: Path) -> np.ndarray:
     return load_decoder(directory, dtype="float32")({"token_ids": IDS}).numpy()
-
-
-def converted(source: Path, output: Path) -> Path:
-    return convert(ConvertConfig(source=str(source), output=str(output)), lambda line: None)
 
 
 def note(family: str, direction: str, found: np.ndarray, expected: np.ndarray) -> None:

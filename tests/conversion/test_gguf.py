@@ -24,10 +24,7 @@ from tests.conversion.gguf_files import (
     sentencepiece_vocabulary,
     write_gguf,
 )
-from tests.conversion.tiny import SIZES, TEMPLATE, VOCABULARY, save_tiny
-from tfgpt.common.errors import UserError
-from tfgpt.conversion.config import ConvertConfig
-from tfgpt.conversion.convert import convert
+from tests.conversion.tiny import SIZES, TEMPLATE, VOCABULARY, converted, refusal, save_tiny
 from tfgpt.generation.prompts import encode_prompt
 from tfgpt.model.checkpoints.gguf import GGUFFile
 from tfgpt.model.checkpoints.huggingface import load_decoder
@@ -49,17 +46,6 @@ TEXTS = [
     "<s> </s> <unk> <0x0A> [PAD419] not special",
 ]
 """Unusual spaces, lines, letters that are bytes in a tiny vocabulary, and names of special pieces."""
-
-
-def converted(source: Path, output: Path) -> Path:
-    return convert(ConvertConfig(source=str(source), output=str(output)), lambda line: None)
-
-
-def refused(source: Path, output: Path) -> str:
-    with pytest.raises(UserError) as caught:
-        converted(source, output)
-    assert not output.exists() and "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 @pytest.fixture(scope="module")
@@ -210,7 +196,7 @@ def test_what_is_no_bpe_or_not_whole_is_refused_by_name(change, fields, reason, 
             writer.kv_data[0]["tokenizer.ggml.model"].value = kind
 
     write_gguf(tmp_path / "model.gguf", llama2, "F32", add)
-    assert reason in refused(tmp_path / "model.gguf", tmp_path / "out")
+    assert reason in refusal(tmp_path / "model.gguf", tmp_path / "out")
 
 
 QUANTIZED = ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", *K_QUANTS)

@@ -8,9 +8,7 @@ import numpy as np
 import pytest
 import tokenizers
 
-from tfgpt.common.errors import UserError
-from tfgpt.conversion.config import ConvertConfig
-from tfgpt.conversion.convert import convert
+from tests.conversion.tiny import converted, refusal
 from tfgpt.model.checkpoints.huggingface import load_decoder
 from tfgpt.tokenization.load import load_tokenizer
 
@@ -63,7 +61,7 @@ def test_in_from_keras_hub(family, documents, tmp_path):
     preset = tmp_path / "preset"
     backbone.save_to_preset(str(preset))
     tokenizer.save_to_preset(str(preset))
-    output = convert(ConvertConfig(source=str(preset), output=str(tmp_path / "ours")), lambda line: None)
+    output = converted(preset, tmp_path / "ours")
 
     hidden = backbone({"token_ids": IDS, "padding_mask": np.ones_like(IDS)})
     expected = np.array(backbone.token_embedding(hidden, reverse=True))
@@ -86,6 +84,5 @@ def test_other_presets_are_refused_by_name_before_their_weights_are_read(tmp_pat
     keras_hub.models.GPT2Tokenizer(vocabulary=ids, merges=merges).save_to_preset(str(tmp_path))
     (tmp_path / "metadata.json").write_text("{}")
     (tmp_path / "config.json").write_text(json.dumps({"class_name": "BertBackbone", "config": {}}))
-    with pytest.raises(UserError, match="class_name 'BertBackbone' is not supported; supported are GPT2Backbone"):
-        convert(ConvertConfig(source=str(tmp_path), output=str(tmp_path / "out")), lambda line: None)
-    assert not (tmp_path / "out").exists()
+    line = refusal(tmp_path, tmp_path / "out")
+    assert "class_name 'BertBackbone' is not supported; supported are GPT2Backbone" in line

@@ -11,10 +11,8 @@ import gguf
 import numpy as np
 import pytest
 
+from tests.conversion.tiny import converted, refusal
 from tests.model.options import MODERN, random_decoder
-from tfgpt.common.errors import UserError
-from tfgpt.conversion.config import ConvertConfig
-from tfgpt.conversion.convert import convert
 from tfgpt.model.checkpoints.gguf import GGUFFile
 from tfgpt.model.checkpoints.huggingface import load_decoder, save_decoder
 from tfgpt.tokenization.train_tokenizer import byte_tokenizer
@@ -29,14 +27,6 @@ def model(tmp_path_factory) -> Path:
     save_decoder(decoder, directory, end_of_text_id=tokenizer.end_of_text_id, end_of_turn_id=tokenizer.end_of_turn_id)
     tokenizer.save(directory)
     return directory
-
-
-def line_of(source: Path | str, output: Path) -> str:
-    """The one line that a source is refused with; nothing is written."""
-    with pytest.raises(UserError) as caught:
-        convert(ConvertConfig(source=str(source), output=str(output)), lambda line: None)
-    assert not output.exists() and "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -54,20 +44,20 @@ def test_what_we_cannot_compute_is_refused_by_name_before_weights_are_looked_at(
     source.mkdir()
     config = json.loads((model / "config.json").read_text())
     (source / "config.json").write_text(json.dumps({**config, **change}))
-    assert reason in line_of(source, tmp_path / "out")
+    assert reason in refusal(source, tmp_path / "out")
 
 
 def test_what_is_missing_is_named(model, tmp_path):
     source = tmp_path / "source"
-    assert "nothing here: no such file or directory; the folder" in line_of("./nothing here", tmp_path / "out")
+    assert "nothing here: no such file or directory; the folder" in refusal("./nothing here", tmp_path / "out")
     source.mkdir()
-    assert "source is empty" in line_of(source, tmp_path / "out")
+    assert "source is empty" in refusal(source, tmp_path / "out")
     (source / "config.json").write_bytes((model / "config.json").read_bytes())
-    assert "there are no weights in it (model.safetensors)" in line_of(source, tmp_path / "out")
+    assert "there are no weights in it (model.safetensors)" in refusal(source, tmp_path / "out")
     (source / "pytorch_model.bin").write_bytes(b"")
-    assert "pickled weights can run code and are not read" in line_of(source, tmp_path / "out")
+    assert "pickled weights can run code and are not read" in refusal(source, tmp_path / "out")
     (source / "model.safetensors").write_bytes((model / "model.safetensors").read_bytes())
-    assert "there is no tokenizer in it (tokenizer.json)" in line_of(source, tmp_path / "out")
+    assert "there is no tokenizer in it (tokenizer.json)" in refusal(source, tmp_path / "out")
 
 
 def one_tensor_file(path: Path, architecture: str = "llama", kind: str = "F32", content=None) -> GGUFFile:
@@ -83,13 +73,44 @@ def one_tensor_file(path: Path, architecture: str = "llama", kind: str = "F32", 
 
 def test_gguf_files_that_we_cannot_compute_are_refused_by_name(tmp_path):
     path = tmp_path / "model.gguf"
-    assert f"{path}: no such file or directory" in line_of(path, tmp_path / "out")
+    assert f"{path}: no such file or directory" in refusal(path, tmp_path / "out")
     path.write_bytes(b"GGUF but nothing behind it")
-    assert f"{path}: cannot be read as GGUF" in line_of(path, tmp_path / "out")
+    assert f"{path}: cannot be read as GGUF" in refusal(path, tmp_path / "out")
     one_tensor_file(path, "mamba")
-    assert "general.architecture 'mamba' is not supported" in line_of(path, tmp_path / "out")
+    assert "general.architecture 'mamba' is not supported" in refusal(path, tmp_path / "out")
     one_tensor_file(path)
-    assert "llama.attention.head_count is missing" in line_of(path, tmp_path / "out")
+    assert "llama.attention.head_count is missing" in refusal(path, tmp_path / "out")
+
+
+def refusal_of_metadata(path: Path, **metadata: str | int) -> str:
+    """What a file with this metadata is refused with, as --source."""
+    writer = gguf.GGUFWriter(path, "llama")
+    for name, value in metadata.items():
+        if isinstance(value, str):
+            writer.add_string(name.replace("_", "."), value)
+        else:
+            writer.add_uint16(name.replace("_", "."), value)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    return refusal(path, path.with_name("out"))
+
+
+def test_a_part_of_a_split_file_says_how_the_parts_are_joined(tmp_path):
+    path = tmp_path / "my model-00002-of-00003.gguf"
+    assert refusal_of_metadata(path, split_no=1, split_count=3) == (
+        f"{path}: is part 2 of 3 of a split model; llama-gguf-split --merge "
+        f"'{tmp_path}/my model-00001-of-00003.gguf' '{tmp_path}/my model.gguf' makes it one file"
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "advice"),
+    [("adapter", "llama-export-lora"), ("mmproj", "the language model"), ("imatrix", "only guides"), ("vocab", "only")],
+)
+def test_what_is_no_model_is_named(kind, advice, tmp_path):
+    line = refusal_of_metadata(tmp_path / "file.gguf", general_type=kind)
+    assert f"does not hold a model (general.type is '{kind}'); " in line and advice in line
 
 
 def test_q4_k_blocks_are_scaled_as_ggml_says(tmp_path):
@@ -191,7 +212,7 @@ def hub(model, tmp_path, monkeypatch):
 
 
 def test_a_name_on_the_hub_is_downloaded_and_converted(hub, model, tmp_path):
-    output = convert(ConvertConfig(source="someone/tiny", output=str(tmp_path / "out")), lambda line: None)
+    output = converted("someone/tiny", tmp_path / "out")
     ids = np.arange(8, dtype=np.int32)[None]
     np.testing.assert_array_equal(
         load_decoder(output)({"token_ids": ids}).numpy(), load_decoder(model)({"token_ids": ids}).numpy()
@@ -202,18 +223,18 @@ def test_a_name_on_the_hub_is_downloaded_and_converted(hub, model, tmp_path):
 
 def test_a_model_on_the_hub_that_we_cannot_compute_is_refused_by_its_config_alone(hub, tmp_path):
     Hub.files = {**Hub.files, "config.json": json.dumps({"model_type": "mamba"}).encode()}
-    assert "model_type 'mamba' is not supported" in line_of("someone/tiny", tmp_path / "out")
+    assert "model_type 'mamba' is not supported" in refusal("someone/tiny", tmp_path / "out")
     assert not any("safetensors" in path for path in Hub.asked)
 
 
 def test_a_name_that_the_hub_does_not_know_is_refused(hub, tmp_path):
-    assert "no/body is not here, and not a model on the Hugging Face hub" in line_of("no/body", tmp_path / "out")
+    assert "no/body is not here, and not a model on the Hugging Face hub" in refusal("no/body", tmp_path / "out")
 
 
 def test_a_model_on_the_hub_whose_conditions_are_not_accepted_says_where_to_do_so(hub, tmp_path):
-    assert "/someone/gated, then set HF_TOKEN" in line_of("someone/gated", tmp_path / "out")
+    assert "/someone/gated, then set HF_TOKEN" in refusal("someone/gated", tmp_path / "out")
 
 
 def test_a_hub_that_cannot_be_reached_is_not_taken_for_one_without_the_model(hub, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    assert "hub cannot be reached" in line_of("someone/tiny", tmp_path / "out")
+    assert "hub cannot be reached" in refusal("someone/tiny", tmp_path / "out")

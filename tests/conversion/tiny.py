@@ -7,10 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import tokenizers
 import torch
 import transformers
 
+from tfgpt.common.errors import UserError
+from tfgpt.conversion.config import ConvertConfig
+from tfgpt.conversion.convert import convert
 from tfgpt.tokenization.pretokenizer import FAMILIES
 
 VOCABULARY = 420
@@ -61,6 +65,18 @@ SPECIALS = {
 }
 ENDS = {"gpt2": "<|endoftext|>", "smollm": "<|im_end|>", "qwen2": "<|im_end|>", "llama3": "<|eot_id|>"}
 TEMPLATE = "{% for message in messages %}{{ message['role'] + ': ' + message['content'] + '\\n' }}{% endfor %}"
+
+
+def converted(source: Path | str, output: Path) -> Path:
+    return convert(ConvertConfig(source=str(source), output=str(output)), lambda line: None)
+
+
+def refusal(source: Path | str, output: Path) -> str:
+    """The one line that a source is refused with; nothing is written."""
+    with pytest.raises(UserError) as caught:
+        converted(source, output)
+    assert not output.exists() and "\n" not in str(caught.value)
+    return str(caught.value)
 
 
 def byte_level_files(directory: Path, kind: str, documents: list[str]) -> None:
