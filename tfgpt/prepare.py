@@ -20,7 +20,7 @@ from tfgpt.common.tf_logging import import_tensorflow
 from tfgpt.corpus.config import CorpusConfig
 from tfgpt.pipeline.config import AugmentationConfig, BatchConfig, MixtureConfig, PrepareConfig
 from tfgpt.tokenization.config import TokenizerConfig
-from tfgpt.training.objectives.config import ObjectiveConfig
+from tfgpt.training.objective_config import ObjectiveConfig
 from tfgpt.training.train_config import TrainConfig
 
 

@@ -12,7 +12,7 @@ from tfgpt.diagnosis.check_results import FAIL, OK, WARN, CheckResult
 from tfgpt.diagnosis.system_memory import Memory, free_disk
 from tfgpt.model import cost, presets
 from tfgpt.model.config import DecoderConfig
-from tfgpt.training.objectives.config import ANSWERS_AT_A_TIME
+from tfgpt.training.objective_config import ANSWERS_AT_A_TIME
 from tfgpt.training.train_config import TrainConfig
 
 RUNTIME_BYTES = {"cpu": 1 << 30, "gpu": 600 << 20, "tpu": 600 << 20}

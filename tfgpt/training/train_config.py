@@ -28,7 +28,7 @@ from tfgpt.training.config import (
     StrategyConfig,
     steps_or_minutes,
 )
-from tfgpt.training.objectives.config import NEED_INIT_FROM, ObjectiveConfig, PreferenceConfig, RewardConfig
+from tfgpt.training.objective_config import NEED_INIT_FROM, ObjectiveConfig, PreferenceConfig, RewardConfig
 
 
 @dataclasses.dataclass(frozen=True)

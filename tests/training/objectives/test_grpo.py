@@ -18,8 +18,8 @@ from tfgpt.common.errors import SettingError, UserError
 from tfgpt.model.checkpoints.huggingface import save_decoder
 from tfgpt.tokenization.config import TokenizerConfig
 from tfgpt.tokenization.train_tokenizer import make_tokenizer
+from tfgpt.training.objective_config import RewardConfig
 from tfgpt.training.objectives.base import get_objective
-from tfgpt.training.objectives.config import RewardConfig
 from tfgpt.training.objectives.grpo import GRPO, GRPOLoss, RolloutBuffer, advantages
 from tfgpt.training.objectives.prompt_records import PromptRecord
 from tfgpt.training.objectives.rewards import RewardInput, load_rewards, total_reward

@@ -22,9 +22,9 @@ from tfgpt.tokenization.config import TokenizerConfig
 from tfgpt.tokenization.tokenizer import Tokenizer
 from tfgpt.tokenization.train_tokenizer import make_tokenizer
 from tfgpt.training.config import OptimizerConfig, ScheduleConfig, StepConfig
+from tfgpt.training.objective_config import PreferenceConfig
 from tfgpt.training.objectives import preferences
 from tfgpt.training.objectives.base import get_objective
-from tfgpt.training.objectives.config import PreferenceConfig
 from tfgpt.training.objectives.preference_losses import log_of_one_minus_exp, pair_losses
 from tfgpt.training.objectives.prompt_records import encode_answer, parse_record
 from tfgpt.training.objectives.readers import ExampleReader

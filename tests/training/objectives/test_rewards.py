@@ -3,7 +3,7 @@
 import pytest
 
 from tfgpt.common.errors import UserError
-from tfgpt.training.objectives.config import RewardConfig
+from tfgpt.training.objective_config import RewardConfig
 from tfgpt.training.objectives.prompt_records import PromptRecord
 from tfgpt.training.objectives.rewards import RewardInput, load_rewards, total_reward
 

@@ -1,6 +1,6 @@
 """The interface of objectives: preparing data, building batches and the loss function.
 
-A new objective is a subclass of `Objective`, listed in `objectives.config.OBJECTIVES`. Run, loop and checkpoints do not
+A new objective is a subclass of `Objective`, listed in `objective_config.OBJECTIVES`. Run, loop and checkpoints do not
 change.
 """
 
@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from tfgpt.tokenization.chat_template import encode_messages
 from tfgpt.training.losses import CausalLanguageModelingLoss
-from tfgpt.training.objectives.config import OBJECTIVES
+from tfgpt.training.objective_config import OBJECTIVES
 
 if TYPE_CHECKING:
     from tfgpt.tokenization.tokenizer import Tokenizer

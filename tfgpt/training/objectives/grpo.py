@@ -36,8 +36,8 @@ from tfgpt.pipeline.prepare import PreparedData
 from tfgpt.pipeline.shuffling import seeded_permutation
 from tfgpt.tokenization.load import load_tokenizer
 from tfgpt.training.distribution.strategy import distributed
+from tfgpt.training.objective_config import ANSWERS_AT_A_TIME, RewardConfig
 from tfgpt.training.objectives.base import Objective, TrainingData, ValidationData
-from tfgpt.training.objectives.config import ANSWERS_AT_A_TIME, RewardConfig
 from tfgpt.training.objectives.preferences import TokenNLL, token_nll
 from tfgpt.training.objectives.prompt_records import (
     PromptRecord,

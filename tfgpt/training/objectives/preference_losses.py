@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from tfgpt.training.objectives.config import PreferenceConfig
+from tfgpt.training.objective_config import PreferenceConfig
 
 WITH_REFERENCE = ("dpo", "ipo")
 

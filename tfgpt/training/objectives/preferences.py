@@ -24,8 +24,8 @@ from tfgpt.pipeline.prepare import PreparedData
 from tfgpt.tokenization.load import load_tokenizer
 from tfgpt.tokenization.tokenizer import Tokenizer
 from tfgpt.training.losses import FusedLinearCrossEntropy
+from tfgpt.training.objective_config import PreferenceConfig
 from tfgpt.training.objectives.base import Objective, TrainingData
-from tfgpt.training.objectives.config import PreferenceConfig
 from tfgpt.training.objectives.preference_losses import WITH_REFERENCE, normalizes_length, pair_losses
 from tfgpt.training.objectives.prompt_records import (
     PromptRecord,

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from tfgpt.common.errors import SettingError, UserError
-from tfgpt.training.objectives.config import RewardConfig
+from tfgpt.training.objective_config import RewardConfig
 from tfgpt.training.objectives.prompt_records import PromptRecord
 
 # GSM8K writes it before the number that answers a question, after the explanation.
