@@ -55,4 +55,5 @@ def test_a_rate_that_is_far_too_low_fails_overfitting_unless_only_time_was_short
     assert hurried.status == "warn" and hurried.advice == ("--max_probe_seconds=0.04 gives it more time",)
     assert hurried.numbers["out_of_time"] and hurried.numbers["steps"] < 1000
     found = check_overfit(probe, 5, 60)
-    assert found.status == "FAIL" and "no learning rate from 1e-08 to 1e-05" in found.advice[0]
+    [advice] = found.advice
+    assert found.status == "FAIL" and "no learning rate from 1e-08 to 1e-05" in advice
