@@ -49,6 +49,13 @@ def test_a_file_added_to_an_earlier_result_is_kept(tmp_path):
     assert content(tmp_path / "out")["config.json"] == "first" and content(tmp_path / "out")["notes.txt"] == "mine"
 
 
+def test_files_of_file_managers_do_not_count(tmp_path):
+    write(tmp_path / "out", "first")
+    (tmp_path / "out" / ".DS_Store").write_text("icons")
+    write(tmp_path / "out", "second")
+    assert sorted(content(tmp_path / "out")) == ["config.json", "tfgpt.json"]
+
+
 def test_a_file_added_while_the_result_is_made_is_kept(tmp_path):
     write(tmp_path / "out", "first")
     with pytest.raises(UserError, match=r"notes\.txt"):

@@ -132,6 +132,13 @@ def test_a_very_long_text_comes_in_parts_that_make_it_whole_again(tmp_path, monk
         assert len({part["id"] for part in parts}) == len(parts)
 
 
+def test_a_wrong_byte_in_a_later_part_is_named_by_its_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(base, "LARGEST_DOCUMENT_BYTES", 100)
+    (tmp_path / "a.txt").write_bytes(b"words\n" * 100 + b"\xff\n")
+    with pytest.raises(UserError, match=r"a\.txt: line 101, byte 600: not UTF-8 \(0xff\)"):
+        documents(tmp_path / "a.txt")
+
+
 def test_a_long_line_is_never_cut_inside_a_character(tmp_path, monkeypatch):
     monkeypatch.setattr(base, "LARGEST_DOCUMENT_BYTES", 1000)
     monkeypatch.setattr(files, "BLOCK_BYTES", 64)
@@ -167,6 +174,7 @@ ASSISTANT = {"role": "assistant", "content": "a"}
 BAD_FILES = {
     "not UTF-8": ("a.txt", b"one\ntw\xfco\n", "a.txt: line 2, byte 6: not UTF-8 (0xfc); convert it"),
     "not UTF-8 after a separator": ("a.txt", b"a\n<|endoftext|>\nb\n\xff", "a.txt: line 4, byte 18: not UTF-8 (0xff)"),
+    "not UTF-8 after an empty line": ("a.txt", b"\n\xff", "a.txt: line 2, byte 1: not UTF-8 (0xff)"),
     "ends inside a character": ("a.txt", "né".encode()[:-1], "a.txt: line 1, byte 1: not UTF-8 (0xc3)"),
     "UTF-16": ("a.txt", "one".encode("utf-16"), "looks like UTF-16; convert it with iconv -f UTF-16 -t UTF-8"),
     "binary": ("a.bin", b"\x89PNG\r\n\x1a\n\0\0\0", "a.bin: line 1, byte 0: not UTF-8 (0x89); it looks like a binary"),
