@@ -39,6 +39,12 @@ class StopSignals:
     Attributes:
         requested: the signal's name, or None.
         requested_at: time of the request, by the monotonic clock.
+
+    Example:
+
+    >>> with StopSignals() as signals:
+    ...     signals.requested is None
+    True
     """
 
     def __init__(self) -> None:
