@@ -41,7 +41,6 @@ def prepared(config: TrainConfig) -> PreparedData:
 
 
 def probe_of(text: Path, *more: str, base: Sequence[str] = SMALL) -> ProbeModel:
-    """The model of that run."""
     config = config_of(text, *more, base=base)
     data, strategy = prepared(config), resolve(config.strategy)
     trainer, run_data = build_trainer_and_data(with_constant_rate(config), data, strategy)
