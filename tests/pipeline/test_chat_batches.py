@@ -197,7 +197,7 @@ def test_augmentation_changes_what_users_say_in_every_epoch_and_never_the_assist
 
 
 def test_a_paraphrase_that_does_not_fit_its_row_is_not_said(tmp_path):
-    (tmp_path / "pairs.tsv").write_text("".join(f"Question {n}\t{'z' * 200}{n}\n" for n in range(30)))
+    (tmp_path / "pairs.tsv").write_text("".join(f"Question {n}\t{'z' * 60}{n}\n" for n in range(30)))
     data = prepared(tmp_path, paraphrases=str(tmp_path / "pairs.tsv"), augment_paraphrase=1.0)
     said = data.tokenizer.decode(np.concatenate([batch["token_ids"].ravel() for batch in
                                                  itertools.islice(batches(data), 6)]))  # fmt: skip
