@@ -21,12 +21,13 @@ def rename(old: str, new: str):
 def test_known_other_names_of_special_tokens_are_found(changed_file):
     def change(document):
         rename("<|endoftext|>", "</s>")(document)
-        document["added_tokens"].append(added_token(600, "<pad>"))
+        document["added_tokens"] += [added_token(600, "<pad>"), added_token(601, "<|start_header_id|>")]
 
     tokenizer = load_tokenizer(changed_file(change))
     assert tokenizer.end_of_text_id == 0
     assert tokenizer.padding_id == 600
-    assert tokenizer.special_tokens == {"</s>": 0, "<pad>": 600, "<|im_start|>": 601, "<|im_end|>": 602}
+    assert tokenizer.start_of_turn_id == 602
+    assert list(tokenizer.special_tokens) == ["</s>", "<pad>", "<|start_header_id|>", "<|im_start|>", "<|im_end|>"]
 
 
 def test_special_name_in_the_vocabulary_alone_becomes_a_special_token(changed_file):
@@ -57,7 +58,6 @@ def test_merges_may_be_written_as_strings(changed_file, gpt2_file):
 def test_what_other_programs_add_by_default_is_left_out(changed_file):
     def change(document):
         document["truncation"] = {"direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0}
-
         document["post_processor"] = {
             "type": "RobertaProcessing",
             "sep": ["<|endoftext|>", 0],

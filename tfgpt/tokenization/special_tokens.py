@@ -27,7 +27,7 @@ ENDS_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>")
 STARTS_OF_TURN = ("<|im_start|>", "<|start_header_id|>", "<start_of_turn>")
 PADDINGS = ("<|padding|>", "<|finetune_right_pad_id|>", "<|pad|>", "<pad>", "<PAD>", "[PAD]", "<|PAD_TOKEN|>")
 
-KNOWN_NAMES = dict(zip(SPECIAL_TOKENS, (ENDS_OF_TEXT, PADDINGS, STARTS_OF_TURN[:1], ENDS_OF_TURN[:1])))
+KNOWN_NAMES = dict(zip(SPECIAL_TOKENS, (ENDS_OF_TEXT, PADDINGS, ("<|im_start|>",), ("<|im_end|>",))))
 """Our special token → the names that it may have in a `tokenizer.json` of another program, best first."""
 
 SPARE = ("reserved", "unused", "pad", "[control_", "empty", "extra", "unk", "placeholder")
