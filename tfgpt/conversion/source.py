@@ -17,12 +17,6 @@ from tfgpt.model.checkpoints.huggingface import write_checkpoint
 from tfgpt.model.checkpoints.lazy_weights import LazyWeights
 from tfgpt.tokenization.tokenizer import Tokenizer
 
-DTYPES = {
-    "float32": np.dtype(np.float32),
-    "float16": np.dtype(np.float16),
-    "bfloat16": np.dtype(ml_dtypes.bfloat16),
-}
-
 
 @dataclasses.dataclass(frozen=True)
 class Source:
@@ -61,7 +55,7 @@ class Source:
                 f"{name}: the tokenizer has {tokenizer.vocabulary_size} ids, the model {config.vocabulary_size}: they "
                 "do not belong together"
             )
-        dtype = self.checkpoint.dtype if weights == "as_stored" else DTYPES[weights]
+        dtype = self.checkpoint.dtype if weights == "as_stored" else np.dtype(getattr(ml_dtypes, weights, weights))
         start = tokenizer.start_ids[0] if tokenizer.start_ids else None
         # config.json takes the last one as the end of a text.
         stops = [end for end in dict.fromkeys(tokenizer.stop_ids) if end != tokenizer.end_of_text_id]
