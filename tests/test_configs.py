@@ -128,5 +128,5 @@ def test_the_config_differs_from_the_one_that_trains_in_sizes_only(config: str):
 def test_the_config_of_a_search_passes_every_check_that_is_made_before_tensorflow_is_imported(config: str, tmp_path):
     flags = tune.COMMAND.parse([f"--flagfile=configs/{config}", f"--search_dir={tmp_path}"])
     flags.pop("seed_comparison")
-    plan = make_study(flags.pop("search"), flags)
-    assert plan.recipe({}, "0000").run.max_steps < flags["run"].max_steps
+    study = make_study(flags.pop("search"), flags)
+    assert study.train_config({}, "0000").run.max_steps < flags["run"].max_steps
