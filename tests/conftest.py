@@ -1,7 +1,5 @@
 """What every test shares: quiet TensorFlow, a cache of its own, and a way to run a command as a user does."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

@@ -1,7 +1,5 @@
 """Killing a process at each of its calls to the file system, for real. For programs without threads: it forks."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import sys

@@ -1,7 +1,5 @@
 """Claims about what a signal does to a command, in processes of their own."""
 
-from __future__ import annotations
-
 import json
 import signal
 import subprocess

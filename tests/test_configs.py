@@ -1,7 +1,5 @@
 """Claim: every flag file in configs/ trains, shrunk to three small updates."""
 
-from __future__ import annotations
-
 import json
 import math
 from pathlib import Path

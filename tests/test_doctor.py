@@ -1,7 +1,5 @@
 """Claims about the command: its flags, its exit codes, its output."""
 
-from __future__ import annotations
-
 import json
 import time
 from pathlib import Path

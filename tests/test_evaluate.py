@@ -1,7 +1,5 @@
 """`python -m tfgpt.evaluate`: its figures are those of `transformers` and of the run itself, on one and two devices."""
 
-from __future__ import annotations
-
 import json
 import math
 import os

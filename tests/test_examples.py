@@ -3,8 +3,6 @@
 A class is public when another room of the package uses it, or when it is a Keras layer, model, loss or optimizer.
 """
 
-from __future__ import annotations
-
 import ast
 import doctest
 import functools

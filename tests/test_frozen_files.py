@@ -5,8 +5,6 @@ four, the logits of both models, and `variables.json`: the name and shape of eac
 each variable of a checkpoint. When a change of these is intended, old files do not open: say so in the release notes.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

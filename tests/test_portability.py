@@ -4,8 +4,6 @@ No Windows runs here. So the source is read: modules that Windows lacks are impo
 and functions and signals that it lacks are not used otherwise.
 """
 
-from __future__ import annotations
-
 import ast
 from collections.abc import Iterator
 

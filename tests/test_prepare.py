@@ -1,7 +1,5 @@
 """The `prepare` command as a user types it."""
 
-from __future__ import annotations
-
 import json
 import shlex
 import subprocess

@@ -1,7 +1,5 @@
 """Claim: every command in the README works, typed as it stands there (with training made short by flags behind it)."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -4,8 +4,6 @@ Each pattern is a habit that made the code hard to read: riddles for titles, inv
 order. The remedy stands beside the pattern.
 """
 
-from __future__ import annotations
-
 import ast
 import io
 import re

@@ -1,7 +1,5 @@
 """Claims about writing beside and renaming."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import os

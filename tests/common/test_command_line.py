@@ -1,7 +1,5 @@
 """Claims about flags and errors of commands."""
 
-from __future__ import annotations
-
 import dataclasses
 import os
 import shlex

@@ -1,7 +1,5 @@
 """Claims about lines that refuse a name: the nearest ones stand in the same line."""
 
-from __future__ import annotations
-
 import pytest
 
 from tests.conftest import ROOT

@@ -1,7 +1,5 @@
 """Claims about flag files: whatever is written is read back equal."""
 
-from __future__ import annotations
-
 import importlib
 import random
 

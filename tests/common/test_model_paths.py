@@ -1,7 +1,5 @@
 """A flag that takes a model: which of the forms it was given, and what is said where it is none."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

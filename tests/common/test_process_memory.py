@@ -1,7 +1,5 @@
 """Claims about the memory that processes hold."""
 
-from __future__ import annotations
-
 import os
 import sys
 

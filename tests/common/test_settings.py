@@ -1,7 +1,5 @@
 """Claims about settings classes."""
 
-from __future__ import annotations
-
 import dataclasses
 import importlib
 import re

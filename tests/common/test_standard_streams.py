@@ -1,7 +1,5 @@
 """A process without standard streams, as services start it."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 

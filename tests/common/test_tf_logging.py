@@ -1,7 +1,5 @@
 """Claims about TensorFlow's notices."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """GGUF files of tiny Llamas, as llama.cpp's convert_hf_to_gguf.py writes them; and llama.cpp itself, to read them."""
 
-from __future__ import annotations
-
 import ctypes
 import json
 import urllib.request

@@ -3,8 +3,6 @@
 The models are tiny and random; what they should compute is what transformers and peft compute.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import shutil

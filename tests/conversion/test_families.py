@@ -3,8 +3,6 @@
 The largest differences are printed as the README's table: python -m pytest -s tests/conversion/test_families.py
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Callable, Iterator

@@ -4,8 +4,6 @@ The files are written here, the models in them are tiny and random; what they ar
 library on the model that went in, `transformers` (its own reading of quantized blocks), and llama.cpp itself.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Tiny random models of every family, with tokenizers of its kind, as transformers saves them."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

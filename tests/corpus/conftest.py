@@ -1,7 +1,5 @@
 """Corpora of the tests: records in files, and documents built in a temporary cache."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """From sources to documents on disk: splits, duplicates, the cache, and what happens when things go wrong."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

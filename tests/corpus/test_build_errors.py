@@ -1,7 +1,5 @@
 """A corpus that cannot be used is refused with what was read of it, and which of that is the trouble."""
 
-from __future__ import annotations
-
 import pytest
 
 from tests.corpus.conftest import write_records

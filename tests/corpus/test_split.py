@@ -1,7 +1,5 @@
 """Sides: a hash that depends on the document alone, a contiguous cut equal to nanoGPT's."""
 
-from __future__ import annotations
-
 import pytest
 
 from tfgpt.corpus import split

@@ -1,7 +1,5 @@
 """Small runs for the tests of diagnosis."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

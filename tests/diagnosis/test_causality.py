@@ -1,7 +1,5 @@
 """The causality check: a correct mask passes, each broken one fails."""
 
-from __future__ import annotations
-
 import pytest
 import tensorflow as tf
 

@@ -1,7 +1,5 @@
 """The report: lines, exit code, JSON."""
 
-from __future__ import annotations
-
 import json
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The data checks: wrong targets, document borders, statistics, too little text."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

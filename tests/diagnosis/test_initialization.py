@@ -1,7 +1,5 @@
 """The checks of the untrained model: a sound one passes, each broken part fails the check that is for it."""
 
-from __future__ import annotations
-
 import math
 
 import tensorflow as tf

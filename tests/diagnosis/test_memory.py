@@ -1,7 +1,5 @@
 """Memory and disk: exact parts are exact, what does not fit is refused at once, and advice fits."""
 
-from __future__ import annotations
-
 import math
 import re
 import time

@@ -1,7 +1,5 @@
 """The overfitting check, and all checks of sound models."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The preview: special tokens, document boundaries, and no control characters."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from tfgpt.diagnosis.preview import escape, preview_text

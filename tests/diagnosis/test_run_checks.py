@@ -1,7 +1,5 @@
 """All checks together, and runs whose checks end early."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Speed, time and the compute-optimal run, against numbers calculated by hand."""
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Memory of a machine: RAM, cgroup limits of both versions, memory of this process."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import psutil

@@ -1,7 +1,5 @@
 """Small generators with random weights."""
 
-from __future__ import annotations
-
 import keras
 
 from tfgpt.generation.generator import Generator

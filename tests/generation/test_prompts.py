@@ -1,7 +1,5 @@
 """Prompts in files of every form that is promised."""
 
-from __future__ import annotations
-
 import gzip
 import json
 

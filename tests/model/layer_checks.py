@@ -1,7 +1,5 @@
 """Checks that every layer passes, in the manner of KerasHub's `TestCase`."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Claims about numbers in other programs' files: a whole configuration, or one line that names file and key."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from pathlib import Path

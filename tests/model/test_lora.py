@@ -1,7 +1,5 @@
 """Claims about low-rank adapters: what they compute, what their gradients are, how `peft` reads and writes them."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Maximal update parametrization: what it changes, and that folding its factors into weights changes nothing else."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import keras

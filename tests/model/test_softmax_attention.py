@@ -1,7 +1,5 @@
 """Attention against its definition in NumPy, and the two faster forms against the plain one."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import tensorflow as tf

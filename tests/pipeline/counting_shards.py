@@ -1,7 +1,5 @@
 """Token shards for tests in which the token at position p is p, so that a batch says where it was read."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

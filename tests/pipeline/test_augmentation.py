@@ -1,7 +1,5 @@
 """Augmentation depends on seed, epoch and part only, and never changes the assistant's words."""
 
-from __future__ import annotations
-
 import pytest
 
 from tfgpt.common.errors import UserError

@@ -1,7 +1,5 @@
 """A batch is a pure function of data, seed and step; validation is everything exactly once."""
 
-from __future__ import annotations
-
 import gc
 import time
 

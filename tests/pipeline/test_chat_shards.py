@@ -1,7 +1,5 @@
 """Conversations on disk hold exactly the ids, and what a run held out is found again, absent, or named as damaged."""
 
-from __future__ import annotations
-
 import itertools
 import shutil
 import sys

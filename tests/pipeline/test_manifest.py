@@ -1,7 +1,5 @@
 """A damaged directory of shards is refused, and the damaged file is named."""
 
-from __future__ import annotations
-
 import json
 import os
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A stream in several files reads like the one array that it is."""
 
-from __future__ import annotations
-
 import resource
 from pathlib import Path
 

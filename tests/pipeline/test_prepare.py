@@ -1,7 +1,5 @@
 """Preparing is done once, survives being killed, and makes again what is damaged."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

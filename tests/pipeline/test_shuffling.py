@@ -1,7 +1,5 @@
 """Shuffled orders are permutations without a visible pattern, and sources come in their shares."""
 
-from __future__ import annotations
-
 import itertools
 
 import numpy as np

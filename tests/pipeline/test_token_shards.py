@@ -1,7 +1,5 @@
 """Token shards hold exactly the documents' ids, and what is damaged is refused by name."""
 
-from __future__ import annotations
-
 import os
 import resource
 

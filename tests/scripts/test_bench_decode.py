@@ -1,7 +1,5 @@
 """The decoding benchmark ends in the line that others read, and both sides write the same tokens."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """The pipeline's benchmark ends in the line that others read."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

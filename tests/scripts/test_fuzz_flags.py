@@ -1,7 +1,5 @@
 """Claims about hostile flags."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

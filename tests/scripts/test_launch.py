@@ -1,7 +1,5 @@
 """The launch recipes: the Kubernetes manifest is valid, the SLURM file starts workers that find each other."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

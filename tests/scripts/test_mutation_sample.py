@@ -1,7 +1,5 @@
 """Claims about random bugs, in a small project of their own."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The projection's arithmetic, against numbers worked out by hand."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """The search for the largest batch and the reading of the compiler's words; the compiler itself is not needed."""
 
-from __future__ import annotations
-
 import pytest
 
 from scripts import tpu_compile

@@ -1,7 +1,5 @@
 """Searches as a user starts them. Their trials run in spawned processes, as always."""
 
-from __future__ import annotations
-
 import csv
 import importlib
 import itertools

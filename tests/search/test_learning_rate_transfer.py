@@ -1,7 +1,5 @@
 """Maximal update parametrization in training: activations move alike at all widths, learning rates carry over."""
 
-from __future__ import annotations
-
 import dataclasses
 import importlib
 import json

@@ -1,7 +1,5 @@
 """Claims of the oracles, without training: the tests write results as a worker does."""
 
-from __future__ import annotations
-
 import json
 import time
 from pathlib import Path

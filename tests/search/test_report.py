@@ -1,7 +1,5 @@
 """The report of a search: what the table says, which hyperparameters matter, and a page that needs no network."""
 
-from __future__ import annotations
-
 import csv
 import json
 import math

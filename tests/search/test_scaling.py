@@ -1,7 +1,5 @@
 """Scaling laws: known coefficients come back, Chinchilla's own give its allocation, and the command predicts a run."""
 
-from __future__ import annotations
-
 import csv
 import json
 

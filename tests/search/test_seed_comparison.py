@@ -1,7 +1,5 @@
 """The best trials and the default settings with several seeds, at equal tokens, with their spread."""
 
-from __future__ import annotations
-
 import csv
 import importlib.util
 import json

@@ -1,7 +1,5 @@
 """Claims of the search space: trials get its values, and errors in it are one line."""
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 from typing import Any

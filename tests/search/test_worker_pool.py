@@ -1,7 +1,5 @@
 """Claims of the tune command, on searches that train."""
 
-from __future__ import annotations
-
 import json
 import os
 import random

@@ -1,7 +1,5 @@
 """Tokenizers to test, and texts that have broken tokenizers before."""
 
-from __future__ import annotations
-
 import json
 import random
 from collections.abc import Callable

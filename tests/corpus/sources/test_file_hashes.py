@@ -1,7 +1,5 @@
 """Hashes of files, remembered without ever being wrong."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 

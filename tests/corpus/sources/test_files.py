@@ -1,7 +1,5 @@
 """Documents out of files: what is one document, what is kept, and the one line for each kind of bad file."""
 
-from __future__ import annotations
-
 import gzip
 import json
 import random

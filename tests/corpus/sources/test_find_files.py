@@ -1,7 +1,5 @@
 """What a path, a folder or a glob stands for, and what of a folder is left out and said."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Every reader of records answers whatever stands in a file with its records or with one line."""
 
-from __future__ import annotations
-
 import contextlib
 import gzip
 import json

@@ -1,7 +1,5 @@
 """Sample corpora: what their readers make of small files of the same form, and of the packages where installed."""
 
-from __future__ import annotations
-
 import collections
 import json
 import sys

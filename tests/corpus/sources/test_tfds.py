@@ -1,7 +1,5 @@
 """Text in TensorFlow Datasets: found by name and by folder without a network, and one line for what is not there."""
 
-from __future__ import annotations
-
 import os
 import re
 import subprocess

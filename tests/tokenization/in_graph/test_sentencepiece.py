@@ -1,7 +1,5 @@
 """SentencePiece models inside a graph where there is no tensorflow-text, as on Windows."""
 
-from __future__ import annotations
-
 import json
 import sys
 from pathlib import Path
