@@ -31,7 +31,6 @@ def generator(model) -> Generator:
 
 @pytest.fixture
 def said(model, generator, capsys, monkeypatch):
-    """Pipes lines through the command in this process; returns its exit code, output and error lines."""
     # Its graphs are traced once for all tests.
     monkeypatch.setattr(Generator, "load", lambda directory, dtype: generator)
 
@@ -46,7 +45,6 @@ def said(model, generator, capsys, monkeypatch):
 
 
 def reply(generator: Generator, messages: list[tuple[str, str]], **options) -> str:
-    """What `generate --chat` says to a whole conversation."""
     ids = encode_chat(generator.tokenizer, [{"role": role, "content": content} for role, content in messages])
     [[completion]] = generator.generate([ids], SamplingConfig(**{"max_new_tokens": 12, **options}))
     return completion.text

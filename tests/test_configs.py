@@ -39,7 +39,6 @@ OF_THE_MODEL = ("--num_", "--hidden_dim", "--head_dim", "--intermediate_dim", "-
 
 @pytest.fixture(scope="module")
 def tiny_model(text_file: Path, tmp_path_factory) -> Path:
-    """A model to start from."""
     directory = tmp_path_factory.mktemp("model") / "run"
     flags = [f"--train_text={text_file}", f"--run_dir={directory}", "--sample_tokens=0", *SHRUNK]
     recipe = TrainConfig(**command.COMMAND.parse([*flags, "--max_sequence_length=256"]))
@@ -49,7 +48,6 @@ def tiny_model(text_file: Path, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def chats(tmp_path_factory) -> list[Path]:
-    """Two files of small talk."""
     turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hi."}]
     paths = []
     for greeting in ("Hi", "Hello"):

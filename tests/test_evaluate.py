@@ -28,7 +28,6 @@ CONTEXT = 32
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
-    """A model with random weights that `transformers` opens, and its tokenizer."""
     keras.utils.set_random_seed(3)
     directory = tmp_path_factory.mktemp("model")
     tokenizer = train_bpe([TEXT], 300)
@@ -53,7 +52,6 @@ def texts(tmp_path_factory) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def run_dir(texts, tmp_path_factory) -> Path:
-    """A run of four updates."""
     directory = tmp_path_factory.mktemp("run") / "run"
     flags = (
         "--tokenizer=bytes --preset=tiny --num_layers=1 --num_query_heads=2 --num_key_value_heads=1 --hidden_dim=16 "
@@ -67,14 +65,12 @@ def run_dir(texts, tmp_path_factory) -> Path:
 
 
 def figures(capsys, *flags: str) -> dict:
-    """What the command prints with --json."""
     capsys.readouterr()
     assert evaluate.COMMAND.run([*flags, "--json"]) == 0
     return json.loads(capsys.readouterr().out)
 
 
 def refused(capsys, *flags: str) -> str:
-    """The one line that the command ends with."""
     capsys.readouterr()
     assert evaluate.COMMAND.run(list(flags)) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("tfgpt.evaluate: ")]

@@ -17,14 +17,11 @@ from tfgpt.serving.saved_model_session import SessionModel
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
-    """A model directory in its run directory."""
     return save_model(tmp_path_factory.mktemp("run") / "model", max_sequence_length=40).parent
 
 
 @pytest.fixture
 def said(capsys):
-    """Runs the command in this process; returns its exit code, output and error."""
-
     def run(*arguments: str | Path) -> tuple[int, str, str]:
         code = export.main(list(map(str, arguments)))
         captured = capsys.readouterr()
@@ -40,7 +37,6 @@ def a_version(path: Path) -> None:
 
 
 def shown(directory: Path) -> list[str]:
-    """The names in a directory without hidden ones (locks)."""
     return sorted(path.name for path in directory.iterdir() if not path.name.startswith("."))
 
 

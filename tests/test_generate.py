@@ -19,7 +19,6 @@ from tfgpt.tokenization.train_tokenizer import byte_tokenizer
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
-    """A model directory, as training leaves one in its run directory: RUN/model."""
     keras.utils.set_random_seed(5)
     tokenizer = byte_tokenizer()
     config = DecoderConfig(
@@ -45,8 +44,6 @@ def model(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def said(capsys, monkeypatch):
-    """Runs the command in this process with a standard input; returns its exit code, output and error lines."""
-
     def run(*arguments: str | Path, standard_input: str = "") -> tuple[int, str, list[str]]:
         monkeypatch.setattr(sys, "stdin", io.StringIO(standard_input))
         code = generate.main(list(map(str, arguments)))

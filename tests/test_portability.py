@@ -48,19 +48,16 @@ QUESTIONS = ("sys.platform", "platform.system", "os.name", "hasattr(", "getattr(
 
 
 def asks(node: ast.AST) -> bool:
-    """Whether a condition asks for the system, or whether there is something."""
     return any(question in ast.unparse(node) for question in QUESTIONS)
 
 
 def problems(source: str) -> list[str]:
-    """Line and name of what Windows lacks and nothing asks for."""
     tree = ast.parse(source)
     parents = {child: node for node in ast.walk(tree) for child in ast.iter_child_nodes(node)}
     return [f"{node.lineno}: {name}" for node, name in uses(tree) if not guarded(node, parents)]
 
 
 def uses(tree: ast.AST) -> Iterator[tuple[ast.expr | ast.stmt, str]]:
-    """Everything that Windows lacks."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:

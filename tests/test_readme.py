@@ -63,7 +63,6 @@ BEHIND = {
 
 
 def commands() -> list[str]:
-    """The lines of the README's bash blocks, in order."""
     blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
     return [line for block in blocks for line in block.splitlines() if line.strip() and not line.startswith("#")]
 
@@ -74,7 +73,6 @@ def kind(command: str) -> str:
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory) -> Path:
-    """A copy of the project beside a user's text, as after a clone."""
     folder = tmp_path_factory.mktemp("readme") / "tfgpt"
     folder.mkdir()
     shutil.copyfile(ROOT / "README.md", folder / "README.md")
@@ -115,7 +113,6 @@ def test_every_command_does_what_it_says(checkout):
 
 
 def tensorboard(checkout: Path) -> None:
-    """The README's TensorBoard line, on a free port, shows the run's scalars."""
     (command,) = [command for command in commands() if kind(command) == "python -m tensorboard.main"]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -16,7 +16,6 @@ PIECES = [
 
 
 def texts(seed: int, count: int) -> list[str]:
-    """Random texts of awkward pieces."""
     draw = random.Random(seed)
     return ["", *("".join(draw.choices(PIECES, k=draw.randint(1, 6))) for _ in range(count - 1))]
 

@@ -26,7 +26,6 @@ with writer_lock(sys.argv[1], "runs/x", "run_dir"):
 
 @pytest.fixture
 def holder(tmp_path):
-    """Another process that holds tmp_path/lock."""
     process = subprocess.Popen([sys.executable, "-c", HOLD, tmp_path / "lock"], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None and process.stdout.readline() == "held\n"
     yield process

@@ -92,7 +92,6 @@ def sentencepiece_vocabulary(
 def write_gguf(
     path: Path, model: Any, kind: str, vocabulary: Vocabulary, more: Mapping[str, np.ndarray] | None = None
 ) -> None:
-    """A Llama of transformers with its weights stored as `kind`."""
     config = model.config
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_block_count(config.num_hidden_layers)
@@ -190,7 +189,6 @@ class Llama:
         self.server = xllamacpp.Server(parameters)
 
     def answer(self, path: str, **request: Any) -> Any:
-        """What the server says to a request."""
         address = f"{self.server.listening_address}{path}"
         content = urllib.request.Request(address, json.dumps(request).encode(), {"Content-Type": "application/json"})
         with urllib.request.urlopen(content, timeout=60) as answer:

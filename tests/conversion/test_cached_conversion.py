@@ -36,7 +36,6 @@ IDS = np.arange(3, 19, dtype=np.int32)[None]
 
 @pytest.fixture(scope="module")
 def foreign(tmp_path_factory, documents, sentencepiece_model) -> Path:
-    """A directory of transformers' with a tokenizer that is not ours."""
     directory = tmp_path_factory.mktemp("foreign")
     save_tiny(directory, "SmolLM2", documents, sentencepiece_model)
     return directory
@@ -44,7 +43,6 @@ def foreign(tmp_path_factory, documents, sentencepiece_model) -> Path:
 
 @pytest.fixture(scope="module")
 def gguf_file(tmp_path_factory, foreign) -> Path:
-    """The same model as GGUF."""
     path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
     theirs = transformers.AutoModelForCausalLM.from_pretrained(foreign)
     write_gguf(path, theirs, "F32", byte_level_vocabulary(foreign, VOCABULARY, TEMPLATE))
@@ -53,7 +51,6 @@ def gguf_file(tmp_path_factory, foreign) -> Path:
 
 @pytest.fixture
 def notes(tmp_path, monkeypatch) -> list[str]:
-    """An empty cache; what is said."""
     monkeypatch.setenv("TFGPT_CACHE_DIR", str(tmp_path / "cache"))
     return []
 

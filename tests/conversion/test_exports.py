@@ -22,8 +22,6 @@ from tfgpt.tokenization.sentencepiece_tokenizer import SentencePieceTokenizer
 
 @pytest.fixture(scope="module")
 def converted_family(tmp_path_factory, documents, sentencepiece_model):
-    """A tiny model of a family, converted."""
-
     def make(family: str, **changes) -> Path:
         source = tmp_path_factory.mktemp("source")
         save_tiny(source, family, documents, sentencepiece_model)

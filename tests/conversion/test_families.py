@@ -32,7 +32,6 @@ DIFFERENCES: dict[tuple[str, str], float] = {}
 
 @pytest.fixture(scope="module", autouse=True)
 def table() -> Iterator[None]:
-    """Prints what was measured."""
     yield
     directions = list(dict.fromkeys(direction for _, direction in DIFFERENCES))
     print("\n| family | " + " | ".join(directions) + " |\n| --- |" + " --- |" * len(directions))
@@ -43,7 +42,6 @@ def table() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def theirs(tmp_path_factory, documents, sentencepiece_model) -> Callable[[str], tuple[Path, Any]]:
-    """A family's tiny model, saved by transformers, and the model itself."""
     made: dict[str, tuple[Path, Any]] = {}
 
     def make(family: str) -> tuple[Path, Any]:

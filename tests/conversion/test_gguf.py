@@ -48,13 +48,11 @@ TEXTS = [
 
 @pytest.fixture(scope="module")
 def llama2(tmp_path_factory, documents, sentencepiece_model) -> transformers.PreTrainedModel:
-    """A tiny Llama 2."""
     return save_tiny(tmp_path_factory.mktemp("llama2"), "Llama 2", documents, sentencepiece_model)
 
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory, llama2, sentencepiece_model) -> Path:
-    """It as GGUF."""
     path = tmp_path_factory.mktemp("file") / "model.gguf"
     vocabulary = sentencepiece_vocabulary(sentencepiece_model, VOCABULARY, chat_template=TEMPLATE, eos_token_id=2)
     write_gguf(path, llama2, "F32", vocabulary)
@@ -63,13 +61,11 @@ def file(tmp_path_factory, llama2, sentencepiece_model) -> Path:
 
 @pytest.fixture(scope="module")
 def ours(tmp_path_factory, file) -> Path:
-    """What `convert` makes of it."""
     return converted(file, tmp_path_factory.mktemp("ours") / "model")
 
 
 @pytest.fixture(scope="module")
 def llama(file) -> Llama:
-    """llama.cpp with it."""
     pytest.importorskip("xllamacpp")
     return Llama(file)
 
@@ -157,8 +153,6 @@ def test_added_tokens_and_what_the_file_says_of_the_text(sentencepiece_model, ll
 
 
 def lists(part: int, function):
-    """Changes one of the vocabulary's lists: 0 tokens, 1 scores, 2 kinds."""
-
     def change(*all_lists: list) -> None:
         all_lists[part][:] = function(all_lists[part])
 

@@ -45,7 +45,6 @@ def gguf_file() -> Path:
 
 @pytest.fixture(scope="module")
 def converted(tmp_path_factory) -> tuple[Path, str]:
-    """The model directory, and what its conversion said."""
     directory = tmp_path_factory.mktemp("smollm2") / "model"
     arguments = [f"--source={gguf_file()}", f"--output={directory}"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

@@ -20,7 +20,6 @@ from tfgpt.tokenization.train_tokenizer import byte_tokenizer
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
-    """A tiny model directory of ours."""
     directory = tmp_path_factory.mktemp("model")
     tokenizer = byte_tokenizer()
     decoder = random_decoder(MODERN | {"vocabulary_size": tokenizer.vocabulary_size})
@@ -83,7 +82,6 @@ def test_gguf_files_that_we_cannot_compute_are_refused_by_name(tmp_path):
 
 
 def refusal_of_metadata(path: Path, **metadata: str | int) -> str:
-    """What a file with this metadata is refused with, as --source."""
     writer = gguf.GGUFWriter(path, "llama")
     for name, value in metadata.items():
         if isinstance(value, str):
@@ -196,7 +194,6 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def hub(model, tmp_path, monkeypatch):
-    """A loopback hub with the model, and an empty cache."""
     constants = pytest.importorskip("huggingface_hub.constants")
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()

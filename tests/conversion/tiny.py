@@ -78,7 +78,6 @@ def refusal(source: Path | str, output: Path) -> str:
 
 
 def byte_level_files(directory: Path, kind: str, documents: list[str]) -> None:
-    """tokenizer.json and tokenizer_config.json of a family, trained on a little text."""
     trainee = tokenizers.Tokenizer(tokenizers.models.BPE())
     shell = {"version": "1.0", "added_tokens": [], "model": {"type": "BPE", "vocab": {}, "merges": []}}
     trainee.pre_tokenizer = tokenizers.Tokenizer.from_str(
@@ -111,7 +110,6 @@ def byte_level_files(directory: Path, kind: str, documents: list[str]) -> None:
 
 
 def save_tiny(directory: Path, family: str, documents: list[str], sentencepiece_model: bytes) -> Any:
-    """Saves a family's model and tokenizer, and gives the model."""
     config, kind = MODELS[family]
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(config()).eval()

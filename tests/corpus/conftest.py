@@ -16,8 +16,6 @@ def write_records(path: Path, *records: object) -> Path:
 
 @pytest.fixture
 def corpus(tmp_path):
-    """Makes a `CorpusConfig` with its own cache."""
-
     def make(*train_text: object, **options: object) -> CorpusConfig:
         options.setdefault("cache_dir", str(tmp_path / "cache"))
         return CorpusConfig(train_text=tuple(map(str, train_text)), **options)  # type: ignore[arg-type]

@@ -11,7 +11,6 @@ EXCHANGE = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": 
 
 @pytest.fixture
 def build(corpus):
-    """Builds the documents of some text."""
     return lambda *train_text, flag="train_text", **options: build_documents(corpus(*train_text, **options), flag)
 
 

@@ -26,7 +26,6 @@ def text(tmp_path):
 
 @pytest.fixture
 def cache(tmp_path, text):
-    """A cache with documents, from `text`."""
     folder = tmp_path / "cache"
     build_documents(CorpusConfig(train_text=(str(text),), cache_dir=str(folder)))
     return folder

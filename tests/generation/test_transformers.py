@@ -28,7 +28,6 @@ PROMPTS = ["The cat sat", "", "one two three"]
 
 @pytest.fixture(scope="module", params=MODELS.keys())
 def pair(request, tmp_path_factory) -> tuple[Generator, transformers.PreTrainedModel]:
-    """Our generator and `transformers`' model, both read from one model directory."""
     tokenizer = byte_tokenizer()
     directory: Path = tmp_path_factory.mktemp(request.param)
     options = {"num_layers": 2, "intermediate_dim": None, **MODELS[request.param]}

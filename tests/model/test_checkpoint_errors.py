@@ -29,7 +29,6 @@ from tfgpt.tokenization.tokenizer_json import read_document
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """A model directory in Qwen3's layout."""
     directory = tmp_path_factory.mktemp("saved")
     save_decoder(random_decoder(MODERN), directory)
     return directory
@@ -37,12 +36,10 @@ def saved(tmp_path_factory):
 
 @pytest.fixture
 def directory(saved, tmp_path):
-    """A copy of it to damage."""
     return shutil.copytree(saved, tmp_path / "model")
 
 
 def rewrite(directory, change) -> None:
-    """Rewrites model.safetensors with `change` applied to its tensors."""
     path = directory / "model.safetensors"
     tensors = {name: tensor.copy() for name, tensor in safetensors.numpy.load_file(path).items()}
     change(tensors)
@@ -50,7 +47,6 @@ def rewrite(directory, change) -> None:
 
 
 def line_of(directory) -> str:
-    """The one line that loading the directory is refused with."""
     with pytest.raises(UserError) as caught:
         load_decoder(directory)
     assert "\n" not in str(caught.value)

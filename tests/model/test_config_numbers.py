@@ -30,7 +30,6 @@ MODELS = [
 
 
 def finite(config: DecoderConfig) -> bool:
-    """Whether all numbers of a configuration are."""
     return all(math.isfinite(value) for value in vars(config).values() if isinstance(value, (int, float)))
 
 

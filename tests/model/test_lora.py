@@ -29,7 +29,6 @@ FAMILIES = {"qwen3": MODERN, "llama": MODERN | {"query_key_norm": False}, "gpt2"
 
 
 def make_base(family: str, directory: Path) -> None:
-    """A small random model of a family, which transformers opens."""
     if family in FAMILIES:
         save_decoder(random_decoder(FAMILIES[family]), directory)
         return

@@ -15,7 +15,6 @@ EMBEDDINGS = {"gpt2": "transformer.wte.weight", "llama_tied_biased": "model.embe
 
 
 def save(directory, family: str, change) -> None:
-    """A tied model of transformers' with `change` applied to its tensors."""
     torch.manual_seed(0)
     transformers.AutoModelForCausalLM.from_config(THEIRS[family]()).save_pretrained(directory)
     assert json.loads((directory / "config.json").read_text()).get("tie_word_embeddings", True)
@@ -26,7 +25,6 @@ def save(directory, family: str, change) -> None:
 
 
 def logits_of(directory) -> tuple[np.ndarray, np.ndarray]:
-    """Ours and theirs."""
     theirs = transformers.AutoModelForCausalLM.from_pretrained(directory)
     with torch.no_grad():
         expected = theirs(torch.tensor(TOKEN_IDS, dtype=torch.long)).logits.numpy()

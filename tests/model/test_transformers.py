@@ -112,7 +112,6 @@ OURS = {
 
 
 def their_logits(model: torch.nn.Module) -> np.ndarray:
-    """transformers' logits for TOKEN_IDS in float32."""
     with torch.no_grad():
         return model.eval()(torch.tensor(TOKEN_IDS, dtype=torch.long)).logits.float().numpy()
 

@@ -13,7 +13,6 @@ class MadeUpStep:
         self.row, self.asked = row, []
 
     def compiled(self, chip: str, rows: int, micro_batches: int) -> dict:
-        """As `Step.compiled`."""
         self.asked.append(rows)
         total = (2 + self.row * rows) * GIB
         fits = total <= 15.75 * GIB

@@ -104,7 +104,6 @@ def every_character_ids(trained: Tokenizer) -> tuple[list[str], list[list[int]]]
 
 @pytest.fixture(scope="session")
 def gpt2_file(tmp_path_factory: pytest.TempPathFactory, documents: list[str]) -> Path:
-    """A tokenizer.json as GPT-2's is: its pre-tokenizer, <|endoftext|> as the only special token."""
     trainee = tokenizers.ByteLevelBPETokenizer()
     trainee.train_from_iterator(documents[:500], vocab_size=600, special_tokens=["<|endoftext|>"], show_progress=False)
     path = tmp_path_factory.mktemp("gpt2") / "tokenizer.json"
@@ -114,8 +113,6 @@ def gpt2_file(tmp_path_factory: pytest.TempPathFactory, documents: list[str]) ->
 
 @pytest.fixture
 def changed_file(gpt2_file: Path, tmp_path: Path) -> Callable[[Callable[[dict], object]], Path]:
-    """A copy of the GPT-2-like file with its JSON changed by a function."""
-
     def change(function: Callable[[dict], object]) -> Path:
         document = json.loads(gpt2_file.read_text(encoding="utf-8"))
         function(document)

@@ -16,14 +16,12 @@ HEADERS = re.compile(r"^(<\|im_start\|>assistant|<\|start_header_id\|>assistant<
 
 
 def without_tag(source: str) -> str:
-    """The same template without the tag; it writes the same."""
     return re.sub(
         r"\{%(-?)\s*(?:end)?generation\s*%\}", lambda tag: "{%- if true %}{%- endif %}" if tag[1] else "", source
     )
 
 
 def with_template(trained: Tokenizer, source: object) -> Tokenizer:
-    """The tokenizer with more special tokens and another template."""
     added = [added_token(number, name) for number, name in enumerate(SPECIALS, trained.vocabulary_size)]
     tokenizer = Tokenizer({**trained.document, "added_tokens": [*trained.document["added_tokens"], *added]})
     tokenizer.config = {"bos_token": "<s>", "eos_token": "</s>", "chat_template": source}
@@ -38,7 +36,6 @@ def runs(tokenizer: Tokenizer, ids: np.ndarray, chosen: np.ndarray) -> list[str]
 
 
 def trl_templates(*names: str) -> dict[str, str]:
-    """Those of the named templates that an installed trl has."""
     spec = importlib.util.find_spec("trl")
     folders = spec.submodule_search_locations if spec else None
     paths = {name: Path(folders[0], "chat_templates", f"{name}.jinja") for name in names} if folders else {}

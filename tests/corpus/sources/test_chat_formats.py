@@ -185,7 +185,6 @@ def test_bad_lines_are_named(tmp_path, value, problem):
 
 
 def any_value(draw: random.Random, depth: int):
-    """A JSON value made of what dialogues are made of."""
     fields = ("messages", "conversations", "prompt", "completion", "instruction", "output", "history", "tools", "role",
               "from", "content", "value", "tool_calls", "function_call", "function", "name", "arguments", "weight",
               "tool_call_id", "refusal")  # fmt: skip

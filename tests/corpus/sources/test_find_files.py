@@ -17,7 +17,6 @@ def write(folder: Path, *names: str) -> None:
 
 
 def found(spec: Path, root: Path) -> tuple[list[str], list[str]]:
-    """The files that a spec stands for, below a root, and the notes."""
     notes: list[str] = []
     return [str(path.relative_to(root)) for path in find_files(str(spec), "train_text", notes)], notes
 

@@ -27,7 +27,6 @@ COMPRESSED = {"": bytes, ".gz": gzip.compress, ".zst": zstd.compress}
 
 
 def hostile(draw: random.Random) -> bytes:
-    """Records of odd values in one of the forms, some bytes of it changed or cut."""
     records = [
         {draw.choice(FIELDS): draw.choice(VALUES) for _ in range(draw.randrange(5))}
         if draw.random() < 0.7

@@ -15,7 +15,6 @@ from tfgpt.tokenization.pretokenizer import FAMILIES
 
 
 def starts_by_tokenizers(family: str, texts: list[str]) -> list[list[int]]:
-    """Places of the characters that start a pre-token."""
     document = {"version": "1.0", "added_tokens": [], "model": {"type": "BPE", "vocab": {}, "merges": []}}
     whole = tokenizers.Tokenizer.from_str(json.dumps({**document, "pre_tokenizer": FAMILIES[family]}))
     return [[start for _, (start, _) in whole.pre_tokenizer.pre_tokenize_str(text)] for text in texts]
