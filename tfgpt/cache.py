@@ -51,7 +51,6 @@ def print_table(found: list[CacheEntry]) -> None:
 
 
 def find_entry(found: list[CacheEntry], name: str) -> CacheEntry:
-    """Returns the only entry whose name begins with `name`; raises `SettingError` for none or several."""
     fitting = [entry for entry in found if entry.name.startswith(name)]
     if len(fitting) != 1:
         problem = f"{len(fitting)} entries begin with {name}; give more of it" if fitting else f"no entry {name}"

@@ -43,7 +43,6 @@ def run(serve: ServeConfig) -> None:
 
 
 def serve_on(sockets: list[socket.socket], serve: ServeConfig, keys: list[str]) -> None:
-    """Opens the model and serves it until SIGTERM or Ctrl-C."""
     import_tensorflow()
     import uvicorn
 
@@ -83,13 +82,7 @@ def serve_on(sockets: list[socket.socket], serve: ServeConfig, keys: list[str]) 
 
 
 def open_sockets(host: str, port: int, stack: contextlib.ExitStack) -> list[socket.socket]:
-    """Returns listening sockets, one for each address of the host, which `stack` closes.
-
-    "localhost" is ::1 to some clients and 127.0.0.1 to others. A port in use is an error before the model is loaded.
-
-    Raises:
-        UserError: the host is unknown, or the port is in use.
-    """
+    """Returns listening sockets, one for each address of the host ("localhost" has two), which `stack` closes."""
     sockets: list[socket.socket] = []
     requested = f"{host}:{port}"
     try:

@@ -16,9 +16,6 @@ def is_adapter(directory: str | os.PathLike) -> bool:
     """Returns whether a directory holds an adapter and no model.
 
     A config.json without weights belongs to the base; trainers copy it.
-
-    Raises:
-        UserError: the directory holds both. Some programs apply such an adapter, others have merged it already.
     """
     directory = Path(directory)
     if not (directory / ADAPTER_CONFIG).is_file():
@@ -58,11 +55,7 @@ def local_base(directory: str | os.PathLike) -> Path | None:
 
 
 def base_directory(directory: str | os.PathLike) -> Path:
-    """Returns the directory with the config and the full weights: an adapter's base, or `directory` itself.
-
-    Raises:
-        UserError: the adapter names no base, or one that does not exist.
-    """
+    """Returns the directory with the config and the full weights: an adapter's base, or `directory` itself."""
     directory = Path(directory)
     if not is_adapter(directory):
         return directory

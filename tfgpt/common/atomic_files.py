@@ -112,13 +112,11 @@ def disk_size(path: Path) -> int:
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-    """Writes a UTF-8 text file atomically."""
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
-    """Writes indented JSON atomically."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
@@ -134,12 +132,7 @@ LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 def refuse_pointer(path: str | os.PathLike, first_bytes: bytes | None = None) -> None:
-    """Raises `UserError` for a git-lfs pointer in place of a file; ignores a file that cannot be opened.
-
-    Args:
-        path: the file.
-        first_bytes: its first bytes, where they are known.
-    """
+    """Raises `UserError` for a git-lfs pointer in place of a file; ignores a file that cannot be opened."""
     if first_bytes is None:
         with contextlib.suppress(OSError), open(path, "rb") as file:
             first_bytes = file.read(len(LFS_POINTER))
@@ -148,11 +141,7 @@ def refuse_pointer(path: str | os.PathLike, first_bytes: bytes | None = None) ->
 
 
 def read_json(path: str | os.PathLike) -> Any:
-    """Returns the value of a JSON file, with or without a byte-order mark.
-
-    Raises:
-        UserError: the file is missing or not JSON.
-    """
+    """Returns the value of a JSON file, with or without a byte-order mark."""
     refuse_pointer(path)
     try:
         return json.loads(Path(path).read_text(encoding="utf-8-sig"))
@@ -174,7 +163,6 @@ def sha256_of_json(value: Any) -> str:
 
 
 def replace_directory(new: Path, path: Path) -> None:
-    """Renames `new` to `path`; sets the old `path` aside first and deletes it afterwards."""
     if not path.exists():
         os.rename(new, path)
         return
@@ -205,7 +193,6 @@ def new_sibling(path: Path, suffix: str) -> Path:
 
 
 def remove(path: Path) -> None:
-    """Removes a file or a directory."""
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
     else:

@@ -86,11 +86,7 @@ class Command:
     resumable: bool = False
 
     def parse(self, arguments: Sequence[str]) -> dict[str, Any]:
-        """Returns the function's keyword arguments of a command line, flag files included; later flags win.
-
-        Raises:
-            UserError: an unknown flag, or a wrong type or value.
-        """
+        """Returns the function's keyword arguments of a command line, flag files included; later flags win."""
         return self.to_settings(self.parse_flags(arguments))
 
     def run(self, arguments: Sequence[str] | None = None) -> int:
@@ -184,11 +180,7 @@ class Command:
         return {keyword_name(group): group_settings(group, values) for group in self.groups}
 
     def expand_flag_files(self, values: absl_flags.FlagValues, arguments: Sequence[str]) -> Iterator[str]:
-        """Yields the arguments with every --flagfile replaced by its flags.
-
-        A repeatable flag given on the command line replaces the flag file's, as other flags do; absl would add the two
-        lists.
-        """
+        """Yields the arguments, each --flagfile expanded; a repeatable flag that is given replaces the file's."""
         given = {flag_name(argument) for argument in arguments}
         remaining = iter(arguments)
         for argument in remaining:
@@ -204,7 +196,6 @@ class Command:
                     yield flag
 
     def report_crash(self, arguments: Sequence[str], error: Exception) -> int:
-        """Writes a crash file and prints its path; returns the exit code."""
         crash = write_crash_file(self.name, arguments, error)
         if crash is None or os.environ.get("TFGPT_DEBUG", "0") not in ("", "0"):
             traceback.print_exc()
@@ -214,7 +205,6 @@ class Command:
         return 1
 
     def print_error(self, text: str) -> None:
-        """Prints one line on standard error; escapes characters that cannot be printed."""
         line = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in " ".join(text.split()))
         print(f"tfgpt.{self.name}: {line}", file=sys.stderr)
 

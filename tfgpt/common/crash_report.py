@@ -70,7 +70,6 @@ def redact_secrets(text: str, arguments: Sequence[str] = ()) -> str:
     """Returns the text with *** for credentials, recognized by their form or as values of environment variables.
 
     Args:
-        text: any text.
         arguments: a command line; a variable named by a flag such as --api_keys_env is secret too.
     """
     named = [argument.split("=", 1)[1] for argument in arguments if re.match(r"--?\w+_env=", argument)]

@@ -31,7 +31,6 @@ def did_you_mean(name: str, names: Iterable[str], prefix: str = "") -> str:
 
 
 def cannot_read(path: str | os.PathLike, error: OSError) -> str:
-    """Returns the message for a file that cannot be opened: `no_such_file`, or the system's reason."""
     if isinstance(error, FileNotFoundError):
         return no_such_file(path)
     return f"{path}: cannot be read ({error.strerror})"

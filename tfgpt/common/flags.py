@@ -64,7 +64,6 @@ def keyword_name(group: Group) -> str:
 
 
 def flag_names(group: Group) -> list[str]:
-    """Returns the names of the flags of a group."""
     return [field.name for field, _ in flag_fields(group)]
 
 
@@ -138,9 +137,6 @@ def read_flag_file(path: str, within: tuple[Path, ...] = ()) -> list[str]:
     """Returns the flags of a flag file, and of those that it names, as arguments.
 
     Lines that begin with # or // are comments. `within` holds the files that name this one.
-
-    Raises:
-        UserError: the file is missing, is not UTF-8, names itself, or has a quoted value that is not a JSON string.
     """
     file = Path(path).expanduser()
     if not path or not file.is_file():

@@ -47,12 +47,10 @@ NOTICES = re.compile(
 
 
 def is_notice(text: str) -> bool:
-    """Returns whether a message is a notice."""
     return NOTICES.search(text) is not None
 
 
 def is_hidden(line: bytes, hidden_before: bool) -> bool:
-    """Returns whether a line of standard error is left out, given whether the line before it was."""
     header = HEADER.match(line)
     level = header and (header[1] or header[2])
     if level is None and hidden_before and line[:1] in b"\t ":

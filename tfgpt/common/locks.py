@@ -42,14 +42,8 @@ def writer_lock(lock_file: str | os.PathLike, directory: str | os.PathLike, flag
 
     The file `lock_file` + `.json` names the holder (process, host, command, start).
 
-    Args:
-        lock_file: the lock's file; its folder is made when it is missing.
-        directory: the directory to be written, for error messages.
-        flag: the flag that names the directory, such as "run_dir", for error messages.
-
     Raises:
         DirectoryInUse: another process holds the lock.
-        UserError: the lock file cannot be written.
     """
     lock_file = Path(lock_file)
     holder_file = lock_file.with_name(f"{lock_file.name}.json")

@@ -49,11 +49,6 @@ def find_model(name: str, flag: str = "model", forms: str = MODEL_FORMS) -> Foun
     Args:
         name: a run directory (for its `model/`), a model directory, an adapter, an export or one version of it, a
             GGUF file or the folder of a single one, a KerasHub preset, or the name of a model on the Hugging Face hub.
-        flag: the flag's name, for messages.
-        forms: what the flag takes, for messages.
-
-    Raises:
-        UserError: it is none of these. The message says what is there instead, or which names are close.
     """
     if not name.strip():
         raise UserError(f"--{flag}: is empty; what is taken: {forms}")
@@ -98,11 +93,7 @@ def no_weights_error(found: FoundModel, flag: str) -> UserError:
 
 
 def find_export(name: str, flag: str = "model") -> Path:
-    """Returns the version of an export that a flag of `serve` names.
-
-    Raises:
-        UserError: there is none; the message says how to export a model of another form.
-    """
+    """Returns the version of an export that a flag of `serve` names."""
     found = find_model(name, flag, EXPORT_FORMS)
     if found.kind == "export":
         return found.path

@@ -30,11 +30,7 @@ CLUTTER = {".DS_Store", "Thumbs.db", "desktop.ini", ".directory"}
 
 
 def check_format(directory: str | os.PathLike, kind: str) -> bool:
-    """Returns whether a directory has a description of this kind; False for one without `tfgpt.json`.
-
-    Raises:
-        UserError: it is of another kind, or of this kind in another format.
-    """
+    """Returns whether a directory has a description of this kind; raises `UserError` for another kind or format."""
     path = Path(directory) / DESCRIPTION
     if not path.is_file():
         return False
@@ -61,9 +57,6 @@ def result_directory(path: str | os.PathLike, kind: str, flag: str, overwrite: b
     """Yields a temporary directory that replaces `path` when the block ends without an exception.
 
     `check_replaceable` guards it before and after the block; a lock keeps a second writer out.
-
-    Raises:
-        UserError: the directory is refused, or another process writes it.
     """
     real = check_replaceable(path, kind, flag, overwrite)
     with writer_lock(real.with_name(f".{real.name}{LOCK}"), path, flag), atomic_directory(real) as temporary:
@@ -74,20 +67,7 @@ def result_directory(path: str | os.PathLike, kind: str, flag: str, overwrite: b
 
 
 def check_replaceable(path: str | os.PathLike, kind: str, flag: str, overwrite: bool = False) -> Path:
-    """Refuses an output directory that cannot be replaced, or whose replacement would delete a user's files.
-
-    Args:
-        path: the directory as the user wrote it; `~` and links are followed.
-        kind: the kind of the new directory, one of `FORMATS`.
-        flag: the flag that names the directory.
-        overwrite: allow deleting the user's files.
-
-    Returns:
-        The real path.
-
-    Raises:
-        SettingError: it is refused.
-    """
+    """Returns the real path; raises `SettingError` where it cannot be replaced or holds a user's files."""
     path = check_folder(path, flag)
     real, here = path.resolve(), Path.cwd()
     if real == here or real in here.parents:
@@ -126,11 +106,7 @@ def list_files(directory: Path) -> list[str]:
 
 @contextlib.contextmanager
 def working_directory(path: str | os.PathLike, kind: str, flag: str) -> Iterator[Path]:
-    """Makes and locks a directory that a command continues to work in later (a run, a search); user's files stay.
-
-    Raises:
-        UserError: it holds other files and no earlier result of this kind, or another process writes it.
-    """
+    """Makes and locks a directory that a command continues to work in later (a run, a search); user's files stay."""
     path = make_working_directory(path, kind, flag)
     with writer_lock(path / LOCK, path, flag):
         yield path

@@ -16,7 +16,6 @@ class Progress:
     Args:
         total: units in the whole job, or None when unknown.
         unit: the name of a unit, such as "document" or "step".
-        title: a word or two for the job.
         initial: units already done (a resumed job).
         silent: shows nothing (a worker whose chief shows it).
 

@@ -36,11 +36,7 @@ def setting(
     Args:
         default: the default value; a tuple makes a repeatable flag.
         help: what the setting does, with its unit; it becomes the flag's `--help`.
-        choices: the strings allowed.
-        minimum: the smallest number allowed.
         maximum: the largest number allowed, by default the largest float32 or dimension of a tensor.
-        above: a number that the value must be greater than.
-        below: a number that the value must be less than.
         path: the value is a local path: `~` at its start becomes the home directory, an address such as
             gs://bucket/run is refused.
     """
@@ -89,11 +85,7 @@ class Settings:
 
     @classmethod
     def checked_values(cls, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns some of the settings, each validated alone.
-
-        Raises:
-            SettingError: an unknown name, a wrong type or a value out of bounds.
-        """
+        """Returns some of the settings, each validated alone."""
         fields = {field.name: field for field in dataclasses.fields(cls)}
         for name in values:
             if name not in fields:

@@ -35,10 +35,7 @@ def import_tensorflow() -> None:
 
 
 def make_library_home() -> None:
-    """Gives Keras, matplotlib and the hub's client a temporary folder where the user has no home (some containers).
-
-    Keras and the hub's client would make a folder named "~" in the current one.
-    """
+    """Gives libraries a temporary folder where the user has no home; some would make a folder named "~" here."""
     if os.path.expanduser("~") == "~":
         folder = tempfile.mkdtemp(prefix="tfgpt-")
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
@@ -67,7 +64,6 @@ def is_shown(record: logging.LogRecord) -> bool:
 
 
 def filter_standard_error() -> None:
-    """Puts the filter between descriptor 2 and its file, until this process ends."""
     screen = os.dup(2)
     try:
         process = subprocess.Popen(

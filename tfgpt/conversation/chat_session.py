@@ -56,14 +56,7 @@ class ChatUI:
 
 
 class ChatSession:
-    """A conversation with a model.
-
-    Args:
-        generator: the model.
-        sampling: the settings of replies.
-        conversation: the messages so far.
-        ui: the display.
-    """
+    """A conversation with a model."""
 
     def __init__(self, generator: Generator, sampling: ChatSamplingConfig, conversation: Conversation, ui: ChatUI):
         self.generator, self.sampling, self.conversation, self.ui = generator, sampling, conversation, ui
@@ -189,11 +182,6 @@ class ChatSession:
 
 
 def with_setting(sampling: ChatSamplingConfig, name: str, text: str) -> ChatSamplingConfig:
-    """Returns the settings with one change.
-
-    Raises:
-        UserError: the name or the value is wrong.
-    """
     if name not in SETTINGS:
         near = did_you_mean(name, SETTINGS) or f"; there are {', '.join(SETTINGS)}"
         raise UserError(f"/set {name}: no such setting{near}")

@@ -57,11 +57,7 @@ class Conversation:
         self.location = None
 
     def save(self, path: Path) -> int:
-        """Writes the conversation to its line of a file, or to a new line at the end; returns the line's number from 1.
-
-        Raises:
-            UserError: the name does not end in .jsonl, or the file cannot be read.
-        """
+        """Writes the conversation to its line of a file or to a new last line; returns the line's number from 1."""
         if path.suffix != ".jsonl":
             raise UserError(f"{path}: give a name that ends in .jsonl, so that train reads it")
         lines = [line for _, line in read_lines(path)] if path.exists() else []
@@ -83,9 +79,6 @@ class Conversation:
         Args:
             path: a file of conversations in a format that `train` reads.
             number: the line, from 1; None for the last conversation.
-
-        Raises:
-            UserError: there is no such line, or it is not a conversation.
         """
         lines = list(read_lines(path))
         written = [place for place, line in lines if line.strip()]
@@ -110,7 +103,6 @@ def truncate_messages(
     A turn is a message of the user and all messages up to the user's next one.
 
     Args:
-        messages: the conversation.
         length: returns the number of tokens of messages.
         room: the most tokens.
 

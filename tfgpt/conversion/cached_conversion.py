@@ -36,13 +36,7 @@ def model_directory(
 
     Args:
         name: a model name that `find_model` takes.
-        flag: the name of the flag, for messages.
-        cache_dir: the value of --cache_dir.
         log: receives one line when a model is converted; None: prints it to standard error.
-
-    Raises:
-        UserError: the model does not exist, is an export, or cannot be converted.
-        RunError: the disk is full.
     """
     found = find_model(name, flag)
     if found.kind == "export":
@@ -102,7 +96,6 @@ def is_ours(directory: Path) -> bool:
 
 
 def hashes_of(path: Path, cache: Path) -> dict[str, str]:
-    """Returns the SHA-256 of each file of a model; hashes of unchanged files come from the cache."""
     if path.is_file():
         files = [path]
     elif (path / "metadata.json").is_file():

@@ -14,19 +14,7 @@ from tfgpt.model.checkpoints.huggingface_config import transformers_model_type
 
 
 def convert(config: ConvertConfig, log: Callable[[str], None]) -> Path:
-    """Converts a model.
-
-    Args:
-        config: the source and the output.
-        log: receives progress lines.
-
-    Returns:
-        The written directory.
-
-    Raises:
-        UserError: the source cannot be read or is not supported, or --output holds other files. Nothing is written.
-        RunError: the disk is full.
-    """
+    """Converts a model and returns the written directory; writes nothing where the source is not supported."""
     output = Path(config.output).expanduser()
     check_replaceable(output, "model directory", "output", config.overwrite)
     source = open_source(find_model(config.source, "source"), "source", model_directory)

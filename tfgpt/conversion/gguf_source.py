@@ -14,11 +14,7 @@ from tfgpt.tokenization.tokenizer import Tokenizer
 
 
 def open_gguf(path: Path) -> Source:
-    """Opens a GGUF file.
-
-    Raises:
-        UserError: the file is damaged, or its model or tokenizer is not supported.
-    """
+    """Opens a GGUF file."""
     file = GGUFFile(path)
     checkpoint = open_gguf_model(file)
     kind = file.required("tokenizer.ggml.model")

@@ -28,11 +28,7 @@ PROVENANCE_KEYS = ("_name_or_path", "architectures", "model_type", "transformers
 
 
 def open_hugging_face(directory: Path, provenance: dict[str, Any] | None = None) -> Source:
-    """Opens a directory with config.json, safetensors files and a tokenizer.
-
-    Raises:
-        UserError: a file is missing or damaged, or the model is not supported.
-    """
+    """Opens a directory with config.json, safetensors files and a tokenizer."""
     load_config(directory)  # An unsupported model is refused before its other files are read.
     if not list(directory.glob("*.safetensors")):
         pickled = next(directory.glob("pytorch_model*.bin"), None)
@@ -58,10 +54,6 @@ def download(name: str, flag: str) -> Path:
 
     The environment variables HF_ENDPOINT, HF_HOME and HF_TOKEN name the address, the cache and the access token.
 
-    Args:
-        name: the name of the repository.
-        flag: the flag that named it, for messages.
-
     Returns:
         The folder of the snapshot; its name is the revision.
 
@@ -78,7 +70,6 @@ def download(name: str, flag: str) -> Path:
 
 @functools.cache
 def snapshot(name: str, flag: str, endpoint: str, cache: str) -> Path:
-    """Downloads a snapshot once per process."""
     import huggingface_hub
     from huggingface_hub import errors
 
@@ -98,7 +89,6 @@ def snapshot(name: str, flag: str, endpoint: str, cache: str) -> Path:
 
 
 def reachable(endpoint: str) -> bool:
-    """Returns whether a server listens at a hub's address; True if there is a proxy."""
     address = urllib.parse.urlsplit(endpoint)
     if urllib.request.getproxies():
         return True

@@ -26,12 +26,7 @@ def open_source(found: FoundModel, flag: str, convert_base: Callable[[str, str],
     """Opens a model without reading its weights.
 
     Args:
-        found: the model.
-        flag: the flag that named it, for messages.
         convert_base: converts the base of an adapter: (name, flag) → model directory.
-
-    Raises:
-        UserError: the model is damaged, or is not supported.
     """
     if found.kind == "export":
         raise no_weights_error(found, flag)
@@ -62,11 +57,7 @@ def open_adapter(directory: Path, convert_base: Callable[[str, str], Path]) -> S
 
 
 def adapter_base(directory: Path, convert_base: Callable[[str, str], Path]) -> Path:
-    """Returns the Hugging Face directory of an adapter's base: a local, downloaded or converted one.
-
-    Raises:
-        UserError: the base does not exist; the message names adapter_config.json.
-    """
+    """Returns the Hugging Face directory of an adapter's base: a local, downloaded or converted one."""
     name, path = base_name(directory), directory / ADAPTER_CONFIG
     relative = directory / name
     try:
@@ -84,7 +75,6 @@ def adapter_base(directory: Path, convert_base: Callable[[str, str], Path]) -> P
 
 
 def open_preset(directory: Path) -> Source:
-    """Opens a directory that KerasHub's `save_to_preset` wrote."""
     if importlib.util.find_spec("keras_hub") is None:
         raise UserError("the package keras-hub is missing, which reads presets; pip install keras-hub")
     version = read_json(directory / "metadata.json").get("keras_hub_version", "?")

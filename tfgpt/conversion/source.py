@@ -35,20 +35,7 @@ class Source:
     provenance: dict[str, Any]
 
     def write(self, name: str, weights: str, directory: Path) -> np.dtype:
-        """Writes model, tokenizer and training.json, tensor by tensor.
-
-        Args:
-            name: the source as the user named it.
-            weights: the value of --weights.
-            directory: an existing directory.
-
-        Returns:
-            The dtype of the written weights.
-
-        Raises:
-            UserError: the tokenizer does not fit the model.
-            RunError: the disk is full.
-        """
+        """Writes model, tokenizer and training.json, tensor by tensor; returns the dtype of the written weights."""
         config, tokenizer = self.checkpoint.config, self.tokenizer
         if tokenizer.vocabulary_size > config.vocabulary_size:
             raise UserError(

@@ -45,14 +45,6 @@ def build_documents(config: CorpusConfig, flag: str = "train_text") -> DocumentS
 
     Deduplication is exact, by 16 bytes of SHA-256 per document (about 100 bytes of memory each). Documents of
     `validation_text` that also occur in `train_text` are always left out of training.
-
-    Args:
-        config: the configuration.
-        flag: the flag that `train_text` was given with, for error messages.
-
-    Raises:
-        UserError: a source or an option is at fault, or a side of the split has no document.
-        RunError: the disk is full.
     """
     if not config.train_text:
         raise SettingError(flag, "nothing to learn from; give a file, a folder, a glob, tfds:… or sample:…")
@@ -118,7 +110,6 @@ class DocumentBuilder:
         return self.options["validation_fraction"] or 0.0
 
     def run(self, fingerprint: str) -> None:
-        """Writes shards, manifest and card."""
         used = self.options["split"]
         if used == "files":
             sides = self.write(self.split_by_files())
@@ -227,7 +218,6 @@ class DocumentBuilder:
                         yield document
 
     def refuse_empty(self, sides: Sides, used: str, summary: str) -> None:
-        """Raises `SettingError` where a side has no document."""
         train, validation = (sides[side]["documents"] for side in SIDES)
         if train and (validation or used == "none"):
             return
@@ -249,7 +239,6 @@ class DocumentBuilder:
 
 
 def source_manifest(source: Source, flag: str) -> dict[str, Any]:
-    """Returns a source's part of the manifest."""
     skipped = source.skipped.describe(source.spec)
     dropped = {**source.dropped, **source.left_out, "that cannot be read": source.skipped.num_skipped}
     return {

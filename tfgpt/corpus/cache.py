@@ -62,9 +62,6 @@ def cache_directory(flag: str | None = None) -> Path:
 
     The system's is $XDG_CACHE_HOME/tfgpt or ~/.cache/tfgpt on Linux, ~/Library/Caches/tfgpt on macOS and
     %LOCALAPPDATA%\\tfgpt\\Cache on Windows.
-
-    Raises:
-        SettingError: no folder is given, and the user has no home folder (a container with an unknown user id).
     """
     given = flag or os.environ.get(ENVIRONMENT_VARIABLE)
     try:
@@ -90,13 +87,10 @@ def cached_stage(
     Other processes that need the entry wait until it is made.
 
     Args:
-        name: the stage, which begins the log lines.
-        entry: path of the entry.
         text: the sources that the entry is made from, shown by `tfgpt.cache`.
         open_entry: opens the entry; raises `UserError` when it is damaged.
         make_entry: writes the entry and opens it.
         describe: what the log line says of the opened entry.
-        log: receives each log line.
     """
     started = time.monotonic()
     opened = None
@@ -123,14 +117,6 @@ def cached_entry(entry: Path, text: Iterable[str]) -> Iterator[None]:
     """Locks an entry while the block opens or makes it; afterwards notes its use.
 
     Where the cache cannot be written, an existing entry is opened without a lock.
-
-    Args:
-        entry: path of the entry.
-        text: the sources that the entry is made from, shown by `tfgpt.cache`.
-
-    Raises:
-        SettingError: the cache folder cannot be written.
-        RunError: the disk is full.
     """
     with contextlib.ExitStack() as stack:
         try:
@@ -147,16 +133,11 @@ def cached_entry(entry: Path, text: Iterable[str]) -> Iterator[None]:
 
 
 def lock_file(entry: Path) -> Path:
-    """Returns the lock file of an entry."""
     return entry.with_name(f".{entry.name}.lock")
 
 
 def list_entries(cache: Path) -> list[CacheEntry]:
-    """Returns the entries of the cache, the longest unused first.
-
-    Raises:
-        UserError: it is not a folder, or cannot be read.
-    """
+    """Returns the entries of the cache, the longest unused first."""
     found = []
     try:
         stages = [folder for folder in cache.iterdir() if folder.is_dir()] if cache.exists() else []
@@ -173,12 +154,7 @@ def list_entries(cache: Path) -> list[CacheEntry]:
 
 
 def remove_entry(entry: CacheEntry) -> None:
-    """Removes an entry. Processes that have it open continue to read it, except on Windows, where it stays.
-
-    Raises:
-        DirectoryInUse: a process makes it now.
-        UserError: it cannot be removed.
-    """
+    """Removes an entry. Processes that have it open continue to read it, except on Windows, where it stays."""
     with writer_lock(lock_file(entry.path), entry.path):
         doomed = new_sibling(entry.path, ".tmp")
         try:

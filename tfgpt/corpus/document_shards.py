@@ -53,11 +53,7 @@ class DocumentShards:
 
     @classmethod
     def open(cls, directory: str | os.PathLike) -> DocumentShards:
-        """Opens a directory that `build_documents` made.
-
-        Raises:
-            UserError: there is no manifest, or a shard is missing or has another size than the manifest says.
-        """
+        """Opens a directory that `build_documents` made."""
         directory = Path(directory)
         manifest = read_json(directory / MANIFEST)
         if not isinstance(manifest, dict) or "sides" not in manifest:
@@ -148,7 +144,6 @@ def summarize_sources(
 
 
 def describe_dropped(dropped: Mapping[str, int]) -> str:
-    """Returns the number of documents left out, by reason."""
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(dropped.items()))
     return f"{sum(dropped.values()):,} left out ({reasons})"
 
@@ -163,7 +158,6 @@ class ShardWriter:
         self.file: BinaryIO | None = None
 
     def write(self, document: Document) -> None:
-        """Appends a document."""
         line = encode_json(document).encode("utf-8") + b"\n"
         if self.file is None or self.shards[-1]["file_bytes"] + len(line) > SHARD_BYTES:
             self.end_shard()

@@ -62,10 +62,6 @@ def evaluate(config: EvaluateConfig, devices: StrategyConfig, model: Path) -> No
     """Evaluates a model directory and prints the results.
 
     On a cluster, every worker calls it and reads the model; the chief prints.
-
-    Raises:
-        UserError: an error in the model, a text or a flag.
-        WorkerLost: a worker of the cluster was lost.
     """
     strategy = resolve(devices)
     hosts = HostGroup(strategy)
@@ -86,7 +82,6 @@ def evaluate(config: EvaluateConfig, devices: StrategyConfig, model: Path) -> No
 def compute_metrics(
     config: EvaluateConfig, model: Path, loader: TextLoader, strategy: tf.distribute.Strategy, hosts: HostGroup
 ) -> list[TextMetrics]:
-    """Returns the metrics of each text, and those of all if there are several."""
     rows = config.batch_size or ROWS_PER_DEVICE * strategy.num_replicas_in_sync
     check_batch(rows, 1, strategy)
     # The chief prepares the texts; the others read them, or prepare them if they do not share its cache.

@@ -130,5 +130,4 @@ class TextLoader:
 
 
 def log(line: str) -> None:
-    """Prints to standard error; standard output has the results only."""
     print(line, file=sys.stderr, flush=True)

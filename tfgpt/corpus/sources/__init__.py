@@ -27,13 +27,9 @@ def open_sources(
 
     Args:
         specs: paths, folders, globs, `tfds:…` or `sample:…`.
-        flag: the flag's name, for error messages.
         cache_dir: the folder that keeps hashes of files; None keeps none.
         tfds_data_dir: the folder of prepared TensorFlow Datasets, as `CorpusConfig.tfds_data_dir`.
         strict: refuse a record that cannot be read.
-
-    Raises:
-        UserError: a spec stands for nothing.
     """
     hashes = FileHashes(cache_dir / "file_hashes" if cache_dir else None)
     sources: list[Source] = []

@@ -50,7 +50,6 @@ class Source(abc.ABC):
         self.start_reading()
 
     def start_reading(self) -> None:
-        """Resets the counters."""
         self.position = self.kept = 0
         self.dropped: collections.Counter[str] = collections.Counter()
         self.left_out: collections.Counter[str] = collections.Counter()
@@ -66,11 +65,7 @@ class Source(abc.ABC):
         """Yields all documents in a fixed order, and the reason for each one that is left out."""
 
     def documents(self) -> Iterator[Document]:
-        """Yields the documents that can be learned from; one at a time is in memory.
-
-        Raises:
-            UserError: something in the source cannot be read.
-        """
+        """Yields the documents that can be learned from; one at a time is in memory."""
         self.start_reading()
         for document in self.read():
             reason = document if isinstance(document, str) else reason_to_drop(document)
@@ -148,11 +143,7 @@ def message_text(message: Mapping[str, Any]) -> str:
 
 
 def validate_text(text: Any, place: str, field: str = "text") -> str:
-    """Returns the text.
-
-    Raises:
-        UserError: it is not a string, or holds half a surrogate pair, which UTF-8 cannot express.
-    """
+    """Returns a text; raises `UserError` for another type or half a surrogate pair, which UTF-8 cannot express."""
     if not isinstance(text, str):
         raise UserError(f"{place}: {field!r} is {json_type(text)}, not a string")
     try:
@@ -175,7 +166,6 @@ def json_type(value: Any) -> str:
 
 
 def reason_to_drop(document: Mapping[str, Any]) -> str | None:
-    """Returns why a well-formed document cannot be learned from, or None."""
     if not any(text.strip() for text in content_texts({**document, "tools": None})):
         return "empty"
     if "messages" in document and not any(message["role"] == "assistant" for message in document["messages"]):

@@ -44,15 +44,7 @@ PAIRS = (
 
 
 def parse_messages(value: Mapping[str, Any], place: str) -> list[Message] | None:
-    """Returns the messages of an object in one of the formats, or None when it is in none of them.
-
-    Args:
-        value: a JSON object.
-        place: FILE:LINE, for error messages.
-
-    Raises:
-        UserError: the object has the fields of a format, but wrong values.
-    """
+    """Returns the messages of an object in one of the formats, or None when it is in none of them."""
     for name in MESSAGE_FIELDS:
         turns = value.get(name)
         if turns is not None and (name == "messages" or isinstance(turns, list)):
@@ -65,11 +57,7 @@ def parse_messages(value: Mapping[str, Any], place: str) -> list[Message] | None
 
 
 def parse_tools(value: Mapping[str, Any], place: str) -> dict[str, list[dict[str, Any]]]:
-    """Returns `{"tools": […]}` of an object that defines functions, else `{}`.
-
-    Raises:
-        UserError: `tools` or `functions` is not a list of functions.
-    """
+    """Returns `{"tools": […]}` of an object that defines functions, else `{}`."""
     tools = validate_tools(value.get("tools") or value.get("functions"), place)
     return {"tools": tools} if tools else {}
 
@@ -104,11 +92,7 @@ def first_field(turn: Mapping[str, Any], names: tuple[str, ...]) -> str:
 
 
 def append_message(messages: list[dict[str, Any]], message: dict[str, Any]) -> None:
-    """Appends a message with calls as OpenAI's `tool_calls`.
-
-    Calls without an id get ids of nine letters, as some templates require. A turn that is a call joins the assistant's
-    message before it.
-    """
+    """Appends a message with calls as `tool_calls`; ids get nine letters, as some templates require."""
     if message["role"] == CALL:
         calls = parse_calls(message.get("content"))
         if not calls:
@@ -156,11 +140,7 @@ def parse_calls(content: Any) -> list[dict[str, Any]]:
 
 
 def join_parts(content: Any, role: Any, place: str) -> Any:
-    """Returns a content in parts as one text; the answer of a tool may be any JSON.
-
-    Raises:
-        UserError: a part is not a text.
-    """
+    """Returns a content in parts as one text; the answer of a tool may be any JSON."""
     parts = content if isinstance(content, list) else []
     are_parts = all(isinstance(part, Mapping) and isinstance(part.get("type"), str) for part in parts)
     if role == ANSWER and (isinstance(content, Mapping) or not are_parts):

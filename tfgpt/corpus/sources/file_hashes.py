@@ -37,11 +37,7 @@ class FileHashes:
         self.directory = directory
 
     def of(self, paths: Sequence[Path]) -> list[str]:
-        """Returns the hexadecimal SHA-256 of each file, in order.
-
-        Raises:
-            UserError: a file cannot be read.
-        """
+        """Returns the hexadecimal SHA-256 of each file, in order."""
         absolute = [os.path.abspath(path) for path in paths]
         memory = self.directory / f"{sha256_of_json(absolute)[:32]}.json" if self.directory else None
         known = read_memory(memory)

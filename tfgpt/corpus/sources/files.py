@@ -41,11 +41,6 @@ BLOCK_BYTES = 1 << 20
 class FileSource(base.Source):
     """The documents of a list of files, in order.
 
-    Args:
-        spec: the path, folder or glob as the user wrote it.
-        paths: the files.
-        hashes: computes the hashes of the files.
-
     Example:
 
     >>> import tempfile
@@ -102,7 +97,6 @@ class FileSource(base.Source):
             self.remarks.append(f"{self.spec}: {number} nothing to learn from, the first: {empty_files[0]}")
 
     def file_documents(self, path: Path, skipped: SkippedRecords) -> Iterator[base.Document]:
-        """Yields the documents of one file, empty ones too."""
         start, name = self.position, str(path)
         with open_decompressed(path) as (stream, file):
             read = record_documents(stream, name, skipped) if is_records_file(path) else plain_text(stream, name)
@@ -112,7 +106,6 @@ class FileSource(base.Source):
 
 
 def describe_empty(dropped: Mapping[str, int], skipped: SkippedRecords) -> str:
-    """Returns why a file has no document."""
     reasons = [f"{count:,} {reason}" for reason, count in dropped.items()]
     reasons += [f"{skipped.num_skipped:,} that cannot be read"] if skipped.num_skipped else []
     if not reasons:
@@ -123,7 +116,6 @@ def describe_empty(dropped: Mapping[str, int], skipped: SkippedRecords) -> str:
 
 
 def record_documents(stream: BinaryIO, name: str, skipped: SkippedRecords) -> Iterator[base.Document]:
-    """Yields the documents of a file of records."""
     for place, value in records(stream, name, skipped):
         try:
             yield from parse_record(value, name, place)
@@ -194,10 +186,7 @@ def split_documents(stream: BinaryIO) -> Iterator[tuple[bytes, int | None]]:
 
 
 def read_blocks(stream: BinaryIO) -> Iterator[tuple[bytes, bool]]:
-    """Yields the stream in blocks that end with a line, and whether each begins with a line.
-
-    Only a line longer than a block is cut.
-    """
+    """Yields blocks that end with a line (unless it is longer), and whether each begins with a line."""
     rest, line_start = b"", True
     while block := stream.read(BLOCK_BYTES):
         block = rest + block

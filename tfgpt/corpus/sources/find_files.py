@@ -47,13 +47,8 @@ def find_files(
     included; it takes files only.
 
     Args:
-        spec: the path, folder or glob as the user wrote it.
-        flag: the flag's name, for error messages.
         notes: receives a line about the files of a folder that are left out.
         wanted: selects files of a folder; None selects all.
-
-    Raises:
-        UserError: nothing is there, or a file has an unsupported format.
     """
     path = Path(spec).expanduser()
     try:
@@ -110,10 +105,7 @@ def describe_left_out(left_out: Mapping[str, Iterable[str]]) -> str:
 
 
 def files_under(folder: Path, left_out: dict[str, list[str]], wanted: Callable[[Path], bool]) -> Iterator[Path]:
-    """Yields the files below a folder; collects the others by reason.
-
-    Each real folder is read once: under its own name where it is below `folder`, else under the link's name.
-    """
+    """Yields the files below a folder, each real folder once; collects the others by reason."""
 
     def leave_out(reason: str, path: Path) -> None:
         left_out[reason].append(str(path.relative_to(folder)))
@@ -161,7 +153,6 @@ def reason_to_leave_out(path: Path, wanted: Callable[[Path], bool]) -> str | Non
 
 
 def describes_dataset(path: Path) -> bool:
-    """Returns whether a file describes a Hugging Face dataset: its card or its metadata."""
     if path.name == "README.md":
         with contextlib.suppress(OSError), open(path, "rb") as file:
             return file.read(4) in (b"---\n", b"---\r")
@@ -173,7 +164,6 @@ def raise_unreadable(error: OSError) -> None:
 
 
 def is_media(path: Path) -> bool:
-    """Returns whether a file's name is that of a picture, a sound or a film."""
     return path.suffix.lower() in (*PICTURES, *SOUNDS_AND_FILMS)
 
 

@@ -117,11 +117,7 @@ def records(stream: BinaryIO, name: str, skipped: SkippedRecords) -> Iterator[tu
 
 
 def parse_json(text: str, place: str) -> Any:
-    """Returns the value of a JSON text.
-
-    Raises:
-        UserError: it is not JSON; the message begins with the place.
-    """
+    """Returns the value of a JSON text."""
     text = text.strip("\r\n")
     try:
         return json.loads(text)
@@ -139,11 +135,7 @@ def json_problem(error: ValueError | RecursionError) -> str:
 
 
 def list_items(stream: BinaryIO, name: str, offset: int) -> Iterator[tuple[str, Any]]:
-    """Yields the place and value of each item of a file that holds one JSON list.
-
-    Raises:
-        UserError: the list is damaged. The items after the damage cannot be found.
-    """
+    """Yields the place and value of each item of a file that holds one JSON list."""
     content = stream.read(LARGEST_LINE_BYTES + 1)
     if len(content) > LARGEST_LINE_BYTES:
         raise UserError(f"{name}: a list of more than {LARGEST_LINE_BYTES} bytes; make it JSON Lines")
@@ -152,7 +144,6 @@ def list_items(stream: BinaryIO, name: str, offset: int) -> Iterator[tuple[str, 
     line = counted = 0
 
     def skip_space(position: int) -> int:
-        """Returns where the next token is, and counts the lines up to it."""
         nonlocal line, counted
         position = WHITE_SPACE.match(text, position).end()  # type: ignore[union-attr]
         line, counted = line + text.count("\n", counted, position), position
@@ -201,11 +192,7 @@ def skip_byte_order_mark(stream: BinaryIO) -> int:
 
 
 def decode_utf8(content: bytes | bytearray, name: str, offset: int, line: int) -> str:
-    """Returns the text of some bytes of a file, of which the first is at `offset`, from 0, and in `line`, from 1.
-
-    Raises:
-        UserError: not UTF-8; the message guesses the reason.
-    """
+    """Returns the text of some bytes of a file, of which the first is at `offset`, from 0, and in `line`, from 1."""
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:

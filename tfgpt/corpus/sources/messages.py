@@ -22,11 +22,7 @@ Message = dict[str, Any]
 
 
 def validate_messages(messages: Sequence[Mapping[str, Any]], place: str) -> list[Message]:
-    """Returns the messages of `chat_formats.to_openai_messages` with their known fields.
-
-    Raises:
-        UserError: a message has no known role, or a field of the wrong type.
-    """
+    """Returns the messages of `chat_formats.to_openai_messages` with their known fields."""
     return [validate_message(message, f"{place}: message {number}") for number, message in enumerate(messages, start=1)]
 
 
@@ -74,11 +70,7 @@ def validate_calls(calls: Any, place: str) -> list[dict[str, Any]]:
 
 
 def validate_tools(tools: Any, place: str) -> list[dict[str, Any]]:
-    """Returns the tool definitions of a list or its JSON text; none for null.
-
-    Raises:
-        UserError: it is not a list of named functions.
-    """
+    """Returns the tool definitions of a list or its JSON text; none for null."""
     if isinstance(tools, str) and tools.strip():
         tools = json_or_none(tools)
         if tools is None:

@@ -115,14 +115,12 @@ def chinese_news(files: Sequence[Path]) -> Iterator[Document | str]:
 
 
 def lines(files: Sequence[Path]) -> Iterator[Document | str]:
-    """Each line as a document."""
     for path in files:
         for line in read_text(path).split("\n"):
             yield {"text": line.strip()}
 
 
 def python_documentation(files: Sequence[Path]) -> Iterator[Document | str]:
-    """Each page as a document."""
     for path in files:
         page = "/".join(path.parts[path.parts.index("_sources") + 1 :])
         yield {"text": read_text(path), "id": f"python_docs/{page}"}

@@ -39,11 +39,7 @@ SAMPLES = {
 
 
 class SampleSource(base.Source):
-    """The documents of an installed sample corpus.
-
-    Raises:
-        SettingError: there is no such sample or variant, or its package is not installed.
-    """
+    """The documents of an installed sample corpus."""
 
     def __init__(self, spec: str, flag: str, hashes: FileHashes):
         super().__init__(spec)

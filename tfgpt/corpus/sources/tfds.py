@@ -47,8 +47,6 @@ class TensorFlowDatasetsSource(base.Source):
 
     Args:
         spec: as in the module's docstring.
-        flag: the flag's name, for error messages.
-        hashes: computes the hashes of the files.
         data_dir: the folder of prepared datasets; None: $TFDS_DATA_DIR or ~/tensorflow_datasets.
     """
 
@@ -133,11 +131,7 @@ class TensorFlowDatasetsSource(base.Source):
             raise UserError(f"{self.spec}: cannot be read from {file} ({one_line(error)})") from error
 
     def feature_path(self, features: Any, feature: str, text_only: bool) -> list[str]:
-        """Returns the path of a feature, by default of the usual or only one.
-
-        Raises:
-            SettingError: there is no such feature, or it is not text, or the default is not clear.
-        """
+        """Returns the path of a feature, by default of the usual or only one."""
         kinds = dict(sorted(feature_kinds(features).items()))
         texts = [name for name, kind in kinds.items() if kind in ("text", "messages")]
         listed = ", ".join(name if name in texts else f"{name} ({kind})" for name, kind in kinds.items())
@@ -154,7 +148,6 @@ class TensorFlowDatasetsSource(base.Source):
         return name.split("/")
 
     def example_documents(self, values: Sequence[Any], place: str) -> Iterator[base.Document]:
-        """Yields the document of the features' values, in parts when it is very long."""
         value, messages = values[0], None
         if len(values) > 1:
             *request, reply = (decode_text(text, place) for text in values)
@@ -265,10 +258,7 @@ def default_config(folder: Path) -> str:
 
 
 def check_network(missing: str, addresses: Iterable[str]) -> None:
-    """Raises `UserError` where no host of the downloads has an address and no proxy is set.
-
-    TFDS would try each address ten times, which takes minutes.
-    """
+    """Refuses a download without a network; TFDS would try each address ten times, which takes minutes."""
     hosts = sorted({host for address in addresses if (host := urllib.parse.urlsplit(address).hostname)})
     if not hosts or urllib.request.getproxies():
         return
