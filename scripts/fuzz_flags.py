@@ -24,6 +24,7 @@ import shlex
 import sys
 import tempfile
 import time
+import typing
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -32,7 +33,7 @@ sys.path.insert(0, str(ROOT))
 from tfgpt.__main__ import COMMANDS  # noqa: E402
 from tfgpt.common.command_line import Command  # noqa: E402
 from tfgpt.common.flags import Overrides, flag_names  # noqa: E402
-from tfgpt.common.settings import field_types, plain_type  # noqa: E402
+from tfgpt.common.settings import plain_type  # noqa: E402
 from tfgpt.search import worker_pool  # noqa: E402
 
 NUMBERS = [
@@ -109,7 +110,7 @@ def hostile_flag(command: Command, draw: random.Random) -> str:
     if draw.random() < 0.05:
         position = draw.randrange(len(name))
         return f"--{name[:position]}{draw.choice(['', 'x', 'é'])}{name[position + 1 :]}=1"
-    kind, _ = plain_type(field_types(cls)[name])
+    kind, _ = plain_type(typing.get_type_hints(cls)[name])
     if kind in (int, float):
         values = NUMBERS
     elif kind is bool:

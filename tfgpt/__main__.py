@@ -17,7 +17,11 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the named command, or lists the commands."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or arguments[0] in ("--help", "-h", "help"):
-        print(describe_commands())
+        lines = ["tfgpt: train a ChatGPT-like model with TensorFlow and Keras", "", "Commands:"]
+        for name in COMMANDS:  # The modules are read, not imported.
+            source = Path(__file__).with_name(f"{name}.py").read_text(encoding="utf-8")
+            lines.append(f"  python -m tfgpt.{name:<10} {(ast.get_docstring(ast.parse(source)) or '').splitlines()[0]}")
+        print("\n".join([*lines, "", "Every command explains its flags: python -m tfgpt.train --help"]))
         return 0
     name = arguments[0].replace("-", "_")
     if name not in COMMANDS or importlib.util.find_spec(f"tfgpt.{name}") is None:
@@ -25,15 +29,6 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"tfgpt: {arguments[0]}: no such command{near}", file=sys.stderr)
         return 2
     return importlib.import_module(f"tfgpt.{name}").main(arguments[1:])
-
-
-def describe_commands() -> str:
-    """Returns a list of the commands with the first lines of their docstrings, which are read without an import."""
-    lines = ["tfgpt: train a ChatGPT-like model with TensorFlow and Keras", "", "Commands:"]
-    for name in COMMANDS:
-        source = Path(__file__).with_name(f"{name}.py").read_text(encoding="utf-8")
-        lines.append(f"  python -m tfgpt.{name:<10} {(ast.get_docstring(ast.parse(source)) or '').splitlines()[0]}")
-    return "\n".join([*lines, "", "Every command explains its flags: python -m tfgpt.train --help"])
 
 
 if __name__ == "__main__":

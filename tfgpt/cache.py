@@ -24,7 +24,13 @@ def run(cache: CacheConfig) -> None:
     folder = cache_directory(cache.cache_dir)
     found = list_entries(folder)
     if not cache.remove and cache.unused_days is None:
-        print_table(found)
+        if found:
+            print(f"{'ENTRY':<28}  {'SIZE':>9}  {'LAST USED':<10}  FROM")
+        for entry in found:
+            stage, name = entry.name.split("/", 1)
+            used = time.strftime("%Y-%m-%d", time.localtime(entry.used))
+            label = f"{stage}/{name[:HASH_DIGITS]}"
+            print(f"{label:<28}  {format_bytes(entry.size):>9}  {used}  {', '.join(entry.text)}".rstrip())
         print(f"{format_bytes(sum(entry.size for entry in found))} in {len(found)} entries of {folder}")
         return
     doomed = [find_entry(found, name) for name in cache.remove]
@@ -38,16 +44,6 @@ def run(cache: CacheConfig) -> None:
         freed += entry.size
         print(f"Removed {entry.name} ({format_bytes(entry.size)})", flush=True)
     print(f"{format_bytes(freed)} freed, {len(doomed)} of {len(found)} entries of {folder} removed")
-
-
-def print_table(found: list[CacheEntry]) -> None:
-    if found:
-        print(f"{'ENTRY':<28}  {'SIZE':>9}  {'LAST USED':<10}  FROM")
-    for entry in found:
-        stage, name = entry.name.split("/", 1)
-        used = time.strftime("%Y-%m-%d", time.localtime(entry.used))
-        label = f"{stage}/{name[:HASH_DIGITS]}"
-        print(f"{label:<28}  {format_bytes(entry.size):>9}  {used}  {', '.join(entry.text)}".rstrip())
 
 
 def find_entry(found: list[CacheEntry], name: str) -> CacheEntry:

@@ -10,6 +10,7 @@ flags, reuse it.
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 from tfgpt.common.command_line import Command, shell_command
 from tfgpt.common.errors import SettingError
@@ -34,8 +35,20 @@ def run(
     prepare: PrepareConfig,
 ) -> None:
     """Prepares the data and prints a report."""
-    if objective.objective != "pretrain":
-        prepare_conversations(corpus, tokenizer, objective, batch, mixture, augmentation, prepare)
+    if objective.objective not in ("pretrain", "chat"):
+        raise SettingError("objective", "pretrain and chat can be prepared; train prepares data of other objectives")
+    if objective.objective == "chat":
+        if prepare.output_dir:
+            raise SettingError("output_dir", "takes token shards only; conversations stay in the cache")
+        groups: dict[str, Any] = {"corpus": corpus, "tokenizer": tokenizer, "objective": objective, "batch": batch}
+        groups |= {"mixture": mixture, "augmentation": augmentation}
+        config = TrainConfig(**groups)
+        import_tensorflow()
+        from tfgpt.diagnosis.preview import preview_chat_data
+
+        for line in preview_chat_data(config, prepare.preview, dim=sys.stdout.isatty()):
+            print(line)
+        print(f"Next: {shell_command('train', *flags_of(*groups.values()), '--init_from=MODEL')}")
         return
     if prepare.preview:
         raise SettingError("preview", "shows conversations, with --objective=chat; tfgpt.doctor shows rows of text")
@@ -50,32 +63,6 @@ def run(
         print(f"Results: {export_results(data, prepare.output_dir, prepare.overwrite)}")
     print(f"Data card: {data.documents.card}")
     print(f"Next: {shell_command('train', *flags_of(corpus, tokenizer))}")
-
-
-def prepare_conversations(
-    corpus: CorpusConfig,
-    tokenizer: TokenizerConfig,
-    objective: ObjectiveConfig,
-    batch: BatchConfig,
-    mixture: MixtureConfig,
-    augmentation: AugmentationConfig,
-    prepare: PrepareConfig,
-) -> None:
-    """Prepares conversations for supervised fine-tuning."""
-    if objective.objective != "chat":
-        raise SettingError("objective", "pretrain and chat can be prepared; train prepares data of other objectives")
-    if prepare.output_dir:
-        raise SettingError("output_dir", "takes token shards only; conversations stay in the cache")
-    config = TrainConfig(
-        corpus=corpus, tokenizer=tokenizer, objective=objective, batch=batch, mixture=mixture, augmentation=augmentation
-    )
-    import_tensorflow()
-    from tfgpt.diagnosis.preview import preview_chat_data
-
-    for line in preview_chat_data(config, prepare.preview, dim=sys.stdout.isatty()):
-        print(line)
-    given = flags_of(corpus, tokenizer, objective, batch, mixture, augmentation)
-    print(f"Next: {shell_command('train', *given, '--init_from=MODEL')}")
 
 
 def flags_of(*settings: Settings) -> list[str]:

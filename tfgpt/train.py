@@ -22,7 +22,9 @@ def run(**settings: Any) -> int:
     """Checks the settings together, then trains."""
     recipe = TrainConfig(**settings)
     if recipe.run.restarts:
-        return run_with_restarts(restart_command(recipe), recipe.run.restarts)
+        # The same training without restarts, in another process.
+        command = [sys.executable, "-m", "tfgpt.train", *COMMAND.arguments(recipe.settings()), "--restarts=0"]
+        return run_with_restarts(command, recipe.run.restarts)
     check_working_directory(recipe.run_dir, "run", "run_dir")
     if recipe.strategy.strategy != "multiworker" and "TF_CONFIG" not in os.environ:
         # On a cluster only the chief writes, and only TensorFlow knows which worker that is.
@@ -31,11 +33,6 @@ def run(**settings: Any) -> int:
     from tfgpt.training.run import train
 
     return train(recipe, COMMAND.flag_file(recipe.settings()))
-
-
-def restart_command(recipe: TrainConfig) -> list[str]:
-    """Returns the command line of a process that runs the same training without restarts."""
-    return [sys.executable, "-m", "tfgpt.train", *COMMAND.arguments(recipe.settings()), "--restarts=0"]
 
 
 COMMAND = Command("train", __doc__, GROUPS, run, relocate_run_dir, resumable=True)

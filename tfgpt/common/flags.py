@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import textwrap
+import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from absl import flags as absl_flags
 
 from tfgpt.common.did_you_mean import no_such_file
 from tfgpt.common.errors import UserError
-from tfgpt.common.settings import Settings, field_types, plain_type
+from tfgpt.common.settings import Settings, plain_type
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +71,7 @@ def flag_names(group: Group) -> list[str]:
 def flag_fields(group: Group) -> list[tuple[dataclasses.Field, type]]:
     """Returns the field and type of each flag of a group."""
     excluded = group.exclude if isinstance(group, Overrides) else ()
-    hints = field_types(settings_class(group))
+    hints = typing.get_type_hints(settings_class(group))
     fields = dataclasses.fields(settings_class(group))
     return [(field, plain_type(hints[field.name])[0]) for field in fields if field.name not in excluded]
 

@@ -57,8 +57,16 @@ def writer_lock(lock_file: str | os.PathLike, directory: str | os.PathLike, flag
                 holder = describe_holder(lock_file)
                 wait = f"wait until it has ended{describe_lease(lock_file)}"
                 raise DirectoryInUse(f"{prefix}{directory} is being written by {holder}; {wait}{other}") from None
+            program = Path(sys.argv[0] or "python")
+            name = f"tfgpt.{program.stem}" if program.parent.name == "tfgpt" else program.name
+            process = {
+                "process": os.getpid(),
+                "host": platform.node(),
+                "command": " ".join([name, *sys.argv[1:2]])[:100],
+                "since": time.strftime("%Y-%m-%d %H:%M:%S"),
+            }
             with contextlib.suppress(OSError):  # The file only helps people.
-                holder_file.write_text(json.dumps(this_process()), encoding="utf-8")
+                holder_file.write_text(json.dumps(process), encoding="utf-8")
         try:
             yield
         finally:
@@ -157,18 +165,6 @@ def on_network_disk(directory: Path) -> bool:
     if closest is None:
         return path.startswith("\\\\")
     return closest.fstype.lower().startswith(NETWORK_FILE_SYSTEMS) or "remote" in closest.opts.split(",")
-
-
-def this_process() -> dict[str, Any]:
-    """Returns the description of this process for the holder's file."""
-    program = Path(sys.argv[0] or "python")
-    name = f"tfgpt.{program.stem}" if program.parent.name == "tfgpt" else program.name
-    return {
-        "process": os.getpid(),
-        "host": platform.node(),
-        "command": " ".join([name, *sys.argv[1:2]])[:100],
-        "since": time.strftime("%Y-%m-%d %H:%M:%S"),
-    }
 
 
 def describe_holder(lock_file: Path) -> str:

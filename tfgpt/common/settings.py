@@ -90,18 +90,13 @@ class Settings:
         for name in values:
             if name not in fields:
                 raise SettingError(name, f"no such setting in {cls.__name__}{did_you_mean(str(name), fields)}")
-        hints = field_types(cls)
+        hints = typing.get_type_hints(cls)
         return {name: validate_field(fields[name], hints[name], value) for name, value in values.items()}
 
     @classmethod
     def from_dict(cls: type[SettingsClass], values: Mapping[str, Any]) -> SettingsClass:
         """Returns the settings of a dictionary of `to_dict`; other names keep their defaults."""
         return cls(**cls.checked_values(values))
-
-
-def field_types(cls: type) -> dict[str, Any]:
-    """Returns the resolved type hints of a settings class."""
-    return typing.get_type_hints(cls)
 
 
 def plain_type(hint: Any) -> tuple[type, bool]:
@@ -131,7 +126,13 @@ def validate_field(field: dataclasses.Field[Any], hint: Any, value: Any) -> Any:
     if isinstance(value, tuple) and not all(isinstance(item, str) for item in value):
         raise SettingError(field.name, f"{short_repr(value)} is not a list of texts")
     if field.metadata.get("path"):
-        value = local_path(field.name, str(value))
+        # A shell does not expand `~` after `--name=`.
+        if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", str(value)):
+            problem = f"{value} is not a path on this machine; give a path here, and copy from or to there"
+            raise SettingError(field.name, problem)
+        given, value = value, os.path.expanduser(str(value))
+        if value.startswith("~") and not os.path.exists(value):
+            raise SettingError(field.name, f"{given}: there is no such home directory; write the path out")
     choices = field.metadata.get("choices")
     if choices and value not in choices:
         near = did_you_mean(value, choices)
@@ -139,16 +140,6 @@ def validate_field(field: dataclasses.Field[Any], hint: Any, value: Any) -> Any:
     if kind in (int, float) and (problem := out_of_bounds(value, **field.metadata.get("bounds", {}))):
         raise SettingError(field.name, problem)
     return value
-
-
-def local_path(name: str, value: str) -> str:
-    """Expands `~`, which a shell does not do after `--name=`; refuses an address such as gs://bucket/run."""
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", value):
-        raise SettingError(name, f"{value} is not a path on this machine; give a path here, and copy from or to there")
-    expanded = os.path.expanduser(value)
-    if expanded.startswith("~") and not os.path.exists(expanded):
-        raise SettingError(name, f"{value}: there is no such home directory; write the path out")
-    return expanded
 
 
 def out_of_bounds(

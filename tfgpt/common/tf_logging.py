@@ -54,13 +54,11 @@ def hide_notices() -> None:
         return
     os.environ.setdefault(LEVEL, "1")
     for name in ("tensorflow", "absl"):
-        logging.getLogger(name).addFilter(is_shown)
+        logging.getLogger(name).addFilter(
+            lambda record: record.levelno >= logging.WARNING and not library_warnings.is_notice(record.getMessage())
+        )
     with contextlib.suppress(OSError):  # Standard error is closed, or no process may be started here.
         filter_standard_error()
-
-
-def is_shown(record: logging.LogRecord) -> bool:
-    return record.levelno >= logging.WARNING and not library_warnings.is_notice(record.getMessage())
 
 
 def filter_standard_error() -> None:

@@ -7,6 +7,7 @@ import dataclasses
 import signal
 import sys
 import threading
+import typing
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,14 +16,14 @@ import numpy as np
 
 from tfgpt.common.did_you_mean import did_you_mean
 from tfgpt.common.errors import SettingError, UserError
-from tfgpt.common.settings import field_types, plain_type
+from tfgpt.common.settings import plain_type
 from tfgpt.conversation.config import ChatSamplingConfig
 from tfgpt.conversation.conversation import Conversation, Message, truncate_messages
 from tfgpt.corpus.sources.base import message_text
 from tfgpt.generation.prompts import check_utf8, encode
 
 if TYPE_CHECKING:
-    from tfgpt.generation.generator import Completion, Generator
+    from tfgpt.generation.generator import Generator
 
 SETTINGS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "max_new_tokens", "stop", "seed")
 """Settings that /set changes."""
@@ -103,20 +104,17 @@ class ChatSession:
             self.ui.info("stopped before the reply; your message is not kept")
             return
         self.conversation.messages = [*messages, {"role": "assistant", "content": text}]
-        if remark := self._remark(completion):
-            self.ui.info(remark)
+        if completion is None:
+            self.ui.info("stopped; the text so far is kept")
+        elif completion.finish_reason == "length":
+            self.ui.info(f"cut at {self.sampling.max_new_tokens} tokens; /set max_new_tokens NUMBER changes that")
+        elif not completion.text:
+            self.ui.info("the model ended its turn without text")
 
     def transcript(self) -> Iterator[str]:
         """Yields the messages of the conversation as text."""
         for message in self.conversation.messages:
             yield f"{message['role']}: {message_text(message)}"
-
-    def _remark(self, completion: Completion | None) -> str:
-        if completion is None:
-            return "stopped; the text so far is kept"
-        if completion.finish_reason == "length":
-            return f"cut at {self.sampling.max_new_tokens} tokens; /set max_new_tokens NUMBER changes that"
-        return "" if completion.text else "the model ended its turn without text"
 
     def _prompt(self, messages: list[Message]) -> tuple[np.ndarray, int]:
         """Returns the ids that the model reads and the number of dropped messages."""
@@ -185,7 +183,7 @@ def with_setting(sampling: ChatSamplingConfig, name: str, text: str) -> ChatSamp
     if name not in SETTINGS:
         near = did_you_mean(name, SETTINGS) or f"; there are {', '.join(SETTINGS)}"
         raise UserError(f"/set {name}: no such setting{near}")
-    kind: Any = plain_type(field_types(ChatSamplingConfig)[name])[0]
+    kind: Any = plain_type(typing.get_type_hints(ChatSamplingConfig)[name])[0]
     try:
         value: Any = tuple(part for part in [text] if part) if kind is tuple else kind(text)
     except ValueError as error:

@@ -27,14 +27,31 @@ def run_chat(generator: Generator, sampling: ChatSamplingConfig, conversation: C
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="surrogateescape" if stream is sys.stdin else "replace")
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
-        reply_to_lines(ChatSession(generator, sampling, conversation, ChatUI()))
+        session = ChatSession(generator, sampling, conversation, ChatUI())
+        for number, line in enumerate(sys.stdin, 1):
+            try:
+                if not session.handle_line(line.removesuffix("\n").removesuffix("\r")):
+                    return
+            except UserError as error:
+                raise UserError(f"standard input, line {number}: {error}") from error
         return
     ui = TerminalUI()
     session = ChatSession(generator, sampling, conversation, ui)
     ui.info(f"{title}, reads {generator.context} tokens; /help lists commands, Ctrl-D ends")
     for line in session.transcript():
         ui.info(line)
-    chat_with_person(session, ui)
+    # Exits from the prompt restore the terminal.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    while True:
+        try:
+            if not session.handle_line(ui.prompt.prompt()):
+                return
+        except EOFError:
+            return
+        except KeyboardInterrupt:
+            ui.info("Ctrl-D or /quit ends the chat")
+        except TfgptError as error:
+            ui.info(str(error))
 
 
 class TerminalUI(ChatUI):
@@ -59,29 +76,3 @@ class TerminalUI(ChatUI):
 
     def write(self, text: str) -> None:
         super().write(CONTROL.sub("�", text))
-
-
-def chat_with_person(session: ChatSession, ui: TerminalUI) -> None:
-    """Handles lines until Ctrl-D, /quit or SIGTERM, and shows errors."""
-    # Exits from the prompt restore the terminal.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    while True:
-        try:
-            if not session.handle_line(ui.prompt.prompt()):
-                return
-        except EOFError:
-            return
-        except KeyboardInterrupt:
-            ui.info("Ctrl-D or /quit ends the chat")
-        except TfgptError as error:
-            ui.info(str(error))
-
-
-def reply_to_lines(session: ChatSession) -> None:
-    """Handles the lines of standard input up to the first wrong one."""
-    for number, line in enumerate(sys.stdin, 1):
-        try:
-            if not session.handle_line(line.removesuffix("\n").removesuffix("\r")):
-                return
-        except UserError as error:
-            raise UserError(f"standard input, line {number}: {error}") from error

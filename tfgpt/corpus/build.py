@@ -18,10 +18,9 @@ from tfgpt.common.errors import RunError, SettingError, UserError
 from tfgpt.common.progress import Progress
 from tfgpt.corpus.cache import cached_entry
 from tfgpt.corpus.config import CorpusConfig
-from tfgpt.corpus.data_card import data_card
 from tfgpt.corpus.document_shards import CARD, FORMAT, MANIFEST, SIDES, DocumentShards, ShardWriter, summarize_sources
 from tfgpt.corpus.sources import Document, Source, open_sources
-from tfgpt.corpus.sources.base import content_digest
+from tfgpt.corpus.sources.base import content_digest, message_text
 from tfgpt.corpus.split import (
     FEWEST_DOCUMENTS,
     contiguous_cut,
@@ -34,6 +33,7 @@ from tfgpt.corpus.split import (
 )
 
 Sides = dict[str, dict[str, Any]]
+EXAMPLE_CHARACTERS = 300
 SidedDocuments = Generator[tuple[str, Document], None, None]
 
 
@@ -53,7 +53,13 @@ def build_documents(config: CorpusConfig, flag: str = "train_text") -> DocumentS
         open_sources(specs, name, cache_dir=cache, tfds_data_dir=config.tfds_data_dir, strict=config.strict)
         for specs, name in ((config.train_text, flag), (config.validation_text, "validation_text"))
     )
-    options = split_options(config)
+    options = {
+        "split": config.split if config.validation_fraction else "none",
+        "validation_fraction": config.validation_fraction,
+        "deduplicate": config.deduplicate,
+    }
+    if config.validation_text:
+        options |= {"split": "files", "validation_fraction": None}
     read = [[source.spec, source.fingerprint()] for source in (*training, *held_out)]
     train, validation = read[: len(training)], read[len(training) :]
     fingerprint = sha256_of_json({"format": FORMAT, "options": options, "train": train, "validation": validation})
@@ -65,7 +71,10 @@ def build_documents(config: CorpusConfig, flag: str = "train_text") -> DocumentS
         if documents is None:
             with atomic_directory(directory) as temporary:
                 DocumentBuilder(options, training, held_out, temporary, flag).run(fingerprint)
-                check_unchanged(temporary, read)
+                # The documents of a source that has changed since would be kept under a wrong hash.
+                for (spec, before), source in zip(read, read_json(temporary / MANIFEST)["sources"], strict=True):
+                    if source["fingerprint"] != before:
+                        raise RunError(f"{spec}: changed while it was read; run again when it does not change any more")
             documents = DocumentShards.open(directory)
     described = documents.manifest["sources"]
     errors = [error for source in described for error in source["odd"]]
@@ -76,21 +85,6 @@ def build_documents(config: CorpusConfig, flag: str = "train_text") -> DocumentS
     for line in filter(None, [*notes, documents.manifest["split"]["note"]]):
         print(line, file=sys.stderr)
     return documents
-
-
-def split_options(config: CorpusConfig) -> dict[str, Any]:
-    """Returns the options that decide the documents."""
-    if config.validation_text:
-        return {"split": "files", "validation_fraction": None, "deduplicate": config.deduplicate}
-    split = config.split if config.validation_fraction else "none"
-    return {"split": split, "validation_fraction": config.validation_fraction, "deduplicate": config.deduplicate}
-
-
-def check_unchanged(directory: Path, read: Sequence[Sequence[str]]) -> None:
-    """Raises `RunError` where a source changed after it was hashed: its documents would be kept under a wrong hash."""
-    for (spec, before), source in zip(read, read_json(directory / MANIFEST)["sources"], strict=True):
-        if source["fingerprint"] != before:
-            raise RunError(f"{spec}: changed while it was read; run again when it does not change any more")
 
 
 @dataclasses.dataclass
@@ -252,3 +246,34 @@ def source_manifest(source: Source, flag: str) -> dict[str, Any]:
         "odd": source.skipped.first,
         "remarks": [*([skipped] if skipped else []), *source.remarks],
     }
+
+
+def data_card(manifest: dict[str, Any], examples: Sequence[Document]) -> str:
+    """Returns the text of `card.md` from the manifest; shows the beginnings of a few training documents."""
+    fraction = manifest["options"]["validation_fraction"]
+    split = {
+        "hash": f"By a hash of each document (or of its group); share asked for: {fraction}.",
+        "contiguous": f"The last {fraction} of the text, in order, is the validation side.",
+        "files": "The validation side is all of --validation_text.",
+        "none": "Nothing is held out.",
+    }[manifest["split"]["used"]]
+    note = manifest["split"]["note"]
+    lines = ["# Data card", "", "## Sources", "", "| source | used for | what | documents | licence |"]
+    lines.append("| --- | --- | --- | ---: | --- |")
+    for source in manifest["sources"]:
+        cells = [f"`{source['spec']}`", source["of"], source["what"], f"{source['documents']:,}", source["licence"]]
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    lines += ["", "## Sizes", "", "| side | documents | characters | bytes |", "| --- | ---: | ---: | ---: |"]
+    for name, side in manifest["sides"].items():
+        lines.append(f"| {name} | {side['documents']:,} | {side['characters']:,} | {side['bytes']:,} |")
+    lines += ["", "## Split", "", f"{split} ({note})" if note else split, "", "## Left out", ""]
+    lines += [f"- {reason}: {count:,}" for reason, count in manifest["dropped"].items()] or ["Nothing."]
+    if not manifest["options"]["deduplicate"]:
+        lines.append("Duplicates were not looked for.")
+    lines += ["", "## Examples (cut short)", ""]
+    for document in examples:
+        messages = document.get("messages", ())
+        dialogue = "\n".join(f"{message['role']}: {message_text(message)}" for message in messages)
+        text = document.get("text", dialogue).strip().replace("~~~~", "~~~ ")
+        lines += ["~~~~text", text if len(text) <= EXAMPLE_CHARACTERS else text[:EXAMPLE_CHARACTERS] + "…", "~~~~", ""]
+    return "\n".join(lines)

@@ -106,23 +106,18 @@ class DocumentShards:
             RunError: a shard is damaged. The hash is known after the shard's last document was yielded.
         """
         for shard in self.manifest["sides"][side]["shards"]:
-            yield from read_shard(self.directory / shard["name"], shard["sha256"])
-
-
-def read_shard(path: Path, sha256: str) -> Iterator[Document]:
-    """Yields the documents of a shard and checks its hash."""
-    damaged = RunError(f"{path}: damaged (differs from its manifest); delete {path.parent} and run again")
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        for line in file:
-            digest.update(line)
-            try:
-                document = json.loads(line)
-            except ValueError:
-                raise damaged from None
-            yield document
-    if digest.hexdigest() != sha256:
-        raise damaged
+            path, digest = self.directory / shard["name"], hashlib.sha256()
+            damaged = RunError(f"{path}: damaged (differs from its manifest); delete {path.parent} and run again")
+            with open(path, "rb") as file:
+                for line in file:
+                    digest.update(line)
+                    try:
+                        document = json.loads(line)
+                    except ValueError:
+                        raise damaged from None
+                    yield document
+            if digest.hexdigest() != shard["sha256"]:
+                raise damaged
 
 
 def summarize_sources(

@@ -28,13 +28,14 @@ import itertools
 import json
 import math
 import tomllib
+import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tfgpt.common.did_you_mean import cannot_read, did_you_mean
 from tfgpt.common.errors import SettingError, UserError
 from tfgpt.common.flags import Group, Overrides, flag_names, keyword_name
-from tfgpt.common.settings import Settings, field_types, out_of_bounds, plain_type, validate_field
+from tfgpt.common.settings import Settings, out_of_bounds, plain_type, validate_field
 from tfgpt.model import cost, presets
 
 KEYS = ("type", "min", "max", "step", "scale", "choices", "when")
@@ -193,7 +194,7 @@ def flag_fields(groups: Sequence[Group]) -> dict[str, tuple[Any, Any]]:
     found = {}
     for group in groups:
         cls: type[Settings] = group.settings if isinstance(group, Overrides) else group
-        hints, fields = field_types(cls), {field.name: field for field in dataclasses.fields(cls)}
+        hints, fields = typing.get_type_hints(cls), {field.name: field for field in dataclasses.fields(cls)}
         found.update({name: (fields[name], hints[name]) for name in flag_names(group) if name in fields})
     return found
 

@@ -94,10 +94,14 @@ def first_field(turn: Mapping[str, Any], names: tuple[str, ...]) -> str:
 def append_message(messages: list[dict[str, Any]], message: dict[str, Any]) -> None:
     """Appends a message with calls as `tool_calls`; ids get nine letters, as some templates require."""
     if message["role"] == CALL:
-        calls = parse_calls(message.get("content"))
-        if not calls:
+        content = message.get("content")
+        value = json_or_none(content) if isinstance(content, str) else content
+        functions = value if isinstance(value, list) else [value]
+        are_calls = all(isinstance(call, dict) and isinstance(call.get("name"), str) for call in functions)
+        if not functions or not are_calls:
             messages.append({**message, "role": "assistant"})
             return
+        calls: list[Any] = [{"type": "function", "function": call} for call in functions]
         if messages and messages[-1]["role"] == "assistant":
             message = messages.pop()
             calls = [*calls_of(message), *calls]
@@ -128,15 +132,6 @@ def answered_call_id(messages: list[dict[str, Any]]) -> Any:
 def calls_of(message: Mapping[str, Any]) -> list[Any]:
     calls = message.get("tool_calls")
     return calls if isinstance(calls, list) else []
-
-
-def parse_calls(content: Any) -> list[dict[str, Any]]:
-    """Returns the calls in a turn that is the JSON of one or more; none where it is something else."""
-    value = json_or_none(content) if isinstance(content, str) else content
-    calls = value if isinstance(value, list) else [value]
-    if not all(isinstance(call, dict) and isinstance(call.get("name"), str) for call in calls):
-        return []
-    return [{"type": "function", "function": call} for call in calls]
 
 
 def join_parts(content: Any, role: Any, place: str) -> Any:

@@ -42,7 +42,11 @@ class FileHashes:
         memory = self.directory / f"{sha256_of_json(absolute)[:32]}.json" if self.directory else None
         known = read_memory(memory)
         try:
-            states = {path: file_state(path) for path in absolute}
+            found = {path: os.stat(path) for path in absolute}
+            states = {
+                path: [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+                for path, status in found.items()
+            }
             result = {path: known[path][-1] for path in states if known.get(path, [])[:-1] == states[path]}
             unknown = {path: state[0] for path, state in states.items() if path not in result}
             shown = sum(unknown.values()) >= SMALLEST_SHOWN_BYTES
@@ -70,9 +74,3 @@ def read_memory(memory: Path | None) -> dict[str, list]:
         if isinstance(known, dict) and all(isinstance(entry, list) and len(entry) == 5 for entry in known.values()):
             return known
     return {}
-
-
-def file_state(path: str) -> list[int]:
-    """Returns what changes with a file: size, modification time, change time, inode."""
-    status = os.stat(path)
-    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]

@@ -8,7 +8,6 @@ import hashlib
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from tfgpt.common.atomic_files import read_json
 from tfgpt.common.errors import UserError
@@ -189,20 +188,14 @@ def countryinfo(files: Sequence[Path]) -> Iterator[Document | str]:
         if not country.get("name"):
             yield "without a name"
             continue
-        for topic, question, answer in country_questions(country, names):
-            yield dialogue([question, answer], f"countryinfo/{path.stem}#{topic}")
-
-
-def country_questions(country: dict[str, Any], names: dict[str, str]) -> Iterator[tuple[str, str, str]]:
-    """Yields topic, question and answer for each known fact."""
-    name = country["name"]
-    neighbours = sorted(names[code] for code in country.get("borders") or [] if code in names)
-    listed = [", ".join(neighbours[:-1]), neighbours[-1]] if neighbours[1:] else neighbours
-    currencies = country.get("currencies") or []
-    facts = {**country, "borders": " and ".join(listed), "currencies": " and ".join(currencies)}
-    for topic, field, question, answer in COUNTRY_QUESTIONS:
-        if fact := facts.get(field):
-            yield topic, question.format(name=name, fact=fact), answer.format(name=name, fact=fact)
+        neighbours = sorted(names[code] for code in country.get("borders") or [] if code in names)
+        listed = [", ".join(neighbours[:-1]), neighbours[-1]] if neighbours[1:] else neighbours
+        currencies = country.get("currencies") or []
+        facts = {**country, "borders": " and ".join(listed), "currencies": " and ".join(currencies)}
+        for topic, field, *texts in COUNTRY_QUESTIONS:
+            if fact := facts.get(field):
+                turns = [text.format(name=country["name"], fact=fact) for text in texts]
+                yield dialogue(turns, f"countryinfo/{path.stem}#{topic}")
 
 
 def read_text(path: Path) -> str:

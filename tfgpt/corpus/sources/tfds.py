@@ -67,7 +67,11 @@ class TensorFlowDatasetsSource(base.Source):
         for name in names:
             if name not in splits and name != "all":
                 raise self.error(f"no split {name!r}; there are {', '.join(splits) or 'none'}")
-        self.files = split_files(self.directory, names)
+        # All files where their names do not name the split.
+        files = sorted(path for path in self.directory.iterdir() if path.is_file())
+        records = [path for path in files if any(f"-{name}." in path.name for name in names)]
+        decisive = [path for path in files if path in records or path.suffix in (".json", ".txt")]
+        self.files = decisive if records else files
         self.size = sum(path.stat().st_size for path in self.files)
         name, version = information.get("name", self.dataset), information.get("version", "")
         self.description = f"TensorFlow Datasets {name} {version}".strip()
@@ -237,13 +241,6 @@ def read_array_records(path: str, start: int, end: int) -> Iterator[bytes]:
 
 
 RECORD_READERS = {"tfrecord": read_tfrecords, "array_record": read_array_records}
-
-
-def split_files(directory: Path, splits: Iterable[str]) -> list[Path]:
-    """Returns the files that decide the documents of some splits: all files where their names do not tell."""
-    files = sorted(path for path in directory.iterdir() if path.is_file())
-    records = [path for path in files if any(f"-{name}." in path.name for name in splits)]
-    return [path for path in files if path in records or path.suffix in (".json", ".txt")] if records else files
 
 
 def subfolders(folder: Path) -> dict[str, Path]:
