@@ -83,9 +83,6 @@ def training_batches(
         A `tf.data.Dataset` of dictionaries with R = B / num_shards / parts rows: for text `token_ids` and `targets`
         int32 [R, T], `weights` float32 [R, T], and, if the reader makes them, `segment_ids` and `positions`
         int32 [R, T].
-
-    Raises:
-        SettingError: `batch_size` does not divide by `num_shards`, or a host's rows not by `parts`.
     """
     return dataset_of(reader, batch_size, range(start_step, LAST_STEP), num_shards, shard_index, parts)
 
@@ -110,7 +107,6 @@ def validation_steps(reader: BatchReader, batch_size: int) -> int:
 def dataset_of(
     reader: BatchReader, batch_size: int, steps: range, num_shards: int, shard_index: int, parts: int
 ) -> tf.data.Dataset:
-    """Returns the batches of `steps`, and possibly of some steps after them, for one host."""
     if batch_size % num_shards:
         raise SettingError("batch_size", f"{batch_size} rows do not divide among {num_shards} hosts")
     if not 0 <= shard_index < num_shards:

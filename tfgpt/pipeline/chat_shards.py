@@ -107,10 +107,6 @@ class ChatShards:
 def open_held_out(held_out: Mapping[str, Any], tokenizer: Tokenizer) -> TokenShards | ChatShards | None:
     """Opens the tokens or conversations that a run held out; raises `DamagedShards` if they are damaged.
 
-    Args:
-        held_out: "validation" under "data" in training.json.
-        tokenizer: the tokenizer of the model.
-
     Returns:
         None if the run held out neither (a run on preferences, for example), if they are no longer in the cache or
         have changed, or if the tokenizer is another one.

@@ -17,10 +17,6 @@ class MemmapArray:
 
     `windows` treats the array as a circle: the second number follows the last one. (The first and the last token of
     token shards are both end-of-text, so the last document joins the first as any two others are joined.)
-
-    Args:
-        paths, counts: the files in order, and how many numbers each holds, at least 1.
-        dtype: the type of the numbers, such as uint16.
     """
 
     def __init__(self, paths: Sequence[Path], counts: Sequence[int], dtype: np.dtype | type | str):

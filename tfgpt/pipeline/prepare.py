@@ -86,10 +86,6 @@ def prepare(
         tokenizer_config: tokenizer settings; a trained tokenizer sees the training side only.
         by_source: also makes the token shards of each source.
         log: receives one line a stage.
-
-    Raises:
-        UserError: the text or a flag is at fault.
-        RunError: the disk is full, or documents in the cache are damaged.
     """
     prepare_side = functools.partial(prepare_token_shards, cache=corpus.cache_directory, log=log)
     data = prepare_sides(corpus, tokenizer_config, log, prepare_side)
@@ -191,7 +187,6 @@ def prepare_sides(
     prepare_side: Callable[[DocumentShards, str, Tokenizer], Shards],
     *more: Any,
 ) -> PreparedData[Shards]:
-    """Prepares documents, tokenizer and both sides; `more` enters the fingerprint."""
     if tokenizer_config.tokenizer not in ("bpe", "bytes"):
         load_tokenizer(tokenizer_config.tokenizer)  # Reports its faults before the text is read.
     documents = prepare_documents(corpus, log)

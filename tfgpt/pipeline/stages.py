@@ -170,7 +170,6 @@ def cached_shards(
     write: Callable[[Path], Shards],
     log: Log,
 ) -> Shards:
-    """Opens the shards of a key in a folder of the cache, or writes them."""
     directory = folder / sha256_of_json(key)[:32]
     shards = cached_stage(
         stage,

@@ -59,9 +59,6 @@ def serve(oracle: Any, signals: StopSignals) -> None:
     """Runs KerasTuner's chief until all workers know that the search is over.
 
     KerasTuner's own `start_server` waits forever for a lost worker, and hides the error of a call.
-
-    Raises:
-        TfgptError: a trial could not be recorded (disk full), or the address is not available.
     """
     errors: list[BaseException] = []
 

@@ -41,7 +41,6 @@ class ResumableOracle(keras_tuner.Oracle):
     ongoing_trials: dict[str, Any]
 
     def attach(self, study: Study, cluster: bool) -> None:
-        """Loads the state of the search; in a `cluster` workers are on other machines and can be lost."""
         self.study, self.cluster = study, cluster
         self.verbose, self.trial_limit = 0, study.search.max_trials
         self.exhausted = False  # whether a worker was told that there are no more trials

@@ -43,7 +43,6 @@ def write_report(table: TrialTable) -> None:
 
 
 def report_page(table: TrialTable, comparison: dict[str, Any] | None = None) -> str:
-    """Returns the HTML page: the seed comparison, figures, and a table of all trials."""
     figures = []
     if table.ranked():
         figures = [parallel_coordinates(table), progress_figure(table)]
@@ -101,13 +100,11 @@ def numeric_column(values: Sequence[Any]) -> np.ndarray:
 
 
 def numbers_of(values: Sequence[Any]) -> list[Any]:
-    """Returns the known values if all are numbers, else an empty list."""
     known = [value for value in values if value is not None]
     return known if all(isinstance(value, (int, float)) for value in known) else []
 
 
 def parallel_coordinates(table: TrialTable) -> Any:
-    """Returns plotly's figure with a line for each finished trial through its hyperparameters to its objective."""
     import plotly.graph_objects as go
 
     finished = table.ranked()
@@ -141,7 +138,6 @@ def parallel_axis(name: str, values: Sequence[Any]) -> dict[str, Any]:
 
 
 def progress_figure(table: TrialTable) -> Any:
-    """Returns a figure of the objective of each trial in the order of their start, and the best so far."""
     import plotly.graph_objects as go
 
     points = [trial for trial in table.trials if trial.objective is not None]
@@ -167,7 +163,6 @@ def importance_figure(shares: dict[str, float]) -> Any:
 
 
 def table_cells(table: TrialTable, names: Sequence[str]) -> list[list[str]]:
-    """Returns the cells of all trials, finished ones first and best first."""
     ranked = table.ranked()
     rows = []
     for trial in [*ranked, *(trial for trial in table.trials if trial not in ranked)]:
@@ -199,7 +194,6 @@ def comparison_table(comparison: dict[str, Any]) -> str:
 
 
 def write_hparams(table: TrialTable) -> None:
-    """Writes SEARCH_DIR/tensorboard for TensorBoard's HParams page: one run a trial."""
     from tfgpt.common.tf_logging import import_tensorflow
 
     import_tensorflow()

@@ -107,7 +107,6 @@ def scale(scaling: ScalingConfig, settings: dict[str, Any]) -> int:
 
 
 def run_config(base: TrainConfig, directory: Path, width: int, tokens: int) -> TrainConfig:
-    """Returns the configuration of a run, with one validation at the end."""
     config = at_width(base, width)
     steps = max(1, round(tokens / (config.batch.batch_size * config.batch.sequence_length)))
     run_dir = directory / "runs" / f"w{width}-t{tokens}"
@@ -187,7 +186,6 @@ def at_width(config: TrainConfig, width: int) -> TrainConfig:
 
 
 def nearest_width(base: TrainConfig, parameters: float, vocabulary_size: int) -> int:
-    """Returns the width, in steps of one head, whose model has the nearest number of parameters."""
     config = base.decoder_config(vocabulary_size)
     shared = config.num_query_heads if config.num_key_value_heads == 1 else config.num_key_value_heads
     step = config.hidden_dim // math.gcd(config.num_query_heads, shared, config.intermediate_dim, config.hidden_dim)

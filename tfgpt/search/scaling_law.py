@@ -88,13 +88,6 @@ def fit(runs: Sequence[Run], starts: int = 20) -> ScalingLaw:
 
     L-BFGS from the best `starts` points of the paper's grid. Loss sums instead of means, and small tolerances: with
     those of the paper the search ends early (Besiroglu et al. 2024, arXiv:2404.10102).
-
-    Args:
-        runs: at least five, with at least two sizes and two token counts.
-        starts: the number of grid points that are followed.
-
-    Raises:
-        ValueError: too few runs, or all of one size or one length.
     """
     if len(runs) < 5 or len({run.parameters for run in runs}) < 2 or len({run.tokens for run in runs}) < 2:
         raise ValueError("five coefficients need at least five runs, of two sizes and two token counts or more")

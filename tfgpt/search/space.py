@@ -87,7 +87,6 @@ class Parameter:
         return tuple(json.dumps(choice) for choice in self.choices)
 
     def flag_value(self, tuner_value: Any) -> Any:
-        """Returns the flag's value for a value that KerasTuner chose."""
         if self.kind != "choice":
             return tuner_value
         chosen = self.choices[self.tuner_values().index(tuner_value)]
@@ -128,13 +127,7 @@ class Space:
 
 
 def read_space(path: str, groups: Sequence[Group], settings: Mapping[str, Any]) -> Space:
-    """Reads a TOML file and checks each name, type and bound against the flags.
-
-    Args:
-        path: the file.
-        groups: the groups of flags that may be searched.
-        settings: the command's settings by group; an architecture's budget depends on them.
-    """
+    """Reads a TOML file and checks each name, type and bound against the flags."""
     try:
         with open(path, "rb") as file:
             content = tomllib.loads(file.read().decode("utf-8-sig"))

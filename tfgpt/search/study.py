@@ -86,11 +86,7 @@ class Study:
                 for name, value in result.items()}  # fmt: skip
 
     def train_config(self, flags: Mapping[str, Any], trial_id: str) -> TrainConfig:
-        """Returns the configuration of a trial; searched flags that are not in `flags` have their defaults.
-
-        Raises:
-            UserError: the combination of flags is invalid.
-        """
+        """Returns the configuration of a trial; searched flags that are not in `flags` have their defaults."""
         initial = flag_defaults(GROUPS)
         absent = {name: initial[name] for name in self.space.columns() if name not in flags}
         settings = with_flags(GROUPS, self.settings, {**absent, **flags})
@@ -179,7 +175,6 @@ def make_study(search: SearchConfig, settings: Mapping[str, Any]) -> Study:
 
 
 def check_values(study: Study) -> None:
-    """Checks each value of each parameter with the first values of the others."""
     first = first_values(study.space)
     study.train_config(study.space.flags(first), "check")
     conditions = {name for parameter in study.space.parameters for name, _ in parameter.when}
@@ -203,8 +198,6 @@ def first_values(space: Space) -> dict[str, Any]:
 
 
 def describe_difference(earlier: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
-    """Describes the first setting in which two searches differ."""
-
     def flat(value: Any, name: str = "") -> dict[str, Any]:
         if not isinstance(value, dict):
             return {name.lstrip("."): value}

@@ -73,7 +73,6 @@ def run_trial(study: Study, spec: TrialSpec, connection: Connection) -> None:
 
 
 def train_trial(study: Study, spec: TrialSpec, connection: Connection) -> dict[str, Any]:
-    """Trains from the latest checkpoint and returns the result, also of a failure other than a full disk."""
     keras.backend.clear_session()
     gc.collect()
     forget_peak()

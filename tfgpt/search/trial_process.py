@@ -72,16 +72,10 @@ class TrialProcess:
     def receive(self, timeout: float = 0.0) -> tuple[Any, ...] | None:
         """Returns the next message.
 
-        Args:
-            timeout: seconds to wait for it.
-
         Returns:
             None; ("report", position, metrics), which must be answered; or ("result", result), after which the process
             is free. The status of a result is "completed", "stopped", "failed" (with an "error"), "killed" (with an
             "error": by a signal, the trial may succeed later) or "interrupted".
-
-        Raises:
-            TfgptError: an error that is not the trial's, such as a full disk or invalid data.
         """
         if self.stop_requested is not None and time.monotonic() > self.stop_requested + MAX_SAVE_SECONDS:
             self.process.kill()
@@ -159,7 +153,6 @@ def known_gpus() -> list[str]:
 
 
 def run_tasks(study: Study, connection: Connection, environment: dict[str, str]) -> None:
-    """Runs in the process: one task after the other until the search closes the connection or is gone."""
     for number in stop_signals():
         signal.signal(number, signal.default_int_handler)
     os.environ.update(environment)
@@ -183,7 +176,6 @@ def run_tasks(study: Study, connection: Connection, environment: dict[str, str])
 
 
 def end_with_parent() -> None:
-    """Saves and stops the trial when the search's process dies."""
     search = multiprocessing.parent_process()
     if search is not None:
         search.join()

@@ -92,11 +92,7 @@ class TrialTable:
 
 
 def read_trials(directory: Path) -> TrialTable:
-    """Reads trials.csv and search.json. Numbers come back as numbers, all other values as text.
-
-    Raises:
-        UserError: the directory does not contain a search, or its table is damaged.
-    """
+    """Reads trials.csv and search.json. Numbers come back as numbers, all other values as text."""
     path, record = directory / "trials.csv", directory / "search.json"
     for needed in (path, record):
         if not needed.is_file():

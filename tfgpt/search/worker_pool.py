@@ -138,7 +138,6 @@ class Worker:
 
 
 def run_workers(workers: list[Worker], signals: StopSignals) -> None:
-    """Trains trials until the oracle has no more, or a signal is received and the trials are saved."""
     while True:
         for worker in workers:
             if worker.trial is None and not worker.finished and not signals.requested:
@@ -180,7 +179,6 @@ def check_cluster(study: Study) -> None:
 
 
 def device_share(number: int, workers: int, gpus: list[str] | None = None, cores: int | None = None) -> dict[str, str]:
-    """Returns the environment variables that give worker `number` of `workers` its share of GPUs and cores."""
     if workers == 1:
         return {}
     cores = available_cpus() if cores is None else cores

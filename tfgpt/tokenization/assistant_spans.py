@@ -107,23 +107,13 @@ class MarkedConversation:
         return (min(starts or ends), max(ends)) if ends else None
 
     def text_after_calls(self, render: Render, turn: int) -> str:
-        """Returns the text after the last mark of a turn in a conversation that ends with it."""
         text = render(self.marked[: turn + 1], False)
         after, count = self.marks_of_turn[turn][3], len(self.messages[turn]["tool_calls"])
         return remove_marks(text.split(after, count)[-1], self.marks)[0].rstrip()
 
 
 def assistant_spans(render: Render, specials: re.Pattern[str], marked: MarkedConversation, text: str) -> list[Span]:
-    """Returns the span of each of the assistant's turns in `text`.
-
-    Args:
-        render: the template.
-        specials: matches special tokens.
-        marked, text: the conversation with marks, and rendered.
-
-    Raises:
-        UserError: the span of a turn is ambiguous.
-    """
+    """Returns the span of each of the assistant's turns in `text`."""
     messages, turns, message_ends = marked.messages, marked.turns, marked.message_ends
     # Text between the previous message and the content → the distance of the turn's start from the content.
     known: dict[str, int] = {}
@@ -224,7 +214,6 @@ def has_late_system_message(messages: Sequence[dict[str, Any]]) -> bool:
 
 
 def mark_call(call: dict[str, Any], before: str, after: str) -> dict[str, Any]:
-    """Returns a call with marks around the name of its function, which may be nested or the call itself."""
     function = call.get("function", call)
     function = {**function, "name": before + function["name"] + after}
     return {**call, "function": function} if "function" in call else function

@@ -189,7 +189,6 @@ def tiktoken_ranks(
 
 
 def merge_bytes(content: bytes, ranks: dict[bytes, int]) -> tuple[bytes, ...]:
-    """Returns the tokens that tiktoken's merging makes of `content`."""
     parts = [content[index : index + 1] for index in range(len(content))]
     while len(parts) > 1:
         joined = [left + right for left, right in itertools.pairwise(parts)]

@@ -52,9 +52,6 @@ def gguf_document(metadata: Mapping[str, Any], long_field: Callable[[str], list[
         metadata: metadata of the file without its lists.
         long_field: returns a list of the metadata, such as `tokenizer.ggml.tokens`.
         origin: name of the file, for messages.
-
-    Raises:
-        UserError: the pre-tokenizer is not supported, or the lists do not fit each other.
     """
     name = metadata.get("tokenizer.ggml.pre", "default")
     if name not in FAMILY_OF_GGUF:
@@ -80,15 +77,8 @@ def gguf_sentencepiece_model(
 ) -> tuple[bytes, list[str]]:
     """Returns the SentencePiece model of a GGUF file whose `tokenizer.ggml.model` is "llama".
 
-    Args:
-        metadata: result of `with_default_ids`.
-        long_field, origin: see `gguf_document`.
-
     Returns:
         The content of a `tokenizer.model`, and the names of its pieces by id, without `FILLER`.
-
-    Raises:
-        UserError: the lists do not fit each other or do not describe BPE.
     """
     for key in ("precompiled_charsmap", "remove_extra_whitespaces"):
         if metadata.get(f"tokenizer.ggml.{key}"):

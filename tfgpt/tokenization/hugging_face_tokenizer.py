@@ -16,15 +16,7 @@ from tfgpt.tokenization.tokenizer_json import added_token, bpe_document, lossy_r
 
 
 def load_hugging_face_tokenizer(directory: Path, model_type: str, stop_ids: Iterable[int] = ()) -> Tokenizer:
-    """Loads the tokenizer of a model directory, written by tfgpt or by another program.
-
-    Args:
-        model_type: `model_type` of config.json.
-        stop_ids: ids that end a generated text.
-
-    Raises:
-        UserError: a file is missing, damaged or not supported.
-    """
+    """Loads the tokenizer of a model directory, written by tfgpt or by another program."""
     config = read_tokenizer_config(directory)
     if KEY in config:
         return load_tokenizer(directory)
@@ -93,7 +85,6 @@ def _added_tokens(directory: Path) -> dict[str, int]:
 
 
 def _first_special(post_processor: Mapping[str, Any] | None) -> str | None:
-    """Returns the special token that a post-processor puts before every text."""
     if not post_processor:
         return None
     for step in post_processor.get("processors", [post_processor]):

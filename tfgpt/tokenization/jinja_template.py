@@ -84,9 +84,6 @@ class ChatTemplate:
             messages: `{"role": "system"|"user"|"assistant"|"tool", "content": text}` in order, with `MESSAGE_FIELDS`.
             add_generation_prompt: whether to end with the beginning of an assistant's turn.
             tools: definitions of functions that the assistant can call, as JSON schemas.
-
-        Raises:
-            UserError: a message has an unknown role or no text, or the template refuses the conversation.
         """
         return self._render(self._prepare(messages), add_generation_prompt, tools=self.escape(tools or None))
 
@@ -160,7 +157,6 @@ class ChatTemplate:
 
     @functools.cached_property
     def special_token_pattern(self) -> re.Pattern[str]:
-        """Matches the name of a special token, as a group; the longest one if several match."""
         names = sorted((name for name in self.special_tokens if name), key=len, reverse=True)
         return re.compile(f"({'|'.join(map(re.escape, names)) if names else '(?!)'})")
 
@@ -210,7 +206,6 @@ def unescape(text: str) -> str:
 
 
 def template_fields(message: Message) -> dict[str, Any]:
-    """Returns the fields of a message that a template can read; as in `transformers`, none of them is None."""
     role, content = message.get("role"), message.get("content")
     if role not in ROLES:
         raise UserError(f"a message has the role {role!r}; known are {', '.join(ROLES)}")

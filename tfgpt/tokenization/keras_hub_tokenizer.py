@@ -27,9 +27,6 @@ def load_keras_hub_tokenizer(directory: Path) -> Tokenizer:
 
     KerasHub's BytePairTokenizer cuts the texts of all families as GPT-2's does. The result cuts them as the tokenizer
     that the family was trained with.
-
-    Raises:
-        UserError: the tokenizer is missing, damaged or not supported.
     """
     path = directory / "tokenizer.json"
     if not path.is_file():

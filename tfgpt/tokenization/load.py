@@ -21,9 +21,6 @@ def load_tokenizer(path: str | os.PathLike) -> Tokenizer:
     Special tokens that a foreign file lacks are added to it, unless `convert` wrote the directory.
 
     A directory with a SentencePiece model gives a `SentencePieceTokenizer`.
-
-    Raises:
-        UserError: the file is missing, damaged or not a lossless byte-level BPE tokenizer.
     """
     path = Path(path).expanduser()
     if (path / "model" / "config.json").is_file() and not (path / "config.json").is_file():

@@ -44,7 +44,6 @@ def byte_level(use_regex: bool) -> dict[str, Any]:
 
 
 def split_by(pattern: str) -> dict[str, Any]:
-    """Returns a pre-tokenizer that cuts with a regular expression."""
     split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
     return {"type": "Sequence", "pretokenizers": [split, byte_level(False)]}
 

@@ -140,9 +140,6 @@ def pretrained_sentencepiece(
         config: content of `tokenizer_config.json` of `transformers`.
         stop_ids: ids that end a generated text.
         added: name → id of added tokens; those that are pieces of the model are left out.
-
-    Raises:
-        ValueError, KeyError: no token is known to play a role.
     """
     processor = load_processor(model, origin)
     added = {name: number for name, number in (added or {}).items() if number >= processor.get_piece_size()}
@@ -169,7 +166,6 @@ def load_processor(model: bytes, origin: str) -> sentencepiece.SentencePieceProc
 
 
 def special_pieces(processor: sentencepiece.SentencePieceProcessor) -> dict[str, int]:
-    """Returns the control pieces and the unknown piece, name → id."""
     return {
         processor.id_to_piece(identifier): identifier
         for identifier in range(processor.get_piece_size())

@@ -82,9 +82,6 @@ def choose_special_tokens(
         start_of_text: the token that the files put before every text.
         chat_template: the model's template; tokens that occur in it are not spare.
         stop_ids: ids that end a generated text.
-
-    Raises:
-        ValueError: there is no end-of-text token.
     """
     names = sorted(specials, key=specials.__getitem__)
 

@@ -96,9 +96,6 @@ def read_document(path: Path, complete: bool = True) -> dict[str, Any]:
         path: the file, or the directory that holds it.
         complete: whether to remove the defaults of other programs (truncation, padding, a post-processor that adds
             special tokens) and to add missing special tokens after the last id. False returns the content unchanged.
-
-    Raises:
-        UserError: the file is missing, not JSON or not a lossless byte-level BPE tokenizer.
     """
     if path.is_dir():
         path = path / "tokenizer.json"
@@ -169,9 +166,6 @@ def rank_order_is_merge_order(merges: Sequence[tuple[int, int, int]]) -> bool:
 
     It is if the tokens of every pair are made only by merges of lower rank: then a new pair never has a lower rank than
     the merge that made it.
-
-    Args:
-        merges: ids (left, right, result) in order of rank.
     """
     last_rank = {result: rank for rank, (_, _, result) in enumerate(merges)}
     return all(last_rank.get(token, -1) < rank for rank, pair in enumerate(merges) for token in pair[:2])
@@ -211,7 +205,6 @@ def special_token_names(document: dict[str, Any]) -> dict[str, str]:
 
 
 def _with_special_tokens(document: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Returns the document with each of our four special tokens as a special added token."""
     vocabulary = document["model"]["vocab"]
     added = {token["content"]: dict(token) for token in document.get("added_tokens") or ()}
     for token in added.values():

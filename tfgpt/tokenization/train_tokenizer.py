@@ -32,11 +32,7 @@ def make_tokenizer(
     total_bytes: int | None = None,
     log: Callable[[str], None] = print_to_stderr,
 ) -> Tokenizer:
-    """Loads or trains the tokenizer that the settings describe; the other arguments are those of `train_bpe`.
-
-    Raises:
-        UserError: the file of `--tokenizer` cannot be used, or there is no text to train on.
-    """
+    """Loads or trains the tokenizer that the settings describe; the other arguments are those of `train_bpe`."""
     if config.tokenizer == "bytes":
         return byte_tokenizer()
     if config.tokenizer != "bpe":
@@ -70,10 +66,6 @@ def train_bpe(
         total_bytes: bytes of all texts, if known. The sample is then spread over all texts; otherwise it is their
             beginning.
         log: receives one line if the vocabulary is smaller than `vocabulary_size` because no further pair occurs twice.
-
-    Raises:
-        SettingError: the vocabulary is too small for the bytes and the special tokens.
-        UserError: the texts are empty.
     """
     if vocabulary_size < SMALLEST_VOCABULARY:
         raise SettingError(

@@ -18,10 +18,6 @@ def encode_conversations(tokenizer: Tokenizer, in_graph: InGraphTokenizer, conve
     If a conversation lacks the special token that every conversation of the template begins with (such as our
     end-of-text), it is added.
 
-    Args:
-        tokenizer, in_graph: the tokenizer and its operations.
-        conversations: [B] strings.
-
     Returns:
         RaggedTensor [B, (ids)] int32.
     """
@@ -40,7 +36,6 @@ def encode_conversations(tokenizer: Tokenizer, in_graph: InGraphTokenizer, conve
 
 
 def _first_special_id(tokenizer: Tokenizer) -> int | None:
-    """Returns the special token that all conversations of the template begin with, or None."""
     template, firsts = get_chat_template(tokenizer), set()
     question = {"role": "user", "content": "a"}
     for messages in ([question], [{"role": "system", "content": "b"}, question]):

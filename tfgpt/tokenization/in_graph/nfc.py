@@ -153,7 +153,6 @@ def nfc_tables() -> dict[str, np.ndarray]:
 
 
 def combining_classes(characters: list[str]) -> dict[str, int]:
-    """Returns the combining class of each mark that the Unicode version of `tokenizers` knows."""
     classes = {character: unicodedata.combining(character) for character in characters}
     low, high = "\u0334", "\u0345"  # classes 1 and 240
     # `tokenizers` reorders marks if it knows their classes.
