@@ -88,11 +88,7 @@ def in_window(distance: Any, sliding_window: int | None) -> Any:
 
 
 def checked_length(inputs: Any, max_sequence_length: int) -> Any:
-    """Returns the length of [batch, length]: an int if it is known, else a tensor with an assertion.
-
-    Raises:
-        UserError: a known length above `max_sequence_length`.
-    """
+    """Returns the length of [batch, length]: an int if it is known, else a tensor with an assertion."""
     length = inputs.shape[1]
     if length is None:
         length = tf.shape(inputs)[1]

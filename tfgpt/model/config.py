@@ -33,9 +33,6 @@ class DecoderConfig(Settings):
     `num_key_value_heads`, `head_dim`, `intermediate_dim`, `use_query_key_value_bias`, `embedding_initializer_range`,
     `head_initializer_range` and `attention_scale` are derived from the other fields where they are None.
 
-    Raises:
-        SettingError: a value or a combination of values is not supported; the message names the field.
-
     Example:
 
     >>> config = DecoderConfig(hidden_dim=96, num_query_heads=6)

@@ -34,7 +34,6 @@ def projection_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
 
 
 def block_matrices(config: DecoderConfig) -> int:
-    """Returns the number of parameters in the matrices of one block."""
     return sum(inputs * outputs for inputs, outputs in projection_shapes(config).values())
 
 

@@ -114,11 +114,7 @@ class Decoder(keras.Model):
         self.blocks, self.final_norm = blocks, final_norm
 
     def __call__(self, inputs: Any, *arguments: Any, **options: Any) -> Any:
-        """Computes the logits.
-
-        Raises:
-            UserError: the input is longer than `max_sequence_length`.
-        """
+        """Computes the logits."""
         if inputs["token_ids"].shape[1] is not None:
             # The mask checks it too, but Keras wraps a layer's errors in a RuntimeError of many lines.
             checked_length(inputs["token_ids"], self.config.max_sequence_length)

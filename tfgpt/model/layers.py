@@ -98,11 +98,6 @@ def normalize(inputs: tf.Tensor, epsilon: float, centered: bool) -> tf.Tensor:
 class Embedding(DecoderLayer):
     """A table of vectors [rows, width] that is looked up by integers. Its transpose is the tied output head.
 
-    Args:
-        rows: number of vectors.
-        width: width of a vector.
-        initializer_range: standard deviation of the initial vectors.
-
     Example:
 
     >>> layer = Embedding(10, 4)
@@ -131,10 +126,6 @@ class Embedding(DecoderLayer):
 @keras.saving.register_keras_serializable(package="tfgpt")
 class OutputHead(DecoderLayer):
     """An untied output head. The kernel is stored as [rows, in], like the embedding.
-
-    Args:
-        rows: number of logits.
-        initializer_range: standard deviation of the initial kernel.
 
     Example:
 

@@ -73,9 +73,6 @@ def enable_lora(decoder: Decoder, config: LoraConfig) -> None:
 
     Call it when the decoder has its weights, inside the strategy's scope and before the optimizer is built. Afterwards
     `decoder.trainable_variables` are the adapters.
-
-    Raises:
-        SettingError: the decoder has none of the layers.
     """
     chosen = config.layers()
     if not any(name in chosen for name, _, _ in projections(decoder)):

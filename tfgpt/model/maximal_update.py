@@ -65,7 +65,6 @@ class ParametrizationConfig(Settings):
     )
 
     def width_multiplier(self, config: DecoderConfig) -> float:
-        """Returns hidden_dim / base_hidden_dim, or 1 for the standard parametrization."""
         return config.hidden_dim / self.base_hidden_dim if self.parametrization == "maximal_update" else 1.0
 
     def query_factor(self, config: DecoderConfig) -> float:
@@ -76,15 +75,7 @@ class ParametrizationConfig(Settings):
 
 
 def with_initial_weights(config: DecoderConfig, parametrization: ParametrizationConfig) -> DecoderConfig:
-    """Returns the decoder's config with the initial weights of the parametrization.
-
-    Args:
-        config: the config whose initializer fields are those of the base width.
-        parametrization: the parametrization and its base.
-
-    Raises:
-        SettingError: a factor cannot be folded, because the decoder has no such scale.
-    """
+    """Returns the decoder's config with the initial weights of the parametrization."""
     width, query = parametrization.width_multiplier(config), parametrization.query_factor(config)
     if width == query == 1.0:
         return config

@@ -29,9 +29,6 @@ def resolve(
             `intermediate_dim` of `hidden_dim` and `mlp`, `head_dim` of `num_query_heads`, and `num_key_value_heads` if
             it does not divide the new `num_query_heads`.
 
-    Raises:
-        SettingError: the preset does not exist, or the fields do not fit together.
-
     Example:
 
     >>> resolve("gpt2", overrides={"num_layers": 2}).hidden_dim

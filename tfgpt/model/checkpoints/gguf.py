@@ -66,14 +66,8 @@ ROPE_FACTORS = "rope_freqs.weight"
 class GGUFFile:
     """An open, memory-mapped GGUF file.
 
-    Args:
-        path: the file.
-
     Attributes:
         metadata: values by key, without the long lists of the tokenizer (see `long_field`).
-
-    Raises:
-        UserError: the file is missing or damaged, does not hold a whole model, or the `gguf` package is not installed.
 
     Example:
 
@@ -143,11 +137,7 @@ class GGUFFile:
 
 
 def open_gguf_model(file: GGUFFile) -> LazyWeights:
-    """Opens the model of a file.
-
-    Raises:
-        UserError: the architecture, a feature, a tensor or its type is not supported.
-    """
+    """Opens the model of a file."""
     config = gguf_config(file)
     shapes = variable_shapes(config)
     names = dict(TENSORS)

@@ -59,10 +59,6 @@ def save_decoder(
         end_of_text_id: the token between documents, which starts and ends a text.
         end_of_turn_id: the token after a chat turn, which also ends a generated text.
         padding_id: the padding token.
-
-    Raises:
-        RunError: the disk is full.
-        UserError: the directory cannot be written.
     """
     readers: dict[str, Reader] = {variable.path.split("/", 1)[1]: variable.numpy for variable in decoder.variables}
     for _, path, layer in projections(decoder):
@@ -85,10 +81,6 @@ def write_checkpoint(
         dtype: the dtype of the written weights.
         tokens: bos_token_id, eos_token_id (a list: the first ends a turn, the last a text) and pad_token_id for
             generation_config.json; None is left out.
-
-    Raises:
-        RunError: the disk is full.
-        UserError: the directory cannot be written, or float16 is too narrow for the weights.
     """
     directory, config, readers = Path(directory), checkpoint.config, checkpoint.readers
     model_type, _ = transformers_model_type(config)
@@ -122,9 +114,6 @@ def load_config(directory: str | os.PathLike) -> DecoderConfig:
 
     If config.json ties the head to the embeddings but the weights have a different head, the head is untied, as in
     transformers 5 (`PreTrainedModel.tie_weights`), with one line on standard error.
-
-    Raises:
-        UserError: the file is missing, the model is not supported, or the directory has another format version.
     """
     base = base_directory(directory)
     path = base / "config.json"
@@ -148,7 +137,6 @@ def load_config(directory: str | os.PathLike) -> DecoderConfig:
 
 
 def has_untied_head(tensors: Mapping[str, np.ndarray]) -> bool:
-    """Returns whether a checkpoint has a head that differs from its embeddings."""
     embeddings = next((tensor for name, tensor in tensors.items() if EMBEDDINGS.fullmatch(name)), None)
     head = tensors.get(HEAD)
     if head is None or embeddings is None:
@@ -166,11 +154,7 @@ def print_once(line: str) -> None:
 
 
 def load_stop_ids(directory: str | os.PathLike) -> list[int]:
-    """Returns the tokens that end a text, from generation_config.json or else config.json.
-
-    Args:
-        directory: a model directory, or an adapter's, whose base is read.
-    """
+    """Returns the tokens that end a text, from generation_config.json or else config.json."""
     for path in (base_directory(directory) / name for name in ("generation_config.json", "config.json")):
         json = read_json(path) if path.is_file() else None
         ends = json.get("eos_token_id") if isinstance(json, dict) else None
@@ -189,9 +173,6 @@ def load_decoder(directory: str | os.PathLike, packed: bool = False, dtype: Any 
         directory: a directory of `save_decoder` or transformers' `save_pretrained`, or an adapter's, which is merged.
         packed: the decoder takes packed rows.
         dtype: its dtype policy. The weights are converted to its variables' dtype.
-
-    Raises:
-        UserError: the model is damaged or not supported.
     """
     from tfgpt.model.decoder import Decoder
 
@@ -201,11 +182,7 @@ def load_decoder(directory: str | os.PathLike, packed: bool = False, dtype: Any 
 
 
 def load_weights(decoder: Decoder, directory: str | os.PathLike) -> None:
-    """Assigns the weights of a model directory, or of an adapter and its base, to a decoder without adapters.
-
-    Raises:
-        UserError: the weights are damaged or do not fit. Those that are not finite are found while assigning.
-    """
+    """Assigns the weights of a model directory, or of an adapter and its base, to a decoder without adapters."""
     checkpoint = open_model(directory, decoder.config)
     for variable in decoder.variables:
         value = np.ascontiguousarray(checkpoint.readers[variable.path.split("/", 1)[1]]())
@@ -221,9 +198,6 @@ def open_model(
         directory: a directory of `save_decoder` or transformers' `save_pretrained`, or an adapter's, which is merged.
         config: the config of the decoder that they are for; None: that of config.json.
         base: the model directory of an adapter's base; None: the one that the adapter names.
-
-    Raises:
-        UserError: a tensor is missing, unknown or of another shape, or the model is not supported.
     """
     adapter, directory = Path(directory), Path(base) if base is not None else base_directory(directory)
     config = config or load_config(directory)
@@ -256,7 +230,6 @@ def read_slice(mapping: TensorMapping, index: int, tensor: np.ndarray, file: Pat
 def check_tensors(
     tensors: Mapping[str, np.ndarray], mappings: list[TensorMapping], config: DecoderConfig, file: Path
 ) -> None:
-    """Refuses tensors that are missing, unknown, or of another shape or type."""
     for mapping in mappings:
         if mapping.name not in tensors:
             raise UserError(f"{file}: tensor {mapping.name} is missing")

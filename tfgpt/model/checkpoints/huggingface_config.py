@@ -144,7 +144,6 @@ def to_gpt2(config: DecoderConfig) -> dict[str, Any]:
 
 
 def to_llama(config: DecoderConfig, model_type: str) -> dict[str, Any]:
-    """Returns the keys of LlamaConfig and of the configs that follow it."""
     scaling: dict[str, Any] = {"rope_type": "default"}
     if config.rope_scaling != "none":
         scaling = {"rope_type": config.rope_scaling, "factor": config.rope_scaling_factor}
@@ -184,11 +183,7 @@ def to_llama(config: DecoderConfig, model_type: str) -> dict[str, Any]:
 
 
 def from_hugging_face(json: Mapping[str, Any], path: Path = Path("config.json")) -> DecoderConfig:
-    """Reads the content of config.json, also of transformers' own files.
-
-    Raises:
-        UserError: a key is missing, or a model or feature is not supported; the message names `path` and the key.
-    """
+    """Reads the content of config.json, also of transformers' own files."""
     model_type = json.get("model_type")
     with name_file_in_errors(path):
         if json.get("quantization_config"):
@@ -222,7 +217,6 @@ def from_gpt2(json: Mapping[str, Any], path: Path) -> dict[str, Any]:
 
 
 def from_llama(json: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """Returns fields from the keys of LlamaConfig and of the configs that follow it."""
     model_type = json["model_type"]
     nanochat = model_type == "nanochat"
     check_value(json, path, "hidden_act", "relu2" if nanochat else "silu")

@@ -53,11 +53,7 @@ OTHER_VARIABLES = {
 
 
 def open_keras_hub_model(directory: Path) -> LazyWeights:
-    """Opens a directory of `save_to_preset`. keras_hub loads the weights into memory.
-
-    Raises:
-        UserError: the model or an option is not supported, or a file is damaged.
-    """
+    """Opens a directory of `save_to_preset`. keras_hub loads the weights into memory."""
     path = directory / "config.json"
     settings = read_json(path)
     class_name, options = settings.get("class_name"), settings.get("config") or {}
@@ -100,7 +96,6 @@ def read_weight(weight: Any, transposed: bool, shape: tuple[int, ...]) -> np.nda
 
 
 def preset_config(class_name: str | None, options: Mapping[str, Any], path: Path) -> DecoderConfig:
-    """Returns the config of a preset, with tied embeddings."""
     if class_name != "GPT2Backbone" and class_name not in CONTEXTS:
         known = ", ".join(("GPT2Backbone", *CONTEXTS))
         raise UserError(f"{path}: class_name {class_name!r} is not supported; supported are {known}")

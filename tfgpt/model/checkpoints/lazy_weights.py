@@ -36,11 +36,7 @@ class LazyWeights:
 
 
 def check_finite(value: np.ndarray, origin: str) -> np.ndarray:
-    """Returns a tensor; refuses NaN and infinity, which a diverged training writes.
-
-    Raises:
-        UserError: some numbers are not finite; the message begins with `origin`.
-    """
+    """Returns a tensor; refuses NaN and infinity, which a diverged training writes."""
     if value.dtype.itemsize == 2:
         # The bits without the sign, several times as fast as `isfinite`. NaN is above infinity.
         infinity = np.array(np.inf, value.dtype).view(np.uint16)

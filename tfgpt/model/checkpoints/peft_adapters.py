@@ -119,17 +119,7 @@ def join_adapters(mapping: TensorMapping, layers: Mapping[str, Any]) -> tuple[np
 def with_adapter(
     readers: Mapping[str, Reader], config: DecoderConfig, directory: Path, base: Path
 ) -> dict[str, Reader]:
-    """Returns the readers of a base's weights with the adapter merged, in float32, when they are read.
-
-    Args:
-        readers: the readers of the base's `LazyWeights`.
-        config: the base's config.
-        directory: the adapter's directory.
-        base: the base's directory.
-
-    Raises:
-        UserError: a file is damaged, the adapter is not a plain LoRA adapter, or it does not fit the model.
-    """
+    """Returns the readers of a base's weights with the adapter merged, in float32, when they are read."""
     path, weights = directory / ADAPTER_CONFIG, directory / ADAPTER_WEIGHTS
     settings = check_adapter_config(read_json(path), path)
     mappings = {
@@ -178,7 +168,6 @@ def check_adapter_config(config: Any, path: Path) -> dict[str, Any]:
 
 
 def adapter_pairs(tensors: Mapping[str, np.ndarray], file: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Returns A and B of each module."""
     found: dict[str, dict[str, np.ndarray]] = {}
     for name, value in tensors.items():
         match = ADAPTER_TENSOR.fullmatch(name)

@@ -41,10 +41,6 @@ def write_safetensors(
 
     Args:
         tensors: for each tensor: name, shape, dtype and a function that returns the array.
-
-    Raises:
-        RunError: the disk is full.
-        UserError: the file cannot be written.
     """
     tensors = list(tensors)
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers requires it.
