@@ -12,7 +12,6 @@ import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from tfgpt.common.did_you_mean import no_such_file
 from tfgpt.common.errors import SettingError, UserError
@@ -104,7 +103,12 @@ def pairs_of_dataset(spec: str, tfds_data_dir: str | None) -> Iterator[tuple[str
 def pairs_in_file(file: Path) -> Iterator[tuple[str, str]]:
     if is_records_file(file):
         for place, value in read_records(file):
-            yield from pairs_in_record(value, place)
+            text = value.get("text") if isinstance(value, dict) else None
+            others = value.get("paraphrases", [value.get("paraphrase")]) if isinstance(value, dict) else None
+            if not (isinstance(text, str) and isinstance(others, list) and all(isinstance(one, str) for one in others)):
+                problem = "needs 'text' and 'paraphrase' (a string) or 'paraphrases' (a list of strings)"
+                raise UserError(f"{place}: {problem}")
+            yield from ((text, other) for other in others)
         return
     for number, line in read_lines(file):
         columns = line.split("\t")
@@ -112,12 +116,3 @@ def pairs_in_file(file: Path) -> Iterator[tuple[str, str]]:
             yield columns[0], columns[1]
         elif line:
             raise UserError(f"{file}:{number}: {len(columns)} columns, not two separated by a tab")
-
-
-def pairs_in_record(value: Any, place: str) -> Iterator[tuple[str, str]]:
-    text = value.get("text") if isinstance(value, dict) else None
-    others = value.get("paraphrases", [value.get("paraphrase")]) if isinstance(value, dict) else None
-    if not isinstance(text, str) or not isinstance(others, list) or not all(isinstance(one, str) for one in others):
-        raise UserError(f"{place}: needs 'text' and 'paraphrase' (a string) or 'paraphrases' (a list of strings)")
-    for other in others:
-        yield text, other

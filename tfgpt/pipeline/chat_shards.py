@@ -105,7 +105,7 @@ class ChatShards:
 
 
 def open_held_out(held_out: Mapping[str, Any], tokenizer: Tokenizer) -> TokenShards | ChatShards | None:
-    """Opens the tokens or conversations that a run held out; raises `DamagedShards` if they are damaged.
+    """Opens what a run held out ("validation" under "data" in training.json), or raises `DamagedShards`.
 
     Returns:
         None if the run held out neither (a run on preferences, for example), if they are no longer in the cache or
@@ -258,10 +258,7 @@ def drop_unlearned_tail(ids: np.ndarray, weights: np.ndarray, length: int) -> tu
 
 
 def split_exchanges(messages: Messages) -> tuple[list[Mapping[str, Any]], list[list[Mapping[str, Any]]]]:
-    """Returns the system message (or none), and the other messages in runs that begin with a user or system message.
-
-    Answers of tools belong to the run in which the tools were called.
-    """
+    """Returns the system message (or none), and the others in runs; answers of tools are in the run of the call."""
     system = [message for message in messages[:1] if message["role"] == "system"]
     runs: list[list[Mapping[str, Any]]] = []
     for message in messages[len(system) :]:

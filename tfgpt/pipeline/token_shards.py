@@ -17,7 +17,7 @@ import collections
 import contextlib
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -30,6 +30,7 @@ from tfgpt.corpus.sources.base import content_texts
 from tfgpt.pipeline.manifest import MANIFEST, check_files, read_manifest
 from tfgpt.pipeline.memmap_array import MemmapArray
 from tfgpt.tokenization.chat_template import encode_messages
+from tfgpt.tokenization.encoders import batches_by_size
 from tfgpt.tokenization.tokenizer import Tokenizer
 
 FORMAT = "tfgpt token shards"
@@ -147,7 +148,9 @@ def write_token_shards(
         ):
             tokens.write(np.array([tokenizer.end_of_text_id]))
             weights.write(np.ones(int(store_weights)))
-            for batch in batches_of_documents(documents):
+            for batch in batches_by_size(
+                documents, ENCODE_CHARACTERS, lambda document: sum(map(len, content_texts(document)))
+            ):
                 ids, batch_weights, kept = encode_documents(batch, tokenizer, left_out)
                 tokens.write(ids)
                 weights.write(batch_weights[: len(ids) if store_weights else 0])
@@ -177,19 +180,6 @@ def write_token_shards(
 def token_dtype(tokenizer: Tokenizer) -> np.dtype:
     """Returns the smallest unsigned type of at least 16 bits that holds every id."""
     return np.dtype("uint16" if tokenizer.vocabulary_size <= 1 << 16 else "uint32")
-
-
-def batches_of_documents(documents: Iterable[Mapping[str, Any]]) -> Iterator[list[Mapping[str, Any]]]:
-    batch: list[Mapping[str, Any]] = []
-    characters = 0
-    for document in documents:
-        batch.append(document)
-        characters += sum(map(len, content_texts(document)))
-        if characters >= ENCODE_CHARACTERS:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch
 
 
 def encode_documents(

@@ -55,8 +55,14 @@ class ResumableOracle(keras_tuner.Oracle):
     @keras_tuner.synchronized
     def create_trial(self, tuner_id: str) -> Any:
         """Returns the worker's unfinished trial, the trial of a lost worker, or a new one."""
-        self.last_contact[tuner_id] = time.monotonic()
-        self.release_lost_trials(tuner_id)
+        self.last_contact[tuner_id] = now = time.monotonic()
+        timeout = self.study.search.worker_timeout
+        for name, held in list(self.ongoing_trials.items()) if self.cluster else ():
+            if name != tuner_id and self.last_contact.get(name, 0.0) < now - timeout:
+                del self.ongoing_trials[name]
+                self.tuner_ids.discard(name)
+                self._retry_queue.append(held.trial_id)
+                log(f"{name} is lost (no heartbeat for {timeout:.0f} s); another worker gets trial {held.trial_id}")
         resumed = tuner_id in self.ongoing_trials or bool(self._retry_queue)
         if resumed or not self.budget_is_spent():
             trial = super().create_trial(tuner_id)
@@ -156,15 +162,6 @@ class ResumableOracle(keras_tuner.Oracle):
         for trial_id in trial_ids:
             shutil.rmtree(self.study.trial_dir(trial_id) / "checkpoints", ignore_errors=True)
 
-    def release_lost_trials(self, asking: str) -> None:
-        timeout = self.study.search.worker_timeout
-        for name, trial in list(self.ongoing_trials.items()) if self.cluster else ():
-            if name != asking and self.last_contact.get(name, 0.0) < time.monotonic() - timeout:
-                del self.ongoing_trials[name]
-                self.tuner_ids.discard(name)
-                self._retry_queue.append(trial.trial_id)
-                log(f"{name} is lost (no heartbeat for {timeout:.0f} s); another worker gets trial {trial.trial_id}")
-
     def seconds(self) -> float:
         return self.earlier_seconds + time.monotonic() - self.started
 
@@ -245,16 +242,13 @@ class ResumableOracle(keras_tuner.Oracle):
             text += format_duration(row.numbers.get("seconds", 0.0))
         ranked = self.table().ranked()
         best = f"best {format_value(name, ranked[0].objective)} (trial {ranked[0].trial_id})" if ranked else "no best"
-        log(f"Trial {trial_id} {text}; {best}; {self.describe_remaining()}")
-
-    def describe_remaining(self) -> str:
-        remaining = max(self.trial_limit - len(self.end_order), 0)
-        if not remaining:
-            return "no more trials"
-        seconds = self.seconds() / len(self.end_order) * remaining
-        if self.study.search.max_search_minutes:
-            seconds = min(seconds, max(60 * self.study.search.max_search_minutes - self.seconds(), 0.0))
-        return f"at most {remaining} more, about {format_duration(seconds)}"
+        remaining, left = max(self.trial_limit - len(self.end_order), 0), "no more trials"
+        if remaining:
+            seconds = self.seconds() / len(self.end_order) * remaining
+            if self.study.search.max_search_minutes:
+                seconds = min(seconds, max(60 * self.study.search.max_search_minutes - self.seconds(), 0.0))
+            left = f"at most {remaining} more, about {format_duration(seconds)}"
+        log(f"Trial {trial_id} {text}; {best}; {left}")
 
 
 class RandomOracle(ResumableOracle, RandomSearchOracle):

@@ -47,7 +47,14 @@ def report_page(table: TrialTable, comparison: dict[str, Any] | None = None) -> 
     if table.ranked():
         figures = [parallel_coordinates(table), progress_figure(table)]
         shares = importances(table)
-        figures += [importance_figure(shares)] if shares else []
+        if shares:
+            import plotly.graph_objects as go
+
+            names = list(shares)[::-1]
+            figure = go.Figure(go.Bar(x=[shares[name] for name in names], y=names, orientation="h"))
+            title, height = "Importance: share of a forest's permutation importance", 140 + 28 * len(names)
+            figure.update_layout(title=title, height=height, xaxis_tickformat=".0%", yaxis_automargin=True)
+            figures.append(figure)
     # The first figure includes plotly's script for all of them.
     pictures = [
         figure.to_html(full_html=False, include_plotlyjs=number == 0, config={"displaylogo": False})
@@ -151,15 +158,6 @@ def progress_figure(table: TrialTable) -> Any:
     return figure.update_layout(
         title="In order", xaxis_title="trial", yaxis_title=table.objective, height=360, xaxis_type="category"
     )
-
-
-def importance_figure(shares: dict[str, float]) -> Any:
-    import plotly.graph_objects as go
-
-    names = list(shares)[::-1]
-    figure = go.Figure(go.Bar(x=[shares[name] for name in names], y=names, orientation="h"))
-    title, height = "Importance: share of a forest's permutation importance", 140 + 28 * len(names)
-    return figure.update_layout(title=title, height=height, xaxis_tickformat=".0%", yaxis_automargin=True)
 
 
 def table_cells(table: TrialTable, names: Sequence[str]) -> list[list[str]]:

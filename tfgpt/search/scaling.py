@@ -87,7 +87,13 @@ def scale(scaling: ScalingConfig, settings: dict[str, Any]) -> int:
     run_dir = base.run.run_dir or default_run_dir(base.corpus.train_text)
     directory = Path(scaling.scaling_dir or f"{run_dir}-scaling")
     sizes = [*scaling.runs(), scaling.held_out()]
-    configs = [run_config(base, directory, width, tokens) for width, tokens in sizes]
+    configs = []
+    for width, tokens in sizes:
+        config = at_width(base, width)
+        steps = max(1, round(tokens / (config.batch.batch_size * config.batch.sequence_length)))
+        run = dataclasses.replace(config.run, run_dir=str(directory / f"runs/w{width}-t{tokens}"), max_steps=steps)
+        logging = dataclasses.replace(config.logging, validate_every=steps)  # One validation, at the end.
+        configs.append(dataclasses.replace(config, run=run, logging=logging))
     for config in configs:
         check_same_flags("scaling_dir", config)
     with working_directory(directory, "scaling runs", "scaling_dir"):
@@ -104,14 +110,6 @@ def scale(scaling: ScalingConfig, settings: dict[str, Any]) -> int:
         record = read_json(configs[-1].run_dir / "model" / "training.json")
         report(scaling, base, directory, runs, record["decoder"]["vocabulary_size"])
     return 0
-
-
-def run_config(base: TrainConfig, directory: Path, width: int, tokens: int) -> TrainConfig:
-    config = at_width(base, width)
-    steps = max(1, round(tokens / (config.batch.batch_size * config.batch.sequence_length)))
-    run_dir = directory / "runs" / f"w{width}-t{tokens}"
-    run = dataclasses.replace(config.run, run_dir=str(run_dir), max_steps=steps)
-    return dataclasses.replace(config, run=run, logging=dataclasses.replace(config.logging, validate_every=steps))
 
 
 def report(scaling: ScalingConfig, base: TrainConfig, directory: Path, runs: list[Run], vocabulary_size: int) -> None:

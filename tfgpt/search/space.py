@@ -86,12 +86,6 @@ class Parameter:
             return self.choices
         return tuple(json.dumps(choice) for choice in self.choices)
 
-    def flag_value(self, tuner_value: Any) -> Any:
-        if self.kind != "choice":
-            return tuner_value
-        chosen = self.choices[self.tuner_values().index(tuner_value)]
-        return tuple(str(item) for item in chosen) if isinstance(chosen, list) else chosen
-
 
 @dataclasses.dataclass(frozen=True)
 class Space:
@@ -116,7 +110,10 @@ class Space:
         chosen: dict[str, Any] = {}
         for parameter in self.parameters:
             if parameter.name in values:
-                value = parameter.flag_value(values[parameter.name])
+                value = values[parameter.name]
+                if parameter.kind == "choice":
+                    value = parameter.choices[parameter.tuner_values().index(value)]
+                    value = tuple(map(str, value)) if isinstance(value, list) else value
                 chosen.update(self.shapes[value] if parameter.name == ARCHITECTURE else {parameter.name: value})
         return chosen
 

@@ -170,22 +170,18 @@ def make_study(search: SearchConfig, settings: Mapping[str, Any]) -> Study:
     base = settings["run"].run_dir or default_run_dir(settings["corpus"].train_text)
     directory = Path(search.search_dir or f"{base}-search")
     study = Study(with_flags(GROUPS, dict(settings), space.fixed), search, space, directory)
-    check_values(study)
+    # Each value of each parameter, with the first values of the others.
+    first = first_values(space)
+    study.train_config(space.flags(first), "check")
+    conditions = {name for parameter in space.parameters for name, _ in parameter.when}
+    for parameter in space.parameters:
+        if parameter.name in first and parameter.name not in conditions:
+            for value in parameter.tuner_values():
+                try:
+                    study.train_config(space.flags({**first, parameter.name: value}), "check")
+                except UserError as error:
+                    raise UserError(f"{space.path}: search.{parameter.name} = {value}: {error}") from error
     return study
-
-
-def check_values(study: Study) -> None:
-    first = first_values(study.space)
-    study.train_config(study.space.flags(first), "check")
-    conditions = {name for parameter in study.space.parameters for name, _ in parameter.when}
-    for parameter in study.space.parameters:
-        if parameter.name not in first or parameter.name in conditions:
-            continue
-        for value in parameter.tuner_values():
-            try:
-                study.train_config(study.space.flags({**first, parameter.name: value}), "check")
-            except UserError as error:
-                raise UserError(f"{study.space.path}: search.{parameter.name} = {value}: {error}") from error
 
 
 def first_values(space: Space) -> dict[str, Any]:

@@ -70,7 +70,7 @@ class TrialProcess:
             self.connection.send(content)
 
     def receive(self, timeout: float = 0.0) -> tuple[Any, ...] | None:
-        """Returns the next message.
+        """Returns the next message; waits for it at most `timeout` seconds.
 
         Returns:
             None; ("report", position, metrics), which must be answered; or ("result", result), after which the process

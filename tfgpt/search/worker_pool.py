@@ -36,7 +36,13 @@ TUNER_STATUSES = {"completed": "COMPLETED", "stopped": "COMPLETED", "failed": "F
 
 def run_search(study: Study) -> None:
     """Runs a search, or the part of this process in a cluster; KeyboardInterrupt if a signal stopped it."""
-    check_cluster(study)
+    given = [name for name in KERASTUNER_VARIABLES if os.environ.get(name)]
+    missing = [name for name in KERASTUNER_VARIABLES if name not in given]
+    if given and missing:
+        needed = ", ".join(KERASTUNER_VARIABLES)
+        raise UserError(f"{given[0]} is set, but {missing[0]} is not; a cluster needs {needed}")
+    if given and study.search.parallel > 1:
+        raise UserError("--parallel: is for one machine; on a cluster start one tune for each KERASTUNER_TUNER_ID")
     if not has_the_results():
         return run_with_signals(study)
     with writer_lock(study.directory / LOCK, study.directory, "search_dir"):
@@ -166,16 +172,6 @@ def log_best(study: Study, oracle: Any) -> None:
     print(f"  {best.describe()}")
     print(f"Table: {study.directory / 'trials.csv'}")
     print("Train with it: " + shell_command("train", f"--flagfile={study.directory / 'best.cfg'}"), flush=True)
-
-
-def check_cluster(study: Study) -> None:
-    given = [name for name in KERASTUNER_VARIABLES if os.environ.get(name)]
-    missing = [name for name in KERASTUNER_VARIABLES if name not in given]
-    if given and missing:
-        needed = ", ".join(KERASTUNER_VARIABLES)
-        raise UserError(f"{given[0]} is set, but {missing[0]} is not; a cluster needs {needed}")
-    if given and study.search.parallel > 1:
-        raise UserError("--parallel: is for one machine; on a cluster start one tune for each KERASTUNER_TUNER_ID")
 
 
 def device_share(number: int, workers: int, gpus: list[str] | None = None, cores: int | None = None) -> dict[str, str]:

@@ -75,9 +75,12 @@ class MarkedConversation:
         opening, closing, first, after = self.marks_of_turn[number]
         marked = {**message, "content": surround(content, opening, closing)} if content else dict(message)
         if message.get("tool_calls"):
-            marked["tool_calls"] = [
-                mark_call(call, first if index == 0 else "", after) for index, call in enumerate(message["tool_calls"])
-            ]
+            marked["tool_calls"] = []
+        for call in message.get("tool_calls") or ():
+            function = call.get("function", call)  # It may be nested or the call itself.
+            function = {**function, "name": first + function["name"] + after}
+            marked["tool_calls"].append({**call, "function": function} if "function" in call else function)
+            first = ""
         return marked
 
     def omissions(self) -> list[str]:
@@ -106,11 +109,6 @@ class MarkedConversation:
         starts, ends = [*opening[:1], *first[:1]], [*closing[-1:], *after[-1:]]
         return (min(starts or ends), max(ends)) if ends else None
 
-    def text_after_calls(self, render: Render, turn: int) -> str:
-        text = render(self.marked[: turn + 1], False)
-        after, count = self.marks_of_turn[turn][3], len(self.messages[turn]["tool_calls"])
-        return remove_marks(text.split(after, count)[-1], self.marks)[0].rstrip()
-
 
 def assistant_spans(render: Render, specials: re.Pattern[str], marked: MarkedConversation, text: str) -> list[Span]:
     """Returns the span of each of the assistant's turns in `text`."""
@@ -133,7 +131,10 @@ def assistant_spans(render: Render, specials: re.Pattern[str], marked: MarkedCon
     for turn, start, following in zip(turns, starts, [*starts[1:], len(text)]):
         content = marked.content_span(turn)
         if content and messages[turn].get("tool_calls"):
-            ending = marked.text_after_calls(render, turn)
+            # The text after the last mark of the turn in a conversation that ends with it.
+            after, count = marked.marks_of_turn[turn][3], len(messages[turn]["tool_calls"])
+            ending = render(marked.marked[: turn + 1], False).split(after, count)[-1]
+            ending = remove_marks(ending, marked.marks)[0].rstrip()
             if text.startswith(ending, content[1]):
                 spans.append((start, content[1] + len(ending)))
                 continue
@@ -211,9 +212,3 @@ def surround(content: str, opening: str, closing: str) -> str:
 
 def has_late_system_message(messages: Sequence[dict[str, Any]]) -> bool:
     return any(message["role"] == "system" for message in messages[1:])
-
-
-def mark_call(call: dict[str, Any], before: str, after: str) -> dict[str, Any]:
-    function = call.get("function", call)
-    function = {**function, "name": before + function["name"] + after}
-    return {**call, "function": function} if "function" in call else function

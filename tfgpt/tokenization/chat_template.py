@@ -92,9 +92,7 @@ def get_chat_template(tokenizer: Tokenizer, with_tools: bool = False) -> ChatTem
     return _cached_template(source, tuple(tokenizer.special_tokens), variables)
 
 
-@functools.lru_cache(maxsize=64)
-def _cached_template(source: str, specials: tuple[str, ...], variables: tuple[tuple[str, str], ...]) -> ChatTemplate:
-    return ChatTemplate(source, specials, variables)
+_cached_template = functools.lru_cache(maxsize=64)(ChatTemplate)
 
 
 def _is_inside(spans: Sequence[Span], position: int) -> bool:

@@ -19,11 +19,6 @@ SMALLEST_VOCABULARY = 256 + len(SPECIAL_TOKENS)
 class TokenizerConfig(Settings):
     """Settings of the tokenizer: an existing one, or one to train.
 
-    Attributes:
-        tokenizer: "bpe", "bytes", or the path of a `tokenizer.json` or of a directory that holds one.
-        vocabulary_size: number of entries of a trained tokenizer, including special tokens.
-        tokenizer_sample_bytes: largest number of bytes of text that the tokenizer is trained on.
-
     Example:
 
     >>> TokenizerConfig(vocabulary_size=512).to_dict()["vocabulary_size"]

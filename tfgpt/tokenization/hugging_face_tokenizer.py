@@ -9,7 +9,7 @@ from typing import Any
 from tfgpt.common.atomic_files import read_json
 from tfgpt.common.errors import UserError
 from tfgpt.tokenization.load import load_tokenizer, read_tokenizer_config
-from tfgpt.tokenization.sentencepiece_tokenizer import FILE, SentencePieceTokenizer, pretrained_sentencepiece
+from tfgpt.tokenization.sentencepiece_tokenizer import FILE, pretrained_sentencepiece
 from tfgpt.tokenization.special_tokens import KEY, SPECIAL_TOKENS, choose_special_tokens, token_name
 from tfgpt.tokenization.tokenizer import Tokenizer
 from tfgpt.tokenization.tokenizer_json import added_token, bpe_document, lossy_reason, read_document
@@ -21,8 +21,15 @@ def load_hugging_face_tokenizer(directory: Path, model_type: str, stop_ids: Iter
     if KEY in config:
         return load_tokenizer(directory)
     path = directory / "tokenizer.json"
-    if (directory / FILE).is_file() and not (path.is_file() and _is_byte_level(path)):
-        return _load_sentencepiece(directory, config, stop_ids)
+    model = directory / FILE
+    if model.is_file() and not (path.is_file() and lossy_reason(read_json(path), every_byte=False) is None):
+        text = path.read_text(encoding="utf-8") if path.is_file() else None
+        try:
+            return pretrained_sentencepiece(
+                model.read_bytes(), str(model), config, stop_ids, _added_tokens(directory), text
+            )
+        except (ValueError, KeyError) as error:
+            raise UserError(f"{directory}: {error}") from error
     if path.is_file():
         document = read_document(path, complete=False)
     elif (directory / "vocab.json").is_file() and (directory / "merges.txt").is_file():
@@ -54,20 +61,6 @@ def read_merges(path: Path) -> list[list[str]]:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read ({error})") from error
     return [line.split(" ") for line in lines if line and not line.startswith("#version")]
-
-
-def _is_byte_level(path: Path) -> bool:
-    document = read_json(path)
-    return isinstance(document, dict) and lossy_reason(document, every_byte=False) is None
-
-
-def _load_sentencepiece(directory: Path, config: dict[str, Any], stop_ids: Iterable[int]) -> SentencePieceTokenizer:
-    path, reference = directory / FILE, directory / "tokenizer.json"
-    text = reference.read_text(encoding="utf-8") if reference.is_file() else None
-    try:
-        return pretrained_sentencepiece(path.read_bytes(), str(path), config, stop_ids, _added_tokens(directory), text)
-    except (ValueError, KeyError) as error:
-        raise UserError(f"{directory}: {error}") from error
 
 
 def _added_tokens(directory: Path) -> dict[str, int]:

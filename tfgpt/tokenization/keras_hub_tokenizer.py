@@ -33,8 +33,17 @@ def load_keras_hub_tokenizer(directory: Path) -> Tokenizer:
         raise UserError(f"{directory}: the preset has no tokenizer (tokenizer.json); save the whole task to a preset")
     class_name = read_json(path).get("class_name")
     files = directory / "assets" / "tokenizer"
+    config: dict[str, Any]
     if class_name in SENTENCEPIECE:
-        return _load_sentencepiece(files / "vocabulary.spm")
+        model = files / "vocabulary.spm"
+        if not model.is_file():
+            raise UserError(f"{model}: is missing")
+        names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+        config = {"tokenizer_class": "LlamaTokenizer", **names, "legacy": True, "add_bos_token": True}
+        try:
+            return pretrained_sentencepiece(model.read_bytes(), str(model), config, stop_ids=())
+        except (ValueError, KeyError) as error:
+            raise UserError(f"{model}: {error}") from error
     if class_name not in FAMILIES:
         known = ", ".join((*FAMILIES, *SENTENCEPIECE))
         raise UserError(f"{path}: class_name {class_name!r} is not supported; supported are {known}")
@@ -47,21 +56,10 @@ def load_keras_hub_tokenizer(directory: Path) -> Tokenizer:
     else:
         start, end = None, "<|endoftext|>"
     added = [added_token(number, name) for name, number in sorted(specials.items(), key=lambda item: item[1])]
-    config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
     config |= {"bos_token": start or end, "eos_token": end}
     try:
         roles = choose_special_tokens(specials, end=end, start_of_text=start)
         return Tokenizer(bpe_document(family, vocabulary, merges, added), str(path), roles, config)
     except (ValueError, KeyError) as error:
         raise UserError(f"{path}: its vocabulary is not complete ({error})") from error
-
-
-def _load_sentencepiece(path: Path) -> Tokenizer:
-    if not path.is_file():
-        raise UserError(f"{path}: is missing")
-    config = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
-    options = {"legacy": True, "add_bos_token": True}
-    try:
-        return pretrained_sentencepiece(path.read_bytes(), str(path), {**config, **options}, stop_ids=())
-    except (ValueError, KeyError) as error:
-        raise UserError(f"{path}: {error}") from error

@@ -133,7 +133,7 @@ def pretrained_sentencepiece(
     added: dict[str, int] | None = None,
     reference: str | None = None,
 ) -> SentencePieceTokenizer:
-    """Returns a tokenizer of another program, with roles assigned to its tokens.
+    """Returns a tokenizer of another program with roles for its tokens; ValueError if none can play one.
 
     Args:
         model, origin, reference: as in `SentencePieceTokenizer`.

@@ -74,7 +74,7 @@ def choose_special_tokens(
     chat_template: str = "",
     stop_ids: Iterable[int] = (),
 ) -> SpecialTokens:
-    """Assigns the roles to the special tokens of a pretrained vocabulary.
+    """Assigns the roles to the special tokens of a pretrained vocabulary; ValueError if no token ends a text.
 
     Args:
         specials: name → id of the special tokens.

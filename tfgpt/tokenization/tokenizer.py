@@ -178,10 +178,7 @@ class Tokenizer:
         try:
             return encoder.encode(text if isinstance(text, str) else text.decode())
         except UnicodeError:
-            return self._encode_invalid(encoder, text)
-
-    def _encode_invalid(self, encoder: TextEncoder, text: str | bytes) -> np.ndarray:
-        content = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
+            content = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
         ids = []
         for number, part in enumerate(INVALID_BYTES.split(content.decode("utf-8", "surrogateescape"))):
             if number % 2:

@@ -110,22 +110,19 @@ class TrainingSample:
             self.slice_characters = max(1, min(1 << 16, sample_bytes // 100))
 
     def __iter__(self) -> Iterator[str]:
-        for content in self._slices():
-            if self.share < 1 and zlib.crc32(content) >= self.share * 2**32:
-                continue
-            if self.sample_bytes is not None:
-                content = content[: self.sample_bytes - self.bytes_used]
-            self.bytes_used += len(content)
-            yield content.decode("utf-8", "ignore")
-            if self.bytes_used == self.sample_bytes:
-                return
-
-    def _slices(self) -> Iterator[bytes]:
         for text in self.texts:
             step = self.slice_characters if self.share < 1 else max(len(text), 1)
             for start in range(0, len(text), step):
                 # Lone surrogates are left out; encoders do not merge across them.
-                yield text[start : start + step].encode("utf-8", "ignore")
+                content = text[start : start + step].encode("utf-8", "ignore")
+                if self.share < 1 and zlib.crc32(content) >= self.share * 2**32:
+                    continue
+                if self.sample_bytes is not None:
+                    content = content[: self.sample_bytes - self.bytes_used]
+                self.bytes_used += len(content)
+                yield content.decode("utf-8", "ignore")
+                if self.bytes_used == self.sample_bytes:
+                    return
 
 
 def in_bytes(token: str) -> bytes:
