@@ -133,7 +133,8 @@ class DecoderConfig(Settings):
         self._fill("num_key_value_heads", self.num_query_heads)
         self._fill("head_dim", self.hidden_dim // self.num_query_heads)
         self._fill("attention_scale", self.head_dim**-0.5)
-        self._fill("intermediate_dim", default_intermediate_dim(self.mlp, self.hidden_dim))
+        rounded = -(-8 * self.hidden_dim // (3 * 64)) * 64  # 8/3 x hidden_dim, to a multiple of 64 (Shazeer 2020)
+        self._fill("intermediate_dim", rounded if self.mlp == "swiglu" else 4 * self.hidden_dim)
         self._fill("use_query_key_value_bias", self.use_bias)
         self._fill("embedding_initializer_range", 0.02 if self.initializer_range is None else self.initializer_range)
         self._fill("head_initializer_range", self.embedding_initializer_range)
@@ -198,8 +199,3 @@ class DecoderConfig(Settings):
     def output_initializer_factor(self) -> float:
         """Factor on the initial kernels of the last projections of attention and MLP (GPT-2, section 2.3)."""
         return 0.0 if self.zero_initialized_outputs else (2 * self.num_layers) ** -0.5
-
-
-def default_intermediate_dim(mlp: str, hidden_dim: int) -> int:
-    """Returns 4 x hidden_dim; for swiglu 8/3 x hidden_dim, rounded up to a multiple of 64 (Shazeer 2020)."""
-    return -(-8 * hidden_dim // (3 * 64)) * 64 if mlp == "swiglu" else 4 * hidden_dim

@@ -77,7 +77,6 @@ def weight_bytes(config: DecoderConfig, lora: LoraConfig = NO_LORA, *, mixed: bo
     """Returns the bytes of the weights, frozen ones included; exact.
 
     Args:
-        config: the decoder's shape.
         lora: the adapters. Frozen projections in int8 take one byte per parameter and a float32 scale per output.
         mixed: whether a bfloat16 copy is kept next to the float32 weights (not for int8 projections).
         ema: whether a moving average of the trained parameters is kept.
@@ -127,7 +126,6 @@ def training_memory(
     compiler may keep fewer or more of them.
 
     Args:
-        config: the decoder's shape.
         batch_size: rows in flight on one device (a micro-batch).
         sequence_length: tokens in a row.
         optimizer: "adamw", "lion", "muon" or "adafactor".

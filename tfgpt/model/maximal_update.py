@@ -103,8 +103,6 @@ def learning_rate_factor(
 
     Args:
         path: the variable's path, such as decoder/block_0/attention/query/kernel.
-        config: the decoder's config.
-        parametrization: the parametrization and its base.
         optimizer: "adamw", "lion" or "muon".
     """
     width, query = parametrization.width_multiplier(config), parametrization.query_factor(config)

@@ -23,7 +23,6 @@ def resolve(
     """Returns the config of a preset.
 
     Args:
-        preset: a name in `PRESETS`.
         vocabulary_size: the tokenizer's vocabulary size; None: the preset's.
         overrides: fields of `DecoderConfig`. Fields of the preset that depend on them are derived again:
             `intermediate_dim` of `hidden_dim` and `mlp`, `head_dim` of `num_query_heads`, and `num_key_value_heads` if

@@ -72,9 +72,7 @@ def training_batches(
     """Returns endless batches from `start_step` on.
 
     Args:
-        reader: reads the rows.
         batch_size: B, row numbers of the global batch.
-        start_step: the step of the first batch.
         num_shards: hosts that share a global batch; must divide `batch_size`.
         shard_index: the number of this host, which gets the contiguous part of that number.
         parts: devices of this host: a step gives so many elements, one after the other; must divide a host's rows.
@@ -229,7 +227,6 @@ class MixtureReader(BatchReader):
 
     Args:
         readers: a reader for each source, with the same arrays.
-        seed: seed of the order.
         weights, temperature: see `mixture_weights`; sizes are the readers' `num_rows`.
 
     Attributes:

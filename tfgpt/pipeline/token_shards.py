@@ -131,7 +131,6 @@ def write_token_shards(
         documents: `{"text": …}` or `{"messages": […]}`, read once. Dialogues are written in the chat template; those
             that it refuses are counted in the manifest's "left_out", by reason. Documents without a token are skipped.
         tokenizer: encodes; its end-of-text id goes before the first and after every document.
-        directory: the directory to write.
         store_weights: writes loss weights: 1 for all of a text, and only for the assistant's words in a dialogue.
         shard_tokens: ids a file.
         num_documents, title: total and title of the progress bar.

@@ -92,7 +92,6 @@ class Space:
     """A search space.
 
     Attributes:
-        path: the file.
         parameters: in the order of the file, each after those of its condition.
         fixed: flags with the same value in every trial.
         shapes: of an architecture: its label → its flags.

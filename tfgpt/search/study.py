@@ -53,7 +53,6 @@ class TrialSpec:
     """The task of a worker.
 
     Attributes:
-        trial_id: for example "0007".
         flags: the flags that the trial changes.
         stop_at_step: with Hyperband, the update at which the trial's rung ends; 0: at the end of the training.
         continues: with Hyperband, the trial of the lower rung whose training continues.

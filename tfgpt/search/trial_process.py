@@ -41,7 +41,12 @@ class TrialProcess:
         self.memory_limit = study.search.trial_memory_limit << 20
         # What earlier trials left in a process would count; and TensorFlow sets up several devices only once.
         measures_memory = bool(self.memory_limit) or study.search.search_objective == "peak_memory_bytes"
-        self.lifetime = LIFETIME if has_one_device(study, environment) and not measures_memory else 0.0
+        searched = {field.name for field in dataclasses.fields(StrategyConfig)} & set(study.space.columns())
+        config: StrategyConfig = study.settings["strategy"]
+        gpus = environment.get("CUDA_VISIBLE_DEVICES", ",".join(known_gpus())).split(",")
+        one = config.strategy == "one" or (config.strategy == "auto" and len(gpus) == 1)
+        one_device = one and config.logical_cpus == 1 and not searched
+        self.lifetime = LIFETIME if one_device and not measures_memory else 0.0
         self.process: Any = None
         self.reset()
 
@@ -133,14 +138,6 @@ class TrialProcess:
             self.process.join()
         self.process = None
         self.reset()
-
-
-def has_one_device(study: Study, environment: dict[str, str]) -> bool:
-    if {field.name for field in dataclasses.fields(StrategyConfig)} & set(study.space.columns()):
-        return False
-    config: StrategyConfig = study.settings["strategy"]
-    gpus = environment.get("CUDA_VISIBLE_DEVICES", ",".join(known_gpus())).split(",")
-    return config.logical_cpus == 1 and (config.strategy == "one" or (config.strategy == "auto" and len(gpus) == 1))
 
 
 def known_gpus() -> list[str]:

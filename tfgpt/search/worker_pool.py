@@ -63,21 +63,17 @@ def run_with_signals(study: Study) -> None:
             stack.callback(process.close)
             process.start()
         import_tensorflow()  # at the same time as the processes
-        prepare(processes[0], signals)
+        # Prepares the data: an error in it is not one of a trial.
+        processes[0].submit(PREPARE)
+        while (message := processes[0].receive(POLL_SECONDS)) is None:
+            if signals.requested:
+                processes[0].stop()
+        if message[1]["status"] in ("failed", "killed"):
+            raise RunError(f"the process that prepares the data {message[1]['error']}")
         if not signals.requested:
             run_role(study, processes, signals)
     if signals.requested:
         raise SigtermReceived if signals.requested == "SIGTERM" else KeyboardInterrupt
-
-
-def prepare(process: TrialProcess, signals: StopSignals) -> None:
-    """Prepares the data: an error in it is not one of a trial."""
-    process.submit(PREPARE)
-    while (message := process.receive(POLL_SECONDS)) is None:
-        if signals.requested:
-            process.stop()
-    if message[1]["status"] in ("failed", "killed"):
-        raise RunError(f"the process that prepares the data {message[1]['error']}")
 
 
 def run_role(study: Study, processes: list[TrialProcess], signals: StopSignals) -> None:
@@ -95,8 +91,20 @@ def run_role(study: Study, processes: list[TrialProcess], signals: StopSignals) 
     else:
         workers = [Worker(study, oracle, process, f"tuner{number}") for number, process in enumerate(processes)]
         run_workers(workers, signals)
-    if oracle.exhausted and not signals.requested:
-        log_best(study, oracle)
+    if signals.requested or not oracle.exhausted:
+        return
+    table = oracle.table()
+    ranked = table.ranked()
+    failed = [trial for trial in table.trials if trial.status == "failed"]
+    if not ranked:
+        reason = f": {failed[0].error}" if failed else ""
+        raise RunError(f"none of {len(table.trials)} trials succeeded{reason}")
+    best = ranked[0]
+    print(f"Best of {len(table.trials)} trials ({len(failed)} failed): trial {best.trial_id}, {table.objective} "
+          f"{format_value(table.objective, best.objective)}")  # fmt: skip
+    print(f"  {best.describe()}")
+    print(f"Table: {study.directory / 'trials.csv'}")
+    print("Train with it: " + shell_command("train", f"--flagfile={study.directory / 'best.cfg'}"), flush=True)
 
 
 class Worker:
@@ -157,21 +165,6 @@ def run_workers(workers: list[Worker], signals: StopSignals) -> None:
             if signals.requested:
                 worker.process.stop()
             worker.poll()
-
-
-def log_best(study: Study, oracle: Any) -> None:
-    table = oracle.table()
-    ranked = table.ranked()
-    failed = [trial for trial in table.trials if trial.status == "failed"]
-    if not ranked:
-        reason = f": {failed[0].error}" if failed else ""
-        raise RunError(f"none of {len(table.trials)} trials succeeded{reason}")
-    best = ranked[0]
-    print(f"Best of {len(table.trials)} trials ({len(failed)} failed): trial {best.trial_id}, {table.objective} "
-          f"{format_value(table.objective, best.objective)}")  # fmt: skip
-    print(f"  {best.describe()}")
-    print(f"Table: {study.directory / 'trials.csv'}")
-    print("Train with it: " + shell_command("train", f"--flagfile={study.directory / 'best.cfg'}"), flush=True)
 
 
 def device_share(number: int, workers: int, gpus: list[str] | None = None, cores: int | None = None) -> dict[str, str]:

@@ -36,7 +36,6 @@ class MarkedConversation:
     """A conversation rendered with marks.
 
     Args:
-        render: the template.
         messages, text: the conversation and its rendered text.
         marks: `marks_needed` unused characters.
 

@@ -30,7 +30,6 @@ def encode_messages(
     The ids are those of the rendered template, provided that no content spells a special token.
 
     Args:
-        tokenizer: the tokenizer and its template.
         messages: `{"role": "system"|"user"|"assistant"|"tool", "content": text}` in order. An assistant's message can
             have `tool_calls` (then its content can be None) and `weight`; a weight of 0 excludes it from training.
         add_generation_prompt, tools: see `ChatTemplate.render`.

@@ -60,7 +60,6 @@ def train_bpe(
     at a time; memory holds the distinct pre-tokens and their counts.
 
     Args:
-        texts: the training text.
         vocabulary_size: number of entries, including the 256 bytes and the special tokens.
         sample_bytes: largest number of bytes to train on; None for all.
         total_bytes: bytes of all texts, if known. The sample is then spread over all texts; otherwise it is their

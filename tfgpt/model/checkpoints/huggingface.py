@@ -54,11 +54,9 @@ def save_decoder(
     The weights are written in the variables' dtype (float32 under mixed_bfloat16), adapters and int8 kernels merged.
 
     Args:
-        decoder: the model.
         directory: created if it does not exist; its other files are kept.
         end_of_text_id: the token between documents, which starts and ends a text.
         end_of_turn_id: the token after a chat turn, which also ends a generated text.
-        padding_id: the padding token.
     """
     readers: dict[str, Reader] = {variable.path.split("/", 1)[1]: variable.numpy for variable in decoder.variables}
     for _, path, layer in projections(decoder):
@@ -76,9 +74,7 @@ def write_checkpoint(
     """Writes the files of `save_decoder` tensor by tensor.
 
     Args:
-        checkpoint: the model.
         directory: created if it does not exist.
-        dtype: the dtype of the written weights.
         tokens: bos_token_id, eos_token_id (a list: the first ends a turn, the last a text) and pad_token_id for
             generation_config.json; None is left out.
     """

@@ -118,29 +118,23 @@ def to_hugging_face(config: DecoderConfig) -> dict[str, Any]:
     model_type, _ = transformers_model_type(config)
     if model_type is None:
         return {"model_type": "tfgpt", "architectures": ["Decoder"], "tfgpt": config.to_dict()}
-    keys = to_gpt2(config) if model_type == "gpt2" else to_llama(config, model_type)
+    gpt2 = {key: getattr(config, field) for key, field in GPT2_KEYS.items()} | {
+        "n_ctx": config.max_sequence_length,
+        "n_inner": config.intermediate_dim,
+        "activation_function": "gelu_new",
+        "layer_norm_epsilon": config.normalization_epsilon,
+        **dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), config.dropout),
+    }
     written = {
         "model_type": model_type,
         "architectures": [ARCHITECTURES[model_type]],
-        **keys,
+        **(gpt2 if model_type == "gpt2" else to_llama(config, model_type)),
         "initializer_range": config.initializer_range or 0.02,
         "tie_word_embeddings": config.tie_embeddings,
     }
     read = from_hugging_face(written).to_dict()
     rest = {name: value for name, value in config.to_dict().items() if read[name] != value}
     return written | ({"tfgpt": rest} if rest else {})
-
-
-def to_gpt2(config: DecoderConfig) -> dict[str, Any]:
-    return {key: getattr(config, field) for key, field in GPT2_KEYS.items()} | {
-        "n_ctx": config.max_sequence_length,
-        "n_inner": config.intermediate_dim,
-        "activation_function": "gelu_new",
-        "layer_norm_epsilon": config.normalization_epsilon,
-        "attn_pdrop": config.dropout,
-        "embd_pdrop": config.dropout,
-        "resid_pdrop": config.dropout,
-    }
 
 
 def to_llama(config: DecoderConfig, model_type: str) -> dict[str, Any]:

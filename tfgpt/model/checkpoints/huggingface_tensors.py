@@ -31,7 +31,6 @@ class TensorMapping:
     """The composition of a tensor from variables.
 
     Attributes:
-        name: the tensor's name.
         slices: concatenated along the last axis.
         transposed: the tensor is stored as [out, in] (torch's Linear) instead of [in, out].
         swapped_heads: number of heads whose two halves are swapped (nanochat rotates in the other direction), or 0.

@@ -100,22 +100,21 @@ def preset_config(class_name: str | None, options: Mapping[str, Any], path: Path
         known = ", ".join(("GPT2Backbone", *CONTEXTS))
         raise UserError(f"{path}: class_name {class_name!r} is not supported; supported are {known}")
     with name_file_in_errors(path):
-        fields = gpt2_fields(options) if class_name == "GPT2Backbone" else llama_fields(options, class_name, path)
-        return DecoderConfig.from_dict({name: options[name] for name in COMMON_FIELDS} | fields)
-
-
-def gpt2_fields(options: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "num_query_heads": options["num_heads"],
-        "max_sequence_length": options["max_sequence_length"],
-        "dropout": float(options.get("dropout", 0.0)),
-        "position_embedding": "learned",
-        "normalization": "layer_norm",
-        "normalization_epsilon": 1e-5,
-        "mlp": "gelu",
-        "use_bias": True,
-        "query_key_norm": False,
-    }
+        common = {name: options[name] for name in COMMON_FIELDS}
+        if class_name != "GPT2Backbone":
+            return DecoderConfig.from_dict(common | llama_fields(options, class_name, path))
+        gpt2 = {
+            "num_query_heads": options["num_heads"],
+            "max_sequence_length": options["max_sequence_length"],
+            "dropout": float(options.get("dropout", 0.0)),
+            "position_embedding": "learned",
+            "normalization": "layer_norm",
+            "normalization_epsilon": 1e-5,
+            "mlp": "gelu",
+            "use_bias": True,
+            "query_key_norm": False,
+        }
+        return DecoderConfig.from_dict(common | gpt2)
 
 
 def llama_fields(options: Mapping[str, Any], class_name: str, path: Path) -> dict[str, Any]:

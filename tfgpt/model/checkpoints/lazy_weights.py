@@ -18,7 +18,6 @@ class LazyWeights:
     """A model whose weights are read on demand, so that one variable at a time is in memory.
 
     Attributes:
-        config: the decoder's config.
         readers: a function for each variable (`variable_shapes`) that returns its value.
         dtype: the widest dtype of the weights.
 

@@ -61,9 +61,7 @@ def save_adapter(
 
     Args:
         decoder: a decoder after `lora.enable_lora`.
-        config: the settings of `enable_lora`.
         directory: created if it does not exist.
-        base: the base's model directory.
         base_name: the name of the base in adapter_config.json; None: its absolute path.
     """
     directory = Path(directory)

@@ -41,7 +41,6 @@ class InGraphTokenizer(tf.Module):
 
     Args:
         tokenizer: a tokenizer that tfgpt trained, or one of a family in `pretokenizer.FAMILIES`. UserError for others.
-        name: name of the module.
 
     Example:
 
@@ -166,7 +165,11 @@ class BytePairMerger(tf.Module):
         # unfinished words; result (T) is indexed by positions.
         starts = words != preceding(words, 1, filler=-1)
         words = tf.cumsum(tf.cast(starts, tf.int32)) - 1  # numbered without gaps
-        ranks = self._ranks_with_next(ids, ~following(starts, True))  # (m)
+        wide = tf.cast(ids, tf.int64)
+        keys = wide * self._vocabulary_size + following(wide, tf.constant(0, tf.int64))
+        index = tf.minimum(tf.searchsorted(self._keys, keys), tf.size(self._keys) - 1)
+        known = (tf.gather(self._keys, index) == keys) & ~following(starts, True)  # with the next token in its word
+        ranks = tf.where(known, tf.gather(self._ranks, index), NO_RANK)  # (m)
         best = tf.gather(tf.math.segment_min(ranks, words), words)
         joins = (ranks == best) & (ranks != NO_RANK)
         joins &= position_in_run(joins) % 2 == 0  # of "aaaa" join (aa)(aa), not the overlapping pair between
@@ -179,13 +182,6 @@ class BytePairMerger(tf.Module):
         )
         left = tf.where(~joined & (best != NO_RANK))[:, 0]
         return result, tf.gather(positions, left), tf.gather(ids, left), tf.gather(words, left)
-
-    def _ranks_with_next(self, ids: tf.Tensor, next_in_word: tf.Tensor) -> tf.Tensor:
-        wide = tf.cast(ids, tf.int64)
-        keys = wide * self._vocabulary_size + following(wide, tf.constant(0, tf.int64))
-        index = tf.minimum(tf.searchsorted(self._keys, keys), tf.size(self._keys) - 1)
-        known = (tf.gather(self._keys, index) == keys) & next_in_word
-        return tf.where(known, tf.gather(self._ranks, index), NO_RANK)
 
 
 class IgnoreMergesLookup(tf.Module):
