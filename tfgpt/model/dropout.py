@@ -57,11 +57,7 @@ class Dropout(DecoderLayer):
         self.built = True
 
     def call(self, inputs: tf.Tensor, training: bool | None = None) -> tf.Tensor:
-        """Returns a tensor of the inputs' shape and float type.
-
-        Raises:
-            RuntimeError: training with a rate above 0 outside `dropout_seed`.
-        """
+        """Returns a tensor of the inputs' shape and float type."""
         if not training or self.rate == 0.0:
             return inputs
         seed = current_dropout_seed()

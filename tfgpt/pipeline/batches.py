@@ -90,7 +90,7 @@ def validation_batches(
 ) -> tf.data.Dataset:
     """Returns all rows once, in order; rows of weight 0 fill the last batch. The cardinality is known.
 
-    Arguments, elements and errors are those of `training_batches`. Every host gets equally many batches.
+    Arguments and elements are those of `training_batches`. Every host gets equally many batches.
     """
     steps = range(validation_steps(reader, batch_size))
     dataset = dataset_of(reader, batch_size, steps, num_shards, shard_index, parts).take(len(steps) * parts)

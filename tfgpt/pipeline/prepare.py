@@ -112,7 +112,7 @@ def prepare_chat(
 ) -> PreparedData[ChatShards]:
     """Makes the documents, the tokenizer and the chat shards of both sides, or finds them in the cache.
 
-    Arguments and errors are those of `prepare`, with
+    Arguments are those of `prepare`, with
 
     Args:
         augmentation: how long conversations are cut, and what changes in training.
@@ -205,7 +205,6 @@ def prepare_sides(
 
 
 def refuse_empty(shards: ChatShards, flag: str, purpose: str) -> None:
-    """Raises `SettingError` if no conversation is left, with what became of those that were read."""
     if len(shards):
         return
     counts = shards.manifest["counts"]

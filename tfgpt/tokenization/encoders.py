@@ -37,7 +37,6 @@ class TextEncoder:
         raise NotImplementedError
 
     def encode_many(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Returns the ids of each text."""
         return [self.encode(text) for text in texts]
 
     def copy(self) -> TextEncoder:

@@ -217,11 +217,7 @@ class Tokenizer:
         return self._pools[process]
 
     def decode_bytes(self, ids: Iterable[int] | np.ndarray, skip_special_tokens: bool = True) -> bytes:
-        """Decodes [n] ids to bytes, with or without the names of special tokens.
-
-        Raises:
-            IndexError: an id is outside the vocabulary.
-        """
+        """Decodes [n] ids to bytes, with or without names of special tokens; IndexError outside the vocabulary."""
         table = self._token_bytes if skip_special_tokens else self._token_bytes_with_names
         values = np.asarray(ids if isinstance(ids, np.ndarray) else list(ids))
         if values.size and not (values.min() >= 0 and values.max() < self.vocabulary_size):

@@ -83,7 +83,16 @@ def write_checkpoint(
 
     def reader(mapping: TensorMapping) -> Reader:
         paths = [part.path for part in mapping.slices if part.path in readers]
-        return lambda: cast_weights(mapping.join({path: readers[path]() for path in paths}, dtype), dtype, mapping.name)
+
+        def read() -> np.ndarray:
+            with np.errstate(over="ignore"):
+                value = mapping.join({path: readers[path]() for path in paths}, dtype).astype(dtype, copy=False)
+            if dtype == np.float16 and np.isinf(value).any():
+                problem = "float16 ends at 65,504, which is too little; choose bfloat16 or float32"
+                raise UserError(f"tensor {mapping.name}: {problem}")
+            return value
+
+        return read
 
     mappings = tensor_mappings(config, model_type)
     weights = directory / "model.safetensors"
@@ -95,14 +104,6 @@ def write_checkpoint(
     names = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
     json = to_hugging_face(config) | names | tokens | end | {"dtype": dtype.name, "torch_dtype": dtype.name}
     write_json(directory / "config.json", json)
-
-
-def cast_weights(value: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
-    with np.errstate(over="ignore"):
-        value = value.astype(dtype, copy=False)
-    if dtype == np.float16 and np.isinf(value).any():
-        raise UserError(f"tensor {name}: float16 ends at 65,504, which is too little; choose bfloat16 or float32")
-    return value
 
 
 def load_config(directory: str | os.PathLike) -> DecoderConfig:
@@ -200,7 +201,9 @@ def open_model(
     tensors, file = open_checkpoint(directory)
     shapes = variable_shapes(config)
     mappings = tensor_mappings(config, read_json(directory / "config.json").get("model_type"))
-    tensors = add_prefix(tensors, mappings)
+    prefix = mappings[0].name.split(".")[0] + "."  # Models without a head do not have it.
+    if prefix in ("transformer.", "model.") and not any(name.startswith(prefix) for name in tensors):
+        tensors = {name if name.startswith("lm_head.") else prefix + name: value for name, value in tensors.items()}
     if config.tie_embeddings and mappings[0].name not in tensors and HEAD in tensors:
         tensors = {mappings[0].name if name == HEAD else name: tensor for name, tensor in tensors.items()}
     check_tensors(tensors, mappings, config, file)
@@ -240,11 +243,3 @@ def check_tensors(
     for name in tensors:
         if name not in known and not BUFFERS.search(name):
             raise UserError(f"{file}: tensor {name} is one too many: the config has no place for it")
-
-
-def add_prefix(tensors: Mapping[str, np.ndarray], mappings: list[TensorMapping]) -> Mapping[str, np.ndarray]:
-    """Adds the first part of the names ("transformer." or "model."), which models without a head do not have."""
-    prefix = mappings[0].name.split(".")[0] + "."
-    if prefix not in ("transformer.", "model.") or any(name.startswith(prefix) for name in tensors):
-        return tensors
-    return {name if name.startswith("lm_head.") else prefix + name: value for name, value in tensors.items()}
