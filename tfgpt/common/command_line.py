@@ -36,7 +36,7 @@ from tfgpt.common.flags import (
 )
 from tfgpt.common.settings import short_repr
 from tfgpt.common.standard_streams import open_standard_streams
-from tfgpt.common.tf_logging import show_notices
+from tfgpt.common.tf_logging import LEVEL
 
 VERBOSITY = "1 also shows the notices of TensorFlow and its libraries."
 COMMON_FLAGS = f"""\
@@ -105,7 +105,7 @@ class Command:
                 return 0
             values = self.parse_flags(arguments)
             if values["verbosity"].value:
-                show_notices()
+                os.environ[LEVEL] = "0"  # Also for the processes that this one starts.
             return self.function(**self.to_settings(values)) or 0
         except TfgptError as error:
             self.print_error(str(error))

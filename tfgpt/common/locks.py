@@ -55,7 +55,10 @@ def writer_lock(lock_file: str | os.PathLike, directory: str | os.PathLike, flag
             except filelock.Timeout:
                 prefix, other = (f"--{flag}: ", f", or choose another --{flag}") if flag else ("", "")
                 holder = describe_holder(lock_file)
-                wait = f"wait until it has ended{describe_lease(lock_file)}"
+                wait, lease_file = "wait until it has ended", lock_file.with_name(f"{lock_file.name}.lease")
+                if lease_file.exists() and on_network_disk(lock_file.parent):
+                    left = max(0.0, LEASE_SECONDS - seconds_since_renewal(lease_file))
+                    wait += f" (if it is dead, its lease ends in {left:.0f} s)"
                 raise DirectoryInUse(f"{prefix}{directory} is being written by {holder}; {wait}{other}") from None
             program = Path(sys.argv[0] or "python")
             name = f"tfgpt.{program.stem}" if program.parent.name == "tfgpt" else program.name
@@ -175,11 +178,3 @@ def describe_holder(lock_file: Path) -> str:
         return "another process"
     known = collections.defaultdict(lambda: "?", content)
     return "process {process} on {host} ({command}, since {since})".format_map(known)
-
-
-def describe_lease(lock_file: Path) -> str:
-    lease_file = lock_file.with_name(f"{lock_file.name}.lease")
-    if not (lease_file.exists() and on_network_disk(lock_file.parent)):
-        return ""
-    left = max(0.0, LEASE_SECONDS - seconds_since_renewal(lease_file))
-    return f" (if it is dead, its lease ends in {left:.0f} s)"

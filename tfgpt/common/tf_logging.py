@@ -43,11 +43,6 @@ def make_library_home() -> None:
             os.environ.setdefault(name, folder)
 
 
-def show_notices() -> None:
-    """Shows all notices, in this process and those it starts (--verbosity=1)."""
-    os.environ[LEVEL] = "0"
-
-
 def hide_notices() -> None:
     """Hides notices of TensorFlow; does nothing where TensorFlow is imported already."""
     if os.environ.get(LEVEL) == "0" or "tensorflow" in sys.modules:

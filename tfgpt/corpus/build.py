@@ -25,7 +25,6 @@ from tfgpt.corpus.split import (
     FEWEST_DOCUMENTS,
     contiguous_cut,
     contiguous_sides,
-    describe_few_groups,
     hash_side,
     hash_split_problem,
     num_characters,
@@ -166,7 +165,11 @@ class DocumentBuilder:
                 yield hash_side(document, self.fraction), document
 
         sides = self.write(sided())
-        self.id_problem = describe_few_groups(sum(side["documents"] for side in sides.values()), len(groups))
+        count = sum(side["documents"] for side in sides.values())
+        if len(groups) < min(count, FEWEST_DOCUMENTS):
+            ids = "one id" if len(groups) == 1 else f"only {len(groups)} different ids"
+            together = f"the {count:,} documents have {ids} up to the first #, and documents with one id stay together"
+            self.id_problem = f" ({together})"
         problem = hash_split_problem(sides, self.fraction) if self.options["split"] == "auto" else None
         if problem is None:
             return sides, "hash"

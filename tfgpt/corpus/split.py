@@ -33,14 +33,6 @@ def split_group(document: Document) -> str:
     return document["id"].split("#", 1)[0] or document["id"]
 
 
-def describe_few_groups(count: int, groups: int) -> str:
-    """Returns a remark about few groups (counted up to `FEWEST_DOCUMENTS`) of many documents; "" for enough."""
-    if groups >= min(count, FEWEST_DOCUMENTS):
-        return ""
-    ids = "one id" if groups == 1 else f"only {groups} different ids"
-    return f" (the {count:,} documents have {ids} up to the first #, and documents with one id stay together)"
-
-
 def hash_split_problem(sides: Mapping[str, Mapping[str, Any]], validation_fraction: float) -> str | None:
     """Returns why a hash split into sides of these `documents` and `characters` is not a good one, or None."""
     count = sum(side["documents"] for side in sides.values())

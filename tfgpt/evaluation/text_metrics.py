@@ -47,16 +47,6 @@ class TextMetrics:
     accuracy: float
     perplexity: float
 
-    @classmethod
-    def from_sums(cls, name: str, sums: np.ndarray) -> TextMetrics:
-        """Converts the sums of `EVALUATION_SUMS`, float64 [6]."""
-        logs = evaluation_logs(sums)
-        if not logs["tokens"]:
-            raise UserError(f"--text: {name} has no token to predict; give more text")
-        tokens, num_bytes = int(logs["tokens"]), int(sums[EVALUATION_SUMS.index("bytes_sum")])
-        loss, perplexity = logs["loss"], math.exp(min(logs["loss"], 700.0))
-        return cls(name, tokens, num_bytes, loss, logs.get("bits_per_byte"), logs["accuracy"], perplexity)
-
 
 def evaluate(config: EvaluateConfig, devices: StrategyConfig, model: Path) -> None:
     """Evaluates a model directory and prints the results.
@@ -100,7 +90,16 @@ def compute_metrics(
     sums = [(text.name, sum_text(evaluator, text, strategy, rows, silent=not hosts.is_chief)) for text in texts]
     if len(texts) > 1:
         sums.append(("all", np.sum([totals for _, totals in sums], axis=0)))
-    return [TextMetrics.from_sums(name, totals) for name, totals in sums]
+    metrics = []
+    for name, totals in sums:
+        logs = evaluation_logs(totals)
+        if not logs["tokens"]:
+            raise UserError(f"--text: {name} has no token to predict; give more text")
+        tokens, num_bytes = int(logs["tokens"]), int(totals[EVALUATION_SUMS.index("bytes_sum")])
+        loss, perplexity = logs["loss"], math.exp(min(logs["loss"], 700.0))
+        bits = logs.get("bits_per_byte")
+        metrics.append(TextMetrics(name, tokens, num_bytes, loss, bits, logs["accuracy"], perplexity))
+    return metrics
 
 
 def sum_text(

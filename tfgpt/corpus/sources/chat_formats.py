@@ -21,7 +21,7 @@ from typing import Any
 
 from tfgpt.common.errors import UserError
 from tfgpt.corpus.sources import base
-from tfgpt.corpus.sources.messages import Message, json_or_none, validate_messages, validate_tools
+from tfgpt.corpus.sources.messages import Message, json_or_none, validate_function, validate_messages
 
 CALL, ANSWER = "function_call", "tool"
 
@@ -58,8 +58,18 @@ def parse_messages(value: Mapping[str, Any], place: str) -> list[Message] | None
 
 def parse_tools(value: Mapping[str, Any], place: str) -> dict[str, list[dict[str, Any]]]:
     """Returns `{"tools": […]}` of an object that defines functions, else `{}`."""
-    tools = validate_tools(value.get("tools") or value.get("functions"), place)
-    return {"tools": tools} if tools else {}
+    tools = value.get("tools") or value.get("functions")
+    if isinstance(tools, str) and tools.strip():
+        tools = json_or_none(tools)
+        if tools is None:
+            raise UserError(f"{place}: 'tools' is neither JSON nor a list of functions")
+    if not tools:
+        return {}
+    if not isinstance(tools, list):
+        raise UserError(f"{place}: 'tools' is {base.json_type(tools)}, not a list of functions")
+    base.validate_text(json.dumps(tools, ensure_ascii=False), place, "tools")
+    problem = f"{place}: 'tools' holds something other than a named function"
+    return {"tools": [validate_function(tool, problem) for tool in tools]}
 
 
 def to_openai_messages(turns: Any, name: str, place: str) -> list[dict[str, Any]]:
@@ -111,7 +121,11 @@ def append_message(messages: list[dict[str, Any]], message: dict[str, Any]) -> N
     elif message["role"] == "assistant" and isinstance(message.get("function_call"), Mapping):
         message["tool_calls"] = [{"type": "function", "function": dict(message["function_call"])}]
     elif message["role"] == ANSWER and message.get("tool_call_id") is None:
-        message["tool_call_id"] = answered_call_id(messages)
+        # The first call without an answer at the end of the messages.
+        answers = sum(1 for _ in itertools.takewhile(lambda message: message["role"] == ANSWER, reversed(messages)))
+        calls = calls_of(messages[-1 - answers]) if answers < len(messages) else []
+        call = calls[answers] if answers < len(calls) else None
+        message["tool_call_id"] = call.get("id") if isinstance(call, Mapping) else None
     if isinstance(message.get("tool_calls"), list):
         known = sum(len(calls_of(other)) for other in messages)
         message["tool_calls"] = [
@@ -119,14 +133,6 @@ def append_message(messages: list[dict[str, Any]], message: dict[str, Any]) -> N
             for number, call in enumerate(message["tool_calls"], start=1)
         ]
     messages.append(message)
-
-
-def answered_call_id(messages: list[dict[str, Any]]) -> Any:
-    """Returns the id of the first call without an answer at the end of the messages, or None."""
-    answers = sum(1 for _ in itertools.takewhile(lambda message: message["role"] == ANSWER, reversed(messages)))
-    calls = calls_of(messages[-1 - answers]) if answers < len(messages) else []
-    call = calls[answers] if answers < len(calls) else None
-    return call.get("id") if isinstance(call, Mapping) else None
 
 
 def calls_of(message: Mapping[str, Any]) -> list[Any]:

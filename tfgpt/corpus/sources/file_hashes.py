@@ -40,7 +40,11 @@ class FileHashes:
         """Returns the hexadecimal SHA-256 of each file, in order."""
         absolute = [os.path.abspath(path) for path in paths]
         memory = self.directory / f"{sha256_of_json(absolute)[:32]}.json" if self.directory else None
-        known = read_memory(memory)
+        known: dict[str, list] = {}
+        with contextlib.suppress(UserError):  # A damaged memory counts as none.
+            content = read_json(memory) if memory and memory.is_file() else None
+            if isinstance(content, dict) and all(isinstance(one, list) and len(one) == 5 for one in content.values()):
+                known = content
         try:
             found = {path: os.stat(path) for path in absolute}
             states = {
@@ -65,12 +69,3 @@ class FileHashes:
             elif memory:
                 os.utime(memory)  # `tfgpt.cache` removes what was not used for long.
         return [result[path] for path in absolute]
-
-
-def read_memory(memory: Path | None) -> dict[str, list]:
-    """Returns the remembered states and hashes; none where there is no memory or it is damaged."""
-    with contextlib.suppress(UserError):
-        known = read_json(memory) if memory and memory.is_file() else None
-        if isinstance(known, dict) and all(isinstance(entry, list) and len(entry) == 5 for entry in known.values()):
-            return known
-    return {}

@@ -69,20 +69,6 @@ def validate_calls(calls: Any, place: str) -> list[dict[str, Any]]:
     return valid
 
 
-def validate_tools(tools: Any, place: str) -> list[dict[str, Any]]:
-    """Returns the tool definitions of a list or its JSON text; none for null."""
-    if isinstance(tools, str) and tools.strip():
-        tools = json_or_none(tools)
-        if tools is None:
-            raise UserError(f"{place}: 'tools' is neither JSON nor a list of functions")
-    if not tools:
-        return []
-    if not isinstance(tools, list):
-        raise UserError(f"{place}: 'tools' is {base.json_type(tools)}, not a list of functions")
-    base.validate_text(json.dumps(tools, ensure_ascii=False), place, "tools")
-    return [validate_function(tool, f"{place}: 'tools' holds something other than a named function") for tool in tools]
-
-
 def validate_function(value: Any, problem: str) -> dict[str, Any]:
     """Returns `{"type": "function", "function": {"name": …}}` of a value in that form or of the function alone."""
     if isinstance(value, Mapping) and "function" not in value and "name" in value:

@@ -54,8 +54,9 @@ class SampleSource(base.Source):
         self.folder, self.hashes = package_folder(sample.module), hashes
         self.files = find_sample_files(self.folder, sample, self.variant)
         if not self.files:
-            others = installed_variants(self.folder, sample)
-            if others:
+            if self.folder and sample.variant and (installed := find_sample_files(self.folder, sample, "*")):
+                position = Path(sample.files).parts.index("{variant}")
+                others = sorted({path.relative_to(self.folder).parts[position] for path in installed})
                 near = did_you_mean(self.variant, others)
                 raise SettingError(flag, f"{spec}: no such variant{near or '; there are ' + ', '.join(others)}")
             raise SettingError(flag, f"{spec}: the package {sample.package} is not installed; {sample.install}")
@@ -95,10 +96,3 @@ def find_sample_files(folder: Path | None, sample: Sample, variant: str) -> list
         return []
     matches = sorted(path for path in folder.glob(sample.files.format(variant=variant).lstrip("/")) if path.is_file())
     return list({path.resolve(): path for path in reversed(matches)}.values())[::-1]
-
-
-def installed_variants(folder: Path | None, sample: Sample) -> list[str]:
-    if folder is None or not sample.variant:
-        return []
-    position = Path(sample.files).parts.index("{variant}")
-    return sorted({path.relative_to(folder).parts[position] for path in find_sample_files(folder, sample, "*")})
