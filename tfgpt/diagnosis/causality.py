@@ -62,8 +62,7 @@ def check_causality(probe: ProbeModel) -> CheckResult:
 def variant_logits(probe: ProbeModel) -> tuple[np.ndarray, int, int]:
     """Computes the logits of a row twice, with one token changed, and with the first document changed.
 
-    Returns:
-        The logits [VARIANTS, T, V], the position of the changed token and the end of the first document.
+    Returns the logits [VARIANTS, T, V], the position of the changed token and the end of the first document.
     """
     vocabulary_size, packed = probe.decoder_config.vocabulary_size, probe.decoder.packed
     longest = min(probe.forward_tokens // VARIANTS, LOGIT_BYTES // (4 * VARIANTS * vocabulary_size))

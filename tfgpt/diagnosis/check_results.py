@@ -13,20 +13,13 @@ OK, WARN, FAIL = "ok", "warn", "FAIL"
 
 @dataclasses.dataclass(frozen=True)
 class CheckResult:
-    """The result of one check.
-
-    Attributes:
-        status: "ok", "warn" (the run can work) or "FAIL" (it cannot).
-        line: the result in words, with numbers and units.
-        advice: what to change, with flags and values.
-        numbers: the result as JSON values.
-    """
+    """The result of one check."""
 
     check: str
-    status: str
-    line: str
-    advice: tuple[str, ...] = ()
-    numbers: dict[str, Any] = dataclasses.field(default_factory=dict)
+    status: str  # "ok", "warn" (the run can work) or "FAIL" (it cannot)
+    line: str  # the result in words, with numbers and units
+    advice: tuple[str, ...] = ()  # what to change, with flags and values
+    numbers: dict[str, Any] = dataclasses.field(default_factory=dict)  # the result as JSON values
 
     def lines(self) -> list[str]:
         return [f"{self.status:<4}  {self.check}: {self.line}", *(f"        → {advice}" for advice in self.advice)]

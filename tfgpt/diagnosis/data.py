@@ -26,10 +26,8 @@ UNUSED_SHARE = 0.2
 def check_batch(batch: Mapping[str, np.ndarray], vocabulary_size: int, conversations: bool = False) -> CheckResult:
     """Checks that a batch is one a causal language model can learn from.
 
-    Args:
-        batch: `token_ids`, `targets`, `weights` and optionally `segment_ids` and `positions`, each [B, T].
-        vocabulary_size: the decoder's.
-        conversations: whether rows are packed conversations with padding, whose last targets are not inputs.
+    It has `token_ids`, `targets`, `weights` and optionally `segment_ids` and `positions`, each [B, T]. With
+    `conversations` its rows are packed conversations with padding, whose last targets are not inputs.
     """
     weights = batch["weights"]
     rows, length = weights.shape
@@ -50,7 +48,6 @@ def check_batch(batch: Mapping[str, np.ndarray], vocabulary_size: int, conversat
 
 
 def shift_problem(batch: Mapping[str, np.ndarray], conversations: bool) -> str | None:
-    """Returns the error in targets that are not the next tokens, or None."""
     token_ids, targets = batch["token_ids"], batch["targets"]
     equal = targets[:, :-1] == token_ids[:, 1:]
     if conversations:
@@ -68,7 +65,6 @@ def shift_problem(batch: Mapping[str, np.ndarray], conversations: bool) -> str |
 
 
 def value_problem(batch: Mapping[str, np.ndarray], vocabulary_size: int) -> str | None:
-    """Returns the error in token ids, loss weights or positions, or None."""
     weights, ids = batch["weights"], np.stack([batch["token_ids"], batch["targets"]])
     if ids.min() < 0 or ids.max() >= vocabulary_size:
         return f"token ids range from {ids.min()} to {ids.max()}; the model's from 0 to {vocabulary_size - 1}"
@@ -87,8 +83,7 @@ def value_problem(batch: Mapping[str, np.ndarray], vocabulary_size: int) -> str 
 def count_tokens(shards: TokenShards, limit: int = MAX_COUNTED_TOKENS) -> tuple[np.ndarray, np.ndarray]:
     """Counts the first `limit` tokens, one chunk at a time.
 
-    Returns:
-        [V] int64, occurrences of each id, and [documents] tokens in each document, without end-of-text.
+    Returns [V] int64, occurrences of each id, and [documents] tokens in each document, without end-of-text.
     """
     counted = min(shards.num_tokens, limit)
     by_id = np.zeros(shards.vocabulary_size, np.int64)

@@ -76,7 +76,6 @@ def estimate_memory(config: TrainConfig, decoder_config: DecoderConfig, machine:
 
 
 def check_memory(config: TrainConfig, decoder_config: DecoderConfig, machine: Machine) -> CheckResult:
-    """Checks that the estimate fits in memory."""
     parts = estimate_memory(config, decoder_config, machine)
     total, memory = parts["total"], machine.memory
     parameters = cost.count_parameters(decoder_config)
@@ -120,7 +119,6 @@ def estimate_tpu_memory(config: TrainConfig, decoder_config: DecoderConfig, opti
 
 
 def check_tpu(config: TrainConfig, decoder_config: DecoderConfig) -> CheckResult:
-    """Checks which TPU chips can hold the model."""
     parts = estimate_tpu_memory(config, decoder_config)
     fits = chips_with(parts["total"])
     chips = ", ".join(f"{chip} {format_memory(usable)}" for chip, usable in TPU_BYTES.items())

@@ -32,7 +32,6 @@ class PretrainedModelInfo:
     conditions: str = ""
 
     def context_of(self, name: str) -> int:
-        """Returns the context of the base or chat version with this name."""
         return self.chat_context or self.context if name == self.chat else self.context
 
 

@@ -52,7 +52,12 @@ class ProbeModel:
         self.config, self.data, self.strategy = config, data, strategy
         self.run_trainer, self.run_data = run_trainer, run_data
         self.batch, self.forward_tokens = batch, forward_tokens
-        self.small = small_batch(batch, small_tokens, strategy.num_replicas_in_sync)
+        # The rows with most targets, equally many for each replica.
+        replicas = strategy.num_replicas_in_sync
+        length = min(batch["token_ids"].shape[1], SMALL_LENGTH, max(MIN_LENGTH, small_tokens // replicas))
+        rows = max(1, min(SMALL_ROWS, small_tokens // (length * replicas))) * replicas
+        chosen = np.argsort(-batch["weights"][:, :length].sum(axis=1), kind="stable")[:rows]
+        self.small = {name: np.ascontiguousarray(array[chosen, :length]) for name, array in batch.items()}
         self.trainer = self.trainer_of_shape(self.small["token_ids"].shape, "graph")
         self.decoder, self.decoder_config = self.trainer.decoder, self.trainer.decoder.config
         self.flops_per_token = cost.training_flops_per_token(self.decoder_config, config.batch.sequence_length)
@@ -91,7 +96,6 @@ class ProbeModel:
         return float(sums["nll_sum"]) / float(sums["weight_sum"])
 
     def decoder_inputs(self, batch: Batch) -> Batch:
-        """Returns the arrays of a batch that the decoder reads."""
         names = ("token_ids", "positions", "segment_ids") if self.decoder.packed else ("token_ids",)
         return {name: batch[name] for name in names}
 
@@ -106,15 +110,6 @@ class ProbeModel:
 def with_constant_rate(config: TrainConfig) -> TrainConfig:
     """Returns the configuration of trials: the highest learning rate after a short warm-up."""
     return dataclasses.replace(config, schedule=ScheduleConfig(schedule="constant", warmup_steps=WARMUP_STEPS))
-
-
-def small_batch(batch: Batch, tokens: int, replicas: int) -> Batch:
-    """Returns about `tokens` tokens of a batch: the rows with most targets, equally many for each replica."""
-    length = min(batch["token_ids"].shape[1], SMALL_LENGTH, max(MIN_LENGTH, tokens // replicas))
-    rows = max(1, min(SMALL_ROWS, tokens // (length * replicas))) * replicas
-    targets = batch["weights"][:, :length].sum(axis=1)
-    chosen = np.argsort(-targets, kind="stable")[:rows]
-    return {name: np.ascontiguousarray(array[chosen, :length]) for name, array in batch.items()}
 
 
 def affordable_tokens(config: DecoderConfig, peak_flops: float, steps: int, seconds: float) -> int:

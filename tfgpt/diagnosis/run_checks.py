@@ -98,7 +98,6 @@ def run_checks(
 def check_data(
     report: Report, config: TrainConfig, doctor: DoctorConfig, data: Any, batch: Batch, conversations: bool
 ) -> None:
-    """Shows some rows of the first batch and adds the results of `DATA_CHECKS`."""
     if doctor.preview_rows:
         preview = preview_conversations if conversations else preview_text
         report.preview = preview(batch, data.tokenizer, doctor.preview_rows)
@@ -114,7 +113,6 @@ def check_data(
 
 
 def check_fit(report: Report, config: TrainConfig, decoder_config: DecoderConfig, machine: Machine) -> CheckResult:
-    """Adds the results for disk, TPU and memory; returns the last one."""
     report.add(check_disk(config, decoder_config))
     if config.strategy.strategy == "tpu":
         report.add(check_tpu(config, decoder_config))
@@ -122,7 +120,6 @@ def check_fit(report: Report, config: TrainConfig, decoder_config: DecoderConfig
 
 
 def check_model(report: Report, probe: ProbeModel, doctor: DoctorConfig) -> None:
-    """Adds the results of `MODEL_CHECKS`."""
     overfit = functools.partial(check_overfit, steps=doctor.overfit_steps, seconds=doctor.max_probe_seconds)
     checks: tuple[Callable[[ProbeModel], CheckResult], ...]
     checks = check_initial_loss, check_causality, check_gradients, overfit

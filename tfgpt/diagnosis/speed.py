@@ -30,21 +30,15 @@ SLOW_RUN_DAYS = 30
 
 @dataclasses.dataclass(frozen=True)
 class Speed:
-    """Measurements of the run's training step.
-
-    Attributes:
-        notes: how the mode was chosen and which part of the batch was timed.
-        peak_bytes: peak memory of the process or the first GPU; None if only part of a micro-batch was timed.
-        baseline_bytes: memory before the model was built.
-    """
+    """Measurements of the run's training step."""
 
     mode: str
-    notes: str
+    notes: str  # how the mode was chosen and which part of the batch was timed
     tokens_per_second: float
     seconds_per_update: float
     updates_timed: int
-    peak_bytes: int | None
-    baseline_bytes: int
+    peak_bytes: int | None  # of the process or the first GPU; None if only part of a micro-batch was timed
+    baseline_bytes: int  # before the model was built
     loss: float
 
 

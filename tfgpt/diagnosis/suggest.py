@@ -52,22 +52,14 @@ class Tuning:
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """An assessed model.
-
-    Attributes:
-        name: the version to start from.
-        tuning: the best way to tune it that fits in memory, otherwise the smallest.
-        serving: bytes.
-        mismatch: why it does not suit the task; "" if it does.
-        too_large: why it does not suit the machine; "" if it does.
-    """
+    """An assessed model."""
 
     model: PretrainedModelInfo
-    name: str
-    tuning: Tuning
-    serving: int
-    mismatch: str
-    too_large: str
+    name: str  # the version to start from
+    tuning: Tuning  # the best way to tune it that fits in memory, otherwise the smallest
+    serving: int  # bytes
+    mismatch: str  # why it does not suit the task; "" if it does
+    too_large: str  # why it does not suit the machine; "" if it does
     needs_chat_tuning: bool
     loss: float
 
@@ -114,7 +106,6 @@ def rank(config: SuggestConfig, memory: int) -> list[Candidate]:
 
 
 def assess(model: PretrainedModelInfo, config: SuggestConfig, memory: int) -> Candidate:
-    """Assesses a model for a task, a text and a machine with `memory` bytes."""
     for_chat = config.task in CHAT_TASKS
     name = model.chat if for_chat and model.chat else model.base
     context, language = model.context_of(name), config.language.title()

@@ -28,7 +28,6 @@ class Beam:
     state: Any = None  # the state of `BeamSearch`'s `extend`
 
     def tokens(self) -> list[int]:
-        """Returns all tokens."""
         tokens, beam = [], self
         while beam.parent is not None:
             tokens.append(beam.token)
@@ -38,8 +37,6 @@ class Beam:
 
 @dataclasses.dataclass(frozen=True)
 class Finished:
-    """A finished text."""
-
     beam: Beam  # the text
     score: float  # the score of the beam divided by length ** length_penalty
     finish_reason: str  # "stop" or "length"
@@ -49,16 +46,13 @@ class BeamSearch:
     """The beams of one prompt.
 
     Args:
-        num_beams: the number of running beams, and of finished texts to keep.
-        max_new_tokens: the most tokens of a text.
-        length_penalty: the exponent of the length in the score of a finished text.
         extend: a function of a text's state and its next token that returns the next state and whether the token ends
             the text.
         state: the state of the empty text.
 
     Attributes:
         running: the running beams, best first.
-        finished: the finished texts, best first.
+        finished: the `num_beams` best finished texts, best first.
         parents: the index of each running beam's parent among the running beams of the step before.
     """
 
@@ -91,11 +85,8 @@ class BeamSearch:
     ) -> None:
         """Adds the best continuations of all beams, best first.
 
-        Args:
-            scores: the scores of the beams with one more token.
-            log_probabilities: the log probabilities of these tokens alone.
-            parents: the indices of the continued beams.
-            tokens: the tokens.
+        `scores` are those of the beams with one more token, `log_probabilities` those of the `tokens` alone, and
+        `parents` the indices of the continued beams.
         """
         running: list[Beam] = []
         running_parents: list[int] = []

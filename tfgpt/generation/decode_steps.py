@@ -37,8 +37,6 @@ choose = graph(sampling.choose, LOGITS, PARAMETERS, SEEN, INTEGERS)
 
 
 class Steps(NamedTuple):
-    """The outputs of a loop."""
-
     tokens: tf.Tensor  # [batch, steps] int32
     log_probabilities: tf.Tensor  # [batch, steps] float32
     cache: Cache  # with one more slot per step
@@ -110,7 +108,6 @@ class DecodeFunctions:
             tokens: [batch] int32, each row's last token, not yet in the cache.
             position: [batch] int32, the number of tokens before the next one, for its random number.
             remaining: [batch] int32, the most new tokens of each row.
-            parameters: the sampling settings of the rows.
             seen: [batch, vocabulary] bool, or [batch, 0] if no row has a repetition penalty.
             steps: scalar int32.
 
@@ -237,14 +234,10 @@ def cache_length(cache: Cache) -> tf.Tensor:
 
 
 def window_start(length: Any, context: int) -> Any:
-    """Returns the start of the window from which a text is continued: 0 while the text fits in the context.
+    """Returns the start of the window from which a text of `length` tokens is continued: 0 while it fits in `context`.
 
     When the context is full, a new window starts with its last half and fills up again. The start depends only on the
-    length, not on the way in which the text was generated.
-
-    Args:
-        length: the number of tokens, an integer or a tensor of integers.
-        context: the most tokens that the model reads.
+    length, not on the way in which the text was generated. The length is an integer or a tensor of integers.
     """
     stride = context + 1 - max(1, context // 2)
     windows = (length - context + stride - 1) // stride

@@ -48,7 +48,10 @@ class StreamingDetokenizer:
             self.stopped = True
             text, self._held = self._held[: min(found)[1]], b""
             return self._decoder.decode(text, final=True)
-        certain = len(self._held) - self._possible_stop()
+        # The last bytes may begin a stop string.
+        starts = range(max(0, len(self._held) - self._longest + 1), len(self._held))
+        possible = (start for start in starts if any(stop.startswith(self._held[start:]) for stop in self._stop))
+        certain = next(possible, len(self._held))
         text, self._held = self._held[:certain], self._held[certain:]
         return self._decoder.decode(text)
 
@@ -66,14 +69,6 @@ class StreamingDetokenizer:
             return ""
         text, self._held = self._held, b""
         return self._decoder.decode(text, final=True)
-
-    def _possible_stop(self) -> int:
-        """Returns the number of last bytes that may begin a stop string."""
-        for length in range(min(self._longest - 1, len(self._held)), 0, -1):
-            tail = self._held[-length:]
-            if any(stop.startswith(tail) for stop in self._stop):
-                return length
-        return 0
 
 
 def detokenize(tokens: Sequence[bytes], stop: Sequence[str] = ()) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfgpt.common.errors import UserError
-from tfgpt.generation.beam_search import BeamSearch, Finished
+from tfgpt.generation.beam_search import BeamSearch
 from tfgpt.generation.config import SamplingConfig
 from tfgpt.generation.decode_steps import CompiledDecodeFunctions, choose, window_start
 from tfgpt.generation.detokenizer import StreamingDetokenizer, detokenize
@@ -37,25 +37,17 @@ PROMPT_TOKENS = 8192
 class Completion:
     """A finished text.
 
-    Attributes:
-        text: the new text without the prompt and special tokens, cut before a stop string.
-        token_ids: every new token except a final stop token; they continue after a stop string's cut.
-        finish_reason: "stop" (end-of-text, end of turn or a stop string) or "length" (max_new_tokens).
-        log_probability: the natural log probability of the new tokens and the stop token under the model itself,
-            without temperature, filters and penalties.
-        stop_token: the final stop token, if there is one.
-
     Example:
 
     >>> Completion("Hello", token_ids=[72, 5], finish_reason="stop", log_probability=-1.5, stop_token=0).text
     'Hello'
     """
 
-    text: str
-    token_ids: list[int]
-    finish_reason: str
-    log_probability: float
-    stop_token: int | None = None
+    text: str  # the new text without the prompt and special tokens, cut before a stop string
+    token_ids: list[int]  # every new token except a final stop token; they continue after a stop string's cut
+    finish_reason: str  # "stop" (end-of-text, end of turn or a stop string) or "length" (max_new_tokens)
+    log_probability: float  # natural, of the new tokens and the stop token under the model itself, without penalties
+    stop_token: int | None = None  # the final stop token, if there is one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,12 +96,7 @@ class Generator:
     def load(cls, directory: str | os.PathLike, dtype: str | None = None) -> Generator:
         """Loads a model directory (`config.json`, `model.safetensors`, `tokenizer.json`, `generation_config.json`).
 
-        Args:
-            directory: the model directory.
-            dtype: the type of weights and computation, "float32" or "bfloat16"; None for Keras's default.
-
-        Raises:
-            UserError: a file is missing or damaged.
+        `dtype` is the type of weights and computation, "float32" or "bfloat16"; None for Keras's default.
         """
         from tfgpt.model.checkpoints.huggingface import load_decoder, load_stop_ids
 
@@ -136,9 +123,6 @@ class Generator:
 
         Returns:
             `num_samples` completions for each prompt; those of beam search are best first.
-
-        Raises:
-            UserError: a prompt is longer than the context, or leaves no room in it for beam search.
         """
         configs = [sampling] * len(prompts) if isinstance(sampling, SamplingConfig) else list(sampling)
         encoded = [
@@ -210,7 +194,6 @@ class Generator:
             rows = batch.rows
 
     def _beam_search(self, prompt: np.ndarray, config: SamplingConfig) -> list[Completion]:
-        """Returns the `num_samples` best texts for one prompt, best first."""
         if len(prompt) + config.max_new_tokens > self.context:
             raise UserError(
                 f"--max_new_tokens: {config.max_new_tokens} tokens after a prompt of {len(prompt)} do not fit in the "
@@ -241,24 +224,18 @@ class Generator:
             seen = seen[parents]
             if seen.size:
                 seen[range(config.num_beams), tokens] = True
-        return [self._beam_completion(text, config) for text in beams.finished[: config.num_samples]]
-
-    def _beam_completion(self, finished: Finished, config: SamplingConfig) -> Completion:
-        tokens = finished.beam.tokens()
-        if tokens[-1] in self.stop_tokens:
-            tokens.pop()
-        text = detokenize([self.token_bytes[token] for token in tokens], config.stop)
-        return Completion(text, tokens, finished.finish_reason, finished.beam.log_probability)
+        completions = []
+        for finished in beams.finished[: config.num_samples]:
+            tokens = finished.beam.tokens()
+            if tokens[-1] in self.stop_tokens:
+                tokens.pop()
+            text = detokenize([self.token_bytes[token] for token in tokens], config.stop)
+            completions.append(Completion(text, tokens, finished.finish_reason, finished.beam.log_probability))
+        return completions
 
 
 class SequenceInProgress:
-    """A text that is being generated.
-
-    Args:
-        prompt: [n] int32, n ≥ 1.
-        config: its settings.
-        sample: its number among the samples of the prompt.
-    """
+    """A text that is being generated: `sample` is its number among those of the prompt [n] int32, n ≥ 1."""
 
     def __init__(self, prompt: np.ndarray, config: SamplingConfig, sample: int):
         self.prompt, self.config, self.sample = prompt, config, sample
@@ -269,7 +246,6 @@ class SequenceInProgress:
         self.finish_reason: str | None = None
 
     def remaining(self) -> int:
-        """Returns the number of tokens that may follow."""
         return self.config.max_new_tokens - (len(self.ids) - len(self.prompt))
 
     def add(self, token: int, log_probability: float, content: bytes, stop_tokens: tuple[int, ...]) -> None:
@@ -286,7 +262,6 @@ class SequenceInProgress:
             self.pieces.append(self.detokenizer.end())
 
     def completion(self, stop_tokens: tuple[int, ...]) -> Completion:
-        """Returns the finished text."""
         tokens, stop_token = self.ids[len(self.prompt) :], None
         if tokens and tokens[-1] in stop_tokens:
             *tokens, stop_token = tokens
@@ -295,12 +270,7 @@ class SequenceInProgress:
 
 
 class DecodeBatch:
-    """Rows that share a cache, from the pass over their windows until one of them has filled its context.
-
-    Args:
-        generator: the graphs and tokens.
-        rows: the unfinished rows; each receives its next token at once.
-    """
+    """Rows that share a cache, from the pass over their windows until one of them has filled its context."""
 
     def __init__(self, generator: Generator, rows: list[SequenceInProgress]):
         self.generator, self.decoding, self.rows = generator, generator.decoding, rows

@@ -58,7 +58,6 @@ def generate(
         ids: [batch, length] int32, prompts padded on the right with any ids.
         lengths: [batch] int32, at least 1. Only the end of a prompt longer than the context is read.
         max_new_tokens: [batch] int32; a row below 1 gets no tokens.
-        parameters: the sampling settings of the rows.
     """
     batch_size, context = tf.shape(ids)[0], decoding.decoder.config.max_sequence_length
     longest = tf.maximum(tf.reduce_max(tf.concat([max_new_tokens, [0]], 0)), 0)
@@ -68,14 +67,22 @@ def generate(
         room = context - cache_length(state.cache) + tf.reduce_min(state.padding)
         sampling = SamplingParameters(*(tf.gather(column, state.rows) for column in parameters))
         live_ids = tf.gather(state.ids, state.rows)
-        seen = _seen(live_ids, present, sampling, decoding.decoder.config.vocabulary_size)
+        size = decoding.decoder.config.vocabulary_size
+        seen = tf.cond(
+            tf.reduce_any(sampling.repetition_penalty != 1),
+            lambda: seen_tokens(live_ids, tf.sequence_mask(present, tf.shape(live_ids)[1]), size),
+            lambda: tf.zeros([tf.size(present), 0], tf.bool),
+        )
         remaining = tf.gather(max_new_tokens - state.counts, state.rows)
 
         def first_token():
-            windows, window_lengths = _windows(live_ids, present, context)
-            logits, cache = decoding.prefill(windows, window_lengths)
+            start = window_start(present, context)
+            width = tf.reduce_max(present - start)
+            places = (present - width)[:, None] + tf.range(width)  # [live, width], padded on the left
+            windows = tf.gather(live_ids, tf.maximum(places, 0), batch_dims=1)
+            logits, cache = decoding.prefill(tf.where(places >= start[:, None], windows, 0), present - start)
             tokens, log_probabilities = choose(logits, sampling, seen, present)
-            return tokens[:, None], log_probabilities[:, None], cache, tf.shape(windows)[1] - window_lengths
+            return tokens[:, None], log_probabilities[:, None], cache, width - (present - start)
 
         def more_tokens():
             last = tf.gather(live_ids, present - 1, batch_dims=1)
@@ -120,24 +127,6 @@ def generate(
     )
 
 
-def _windows(ids: tf.Tensor, present: tf.Tensor, context: int) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns the windows of the rows, padded on the left: [rows, longest] int32, and their lengths [rows]."""
-    start = window_start(present, context)
-    window_lengths = present - start
-    width = tf.reduce_max(window_lengths)
-    places = (present - width)[:, None] + tf.range(width)
-    return tf.where(places >= start[:, None], tf.gather(ids, tf.maximum(places, 0), batch_dims=1), 0), window_lengths
-
-
-def _seen(ids: tf.Tensor, present: tf.Tensor, sampling: SamplingParameters, vocabulary_size: int) -> tf.Tensor:
-    """Returns the tokens of each row, [rows, vocabulary] bool; no columns if no row has a repetition penalty."""
-    return tf.cond(
-        tf.reduce_any(sampling.repetition_penalty != 1),
-        lambda: seen_tokens(ids, tf.sequence_mask(present, tf.shape(ids)[1]), vocabulary_size),
-        lambda: tf.zeros([tf.shape(ids)[0], 0], tf.bool),
-    )
-
-
 def _append(
     state: State,
     decoding: DecodeFunctions,
@@ -148,9 +137,7 @@ def _append(
 ) -> State:
     """Appends new tokens [live, count] and their log probabilities, and removes the rows that they finish.
 
-    Args:
-        present: [live] int32, the number of tokens of each row before.
-        remaining: [live] int32, the most new tokens of each row.
+    `present` [live] int32 is the number of tokens of each row before, `remaining` the most new ones.
     """
     stops = tf.reduce_any(tokens[:, :, None] == decoding.stop_tokens, -1)  # (live, count)
     before_stop = tf.cumsum(tf.cast(stops, tf.int32), axis=1, exclusive=True) == 0

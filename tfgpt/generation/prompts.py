@@ -25,17 +25,18 @@ Prompt = str | Messages | dict[str, Any]
 def read_prompts(config: GenerateConfig) -> list[Prompt]:
     """Reads --prompt, --prompt_file or piped standard input; without them the prompt is "".
 
-    Returns:
-        Texts, and messages for --chat and for records with messages.
-
-    Raises:
-        UserError: a file is missing, empty or not UTF-8, or a record is not a prompt; the message names the line.
+    Returns texts, and messages for --chat and for records with messages.
     """
     prompts: list[Prompt] = [""]
     if config.prompt_file:
         path = Path(config.prompt_file).expanduser()
         try:
-            prompts = read_prompt_records(path) if is_records_file(path) else [strip_line_break(read_text(path))]
+            if is_records_file(path):
+                prompts = [parse_prompt(value, place) for place, value in read_records(path)]
+                if not prompts:
+                    raise UserError(f"{path}: has no line with a prompt")
+            else:
+                prompts = [strip_line_break(read_text(path))]
         except UserError as error:
             raise SettingError("prompt_file", str(error)) from error
     elif config.prompt:
@@ -45,13 +46,6 @@ def read_prompts(config: GenerateConfig) -> list[Prompt]:
         prompts = [strip_line_break(check_utf8(sys.stdin.read(), "standard input").removeprefix("\ufeff"))]
     if config.chat:
         return [[{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt for prompt in prompts]
-    return prompts
-
-
-def read_prompt_records(path: Path) -> list[Prompt]:
-    prompts = [parse_prompt(value, place) for place, value in read_records(path)]
-    if not prompts:
-        raise UserError(f"{path}: has no line with a prompt")
     return prompts
 
 
@@ -71,7 +65,6 @@ def parse_prompt(value: Any, place: str) -> Prompt:
 
 
 def strip_line_break(text: str) -> str:
-    """Removes one line break at the end, which editors and `echo` add."""
     return text.removesuffix("\n").removesuffix("\r")
 
 
@@ -101,9 +94,6 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str | np.ndarray, add_end_of_tex
     Args:
         prompt: text, in which names of special tokens are plain text, or ids [n], which are not changed.
         add_end_of_text: whether text begins with `Tokenizer.start_ids`, as texts of the training data do.
-
-    Raises:
-        UserError: an id is outside the vocabulary.
     """
     if isinstance(prompt, str):
         ids = tokenizer.encode(prompt)
@@ -124,10 +114,7 @@ def encode_chat(
 ) -> np.ndarray:
     """Returns the ids of a conversation up to the start of the assistant's reply, [n] int32.
 
-    Args:
-        messages: see `chat_template.encode_messages`.
-        add_end_of_text: False removes `Tokenizer.start_ids` if the template begins with them.
-        tools: definitions of functions that the assistant may call.
+    `add_end_of_text` False removes `Tokenizer.start_ids` if the template begins with them.
     """
     ids, _ = encode_messages(tokenizer, messages, add_generation_prompt=True, tools=tools)
     start = list(tokenizer.start_ids)

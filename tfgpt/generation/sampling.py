@@ -61,7 +61,6 @@ def choose(
 
     Args:
         logits: [batch, vocabulary] float32, the model's logits.
-        parameters: the settings of the rows.
         seen: [batch, vocabulary] bool, or [batch, 0] if no row has a repetition penalty.
         position: [batch] integers, the number of tokens before the next one.
 
@@ -85,10 +84,7 @@ def choose(
 def seen_tokens(token_ids: tf.Tensor, valid: tf.Tensor, vocabulary_size: int | tf.Tensor) -> tf.Tensor:
     """Returns the tokens of each row for the repetition penalty, [batch, vocabulary] bool.
 
-    Args:
-        token_ids: [batch, length] int32.
-        valid: [batch, length] bool, False on padding.
-        vocabulary_size: the number of columns.
+    `token_ids` are [batch, length] int32; `valid` is [batch, length] bool, False on padding.
     """
     batch_size = tf.shape(token_ids)[0]
     rows = tf.broadcast_to(tf.range(batch_size)[:, None], tf.shape(token_ids))
@@ -123,12 +119,7 @@ def with_repetition_penalty(logits: tf.Tensor, seen: tf.Tensor, penalty: tf.Tens
 
 
 def filter_logits(logits: tf.Tensor, parameters: SamplingParameters) -> tf.Tensor:
-    """Applies temperature, top-k, top-p and min-p in this order; a filter that is off in every row costs nothing.
-
-    Args:
-        logits: [batch, vocabulary] float32, with the repetition penalty.
-        parameters: the settings of the rows.
-    """
+    """Applies temperature, top-k, top-p and min-p in this order; a filter that is off in every row costs nothing."""
     logits = apply_temperature(logits, parameters.temperature)
     # A row that takes the most likely token needs no filter.
     samples = parameters.temperature > 0
@@ -200,9 +191,7 @@ def _keep_from(
 ) -> tf.Tensor:
     """Keeps logits from the lowest one of each row; rows that are not `limited` keep all.
 
-    Args:
-        lowest: a function of the largest logits of each row, sorted.
-        few_are_enough: whether `lowest` needs at most FEW_CANDIDATES of them.
+    `lowest` is a function of the largest logits of each row, sorted; if `few_are_enough`, of FEW_CANDIDATES of them.
     """
     vocabulary_size = tf.shape(logits)[1]
 
@@ -215,14 +204,9 @@ def _keep_from(
 
 
 def draw(logits: tf.Tensor, numbers: tf.Tensor) -> tf.Tensor:
-    """Draws a token for each row: the first id whose cumulative probability exceeds the number.
+    """Draws a token for each row, [batch] int32: the first id whose cumulative probability exceeds the number.
 
-    Args:
-        logits: [batch, vocabulary] float32.
-        numbers: [batch] float32 in [0, 1).
-
-    Returns:
-        [batch] int32; never a token with probability 0.
+    `numbers` are [batch] float32 in [0, 1). A token with probability 0 is never drawn.
     """
     cumulative = tf.cumsum(tf.nn.softmax(logits), axis=1)
     # float32 additions miss the total of 1 slightly, so the last sum replaces it.
@@ -234,15 +218,9 @@ def uniform(seed: tf.Tensor, sample: tf.Tensor, position: tf.Tensor) -> tf.Tenso
     """Returns numbers in [0, 1) that are a hash of three integers, with one round of SplitMix64 for each.
 
     SplitMix64: Steele, Lea and Flood, "Fast splittable pseudorandom number generators" (2014); the constants are
-    those of its reference code, https://prng.di.unimi.it/splitmix64.c.
-
-    Args:
-        seed: [batch] int64.
-        sample: [batch] int64.
-        position: [batch] integers, the number of tokens before the one to draw.
-
-    Returns:
-        [batch] float32, multiples of 2^-24.
+    those of its reference code, https://prng.di.unimi.it/splitmix64.c. `seed` and `sample` are [batch] int64,
+    `position` is [batch] integers, the number of tokens before the one to draw. Returns [batch] float32, multiples
+    of 2^-24.
     """
     state = tf.zeros_like(seed, tf.uint64)
     for part in (seed, sample, position):

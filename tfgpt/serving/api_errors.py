@@ -38,7 +38,6 @@ class ApiError(Exception):
         self.status, self.param, self.code, self.headers = status, param, code, dict(headers or {})
 
     def content(self) -> dict[str, Any]:
-        """Returns the body of the response."""
         kind = TYPES.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
         return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
 
@@ -90,7 +89,22 @@ def add_error_handlers(app: FastAPI) -> None:
 
     async def handle_validation(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
-        return validation_error(error).response()
+        errors = error.errors()
+        # In a union the branch that matches the longest path has the problem.
+        alternatives = [found for found in errors if found["loc"][:2] == errors[0]["loc"][:2]]
+        first = max(alternatives, key=lambda found: len(found["loc"]))
+        path = [str(part) for part in first["loc"] if part != "body"]
+        # Pydantic adds the branch's name; clients know the field and the number of the item.
+        name = ".".join(part for part in path if part.isdigit() or (part.isidentifier() and part not in BRANCHES))
+        if first["type"] == "json_invalid":
+            problem = ApiError(400, "the body is not JSON", code="invalid_json")
+        elif first["type"] == "extra_forbidden":
+            problem = ApiError(400, f"{name}: this server has no such parameter", name, "unknown_parameter")
+        elif first["type"] == "too_long" and not first["ctx"]["max_length"]:
+            problem = ApiError(400, f"{name}: this server supports only an empty one", name, "unknown_parameter")
+        else:
+            problem = ApiError(400, f"{name or 'body'}: {first['msg']}", name or None, "invalid_value")
+        return problem.response()
 
     async def handle_http(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
@@ -104,21 +118,3 @@ def add_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, handle_http)
     for kind in (ApiError, TfgptError):
         app.add_exception_handler(kind, handle_other)
-
-
-def validation_error(error: RequestValidationError) -> ApiError:
-    """Returns the first problem of a body; in a union, that of the branch that matches the longest path."""
-    errors = error.errors()
-    first = max(
-        (found for found in errors if found["loc"][:2] == errors[0]["loc"][:2]), key=lambda found: len(found["loc"])
-    )
-    if first["type"] == "json_invalid":
-        return ApiError(400, "the body is not JSON", code="invalid_json")
-    path = [str(part) for part in first["loc"] if part != "body"]
-    # In a union Pydantic adds the branch's name; clients know the field and the number of the item.
-    name = ".".join(part for part in path if part.isdigit() or (part.isidentifier() and part not in BRANCHES))
-    if first["type"] == "extra_forbidden":
-        return ApiError(400, f"{name}: this server has no such parameter", name, "unknown_parameter")
-    if first["type"] == "too_long" and not first["ctx"]["max_length"]:
-        return ApiError(400, f"{name}: this server supports only an empty one", name, "unknown_parameter")
-    return ApiError(400, f"{name or 'body'}: {first['msg']}", name or None, "invalid_value")

@@ -105,8 +105,6 @@ def create_app(client: Client, info: ModelInfo, config: ServeConfig, keys: Seque
 
 
 class PageFiles(StaticFiles):
-    """The files of the chat page, with its headers."""
-
     def file_response(self, *arguments: Any, **keywords: Any) -> Response:
         response = super().file_response(*arguments, **keywords)
         response.headers.update(PAGE_HEADERS)
@@ -124,11 +122,7 @@ class Server:
         self._limiter: anyio.CapacityLimiter | None = None
 
     async def call(self, name: str, inputs: Mapping[str, list[Any]]) -> Outputs:
-        """Calls a signature that does not generate.
-
-        Raises:
-            QueueFullError: too many such calls wait.
-        """
+        """Calls a signature that does not generate; raises a QueueFullError if too many such calls wait."""
         self._limiter = self._limiter or anyio.CapacityLimiter(MAX_OTHER_CALLS)
         if self._calls >= self.config.max_queue:
             raise QueueFullError(self.batcher.retry_seconds(self._calls))
@@ -184,7 +178,6 @@ class Server:
     async def respond(
         self, request: Request, body: ChatRequest | CompletionRequest, prompts: list[list[int]], max_tokens: int | None
     ) -> Response:
-        """Appends a request's texts to the queue and returns the response, streamed or complete."""
         response = self.submit(request, body, prompts, max_tokens)
         if body.stream:
             return EventResponse(response, body.include_usage)
@@ -222,7 +215,6 @@ class Server:
         )
 
     def model_object(self) -> dict[str, Any]:
-        """Returns the model's entry of /v1/models."""
         return {
             "id": self.info.name,
             "object": "model",
@@ -289,7 +281,6 @@ def openai_routes(server: Server) -> APIRouter:
 
 
 def ops_routes(server: Server) -> APIRouter:
-    """Returns the routes for operators and the chat page."""
     router = APIRouter()
 
     @router.get("/healthz", response_class=PlainTextResponse, responses=NOT_READY)

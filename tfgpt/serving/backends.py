@@ -59,11 +59,7 @@ class SavedModelTransport:
 
 
 def load_model_info(config: ServeConfig, version: Path | None) -> ModelInfo:
-    """Returns a description of the served model, without an export from the flags alone.
-
-    Raises:
-        UserError: the export's description cannot be read.
-    """
+    """Returns a description of the served model, without an export from the flags alone."""
     if version is None:
         return ModelInfo(config.model_name, 0, config.context_length, 0, DEFAULTS)
     metadata = read_description(version)
@@ -85,11 +81,7 @@ def load_model_info(config: ServeConfig, version: Path | None) -> ModelInfo:
 
 
 def open_backend(config: ServeConfig) -> tuple[Client, ModelInfo]:
-    """Connects to the backend, or loads the model into this process.
-
-    Raises:
-        UserError: the export does not exist or cannot be loaded.
-    """
+    """Connects to the backend, or loads the model into this process."""
     version = find_export(config.model) if config.model else None
     info = load_model_info(config, version)
     if config.backend:

@@ -32,23 +32,15 @@ class RequestHandle:
         self._loop = asyncio.get_running_loop()
 
     def put(self, event: TokenChunk | Exception) -> None:
-        """Adds an event from the batcher's thread."""
         with contextlib.suppress(RuntimeError):  # The event loop is closed.
             self._loop.call_soon_threadsafe(self.events.put_nowait, event)
 
     def cancel(self) -> None:
-        """Tells the batcher that the request needs no more chunks."""
         self.cancelled = True
 
 
 class Batcher:
-    """The queue of texts and the thread that generates them.
-
-    Args:
-        max_batch: the most texts in one call.
-        max_queue: the most texts that wait.
-        wait_seconds: the time that the first text of an idle server waits for others.
-    """
+    """The queue of texts and the thread that generates them; an idle server waits `wait_seconds` for more texts."""
 
     def __init__(self, client: Client, max_batch: int, max_queue: int, wait_seconds: float, metrics: Metrics):
         self._client, self._max_batch, self._max_queue = client, max_batch, max_queue
@@ -62,11 +54,9 @@ class Batcher:
 
     @property
     def alive(self) -> bool:
-        """True while the thread runs."""
         return self._thread.is_alive()
 
     def start(self) -> None:
-        """Starts the thread."""
         self._thread.start()
 
     def stop(self) -> None:
@@ -77,13 +67,7 @@ class Batcher:
         self._thread.join()
 
     def submit(self, sequences: Sequence[SequenceState]) -> None:
-        """Appends all of a request's texts to the queue, or none of them.
-
-        Raises:
-            QueueFullError: the queue has no room for them.
-            ShutdownError: the server is stopping.
-            BatcherStoppedError: the thread has ended.
-        """
+        """Appends all of a request's texts to the queue, or raises an ApiError and appends none of them."""
         with self._changed:
             if self._stopping:
                 raise ShutdownError()
@@ -116,7 +100,6 @@ class Batcher:
                 sequence.handle.put(error)
 
     def _step(self) -> None:
-        """Waits for texts and generates a chunk of each."""
         with self._changed:
             self._changed.wait_for(lambda: self._stopping or self._active or self._waiting)
             if not self._active:

@@ -55,13 +55,21 @@ class Client:
 
         Inputs and outputs are lists with one item per row; text is str or bytes.
         """
-        encoded = {key: [to_bytes(item) for item in column] for key, column in inputs.items()}
+        encoded = {
+            key: [item.encode() if isinstance(item, str) else item for item in column] for key, column in inputs.items()
+        }
         deadline = time.monotonic() + self.seconds
         pause = FIRST_PAUSE
         while True:
             try:
                 outputs = self.transport.predict(name, encoded, max(deadline - time.monotonic(), 0.001))
-                return {key: column if key.endswith("_bytes") else decode(column) for key, column in outputs.items()}
+                return {
+                    key: [
+                        item.decode() if isinstance(item, bytes) and not key.endswith("_bytes") else item
+                        for item in column
+                    ]
+                    for key, column in outputs.items()
+                }
             except ServingError as error:
                 # Half of the pause is random, so that many clients do not return at once.
                 wait = pause * random.uniform(0.5, 1.0)
@@ -103,7 +111,6 @@ class Client:
         return self.predict("embed", {"text": list(texts)})["embedding"]
 
     def close(self) -> None:
-        """Closes the connection."""
         self.transport.close()
 
     def _conversation(self, messages: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
@@ -126,11 +133,7 @@ def connect(
 ) -> Client:
     """Returns a client for "HOST:PORT" (gRPC) or "http://HOST:PORT" (REST).
 
-    Args:
-        address: the server's address.
-        model: the model's name.
-        label: a version's label, such as "stable" or "canary"; "" for the newest version.
-        seconds, template: see `Client`.
+    `label` is that of a version, such as "stable" or "canary"; "" for the newest version.
     """
     is_rest = address.startswith(("http://", "https://"))
     transport: Callable[..., Transport] = RestTransport if is_rest else GrpcTransport
@@ -144,11 +147,7 @@ def prompt_ids(encoded: Outputs) -> list[list[int]]:
 
 
 def sampling_inputs(sampling: Mapping[str, Any], rows: int) -> dict[str, list[Any]]:
-    """Returns the sampling inputs of a request.
-
-    Raises:
-        UserError: a name is not a sampling input, or a list has another length than `rows`.
-    """
+    """Returns the sampling inputs of a request of `rows` texts; `sampling` has one value or a list for each name."""
     unknown = sampling.keys() - DEFAULTS.keys()
     if unknown:
         raise UserError(f"{min(unknown)}: no such sampling input; there are {', '.join(DEFAULTS)}")
@@ -159,11 +158,3 @@ def sampling_inputs(sampling: Mapping[str, Any], rows: int) -> dict[str, list[An
         if len(inputs[name]) != rows:
             raise UserError(f"{name}: {len(inputs[name])} values for {rows} texts")
     return inputs
-
-
-def to_bytes(item: Any) -> Any:
-    return item.encode() if isinstance(item, str) else item
-
-
-def decode(column: list[Any]) -> list[Any]:
-    return [item.decode() if isinstance(item, bytes) else item for item in column]

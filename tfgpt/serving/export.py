@@ -37,18 +37,11 @@ from tfgpt.tokenization.tokenizer import Tokenizer
 def export(
     config: ExportConfig, sampling: SamplingConfig, directory: Path, tokenizer: Tokenizer, log: Callable[[str], None]
 ) -> Path:
-    """Writes a version and verifies that it generates what the model generates.
+    """Writes a version, verifies that it generates what the model generates, and returns its directory.
 
-    Args:
-        sampling: the defaults of the sampling inputs.
-        directory: the model directory.
-        log: receives lines of progress.
-
-    Returns:
-        The version's directory.
+    `sampling` has the defaults of the sampling inputs; `directory` is the model directory.
 
     Raises:
-        UserError: the model cannot be exported, the version exists, or the folder holds other files or is in use.
         RunError: the version differs from the model; nothing of it remains.
     """
     output = check_export_root(config.output)
@@ -98,11 +91,7 @@ def write_version(
 
 
 def version_directory(output: Path, version: int) -> Path:
-    """Returns the directory of a version; 0 means one more than the highest version.
-
-    Raises:
-        UserError: the version exists.
-    """
+    """Returns the directory of a version, which must not exist; 0 means one more than the highest version."""
     present = [int(entry.name) for entry in output.iterdir() if is_version(entry)]
     if version in present:
         raise UserError(f"--version: {output / str(version)} exists; a version never changes, give another number")

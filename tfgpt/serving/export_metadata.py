@@ -21,11 +21,7 @@ FORMAT = FORMATS["export"]
 
 
 def read_description(version: Path) -> dict[str, Any]:
-    """Returns the metadata of an exported version.
-
-    Raises:
-        UserError: the metadata cannot be read, or the export has another format.
-    """
+    """Returns the metadata of an exported version."""
     path = version / EXPORT_METADATA
     if is_version(version):
         check_format(version.parent, "export")
@@ -48,11 +44,7 @@ def is_version(path: Path) -> bool:
 
 
 def check_export_root(output: str) -> Path:
-    """Returns the folder of the versions.
-
-    Raises:
-        SettingError: the folder holds files that are not part of an export; nothing in it has changed.
-    """
+    """Returns the folder of the versions; raises a SettingError if it holds files that are not part of an export."""
     path = Path(output).expanduser()
     if (path / "saved_model.pb").is_file():
         raise SettingError("output", f"{path} is a SavedModel; give the folder of its versions, such as {path.parent}")

@@ -26,12 +26,10 @@ class PrecisionReport:
         self.text = evaluation_ids(directory, config.evaluation_text, tokenizer, config.evaluation_bytes)
 
     def measure(self, precision: str, model: ServedModel) -> None:
-        """Adds a precision."""
         if self.text is not None:
             self.values[precision] = bits_per_byte(model, self.text[0], self.tokenizer)
 
     def describe(self) -> str:
-        """Returns the measurements in one line."""
         if self.text is None:
             return "Quality: not measured (no held-out text is known; give one with --evaluation_text)"
         ids, name = self.text
@@ -49,13 +47,7 @@ class PrecisionReport:
 def evaluation_ids(model: Path, text: str, tokenizer: Tokenizer, byte_limit: int) -> tuple[np.ndarray, str] | None:
     """Returns the ids of the evaluation text, [n] int32, and its name; None without a text.
 
-    Args:
-        model: the model directory; its training.json names the text or the conversations that the run held out.
-        text: a file to read instead, or "".
-        byte_limit: the most bytes of the text.
-
-    Raises:
-        UserError: the file cannot be read.
+    Without a file `text`, it is the text or the conversations that the run held out (training.json).
     """
     if byte_limit == 0:
         return None

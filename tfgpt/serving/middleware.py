@@ -68,7 +68,11 @@ class RequestMiddleware:
                 await self._check_and_run(scope, receive, send_with_id)
         except (asyncio.CancelledError, Exception) as error:
             record["cut"] = bool(status)
-            response = self._error_response(error)
+            if isinstance(error, TimeoutError):
+                answer = ApiError(504, f"not finished within {self.config.request_seconds:g} s", code="timeout")
+            else:  # Cancelled: uvicorn's time for shutting down is over.
+                answer = to_api_error(error) if isinstance(error, Exception) else ShutdownError()
+            response = answer.response()
             if not status:
                 await response(scope, receive, send_with_id)
             elif streaming:
@@ -79,18 +83,16 @@ class RequestMiddleware:
         finally:
             self._log({**scope, "method": method}, request_id, status or CLIENT_CLOSED_REQUEST, record)
 
-    def _error_response(self, error: BaseException) -> Any:
-        if isinstance(error, TimeoutError):
-            error = ApiError(504, f"not finished within {self.config.request_seconds:g} s", code="timeout")
-        elif not isinstance(error, Exception):  # Cancelled: uvicorn's time for shutting down is over.
-            error = ShutdownError()
-        return to_api_error(error).response()
-
     async def _check_and_run(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = dict(scope["headers"])
         try:
-            if scope["path"].startswith("/v1/") and scope["method"] != "OPTIONS":
-                self._check_key(headers.get(b"authorization", b""))
+            if self.keys and scope["path"].startswith("/v1/") and scope["method"] != "OPTIONS":
+                scheme, _, key = headers.get(b"authorization", b"").partition(b" ")
+                # Compares every key in constant time, so that the time does not reveal a part of a key.
+                matches = [hmac.compare_digest(key.strip(), known) for known in self.keys]
+                if scheme.lower() != b"bearer" or not any(matches):
+                    challenge = {"WWW-Authenticate": "Bearer"}
+                    raise ApiError(401, "no or wrong API key", code="invalid_api_key", headers=challenge)
             body = await self._read_body(headers, receive)
             if body:
                 check_body(headers, body)
@@ -105,15 +107,6 @@ class RequestMiddleware:
             return messages.pop() if messages else await receive()
 
         await self.app(scope, receive_body, send)
-
-    def _check_key(self, authorization: bytes) -> None:
-        if not self.keys:
-            return
-        scheme, _, key = authorization.partition(b" ")
-        # Compares every key in constant time, so that the time does not reveal a part of a key.
-        matches = [hmac.compare_digest(key.strip(), known) for known in self.keys]
-        if scheme.lower() != b"bearer" or not any(matches):
-            raise ApiError(401, "no or wrong API key", code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
 
     async def _read_body(self, headers: dict[bytes, bytes], receive: Receive) -> bytes | None:
         """Returns the body, or None when the client disconnects before its end."""
@@ -169,18 +162,11 @@ def check_body(headers: dict[bytes, bytes], body: bytes) -> None:
     if encoding != b"identity":
         message = f"the body has the encoding {encoding.decode('latin-1')}; send it without"
         raise ApiError(415, message, headers={"Accept-Encoding": "identity"})
-    if has_lone_surrogate(body):
-        raise ApiError(400, "the body contains half of a surrogate pair, which is not text", code="invalid_json")
-
-
-def has_lone_surrogate(body: bytes) -> bool:
-    r"""Returns whether JSON contains half of a surrogate pair, such as "\ud800", which Python cannot encode."""
-    if b"\\ud" not in body.lower():
-        return False
-    try:
-        json.dumps(json.loads(body), ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        return True
-    except (ValueError, RecursionError):
-        pass  # The parser of the request reports the problem.
-    return False
+    if b"\\ud" in body.lower():
+        try:
+            json.dumps(json.loads(body), ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            message = "the body contains half of a surrogate pair, which is not text"
+            raise ApiError(400, message, code="invalid_json") from None
+        except (ValueError, RecursionError):
+            pass  # The parser of the request reports the problem.

@@ -15,7 +15,6 @@ Zero = Annotated[float, Field(ge=0, le=0)]
 
 
 def ignored() -> Any:
-    """Returns a field that clients may send and that changes nothing."""
     return Field(None, description="Accepted and ignored.")
 
 
@@ -72,12 +71,10 @@ class GenerationRequest(Body):
 
     @property
     def stop_strings(self) -> list[str]:
-        """The stop strings without empty ones."""
         return [stop for stop in ([self.stop] if isinstance(self.stop, str) else self.stop or []) if stop]
 
     @property
     def include_usage(self) -> bool:
-        """True if a stream ends with the token counts."""
         return bool(self.stream_options and self.stream_options.include_usage)
 
     def sampling(self, defaults: dict[str, Any], seed: int, sample: int) -> dict[str, Any]:
@@ -142,7 +139,6 @@ class CompletionRequest(GenerationRequest):
 
     @property
     def prompts(self) -> list[str | list[int]]:
-        """The prompts: all texts or all ids."""
         single = isinstance(self.prompt, str) or isinstance(self.prompt[0], int)
         return [self.prompt] if single else self.prompt  # type: ignore[list-item, return-value]
 

@@ -54,11 +54,7 @@ class CompletionResponse:
         self.metrics.prompt.inc(self.prompt_tokens)
 
     async def chunks(self) -> AsyncIterator[TokenChunk | None]:
-        """Yields the chunks of all texts, and None when no chunk arrives for `KEEP_ALIVE_SECONDS`.
-
-        Raises:
-            Exception: the model fails.
-        """
+        """Yields the chunks of all texts, and None when no chunk arrives for `KEEP_ALIVE_SECONDS`."""
         try:
             while not all(self.finish_reasons):
                 event: TokenChunk | Exception | None = None
@@ -86,7 +82,6 @@ class CompletionResponse:
                     self.metrics.cancelled.inc()
 
     async def body(self) -> dict[str, Any]:
-        """Returns the complete response."""
         texts = [""] * self.choices
         log_probabilities: list[list[tuple[bytes, float]]] = [[] for _ in texts]
         async for chunk in self.chunks():
@@ -136,11 +131,9 @@ class CompletionResponse:
             yield format_event(to_api_error(error).content())
 
     def heading(self, kind: str) -> dict[str, Any]:
-        """Returns the fields before `choices`."""
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
 
     def usage(self) -> dict[str, int]:
-        """Returns the token counts."""
         return {
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
@@ -205,7 +198,6 @@ async def respond_unless_disconnected(request: Request, response: CompletionResp
 
 
 def format_event(content: dict[str, Any]) -> str:
-    """Returns one server-sent event."""
     return f"data: {json.dumps(content, ensure_ascii=False, separators=(',', ':')).translate(LINE_ENDS)}\n\n"
 
 

@@ -34,10 +34,8 @@ class Metrics:
         )
 
     def observe_call(self, rows: int, seconds: float) -> None:
-        """Counts a call that generates."""
         self.calls.observe(seconds)
         self.batch.observe(rows)
 
     def text(self) -> bytes:
-        """Returns all counters in Prometheus's text format."""
         return generate_latest(self.registry)

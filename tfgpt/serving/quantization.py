@@ -58,8 +58,7 @@ class ServedWeights:
 def quantize(table: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
     """Quantizes a table [rows, columns] float32 to int8, symmetrically, with one scale per channel along `axis`.
 
-    Returns:
-        The integers from -127 to 127, int8 like the table, and the scales [channels] float32.
+    Returns the integers from -127 to 127, int8 like the table, and the scales [channels] float32.
     """
     scales = np.abs(table).max(axis=1 - axis) / 127
     scales = np.where(scales > 0, scales, 1).astype(np.float32)

@@ -33,16 +33,11 @@ class ServedModel:
 
     Args:
         decoder: the model; its code is traced with `weights`.
-        weights: the weights that are saved.
         defaults: the sampling of `serving_default` and the defaults of the sampling inputs.
-        max_new_tokens_limit: the most new tokens of a request.
         stop_tokens: the ids that end a text; by default those of the tokenizer.
 
     Attributes:
         module: the module that is saved, with the weights and the tokenizer's operations.
-
-    Raises:
-        UserError: the tokenizer cannot run in the graph.
     """
 
     def __init__(
@@ -122,7 +117,6 @@ class ServedModel:
         return {"text": text, "text_bytes": content, **self.generated(output), "prompt_tokens": lengths}
 
     def stream(self, ids: tf.Tensor, length: tf.Tensor, *sampling: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Continues ids by a few tokens."""
         size = self.decoding.decoder.config.vocabulary_size
         length = tf.clip_by_value(length, 1, tf.shape(ids)[1])
         ids = tf.where(tf.sequence_mask(length, tf.shape(ids)[1]), ids, 0)
@@ -140,7 +134,6 @@ class ServedModel:
         }
 
     def score(self, text: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Returns the log-likelihoods of texts."""
         ids, lengths = self.pad(self.encode(text))
         return {
             "log_likelihood": self.log_likelihood(ids, lengths, tf.ones_like(ids, tf.bool)),
@@ -149,7 +142,6 @@ class ServedModel:
         }
 
     def tokenize(self, text: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Returns the ids of texts."""
         ids, lengths = self.pad(self.in_graph.encode(text))
         start_ids = tf.fill([tf.size(text)], next(iter(self.tokenizer.start_ids), -1))
         return {"ids": ids, "num_tokens": lengths, "end_of_text_id": start_ids}

@@ -20,11 +20,7 @@ TEXT_OPERATIONS = "core TensorFlow and tensorflow_text"
 
 
 def register_operations(directory: Path) -> None:
-    """Registers the operations that a version needs in addition to TensorFlow's own.
-
-    Raises:
-        UserError: the version needs tensorflow_text, which is not installed, or has another format.
-    """
+    """Registers the operations that a version needs in addition to TensorFlow's own."""
     if not (directory / EXPORT_METADATA).is_file() or read_description(directory).get("operations") != TEXT_OPERATIONS:
         return
     if importlib.util.find_spec("tensorflow_text") is None:
@@ -35,11 +31,7 @@ def register_operations(directory: Path) -> None:
 
 
 class SessionModel:
-    """A loaded version; a context manager that closes its session.
-
-    Attributes:
-        signatures: the `SignatureDef`s by name, without the initializer's.
-    """
+    """A loaded version; a context manager that closes its session. `signatures` are without the initializer's."""
 
     def __init__(self, directory: str | os.PathLike):
         register_operations(Path(directory))
@@ -56,11 +48,7 @@ class SessionModel:
         }
 
     def __call__(self, signature: str, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """Runs a signature; inputs with defaults are optional.
-
-        Raises:
-            tf.errors.OpError: the server's error.
-        """
+        """Runs a signature; inputs with defaults are optional; raises the server's tf.errors.OpError."""
         definition = self.signatures[signature]
         feeds = {definition.inputs[name].name: value for name, value in inputs.items()}
         return self._session.run({name: value.name for name, value in definition.outputs.items()}, feeds)

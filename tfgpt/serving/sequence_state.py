@@ -43,15 +43,11 @@ class SequenceState:
         self.chunk_size = FIRST_CHUNK
 
     def advance(self, outputs: Outputs, row: int) -> TokenChunk:
-        """Adds the new tokens of a row of `stream`'s outputs.
-
-        Raises:
-            UserError: the request asks for log-probabilities, which exports made before 2026-11-28 do not output.
-        """
+        """Adds the new tokens of a row of `stream`'s outputs."""
         count = outputs["num_tokens"][row]
         contents, log_probabilities = [outputs["text_bytes"][row]], []
         if self.log_probabilities:
-            if "token_log_probabilities" not in outputs:
+            if "token_log_probabilities" not in outputs:  # It was made before 2026-11-28.
                 raise UserError("logprobs: this export does not output them; export the model again")
             contents = outputs["token_bytes"][row][:count]
             log_probabilities = list(zip(contents, outputs["token_log_probabilities"][row]))

@@ -29,15 +29,7 @@ def check_serving_files(output: Path, overwrite: bool) -> None:
 
 
 def write_serving_files(output: Path, version: Path, image: str, cores: int, overwrite: bool = False) -> Path:
-    """Writes the files of a served model and returns their folder.
-
-    Args:
-        output: the served model's directory; its name is the model's name.
-        version: the newest version's directory.
-        image: the container image of TensorFlow Serving.
-        cores: the number of the server's CPUs.
-        overwrite: whether to replace a `serving/` that holds other files.
-    """
+    """Writes the files of a served model and returns their folder; the name of `output` is the model's name."""
     name, canary, folder = output.resolve().name, int(version.name), output / SERVING_FOLDER
     stable = stable_version(folder / "models.config", name)
     if stable is None or not (output / str(stable)).is_dir():
@@ -66,11 +58,7 @@ def write_serving_files(output: Path, version: Path, image: str, cores: int, ove
 
 
 def stable_version(path: Path, name: str) -> int | None:
-    """Returns the version with the label "stable" in a models.config; None without such a file or label.
-
-    Raises:
-        UserError: the file is not a model server configuration.
-    """
+    """Returns the version with the label "stable" in a models.config; None without such a file or label."""
     if not path.is_file():
         return None
     config = model_server_config_pb2.ModelServerConfig()

@@ -13,8 +13,6 @@ from tfgpt.generation.config import SamplingConfig
 
 @dataclasses.dataclass(frozen=True)
 class SignatureTensor:
-    """An input or an output of a signature."""
-
     name: str  # its name in requests and responses
     dtype: str  # "string", "int32", "int64" or "float32"
     meaning: str  # one line
@@ -138,7 +136,6 @@ SIGNATURES = (
 
 
 def signature(name: str) -> Signature:
-    """Returns the signature of this name."""
     return next(entry for entry in SIGNATURES if entry.name == name)
 
 

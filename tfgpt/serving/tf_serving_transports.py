@@ -63,11 +63,7 @@ class Transport(Protocol):
     address: str
 
     def predict(self, name: str, inputs: Mapping[str, list[Any]], seconds: float) -> Outputs:
-        """Sends a request once; strings are bytes in its inputs and outputs.
-
-        Raises:
-            ServingError: the request fails or takes longer than `seconds`.
-        """
+        """Sends a request once, for at most `seconds`; strings are bytes in its inputs and outputs."""
 
     def close(self) -> None:
         """Closes the connection."""
@@ -160,12 +156,10 @@ def is_loopback(url: str) -> bool:
 
 
 def to_json(item: bytes) -> dict[str, str]:
-    """Returns bytes in TensorFlow Serving's base64 format."""
     return {"b64": base64.b64encode(item).decode()}
 
 
 def from_json(value: Any) -> Any:
-    """Returns a JSON value with every base64 item in it decoded."""
     if isinstance(value, list):
         return [from_json(item) for item in value]
     if isinstance(value, dict):

@@ -24,11 +24,7 @@ CHUNKS = (4, 8, 12)
 
 
 def verify(directory: Path, generator: Generator, defaults: SamplingConfig) -> None:
-    """Runs every signature of a version and compares its text with that of a generator with the saved weights.
-
-    Raises:
-        RunError: a signature is missing, fails, or differs from the generator; the message names it.
-    """
+    """Runs every signature of a version and compares its text with that of a generator with the saved weights."""
     with SessionModel(directory) as model:
         names = {entry.name for entry in SIGNATURES}
         if model.signatures.keys() != names:
@@ -53,7 +49,6 @@ def run(model: SessionModel, name: str, inputs: dict[str, Any]) -> dict[str, np.
 
 
 def check_outputs(name: str, outputs: dict[str, np.ndarray], rows: int) -> None:
-    """Compares the shapes and dtypes of outputs with the signature's table."""
     for tensor in signature(name).outputs:
         value = np.asarray(outputs[tensor.name])
         dtype = "string" if value.dtype == object else value.dtype.name
@@ -77,7 +72,6 @@ class ExportVerifier:
         self.decoding = DecodeFunctions(generator.decoder, generator.stop_tokens)
 
     def check_generation(self, sampling: SamplingConfig) -> None:
-        """Compares `generate`, `chat` and `stream` with the generator."""
         chats = [[{"role": "user", "content": text}] for text in TEXTS]
         template = get_chat_template(self.tokenizer)
         prompts = {
@@ -115,7 +109,6 @@ class ExportVerifier:
         return tokens, reason, total
 
     def check_defaults(self, defaults: SamplingConfig) -> None:
-        """Compares `serving_default`, and `generate` without sampling inputs, with the generator."""
         prompt = encode_prompt(self.tokenizer, TEXTS[0])
         text = {"text": np.array([TEXTS[0].encode()], object)}
         outputs = run(self.model, "generate", text)
@@ -132,7 +125,6 @@ class ExportVerifier:
     def check_text(
         self, name: str, prompt: list[int], tokens: list[int], reason: str, total: float, expected: Completion
     ) -> None:
-        """Compares a text of a signature that generates with the generator's text."""
         if (tokens, reason) == (expected.token_ids, expected.finish_reason):
             return
         if self.exact:
