@@ -55,7 +55,7 @@ def chats(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_conversations_are_examined(chats, monkeypatch):
     monkeypatch.setattr(speed, "TIMED_SECONDS", 0.3)
     report = check(config_of(chats, "--objective=chat --sequence_length=96 --max_steps=20"))
-    assert report.with_status("FAIL") == [], [finding.lines() for finding in report.results.values()]
+    assert report.with_status("FAIL") == [], [finding.line for finding in report.results.values()]
     assert set(report.results) == {"first batch", "disk", "memory", *MODEL_CHECKS, *SPEED_CHECKS[:-1]}
     assert "targets count" in report.results["first batch"].line
     assert any("«It is " in line for line in report.preview)

@@ -318,7 +318,7 @@ def test_clients_that_left_take_no_place_in_the_queue_and_those_that_wait_keep_t
         batcher.submit(texts(waiting, 1))
         with pytest.raises(QueueFullError):
             batcher.submit(texts(late, 1))
-        leaving.cancel()
+        leaving.cancelled = True
         with pytest.raises(QueueFullError):
             batcher.submit(texts(late, 3))  # All or none: two of its three texts would find room.
         batcher.submit(texts(late, 2))

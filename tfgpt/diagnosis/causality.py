@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-
-import keras
 import numpy as np
 import tensorflow as tf
 
@@ -81,20 +77,14 @@ def variant_logits(probe: ProbeModel) -> tuple[np.ndarray, int, int]:
     # As in training, unless dropout would change every row.
     training = not probe.decoder_config.dropout
     logits_of = probe.traced(lambda batch: probe.decoder(batch, training=training))
-    with filled_zeros(probe.decoder):
-        return logits_of(probe.decoder_inputs(inputs)), changed, end
-
-
-@contextlib.contextmanager
-def filled_zeros(decoder: keras.Model) -> Iterator[None]:
-    """Fills matrices that are all zero with random numbers; they would hide the effect of attention."""
-    matrices = [variable for variable in decoder.trainable_variables if len(variable.shape) > 1]
+    # Matrices that are all zero would hide the effect of attention, so they are filled with random numbers meanwhile.
+    matrices = [variable for variable in probe.decoder.trainable_variables if len(variable.shape) > 1]
     zeros = [variable for variable in matrices if not tf.reduce_any(variable.value != 0)]
     for number, variable in enumerate(zeros):
         values = tf.random.stateless_normal(variable.shape, [number, 1], stddev=variable.shape[0] ** -0.5)
         variable.assign(tf.cast(values, variable.dtype))
     try:
-        yield
+        return logits_of(probe.decoder_inputs(inputs)), changed, end
     finally:
         for variable in zeros:
             variable.assign(tf.zeros(variable.shape, variable.dtype))

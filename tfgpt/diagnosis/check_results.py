@@ -13,16 +13,11 @@ OK, WARN, FAIL = "ok", "warn", "FAIL"
 
 @dataclasses.dataclass(frozen=True)
 class CheckResult:
-    """The result of one check."""
-
     check: str
     status: str  # "ok", "warn" (the run can work) or "FAIL" (it cannot)
     line: str  # the result in words, with numbers and units
     advice: tuple[str, ...] = ()  # what to change, with flags and values
     numbers: dict[str, Any] = dataclasses.field(default_factory=dict)  # the result as JSON values
-
-    def lines(self) -> list[str]:
-        return [f"{self.status:<4}  {self.check}: {self.line}", *(f"        → {advice}" for advice in self.advice)]
 
 
 class Report:
@@ -36,8 +31,9 @@ class Report:
 
     def add(self, result: CheckResult) -> CheckResult:
         self.results[result.check] = result
-        for line in result.lines():
-            self.log(line)
+        self.log(f"{result.status:<4}  {result.check}: {result.line}")
+        for advice in result.advice:
+            self.log(f"        → {advice}")
         return result
 
     def skip(self, checks: tuple[str, ...], reason: str) -> None:

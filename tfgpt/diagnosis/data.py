@@ -98,7 +98,6 @@ def count_tokens(shards: TokenShards, limit: int = MAX_COUNTED_TOKENS) -> tuple[
 
 
 def check_tokens(data: PreparedData, config: TrainConfig) -> CheckResult:
-    """Reports token statistics; warns if much of the vocabulary is unused."""
     shards, vocabulary_size = data.train, data.tokenizer.vocabulary_size
     by_id, lengths = count_tokens(shards)
     counted, ordinary = int(by_id.sum()), data.tokenizer.byte_lengths() > 0
@@ -146,7 +145,6 @@ def check_tokens(data: PreparedData, config: TrainConfig) -> CheckResult:
 
 
 def check_corpus(data: PreparedData, config: TrainConfig, vocabulary_size: int) -> CheckResult:
-    """Checks that there is enough text for the configured run."""
     length, max_steps = config.batch.sequence_length, config.run.max_steps
     tokens_per_step = config.batch.batch_size * length
     tokens_read = tokens_per_step * max_steps

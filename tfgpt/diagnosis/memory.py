@@ -145,7 +145,6 @@ def check_tpu(config: TrainConfig, decoder_config: DecoderConfig) -> CheckResult
 
 
 def check_disk(config: TrainConfig, decoder_config: DecoderConfig) -> CheckResult:
-    """Checks that the checkpoints and the model fit on the disk of the run directory."""
     trained = cost.count_trained_parameters(decoder_config, config.lora)
     checkpoint = 4 * trained * (2 if config.optimizer.ema_decay else 1)
     checkpoint += cost.optimizer_bytes(config.optimizer.optimizer, decoder_config, config.lora)

@@ -37,7 +37,6 @@ class PretrainedModelInfo:
 
 @functools.cache
 def load_pretrained_models() -> tuple[PretrainedModelInfo, ...]:
-    """Returns all models of the table, in its order."""
     table = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
     models = []
     for family in table["families"]:

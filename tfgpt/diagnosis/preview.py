@@ -35,7 +35,15 @@ def preview_text(batch: Mapping[str, np.ndarray], tokenizer: Tokenizer, rows: in
         documents = pluralize(1 + int(boundaries[row].sum()), "document")
         counted = f", {targets} targets count" if targets < length else ""
         lines.append(f"row {row}: {length} tokens, {documents} or parts of them{counted}")
-        shown = excerpt(text, marks)
+        keep = np.zeros(len(text), bool)
+        keep[:BEGINNING] = keep[max(len(text) - ENDING, 0) :] = True
+        for mark in marks:
+            keep[max(mark - AROUND, 0) : mark + AROUND] = True
+        shown = ""
+        for kept, group in itertools.groupby(range(len(text)), key=keep.__getitem__):
+            positions = list(group)
+            # An ellipsis replaces at least 20 characters.
+            shown += text[positions[0] : positions[-1] + 1] if kept or len(positions) < 20 else " … "
         lines += [f"    {shown[start : start + COLUMNS]}" for start in range(0, len(shown), COLUMNS)]
     return lines
 
@@ -111,18 +119,3 @@ def escape(text: str) -> str:
     """Returns text on one line, without control characters."""
     shown = text.replace("\n", "⏎").replace("\t", "⇥")
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in shown)
-
-
-def excerpt(text: str, marks: list[int]) -> str:
-    keep = np.zeros(len(text), bool)
-    keep[:BEGINNING] = True
-    keep[max(len(text) - ENDING, 0) :] = True
-    for mark in marks:
-        keep[max(mark - AROUND, 0) : mark + AROUND] = True
-    pieces = []
-    for kept, group in itertools.groupby(range(len(text)), key=keep.__getitem__):
-        positions = list(group)
-        # An ellipsis replaces at least 20 characters.
-        shown = kept or len(positions) < 20
-        pieces.append(text[positions[0] : positions[-1] + 1] if shown else " … ")
-    return "".join(pieces)

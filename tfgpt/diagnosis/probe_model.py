@@ -100,7 +100,6 @@ class ProbeModel:
         return {name: batch[name] for name in names}
 
     def repeat(self, batch: Batch) -> Any:
-        """Returns an infinite iterator of one batch, for `Trainer.train_steps`."""
         dataset = tf.data.Dataset.from_tensors(batch).repeat()
         if self.strategy.num_replicas_in_sync > 1:
             return iter(self.strategy.experimental_distribute_dataset(dataset))

@@ -153,7 +153,6 @@ def attempt(report: Report, check: str, function: Callable[[], Any]) -> Any:
 
 
 def first_line(error: Exception) -> str:
-    """Returns the beginning of an error's message on one line, without Keras's prefix and colors."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).split("Error encountered:")[-1]
     return " ".join(text.split())[:300]
 

@@ -30,8 +30,6 @@ SLOW_RUN_DAYS = 30
 
 @dataclasses.dataclass(frozen=True)
 class Speed:
-    """Measurements of the run's training step."""
-
     mode: str
     notes: str  # how the mode was chosen and which part of the batch was timed
     tokens_per_second: float
@@ -123,7 +121,6 @@ def check_speed(probe: ProbeModel, speed: Speed, peak_flops: float) -> CheckResu
 
 
 def check_measured_memory(speed: Speed, machine: Machine, estimate: dict[str, int]) -> CheckResult:
-    """Compares the measured peak with the estimate and the memory of the machine."""
     numbers = {"peak": speed.peak_bytes, "before_model": speed.baseline_bytes, "estimate": estimate["total"]}
     if speed.peak_bytes is None:
         line = "a whole micro-batch takes too long to try here; only the estimate is known"
@@ -144,7 +141,6 @@ def check_measured_memory(speed: Speed, machine: Machine, estimate: dict[str, in
 
 
 def check_time(probe: ProbeModel, speed: Speed) -> CheckResult:
-    """Estimates the duration of the run, validations included."""
     steps = probe.config.run.max_steps
     update_seconds = steps * speed.seconds_per_update
     period = probe.config.logging.validate_every or max(1, steps // 10)

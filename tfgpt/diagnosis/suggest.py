@@ -52,8 +52,6 @@ class Tuning:
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """An assessed model."""
-
     model: PretrainedModelInfo
     name: str  # the version to start from
     tuning: Tuning  # the best way to tune it that fits in memory, otherwise the smallest
@@ -194,7 +192,6 @@ def describe(candidate: Candidate, config: SuggestConfig, place: int) -> str:
 
 
 def next_commands(candidate: Candidate, config: SuggestConfig) -> tuple[str, str]:
-    """Returns the commands that convert a model and tune it for one epoch, one row at a time on each device."""
     directory = f"models/{candidate.name.rsplit('/', 1)[1].lower()}"
     text = "--objective=chat --train_text=chats.jsonl" if config.task in CHAT_TASKS else "--train_text='my/*'"
     devices = 1 if config.device == "cpu" else config.cores

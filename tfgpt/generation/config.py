@@ -60,7 +60,6 @@ class SamplingConfig(Settings):
     )
 
     def cautions(self) -> list[str]:
-        """Returns warnings about settings that are valid and probably unintended."""
         return [
             f"--stop={text}: a backslash and a letter, not a line break; in most shells $'{text}' is one"
             for text in self.stop

@@ -63,14 +63,11 @@ class DecodeFunctions:
         self.stop_tokens = np.array(stop_tokens, np.int32)
 
     def prefill(self, token_ids: tf.Tensor, lengths: tf.Tensor) -> tuple[tf.Tensor, Cache]:
-        """Runs the prompts.
+        """Runs prompts; returns the logits of the next token, [batch, vocabulary] float32, and `length` slots of cache.
 
         Args:
             token_ids: [batch, length] int32, padded on the left.
             lengths: [batch] int32, the numbers of tokens without padding, at least 1.
-
-        Returns:
-            The logits of the next token, [batch, vocabulary] float32, and the cache with `length` slots.
         """
         hidden, cache = self._read(token_ids, (tf.shape(token_ids)[1] - lengths)[:, None])
         return self.decoder.logits(hidden[:, -1]), cache
@@ -102,6 +99,8 @@ class DecodeFunctions:
     ) -> Steps:
         """Generates up to `steps` tokens for each row; ends early once every row has ended.
 
+        One column per step is returned; a row's columns after the token that ends it are undefined.
+
         Args:
             cache: full up to the token before `tokens`.
             padding: [batch] int32, slots of padding at each row's start.
@@ -110,9 +109,6 @@ class DecodeFunctions:
             remaining: [batch] int32, the most new tokens of each row.
             seen: [batch, vocabulary] bool, or [batch, 0] if no row has a repetition penalty.
             steps: scalar int32.
-
-        Returns:
-            One column per step; a row's columns after the token that ends it are undefined.
         """
         batch_size = tf.shape(tokens)[0]
         first_slot = cache_length(cache)
@@ -155,17 +151,16 @@ class DecodeFunctions:
     def beam_candidates(
         self, logits: tf.Tensor, scores: tf.Tensor, seen: tf.Tensor, penalty: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
-        """Returns the best continuations of all beams of each prompt.
+        """Returns the best continuations of all beams of each prompt, best first.
+
+        They are the score with the new token, its own log probability, the number of the beam and the token, each
+        [prompts, (1 + stop tokens) × beams].
 
         Args:
             logits: [prompts × beams, vocabulary] float32.
             scores: [prompts, beams] float32, the scores of the beams.
             seen: [prompts × beams, vocabulary] bool, or without columns.
             penalty: scalar float32, repetition penalty.
-
-        Returns:
-            The scores with the new token, its own log probability, the number of the beam and the token, each
-            [prompts, (1 + stop tokens) × beams], best first.
         """
         prompts, beams = tf.shape(scores)[0], tf.shape(scores)[1]
         vocabulary_size = tf.shape(logits)[1]
@@ -182,7 +177,7 @@ class DecodeFunctions:
     def beam_step(
         self, past: Cache, cache: Cache, slot: tf.Tensor, rows: tf.Tensor, tokens: tf.Tensor
     ) -> tuple[tf.Tensor, Cache]:
-        """Adds one token to each beam.
+        """Adds one token to each beam; returns the logits of the next token [beams, vocabulary] and the cache.
 
         Args:
             past: the prompt's cache, one row for all beams, in the layout of `as_past`; only read.
@@ -190,9 +185,6 @@ class DecodeFunctions:
             slot: scalar int32, the number of its full slots.
             rows: [beams] int32, the beam that each beam continues.
             tokens: [beams] int32.
-
-        Returns:
-            The logits of the next token [beams, vocabulary] and the cache.
         """
         slots = cache_length(cache)
         room = tf.cond(slot < slots, lambda: 0, lambda: tf.maximum(slots, FIRST_BEAM_SLOTS))
@@ -229,7 +221,6 @@ def cache_specs(decoder: Decoder) -> list[tuple[tf.TensorSpec, tf.TensorSpec]]:
 
 
 def cache_length(cache: Cache) -> tf.Tensor:
-    """Returns the number of slots of a cache, a scalar int32."""
     return tf.shape(cache[0][0])[2]
 
 

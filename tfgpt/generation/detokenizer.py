@@ -56,7 +56,6 @@ class StreamingDetokenizer:
         return self._decoder.decode(text)
 
     def extended(self, token: bytes) -> StreamingDetokenizer:
-        """Returns a copy with one more token."""
         other = copy.copy(self)
         other._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         other._decoder.setstate(self._decoder.getstate())

@@ -63,7 +63,6 @@ class Generator:
 
     Args:
         decoder: the model; each call reads its current weights.
-        tokenizer: the model's tokenizer.
         stop_ids: ids that end a text in addition to the tokenizer's `stop_ids`.
 
     Example:
@@ -111,7 +110,7 @@ class Generator:
         batch_size: int = 32,
         steps: int | None = None,
     ) -> list[list[Completion]]:
-        """Continues each prompt.
+        """Continues each prompt; returns `num_samples` completions for each, those of beam search best first.
 
         A text depends only on its prompt, settings, seed and sample number, not on the other rows of the batch.
 
@@ -120,9 +119,6 @@ class Generator:
             sampling: settings for all prompts, or one for each.
             batch_size: the most rows at a time; long prompts make batches smaller.
             steps: tokens to generate before stop strings are checked; None chooses.
-
-        Returns:
-            `num_samples` completions for each prompt; those of beam search are best first.
         """
         configs = [sampling] * len(prompts) if isinstance(sampling, SamplingConfig) else list(sampling)
         encoded = [
@@ -249,7 +245,6 @@ class SequenceInProgress:
         return self.config.max_new_tokens - (len(self.ids) - len(self.prompt))
 
     def add(self, token: int, log_probability: float, content: bytes, stop_tokens: tuple[int, ...]) -> None:
-        """Adds the next token and sets `finish_reason` if it ends the text."""
         self.ids.append(token)
         self.log_probability += log_probability
         # The model's files may name an ordinary token as a stop token.
@@ -296,7 +291,6 @@ class DecodeBatch:
         return parameters, seen, np.array([len(row.ids) for row in self.rows], np.int32)
 
     def add_tokens(self, tokens: np.ndarray, log_probabilities: np.ndarray) -> None:
-        """Adds new tokens, [rows, steps], to each row until it ends."""
         for row, row_tokens, row_log_probabilities in zip(self.rows, tokens.tolist(), log_probabilities.tolist()):
             for token, log_probability in zip(row_tokens, row_log_probabilities):
                 row.add(token, log_probability, self.generator.token_bytes[token], self.generator.stop_tokens)

@@ -54,10 +54,8 @@ def parse_prompt(value: Any, place: str) -> Prompt:
     fields = value if isinstance(value, dict) else {"prompt": value}
     name = next((name for name in (*MESSAGE_FIELDS, "prompt") if fields.get(name) is not None), "prompt")
     if isinstance(fields.get(name), list) and fields[name]:
-        messages, tools = (
-            validate_messages(to_openai_messages(fields[name], name, place), place),
-            parse_tools(fields, place),
-        )
+        messages = validate_messages(to_openai_messages(fields[name], name, place), place)
+        tools = parse_tools(fields, place)
         return {"messages": messages, **tools} if tools else messages
     if not isinstance(fields.get(name), str):
         raise UserError(f'{place}: neither a JSON string nor an object with a "prompt" text or "messages"')

@@ -54,8 +54,6 @@ class QueueFullError(ApiError):
 
 
 class ShutdownError(ApiError):
-    """The server is stopping."""
-
     def __init__(self) -> None:
         super().__init__(503, "the server is stopping", code="shutting_down", headers=RETRY_HEADER)
 

@@ -178,14 +178,6 @@ class Server:
     async def respond(
         self, request: Request, body: ChatRequest | CompletionRequest, prompts: list[list[int]], max_tokens: int | None
     ) -> Response:
-        response = self.submit(request, body, prompts, max_tokens)
-        if body.stream:
-            return EventResponse(response, body.include_usage)
-        return await respond_unless_disconnected(request, response)
-
-    def submit(
-        self, request: Request, body: ChatRequest | CompletionRequest, prompts: list[list[int]], max_tokens: int | None
-    ) -> CompletionResponse:
         samples = body.n or 1
         check_limit(len(prompts) * samples, self.config.max_choices, "texts", "n", "too_many_choices")
         check_limit(max_tokens or 0, self.config.max_tokens_limit, "tokens", "max_tokens", "max_tokens_too_large")
@@ -202,7 +194,7 @@ class Server:
         self.batcher.submit(sequences)
         record = request.scope["tfgpt.access_record"]
         record["stream"] = bool(body.stream)
-        return CompletionResponse(
+        response = CompletionResponse(
             handle=handle,
             chat=isinstance(body, ChatRequest),
             model=self.info.name,
@@ -213,6 +205,9 @@ class Server:
             metrics=self.metrics,
             start_time=request.scope["tfgpt.start_time"],
         )
+        if body.stream:
+            return EventResponse(response, body.include_usage)
+        return await respond_unless_disconnected(request, response)
 
     def model_object(self) -> dict[str, Any]:
         return {

@@ -28,15 +28,12 @@ class RequestHandle:
 
     def __init__(self) -> None:
         self.events: asyncio.Queue[TokenChunk | Exception] = asyncio.Queue()
-        self.cancelled = False
+        self.cancelled = False  # True tells the batcher that the request needs no more chunks.
         self._loop = asyncio.get_running_loop()
 
     def put(self, event: TokenChunk | Exception) -> None:
         with contextlib.suppress(RuntimeError):  # The event loop is closed.
             self._loop.call_soon_threadsafe(self.events.put_nowait, event)
-
-    def cancel(self) -> None:
-        self.cancelled = True
 
 
 class Batcher:
@@ -127,7 +124,8 @@ class Batcher:
             for sequence in sequences:
                 sequence.handle.put(error)
             return []
-        self._metrics.observe_call(len(sequences), time.monotonic() - start)
+        self._metrics.calls.observe(time.monotonic() - start)
+        self._metrics.batch.observe(len(sequences))
         unfinished = []
         for row, sequence in enumerate(sequences):
             try:

@@ -34,7 +34,6 @@ class Client:
     """A client for a served model.
 
     Args:
-        transport: the connection.
         seconds: the deadline of a call, including all retries.
         template: the model's chat template, which its export records in `assets.extra/tfgpt.json`.
 

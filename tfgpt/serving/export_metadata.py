@@ -21,7 +21,6 @@ FORMAT = FORMATS["export"]
 
 
 def read_description(version: Path) -> dict[str, Any]:
-    """Returns the metadata of an exported version."""
     path = version / EXPORT_METADATA
     if is_version(version):
         check_format(version.parent, "export")

@@ -40,7 +40,6 @@ class PrecisionReport:
         return f"Quality on {num_bytes:,} bytes of {name}: {values}{change}"
 
     def to_dict(self) -> dict[str, object] | None:
-        """Returns the measurements for the export's metadata; None without a text."""
         return {"text": self.text[1], **self.values} if self.text else None
 
 

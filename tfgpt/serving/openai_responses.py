@@ -70,7 +70,7 @@ class CompletionResponse:
                     self.finish_reasons[event.index] = event.finish_reason
                 yield event
         finally:
-            self.handle.cancel()
+            self.handle.cancelled = True
             self.record.update(
                 prompt_tokens=self.prompt_tokens, completion_tokens=self.completion_tokens, choices=self.choices
             )
@@ -176,7 +176,7 @@ class EventResponse(StreamingResponse):
         try:
             await super().__call__(scope, receive, send)
         finally:
-            self._handle.cancel()
+            self._handle.cancelled = True
 
 
 async def respond_unless_disconnected(request: Request, response: CompletionResponse) -> Response:
@@ -191,7 +191,7 @@ async def respond_unless_disconnected(request: Request, response: CompletionResp
         await asyncio.wait((body, disconnect), return_when=asyncio.FIRST_COMPLETED)
         return JSONResponse(body.result()) if body.done() else Response(status_code=CLIENT_CLOSED_REQUEST)
     finally:
-        response.handle.cancel()
+        response.handle.cancelled = True
         for task in (body, disconnect):
             task.cancel()
         await asyncio.gather(body, disconnect, return_exceptions=True)

@@ -8,8 +8,6 @@ SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120,
 
 
 class Metrics:
-    """The counters of a server."""
-
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
         self.requests = Counter("tfgpt_requests", "Answered requests.", ["route", "status"], registry=registry)
@@ -32,10 +30,6 @@ class Metrics:
         self.batch = Histogram(
             "tfgpt_call_texts", "Texts of a call that generates.", buckets=(1, 2, 4, 8, 16, 32, 64), registry=registry
         )
-
-    def observe_call(self, rows: int, seconds: float) -> None:
-        self.calls.observe(seconds)
-        self.batch.observe(rows)
 
     def text(self) -> bytes:
         return generate_latest(self.registry)

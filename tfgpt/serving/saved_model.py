@@ -6,6 +6,7 @@ into copies that no function reads. So only closures hold the Keras decoder, and
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -65,14 +66,15 @@ class ServedModel:
 
     def signatures(self) -> dict[str, Callable]:
         """Returns the signatures by name for `tf.saved_model.save`; saving traces them."""
+        chat_ids = functools.partial(encode_conversations, self.tokenizer, self.in_graph)
         functions: dict[str, Callable] = {
             "serving_default": lambda text: {"text": self.complete(self.encode(text), *self.defaults.values())["text"]},
             "generate": lambda text, *sampling: self.complete(self.encode(text), *sampling),
-            "chat": lambda text, *sampling: self.complete(self.encode_chat(text), *sampling),
+            "chat": lambda text, *sampling: self.complete(chat_ids(text), *sampling),
             "stream": self.stream,
             "score": self.score,
             "tokenize": self.tokenize,
-            "tokenize_chat": lambda text: dict(zip(("ids", "num_tokens"), self.pad(self.encode_chat(text)))),
+            "tokenize_chat": lambda text: dict(zip(("ids", "num_tokens"), self.pad(chat_ids(text)))),
             "embed": lambda text: {"embedding": self.embedding(*self.pad(self.encode(text)))},
         }
         return {entry.name: self.graph_function(entry, functions[entry.name]) for entry in SIGNATURES}
@@ -157,9 +159,6 @@ class ServedModel:
             first = tf.RaggedTensor.from_row_lengths(ends, tf.cast(empty, tf.int64))
         return tf.concat([first, ids], 1)
 
-    def encode_chat(self, conversation: tf.Tensor) -> tf.RaggedTensor:
-        return encode_conversations(self.tokenizer, self.in_graph, conversation)
-
     def pad(self, ids: tf.RaggedTensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Pads [B, (ids)] on the right; returns [B, longest] int32 and the lengths [B] int32."""
         return ids.to_tensor(self.tokenizer.padding_id), tf.cast(ids.row_lengths(), tf.int32)
@@ -182,7 +181,6 @@ class ServedModel:
         return self.generate(ids, lengths, tf.minimum(new_tokens, self.limit), parameters)
 
     def generated(self, output: GenerateOutput) -> dict[str, tf.Tensor]:
-        """Returns `signatures.GENERATED`."""
         kept = tf.sequence_mask(output.counts, tf.shape(output.tokens)[1])
         return {
             "tokens": tf.where(kept, output.tokens, self.tokenizer.padding_id),

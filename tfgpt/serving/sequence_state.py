@@ -43,7 +43,6 @@ class SequenceState:
         self.chunk_size = FIRST_CHUNK
 
     def advance(self, outputs: Outputs, row: int) -> TokenChunk:
-        """Adds the new tokens of a row of `stream`'s outputs."""
         count = outputs["num_tokens"][row]
         contents, log_probabilities = [outputs["text_bytes"][row]], []
         if self.log_probabilities:

@@ -140,6 +140,5 @@ def signature(name: str) -> Signature:
 
 
 def sampling_values(sampling: SamplingConfig) -> dict[str, Any]:
-    """Returns the values of the sampling inputs for these settings."""
     values = {**sampling.to_dict(), "sample": 0}
     return {tensor.name: values[tensor.name] for tensor in SAMPLING}

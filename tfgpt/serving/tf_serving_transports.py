@@ -122,7 +122,8 @@ class RestTransport:
     def predict(self, name: str, inputs: Mapping[str, list[Any]], seconds: float) -> Outputs:
         import requests
 
-        body = json.dumps({"signature_name": name, "inputs": inputs}, default=to_json)
+        request = {"signature_name": name, "inputs": inputs}
+        body = json.dumps(request, default=lambda item: {"b64": base64.b64encode(item).decode()})
         try:
             response = self._session.post(self._url, data=body.encode(), timeout=seconds)
         except requests.Timeout as error:
@@ -153,10 +154,6 @@ def is_loopback(url: str) -> bool:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
-
-
-def to_json(item: bytes) -> dict[str, str]:
-    return {"b64": base64.b64encode(item).decode()}
 
 
 def from_json(value: Any) -> Any:

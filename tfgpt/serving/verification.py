@@ -30,7 +30,14 @@ def verify(directory: Path, generator: Generator, defaults: SamplingConfig) -> N
         if model.signatures.keys() != names:
             raise RunError(f"{directory}: has the signatures {sorted(model.signatures)}, not {sorted(names)}")
         for name, inputs in read_warmup(directory):
-            check_outputs(name, run(model, name, inputs), len(next(iter(inputs.values()))))
+            outputs, rows = run(model, name, inputs), len(next(iter(inputs.values())))
+            for tensor in signature(name).outputs:
+                value, found = np.asarray(outputs[tensor.name]), f"the exported signature {name} outputs"
+                dtype = "string" if value.dtype == object else value.dtype.name
+                if value.shape[:1] != (rows,) or value.ndim != (2 if tensor.columns else 1) or dtype != tensor.dtype:
+                    raise RunError(f"{found} {tensor.name} as {dtype} {list(value.shape)}")
+                if value.dtype.kind == "f" and not np.isfinite(value).all():
+                    raise RunError(f"{found} numbers in {tensor.name} that are not finite")
         greedy: dict[str, Any] = {"max_new_tokens": sum(CHUNKS), "temperature": 0.0}
         sampled = {**greedy, "temperature": 1.0, "top_k": 0, "seed": 7}
         filtered = {**sampled, "top_k": 40, "top_p": 0.95, "min_p": 0.01, "repetition_penalty": 1.1, "seed": -5}
@@ -46,16 +53,6 @@ def run(model: SessionModel, name: str, inputs: dict[str, Any]) -> dict[str, np.
         return model(name, inputs)
     except tf.errors.OpError as error:
         raise RunError(f"the exported signature {name} fails: {error.message.splitlines()[0]}") from error
-
-
-def check_outputs(name: str, outputs: dict[str, np.ndarray], rows: int) -> None:
-    for tensor in signature(name).outputs:
-        value = np.asarray(outputs[tensor.name])
-        dtype = "string" if value.dtype == object else value.dtype.name
-        if value.shape[:1] != (rows,) or value.ndim != (2 if tensor.columns else 1) or dtype != tensor.dtype:
-            raise RunError(f"the exported signature {name} outputs {tensor.name} as {dtype} {list(value.shape)}")
-        if value.dtype.kind == "f" and not np.isfinite(value).all():
-            raise RunError(f"the exported signature {name} outputs numbers in {tensor.name} that are not finite")
 
 
 class ExportVerifier:
@@ -141,6 +138,5 @@ class ExportVerifier:
 
 
 def text_of(outputs: dict[str, np.ndarray], row: int) -> tuple[list[int], str, float]:
-    """Returns the tokens, the finish reason and the log probability of a row."""
     tokens = outputs["tokens"][row, : outputs["num_tokens"][row]].tolist()
     return tokens, outputs["finish_reason"][row].decode(), float(outputs["log_probability"][row])
