@@ -82,7 +82,6 @@ def preview_conversations(
 
 
 def preview_chat_data(config: TrainConfig, rows: int, dim: bool) -> list[str]:
-    """Prepares the conversations of a run and returns lines about their packing and the first rows."""
     objective = SupervisedFineTuning()
     data = objective.prepare(config)
     lines = ["", f"Packed: {objective.describe_data(config, data)}", ""]

@@ -47,7 +47,6 @@ class DecodeFunctions:
 
     Args:
         decoder: the model; each call reads its current weights.
-        stop_tokens: the ids that end a row.
 
     Example:
 

@@ -78,7 +78,6 @@ def check_utf8(text: str, name: str) -> str:
 def encode(
     tokenizer: Tokenizer, prompt: Prompt, add_end_of_text: bool = True, tools: Sequence[Mapping[str, Any]] = ()
 ) -> np.ndarray:
-    """Encodes text with `encode_prompt` and messages with `encode_chat`."""
     if isinstance(prompt, str):
         return encode_prompt(tokenizer, prompt, add_end_of_text)
     if isinstance(prompt, dict):

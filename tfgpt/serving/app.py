@@ -281,7 +281,7 @@ def ops_routes(server: Server) -> APIRouter:
     @router.get("/healthz", response_class=PlainTextResponse, responses=NOT_READY)
     async def healthz() -> Response:
         """The process and its batcher run."""
-        if not server.batcher.alive:
+        if not server.batcher.thread.is_alive():
             raise BatcherStoppedError
         return PlainTextResponse("ok\n")
 

@@ -47,21 +47,17 @@ class Batcher:
         self._active: list[SequenceState] = []
         self._stopping = self._ended = False
         self._mean_seconds = 1.0
-        self._thread = threading.Thread(target=self._run, name="batcher", daemon=True)
-
-    @property
-    def alive(self) -> bool:
-        return self._thread.is_alive()
+        self.thread = threading.Thread(target=self._run, name="batcher", daemon=True)
 
     def start(self) -> None:
-        self._thread.start()
+        self.thread.start()
 
     def stop(self) -> None:
         """Ends the thread after its current call; unfinished texts receive an error."""
         with self._changed:
             self._stopping = True
             self._changed.notify()
-        self._thread.join()
+        self.thread.join()
 
     def submit(self, sequences: Sequence[SequenceState]) -> None:
         """Appends all of a request's texts to the queue, or raises an ApiError and appends none of them."""
