@@ -46,7 +46,7 @@ class Completion:
     text: str  # the new text without the prompt and special tokens, cut before a stop string
     token_ids: list[int]  # every new token except a final stop token; they continue after a stop string's cut
     finish_reason: str  # "stop" (end-of-text, end of turn or a stop string) or "length" (max_new_tokens)
-    log_probability: float  # natural, of the new tokens and the stop token under the model itself, without penalties
+    log_probability: float  # natural, of new tokens and stop token, without temperature, filters and penalties
     stop_token: int | None = None  # the final stop token, if there is one
 
 

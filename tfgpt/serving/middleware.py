@@ -70,7 +70,7 @@ class RequestMiddleware:
             record["cut"] = bool(status)
             if isinstance(error, TimeoutError):
                 answer = ApiError(504, f"not finished within {self.config.request_seconds:g} s", code="timeout")
-            else:  # Cancelled: uvicorn's time for shutting down is over.
+            else:  # A cancelled task is not an Exception: uvicorn's time for shutting down is over.
                 answer = to_api_error(error) if isinstance(error, Exception) else ShutdownError()
             response = answer.response()
             if not status:
