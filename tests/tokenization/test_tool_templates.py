@@ -4,12 +4,10 @@ The templates of Qwen2.5, Qwen3 and Llama 3.1 are read from an installed trl. Th
 SmolLM3 are written for these tests with the constructs that those models' templates have.
 """
 
-import functools
-
 import numpy as np
 import pytest
 
-from tests.tokenization.templates import runs, trl_templates, with_template, without_tag
+from tests.tokenization.templates import assert_equals_transformers, trl_templates, with_template, without_tag
 from tfgpt.common.errors import UserError
 from tfgpt.tokenization.chat_template import encode_messages, get_chat_template
 
@@ -133,28 +131,6 @@ def tagged_trl_templates() -> dict[str, str]:
 
 
 TEMPLATES = {**OWN, **tagged_trl_templates()}
-known = functools.cache(with_template)
-
-
-def assert_equal(trained, theirs, source, messages, tools=TOOLS):
-    """Our text, ids and mask are those of transformers, without the tag's help; and with it."""
-    untagged = without_tag(source)
-    tokenizer = known(trained, untagged)
-    for prompt in (False, True):
-        text = theirs.apply_chat_template(
-            messages, tools=tools, chat_template=untagged, add_generation_prompt=prompt, tokenize=False
-        )
-        ids, _ = encode_messages(tokenizer, messages, prompt, tools)
-        assert tokenizer.decode(ids, skip_special_tokens=False) == text
-        assert ids.tolist() == theirs(text, add_special_tokens=False)["input_ids"]
-    expected = theirs.apply_chat_template(
-        messages, tools=tools, chat_template=source, return_dict=True, return_assistant_tokens_mask=True
-    )
-    ids, weights = encode_messages(tokenizer, messages, tools=tools)
-    mask = np.array(expected["assistant_masks"])
-    assert ids.tolist() == expected["input_ids"] and mask.sum() > 0
-    assert runs(tokenizer, ids, weights) == runs(tokenizer, ids, mask)
-    np.testing.assert_array_equal(encode_messages(known(trained, source), messages, tools=tools)[1], mask)
 
 
 @pytest.mark.parametrize("conversation", CONVERSATIONS)
@@ -162,12 +138,12 @@ def assert_equal(trained, theirs, source, messages, tools=TOOLS):
 def test_text_ids_and_masks_of_conversations_with_tools_equal_those_of_transformers(
     trained, theirs, name, conversation
 ):
-    assert_equal(trained, theirs, TEMPLATES[name], CONVERSATIONS[conversation])
+    assert_equals_transformers(trained, theirs, TEMPLATES[name], CONVERSATIONS[conversation], TOOLS)
 
 
 @pytest.mark.parametrize("name", [name for name in TEMPLATES if name != "llama 3.1"])
 def test_calls_at_the_same_time_are_learned_together(trained, theirs, name):
-    assert_equal(trained, theirs, TEMPLATES[name], PARALLEL)
+    assert_equals_transformers(trained, theirs, TEMPLATES[name], PARALLEL, TOOLS)
 
 
 @pytest.mark.skipif("qwen2.5" not in TEMPLATES, reason="trl is not installed")
@@ -286,7 +262,7 @@ def test_thoughts_beside_the_content_are_given_to_the_template_and_learned(train
     if "qwen3" not in TEMPLATES:
         pytest.skip("trl is not installed")
     thinking = [ASKED[0], {**ASKED[1], "thinking": "Which city?"}, ASKED[2], {**ASKED[3], "reasoning": "Clear."}]
-    assert_equal(trained, theirs, TEMPLATES["qwen3"], thinking)
+    assert_equals_transformers(trained, theirs, TEMPLATES["qwen3"], thinking, TOOLS)
     ids, weights = encode_messages(with_template(trained, without_tag(TEMPLATES["qwen3"])), thinking, tools=TOOLS)
     learned = trained.decode(ids[(weights == 1) & (ids < trained.vocabulary_size)])
     assert "Which city?" in learned and "Clear." in learned

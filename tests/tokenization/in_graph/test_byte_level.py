@@ -136,12 +136,17 @@ def of_family(uncut: Tokenizer, family: str, **model) -> Tokenizer:
     return Tokenizer({**document, "model": {**uncut.document["model"], **model}})
 
 
+def assert_ids_are_equal(tokenizer: Tokenizer, texts: list[str]) -> InGraphTokenizer:
+    graph, reference = InGraphTokenizer(tokenizer), reference_encoder(tokenizer)
+    for text, ids in zip(texts, graph.encode(texts).to_list(), strict=True):
+        assert ids == reference(text) == tokenizer.encode(text).tolist(), text
+    return graph
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_ids_equal_those_of_tokenizers(family, uncut, mixtures, broken_texts):
     tokenizer = of_family(uncut, family)
-    graph, reference = InGraphTokenizer(tokenizer), reference_encoder(tokenizer)
-    for text, ids in zip(mixtures, graph.encode(mixtures).to_list(), strict=True):
-        assert ids == reference(text) == tokenizer.encode(text).tolist(), text
+    graph = assert_ids_are_equal(tokenizer, mixtures)
     for content, ids in zip(broken_texts, graph.encode(broken_texts).to_list(), strict=True):
         assert ids == tokenizer.encode(content).tolist(), content
 
@@ -156,9 +161,7 @@ def test_bytes_without_a_token_are_dropped_as_tokenizers_drops_them(uncut, mixtu
     assert tokenizer.missing_bytes == [0x00, 0xC3, 0xF7, 0xFF]
     texts = [*mixtures[:2000], "é", "\x00", "a\x00b\x00", "été l'été", ""]
     # `tokenizers` gives added tokens ids behind the vocabulary's size, which is smaller now; there are none in texts.
-    graph, reference = InGraphTokenizer(tokenizer), reference_encoder(tokenizer)
-    for text, ids in zip(texts, graph.encode(texts).to_list(), strict=True):
-        assert ids == reference(text) == tokenizer.encode(text).tolist(), text
+    assert_ids_are_equal(tokenizer, texts)
     assert tokenizer.encode(b"a\xff\xf7b").tolist() == tokenizer.encode("a").tolist() + tokenizer.encode("b").tolist()
 
 
@@ -170,9 +173,7 @@ def test_a_pre_token_that_is_a_token_needs_no_merges(uncut):
     added |= {f"<{number}>": first - 4 + number for number in range(4)}
     tokenizer = of_family(uncut, "llama3", vocab={**model["vocab"], **added}, ignore_merges=True)
     texts = ["strawberry straw", "a strawberry, strawberrys 世界!", "世界 straw" * 3, "", "straw"]
-    graph, reference = InGraphTokenizer(tokenizer), reference_encoder(tokenizer)
-    found = graph.encode(texts).to_list()
-    assert found == [reference(text) for text in texts] == [tokenizer.encode(text).tolist() for text in texts]
+    found = assert_ids_are_equal(tokenizer, texts).encode(texts).to_list()
     assert found[-1] == [first + 1] and first in found[1] and first + 2 in found[0]
     merging = of_family(uncut, "llama3", vocab={**model["vocab"], **added})
     assert len(merging.encode("straw")) > 1
@@ -184,26 +185,9 @@ def test_added_tokens_are_found_in_the_text_as_tokenizers_finds_them(uncut, mixt
     added = [{**added_token(first + number, name), "special": False} for number, name in enumerate(names)]
     base = of_family(uncut, "qwen2").document
     tokenizer = Tokenizer({**base, "added_tokens": [*base["added_tokens"], *added]})
-    parts = [
-        *names,
-        *names,
-        "<think",
-        "<",
-        "tool_call>",
-        " ",
-        "e\u0301",
-        "\u0301",
-        "a",
-        "\n",
-        "人",
-        "<|im_end|>",
-        "\uf8fe",
-        "\uf8fe2",
-    ]
+    parts = [*names, *names, *"<think < tool_call> e\u0301 \u0301 a 人 <|im_end|> \uf8fe \uf8fe2".split(), " ", "\n"]
     texts = ["", *mixtures[:500], *("".join(generator.choices(parts, k=generator.randrange(9))) for _ in range(2000))]
-    graph, reference = InGraphTokenizer(tokenizer), reference_encoder(tokenizer)
-    for text, ids in zip(texts, graph.encode(texts).to_list(), strict=True):
-        assert ids == reference(text) == tokenizer.encode(text).tolist(), text
+    graph = assert_ids_are_equal(tokenizer, texts)
     assert graph.encode(tf.constant([], tf.string)).to_list() == []
     assert graph.encode([b"<think>\xff<think>>"]).to_list()[0][0] == first + 2
 
