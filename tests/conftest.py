@@ -11,6 +11,8 @@ from pydoc_data.topics import topics
 
 import pytest
 
+from tfgpt.common.errors import UserError
+
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 
@@ -38,6 +40,14 @@ TOGETHER = {
     "readme": ("test_readme.py",),
     "serving": ("serving/",),
 }
+
+
+def refusal(function: Callable, *arguments, **options) -> str:
+    """The one line of the UserError that a call ends with."""
+    with pytest.raises(UserError) as caught:
+        function(*arguments, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups

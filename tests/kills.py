@@ -13,11 +13,7 @@ CALLS = ("open", "os.", "shutil.", "tempfile.")
 def killed_at_every_call(before: Path, work: Path, act: Callable[[], None], check: Callable[[int], None]) -> int:
     """Kills `act` at its first call, its second, and so on until it ends by itself; returns how many kills there were.
 
-    Args:
-        before: a directory that each time is copied first,
-        work: to this place, where `act` changes it.
-        act: what is killed, in a process of its own.
-        check: called with the number of the call, to look at what is left.
+    Each time `before` is copied to `work`, which `act` changes; `check` looks at what each kill left.
     """
     number = 0
     while True:

@@ -149,17 +149,12 @@ def test_wrong_flags_are_one_line(said):
 def test_a_person_at_a_terminal(model, tmp_path):
     path = tmp_path / "chats.jsonl"
     flags = [f"--model={model}", "--max_new_tokens=1000000", "--temperature=0"]
+    terminal = {"TERM": "xterm-256color", "LANG": "C.UTF-8", "PROMPT_TOOLKIT_NO_CPR": "1"}
     person = pexpect.spawn(
         sys.executable,
         ["-m", "tfgpt.chat", *flags],
         cwd=str(ROOT),
-        env={
-            **os.environ,
-            "TERM": "xterm-256color",
-            "PYTHONPATH": str(ROOT),
-            "LANG": "C.UTF-8",
-            "PROMPT_TOOLKIT_NO_CPR": "1",
-        },
+        env=os.environ | terminal | {"PYTHONPATH": str(ROOT)},
         encoding="utf-8",
         timeout=60,
         dimensions=(24, 40),

@@ -91,11 +91,6 @@ def environment() -> dict[str, str]:
     return {**os.environ, "VENV": str(bin_directory.parent), "PATH": f"{bin_directory}:{os.environ['PATH']}"}
 
 
-def test_there_is_a_way_to_run_every_command():
-    assert len(commands()) >= 10
-    assert [command for command in commands() if not kind(command)] == []
-
-
 def test_every_command_does_what_it_says(checkout):
     for command in commands():
         behind = BEHIND[kind(command)]

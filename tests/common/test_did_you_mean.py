@@ -11,8 +11,6 @@ from tfgpt.train import COMMAND as TRAIN
 @pytest.mark.parametrize(
     ("argument", "line"),
     [
-        ("--learning_rat=1", "--learning_rat: no such flag; did you mean --learning_rate"),
-        ("--optimizer=adamv", "--optimizer: 'adamv' is not one of adamw, muon, lion, adafactor; did you mean adamw?"),
         ("--preset=tinny", "--preset: 'tinny' is not one of tiny, mini"),
         ("--train_text=sample:shakespear", "sample:shakespear: no such sample; did you mean sample:shakespeare?"),
         ("--train_text=READMEE.md", "--train_text: READMEE.md: no such file or folder; did you mean README.md?"),

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import refusal
 from tfgpt.common.errors import UserError
 from tfgpt.common.model_paths import EXPORT_FORMS, MODEL_FORMS, find_export, find_model, no_weights_error
 
@@ -77,10 +78,8 @@ def test_every_form_of_a_model_is_found(name, kind, path, here):
     ],
 )  # fmt: skip
 def test_a_path_without_a_model_is_refused_with_its_content(name, line, here):
-    with pytest.raises(UserError) as caught:
-        find_model(name, "init_from")
-    assert str(caught.value).startswith("--init_from: ")
-    assert line in str(caught.value) and "\n" not in str(caught.value)
+    refused = refusal(find_model, name, "init_from")
+    assert refused.startswith("--init_from: ") and line in refused
 
 
 def test_a_name_on_the_hub_whose_folder_is_here_is_given_with_its_prefix(here):
@@ -89,17 +88,15 @@ def test_a_name_on_the_hub_whose_folder_is_here_is_given_with_its_prefix(here):
 
 
 def test_an_export_where_weights_are_needed_is_refused_with_its_model(here):
-    line = str(no_weights_error(find_model("models/chat"), "init_from"))
-    assert line == (
+    assert str(no_weights_error(find_model("models/chat"), "init_from")) == (
         "--init_from: models/chat is an export, which serve and TensorFlow Serving take; weights are needed here: give "
         f"the model ({MODEL_FORMS})"
     )
     metadata = here / "models/chat/10/assets.extra/tfgpt.json"
     metadata.parent.mkdir()
     metadata.write_text(json.dumps({"model": "runs/quickstart"}))
-    assert "give the model it was made of: runs/quickstart (" in str(
-        no_weights_error(find_model("models/chat"), "source")
-    )
+    line = str(no_weights_error(find_model("models/chat"), "source"))
+    assert "give the model it was made of: runs/quickstart (" in line
     metadata.write_text(json.dumps({"model": "runs/gone"}))
     assert "runs/gone, which does not exist any more (" in str(no_weights_error(find_model("models/chat"), "source"))
 
@@ -112,14 +109,12 @@ def test_a_model_that_is_not_exported_is_refused_with_the_export_command(here):
         ("files/tiny-q4.gguf", "GGUF file", "models/tiny-q4"),
         ("hf:HuggingFaceTB/SmolLM2-135M", "hub name", "models/SmolLM2-135M"),
     ):
-        with pytest.raises(UserError) as caught:
-            find_export(name)
         command = f"python -m tfgpt.export --model={name} --output={output} makes one"
-        assert str(caught.value) == f"--model: {name} is a {kind}; what is taken: {EXPORT_FORMS}; {command}"
+        line = f"--model: {name} is a {kind}; what is taken: {EXPORT_FORMS}; {command}"
+        assert refusal(find_export, name) == line
     for name in ("notes", "empty", "notes/plan.txt", "gpt2"):
-        with pytest.raises(UserError) as caught:
-            find_export(name)
-        assert f"what is taken: {EXPORT_FORMS}" in str(caught.value) and MODEL_FORMS not in str(caught.value)
+        line = refusal(find_export, name)
+        assert f"what is taken: {EXPORT_FORMS}" in line and MODEL_FORMS not in line
 
 
 def test_a_run_of_another_format_is_refused_by_name(tmp_path):

@@ -105,16 +105,16 @@ tf.get_logger().warning("real")
 
 
 def test_without_a_home_folder_libraries_use_a_temporary_one(tmp_path):
-    script = (
-        "import os, pwd\n"
-        "def unknown(number): raise KeyError(number)\n"
-        "pwd.getpwuid = unknown\n"
-        "from tfgpt.common.tf_logging import make_library_home\n"
-        "make_library_home()\n"
-        "import matplotlib, huggingface_hub.constants\n"
-        "assert os.path.isdir(os.environ['KERAS_HOME'])\n"
-        "print(os.listdir(), huggingface_hub.constants.HF_HOME == os.environ['KERAS_HOME'])\n"
-    )
+    script = """
+import os, pwd
+def unknown(number): raise KeyError(number)
+pwd.getpwuid = unknown
+from tfgpt.common.tf_logging import make_library_home
+make_library_home()
+import matplotlib, huggingface_hub.constants
+assert os.path.isdir(os.environ['KERAS_HOME'])
+print(os.listdir(), huggingface_hub.constants.HF_HOME == os.environ['KERAS_HOME'])
+"""
     environment = {name: value for name, value in os.environ.items() if name not in ("HOME", "HF_HOME", "KERAS_HOME")}
     environment["PYTHONPATH"] = str(ROOT)
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True)

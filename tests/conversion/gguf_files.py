@@ -129,10 +129,21 @@ def write_gguf(
         writer.add_tensor(written, quantized(value, stored), raw_dtype=stored)
     for name, value in (more or {}).items():
         writer.add_tensor(name, value)
+    finish(writer)
+
+
+def finish(writer: gguf.GGUFWriter) -> None:
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def write_tensor(path: Path, content: np.ndarray, kind: str = "F32", architecture: str = "llama") -> None:
+    """A file of one tensor, token_embd.weight, and no metadata but the architecture."""
+    writer = gguf.GGUFWriter(path, architecture)
+    writer.add_tensor("token_embd.weight", content, raw_dtype=gguf.GGMLQuantizationType[kind])
+    finish(writer)
 
 
 def quantized(value: np.ndarray, kind: gguf.GGMLQuantizationType) -> np.ndarray:

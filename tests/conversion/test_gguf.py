@@ -21,6 +21,7 @@ from tests.conversion.gguf_files import (
     quantized,
     sentencepiece_vocabulary,
     write_gguf,
+    write_tensor,
 )
 from tests.conversion.tiny import SIZES, TEMPLATE, VOCABULARY, converted, refusal, save_tiny
 from tfgpt.generation.prompts import encode_prompt
@@ -200,12 +201,7 @@ def test_blocks_are_read_as_llama_cpp_reads_them(kind, tmp_path):
     stored = gguf.GGMLQuantizationType[kind]
     value = np.random.default_rng(0).normal(size=(24, 512)).astype(np.float32)
     blocks = quantized(value, stored)
-    writer = gguf.GGUFWriter(tmp_path / "blocks.gguf", "llama")
-    writer.add_tensor("token_embd.weight", blocks, raw_dtype=stored)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    write_tensor(tmp_path / "blocks.gguf", blocks, kind)
     found = GGUFFile(tmp_path / "blocks.gguf").read("token_embd.weight")
     expected = dequantized_by_llama(blocks, stored)
     assert 0 < np.abs(expected - value).max() < 0.4

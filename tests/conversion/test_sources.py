@@ -1,4 +1,4 @@
-"""Sources that are refused, each by one line, before anything is written; models on a hub; K-quants by hand."""
+"""Sources that are refused, each by one line, before anything is written; models on a hub."""
 
 import hashlib
 import http.server
@@ -11,9 +11,9 @@ import gguf
 import numpy as np
 import pytest
 
+from tests.conversion.gguf_files import finish, write_tensor
 from tests.conversion.tiny import converted, refusal
 from tests.model.options import MODERN, random_decoder
-from tfgpt.model.checkpoints.gguf import GGUFFile
 from tfgpt.model.checkpoints.huggingface import load_decoder, save_decoder
 from tfgpt.tokenization.train_tokenizer import byte_tokenizer
 
@@ -32,8 +32,6 @@ def model(tmp_path_factory) -> Path:
     ("change", "reason"),
     [
         ({"model_type": "bert"}, "model_type 'bert' is not supported"),
-        ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "rope type 'yarn' is not supported"),
-        ({"hidden_act": "gelu"}, "hidden_act='gelu' is not supported"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config: gptq quantized weights"),
         ({"model_type": "smollm3", "no_rope_layers": [0, 1]}, "no_rope_layers is not supported where"),
     ],
@@ -59,25 +57,14 @@ def test_what_is_missing_is_named(model, tmp_path):
     assert "there is no tokenizer in it (tokenizer.json)" in refusal(source, tmp_path / "out")
 
 
-def one_tensor_file(path: Path, architecture: str = "llama", kind: str = "F32", content=None) -> GGUFFile:
-    writer = gguf.GGUFWriter(path, architecture)
-    content = np.ones((2, 256), np.float32) if content is None else content
-    writer.add_tensor("token_embd.weight", content, raw_dtype=gguf.GGMLQuantizationType[kind])
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return GGUFFile(path)
-
-
 def test_gguf_files_that_we_cannot_compute_are_refused_by_name(tmp_path):
     path = tmp_path / "model.gguf"
     assert f"{path}: no such file or directory" in refusal(path, tmp_path / "out")
     path.write_bytes(b"GGUF but nothing behind it")
     assert f"{path}: cannot be read as GGUF" in refusal(path, tmp_path / "out")
-    one_tensor_file(path, "mamba")
+    write_tensor(path, np.ones((2, 256), np.float32), architecture="mamba")
     assert "general.architecture 'mamba' is not supported" in refusal(path, tmp_path / "out")
-    one_tensor_file(path)
+    write_tensor(path, np.ones((2, 256), np.float32))
     assert "llama.attention.head_count is missing" in refusal(path, tmp_path / "out")
 
 
@@ -88,9 +75,7 @@ def refusal_of_metadata(path: Path, **metadata: str | int) -> str:
             writer.add_string(name.replace("_", "."), value)
         else:
             writer.add_uint16(name.replace("_", "."), value)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.close()
+    finish(writer)
     return refusal(path, path.with_name("out"))
 
 
@@ -109,44 +94,6 @@ def test_a_part_of_a_split_file_says_how_the_parts_are_joined(tmp_path):
 def test_what_is_no_model_is_named(kind, advice, tmp_path):
     line = refusal_of_metadata(tmp_path / "file.gguf", general_type=kind)
     assert f"does not hold a model (general.type is '{kind}'); " in line and advice in line
-
-
-def test_q4_k_blocks_are_scaled_as_ggml_says(tmp_path):
-    # ggml-quants.c, dequantize_row_q4_K: eight groups of 32; value = d x scale x q - dmin x minimum, 6-bit scales.
-    random = np.random.default_rng(0)
-    scales, minima = random.integers(0, 64, 8), random.integers(0, 64, 8)
-    quants = random.integers(0, 16, 256)
-    packed = np.zeros(12, np.uint8)
-    for group in range(4):
-        packed[group] = scales[group] | (scales[group + 4] >> 4) << 6
-        packed[group + 4] = minima[group] | (minima[group + 4] >> 4) << 6
-        packed[group + 8] = (scales[group + 4] & 15) | (minima[group + 4] & 15) << 4
-    halves = quants.reshape(4, 2, 32)
-    block = np.concatenate([
-        np.array([0.5, 0.25], np.float16).view(np.uint8), packed,
-        (halves[:, 0] | halves[:, 1] << 4).astype(np.uint8).reshape(-1),
-    ])  # fmt: skip
-    file = one_tensor_file(tmp_path / "k.gguf", kind="Q4_K", content=block[None].repeat(2, 0))
-    expected = 0.5 * np.repeat(scales, 32) * quants - 0.25 * np.repeat(minima, 32)
-    np.testing.assert_allclose(file.read("token_embd.weight"), np.stack([expected] * 2), rtol=1e-6)
-
-
-def test_q6_k_blocks_are_scaled_as_ggml_says(tmp_path):
-    # ggml-quants.c, dequantize_row_q6_K: two halves of 128; value = d x scale x (q - 32), 16 8-bit scales.
-    random = np.random.default_rng(0)
-    scales, quants = random.integers(-100, 100, 16), random.integers(0, 64, 256)
-    low, high = np.zeros(128, np.uint8), np.zeros(64, np.uint8)
-    for half in range(2):
-        q = quants[128 * half : 128 * half + 128].reshape(4, 32)
-        for row in range(4):
-            low[64 * half + 32 * (row % 2) :][:32] |= ((q[row] & 15) << 4 * (row // 2)).astype(np.uint8)
-            high[32 * half : 32 * half + 32] |= ((q[row] >> 4) << 2 * row).astype(np.uint8)
-    block = np.concatenate(
-        [low, high, scales.astype(np.int8).view(np.uint8), np.array([0.125], np.float16).view(np.uint8)]
-    )
-    file = one_tensor_file(tmp_path / "k.gguf", kind="Q6_K", content=block[None])
-    expected = 0.125 * np.repeat(scales, 16) * (quants - 32.0)
-    np.testing.assert_allclose(file.read("token_embd.weight"), expected[None], rtol=1e-6)
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
@@ -224,11 +171,8 @@ def test_a_model_on_the_hub_that_we_cannot_compute_is_refused_by_its_config_alon
     assert not any("safetensors" in path for path in Hub.asked)
 
 
-def test_a_name_that_the_hub_does_not_know_is_refused(hub, tmp_path):
+def test_a_name_that_the_hub_does_not_know_or_give_is_refused(hub, tmp_path):
     assert "no/body is not here, and not a model on the Hugging Face hub" in refusal("no/body", tmp_path / "out")
-
-
-def test_a_model_on_the_hub_whose_conditions_are_not_accepted_says_where_to_do_so(hub, tmp_path):
     assert "/someone/gated, then set HF_TOKEN" in refusal("someone/gated", tmp_path / "out")
 
 

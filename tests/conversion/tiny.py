@@ -5,12 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
 import tokenizers
 import torch
 import transformers
 
-from tfgpt.common.errors import UserError
+from tests.conftest import refusal as refused
 from tfgpt.conversion.config import ConvertConfig
 from tfgpt.conversion.convert import convert
 from tfgpt.tokenization.pretokenizer import FAMILIES
@@ -71,10 +70,9 @@ def converted(source: Path | str, output: Path) -> Path:
 
 def refusal(source: Path | str, output: Path) -> str:
     """The one line that a source is refused with; nothing is written."""
-    with pytest.raises(UserError) as caught:
-        converted(source, output)
-    assert not output.exists() and "\n" not in str(caught.value)
-    return str(caught.value)
+    line = refused(converted, source, output)
+    assert not output.exists()
+    return line
 
 
 def byte_level_files(directory: Path, kind: str, documents: list[str]) -> None:

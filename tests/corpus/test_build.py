@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, refusal
 from tests.corpus.conftest import write_records
 from tfgpt.common.errors import RunError, UserError
 from tfgpt.corpus.build import DocumentBuilder, build_documents
@@ -109,9 +109,7 @@ def test_ids_that_are_all_alike_are_blamed_where_the_hash_cannot_split(tmp_path,
     words = "(the 100 documents have one id up to the first #, and documents with one id stay together)"
     build_documents(corpus(path))
     assert f"split: by hash the validation side would be empty {words}; the last" in capfd.readouterr().err
-    with pytest.raises(UserError) as caught:
-        build_documents(corpus(path, split="hash"))
-    assert words in str(caught.value)
+    assert words in refusal(build_documents, corpus(path, split="hash"))
 
 
 def test_separators_inside_lines_are_reported(tmp_path, corpus, capfd):
@@ -330,6 +328,4 @@ def test_a_full_disk_is_one_line(tmp_path, corpus):
     ],
 )
 def test_settings_that_cannot_work_are_refused(options, expected):
-    with pytest.raises(UserError) as caught:
-        CorpusConfig(**options)
-    assert str(caught.value).startswith(expected)
+    assert refusal(CorpusConfig, **options).startswith(expected)

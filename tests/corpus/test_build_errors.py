@@ -2,8 +2,8 @@
 
 import pytest
 
+from tests.conftest import refusal
 from tests.corpus.conftest import write_records
-from tfgpt.common.errors import UserError
 from tfgpt.corpus.build import build_documents
 
 EXCHANGE = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]
@@ -12,13 +12,6 @@ EXCHANGE = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": 
 @pytest.fixture
 def build(corpus):
     return lambda *train_text, flag="train_text", **options: build_documents(corpus(*train_text, **options), flag)
-
-
-def refusal(build, *specs, **options) -> str:
-    with pytest.raises(UserError) as caught:
-        build(*specs, **options)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 def test_copies_of_one_conversation_are_refused_with_their_number(tmp_path, build):

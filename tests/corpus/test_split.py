@@ -36,11 +36,6 @@ def test_parts_and_chapters_stay_together():
         assert len(sides) == 1
 
 
-def test_the_contiguous_cut_of_tiny_shakespeare_is_nanogpts():
-    """nanoGPT, data/shakespeare_char/prepare.py: 1,003,854 training and 111,540 validation characters."""
-    assert split.contiguous_cut(1_115_394, 0.1) == 1_003_854
-
-
 @pytest.mark.parametrize("content", ["abcdefghijk" * 97, "天地玄黄，宇宙洪荒。🙂" * 31])
 @pytest.mark.parametrize(("fraction", "kept"), [(0.1, 0.9), (0.05, 0.95), (0.25, 0.75)])
 def test_a_text_is_cut_where_nanogpt_cuts_a_string(content, fraction, kept):

@@ -83,13 +83,6 @@ def test_cached_generation_in_a_padded_batch_equals_the_uncached_model(any_gener
         assert found.log_probability == pytest.approx(sum(log_probabilities), abs=1e-3)
 
 
-def test_a_batch_equals_its_rows_one_by_one(any_generator):
-    together = any_generator.generate(PROMPTS, SETTINGS)
-    for prompt, row in zip(PROMPTS, together, strict=True):
-        [alone] = any_generator.generate([prompt], SETTINGS)
-        assert [found.token_ids for found in alone] == [found.token_ids for found in row]
-
-
 def test_different_prompts_and_seeds_give_different_texts(generator):
     configs = [dataclasses.replace(SETTINGS, seed=seed) for seed in (1, 2, 3)]
     texts = {tuple(found.token_ids) for config in configs for [found] in generator.generate(PROMPTS, config)}

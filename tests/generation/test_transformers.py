@@ -7,20 +7,14 @@ import torch
 import transformers
 
 from tests.generation.models import make_decoder
+from tests.model.options import GPT2_STYLE
 from tfgpt.generation.config import SamplingConfig
 from tfgpt.generation.generator import Generator
 from tfgpt.model.checkpoints.huggingface import save_decoder
 from tfgpt.tokenization.train_tokenizer import byte_tokenizer
 
 MODELS = {
-    "gpt2": {
-        "position_embedding": "learned",
-        "normalization": "layer_norm",
-        "normalization_epsilon": 1e-5,
-        "mlp": "gelu",
-        "use_bias": True,
-        "query_key_norm": False,
-    },
+    "gpt2": GPT2_STYLE | {"normalization_epsilon": 1e-5},
     "llama": {"query_key_norm": False, "num_key_value_heads": 2, "tie_embeddings": False},
 }
 PROMPTS = ["The cat sat", "", "one two three"]

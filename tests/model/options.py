@@ -15,14 +15,14 @@ MODERN = {
     "num_key_value_heads": 2,
     "max_sequence_length": 160,
 }
-GPT2 = MODERN | {
-    "num_key_value_heads": 4,
+GPT2_STYLE = {
     "position_embedding": "learned",
     "normalization": "layer_norm",
     "mlp": "gelu",
     "use_bias": True,
     "query_key_norm": False,
 }
+GPT2 = MODERN | GPT2_STYLE | {"num_key_value_heads": 4}
 NANOCHAT = MODERN | {
     "mlp": "squared_relu",
     "normalization_scale": False,

@@ -10,6 +10,7 @@ import tensorflow as tf
 import transformers
 
 from tests.model.options import GPT2, MODERN, ONE_BLOCK, random_decoder, random_ids
+from tests.model.test_transformers import THEIRS
 from tfgpt.common.adapters import is_adapter
 from tfgpt.common.atomic_files import read_json, write_json
 from tfgpt.common.errors import SettingError, UserError
@@ -33,17 +34,7 @@ def make_base(family: str, directory: Path) -> None:
         save_decoder(random_decoder(FAMILIES[family]), directory)
         return
     torch.manual_seed(0)
-    config = transformers.NanoChatConfig(
-        vocab_size=61,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        intermediate_size=48,
-        max_position_embeddings=32,
-        initializer_range=0.3,
-    )
-    transformers.NanoChatForCausalLM(config).save_pretrained(directory)
+    transformers.NanoChatForCausalLM(THEIRS["nanochat"]()).save_pretrained(directory)
 
 
 def adapted(model: dict | Path, lora: LoraConfig, **options) -> Decoder:
@@ -162,14 +153,10 @@ def test_gradients_of_adapters_are_those_of_the_merged_matrices(base_weights: st
     save_decoder(decoder, tmp_path)
     whole = load_decoder(tmp_path)
     np.testing.assert_allclose(decoder({"token_ids": IDS}), whole({"token_ids": IDS}), atol=TOLERANCE)
-    of_kernels = {
-        variable.path: gradient
-        for variable, gradient in zip(whole.trainable_variables, gradients(whole, jit=jit), strict=True)
-    }
-    found = {
-        variable.path: gradient
-        for variable, gradient in zip(decoder.trainable_variables, gradients(decoder, jit=jit), strict=True)
-    }
+    of_kernels, found = (
+        dict(zip([variable.path for variable in model.trainable_variables], gradients(model, jit=jit), strict=True))
+        for model in (whole, decoder)
+    )
     assert len(found) == 2 * 7
     for _, path, layer in projections(decoder):
         of_kernel = of_kernels[f"decoder/{path}/kernel"]

@@ -24,11 +24,11 @@ def save(directory, family: str, change) -> None:
     safetensors.numpy.save_file(tensors, path, {"format": "pt"})
 
 
-def logits_of(directory) -> tuple[np.ndarray, np.ndarray]:
+def assert_logits_are_theirs(directory) -> None:
     theirs = transformers.AutoModelForCausalLM.from_pretrained(directory)
     with torch.no_grad():
         expected = theirs(torch.tensor(TOKEN_IDS, dtype=torch.long)).logits.numpy()
-    return load_decoder(directory)({"token_ids": TOKEN_IDS}).numpy(), expected
+    np.testing.assert_allclose(load_decoder(directory)({"token_ids": TOKEN_IDS}).numpy(), expected, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("family", list(EMBEDDINGS))
@@ -36,8 +36,7 @@ def test_another_head_than_the_tied_one_is_the_models_head_and_a_line_says_so(fa
     head = np.random.default_rng(3).normal(size=(61, 32)).astype(np.float32)
     save(tmp_path, family, lambda tensors: tensors.update({"lm_head.weight": head}))
     assert not load_config(tmp_path).tie_embeddings
-    ours, theirs = logits_of(tmp_path)
-    np.testing.assert_allclose(ours, theirs, atol=TOLERANCE)
+    assert_logits_are_theirs(tmp_path)
     lines = [
         line for line in capsys.readouterr().err.splitlines() if "lm_head.weight" in line and "config.json" in line
     ]
@@ -49,13 +48,11 @@ def test_another_head_than_the_tied_one_is_the_models_head_and_a_line_says_so(fa
 def test_a_tied_head_that_is_stored_twice_stays_tied(family, tmp_path, capsys):
     save(tmp_path, family, lambda tensors: tensors.update({"lm_head.weight": tensors[EMBEDDINGS[family]].copy()}))
     assert load_config(tmp_path).tie_embeddings
-    ours, theirs = logits_of(tmp_path)
-    np.testing.assert_allclose(ours, theirs, atol=TOLERANCE)
+    assert_logits_are_theirs(tmp_path)
     assert "lm_head.weight is another" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("family", list(EMBEDDINGS))
 def test_embeddings_that_only_the_tied_head_stands_for_are_the_head(family, tmp_path):
     save(tmp_path, family, lambda tensors: tensors.update({"lm_head.weight": tensors.pop(EMBEDDINGS[family])}))
-    ours, theirs = logits_of(tmp_path)
-    np.testing.assert_allclose(ours, theirs, atol=TOLERANCE)
+    assert_logits_are_theirs(tmp_path)

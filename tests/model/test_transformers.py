@@ -8,7 +8,7 @@ import tensorflow as tf
 import torch
 import transformers
 
-from tests.model.options import random_decoder
+from tests.model.options import GPT2_STYLE, random_decoder
 from tfgpt.model.checkpoints.huggingface import load_config, load_decoder, save_decoder
 from tfgpt.model.checkpoints.huggingface_config import transformers_model_type
 from tfgpt.model.config import DecoderConfig
@@ -19,6 +19,9 @@ TOKEN_IDS = np.random.default_rng(0).integers(0, 61, (2, 24)).astype(np.int32)
 SMALL = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 48, "vocab_size": 61}
 SHARED = SMALL | {"num_key_value_heads": 2, "max_position_embeddings": 32, "initializer_range": 0.3}
 SPECIAL = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
+
+STRETCHED = {"rope_type": "llama3", "rope_theta": 50.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 3.0}
+STRETCHED |= {"original_max_position_embeddings": 30}
 
 THEIRS = {
     "gpt2": lambda: transformers.GPT2Config(
@@ -41,18 +44,7 @@ THEIRS = {
     "mistral_window": lambda: transformers.MistralConfig(**SHARED, **SPECIAL, sliding_window=6),
     "mistral": lambda: transformers.MistralConfig(**SHARED, **SPECIAL, sliding_window=None, head_dim=16),
     "nanochat": lambda: transformers.NanoChatConfig(**SHARED, **SPECIAL),
-    "llama_stretched_llama3": lambda: transformers.LlamaConfig(
-        **SHARED,
-        **SPECIAL,
-        rope_parameters={
-            "rope_type": "llama3",
-            "rope_theta": 50.0,
-            "factor": 8.0,
-            "low_freq_factor": 1.0,
-            "high_freq_factor": 3.0,
-            "original_max_position_embeddings": 30,
-        },
-    ),
+    "llama_stretched_llama3": lambda: transformers.LlamaConfig(**SHARED, **SPECIAL, rope_parameters=STRETCHED),
     "qwen2_stretched_linear": lambda: transformers.Qwen2Config(
         **SHARED, **SPECIAL, rope_parameters={"rope_type": "linear", "rope_theta": 100.0, "factor": 3.0}
     ),
@@ -60,14 +52,7 @@ THEIRS = {
 }
 
 MODERN = {"vocabulary_size": 61, "num_layers": 2, "hidden_dim": 32, "num_query_heads": 4, "max_sequence_length": 32}
-GPT2 = MODERN | {
-    "position_embedding": "learned",
-    "normalization": "layer_norm",
-    "normalization_epsilon": 1e-5,
-    "mlp": "gelu",
-    "use_bias": True,
-    "query_key_norm": False,
-}
+GPT2 = MODERN | GPT2_STYLE | {"normalization_epsilon": 1e-5}
 
 OURS = {
     "gpt2": (GPT2, "gpt2"),

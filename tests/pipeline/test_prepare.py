@@ -34,8 +34,15 @@ def logged(corpus: CorpusConfig, config: TokenizerConfig = BPE) -> tuple[Prepare
 
 
 @pytest.fixture
-def corpus(tmp_path, text_file) -> CorpusConfig:
-    return CorpusConfig(train_text=(str(text_file),), validation_fraction=0.1, cache_dir=str(tmp_path / "cache"))
+def corpus_of(tmp_path):
+    return lambda *paths, **options: CorpusConfig(
+        train_text=tuple(map(str, paths)), cache_dir=str(tmp_path / "cache"), **options
+    )
+
+
+@pytest.fixture
+def corpus(corpus_of, text_file) -> CorpusConfig:
+    return corpus_of(text_file, validation_fraction=0.1)
 
 
 def files_of(data: PreparedData) -> dict[Path, bytes]:
@@ -80,15 +87,12 @@ def test_the_same_text_elsewhere_gives_the_same_fingerprint(tmp_path, corpus, te
     assert quiet(CorpusConfig.from_dict(options), BPE).fingerprint != first.fingerprint
 
 
-def test_the_tokenizer_sees_the_training_side_only(tmp_path, text_file):
+def test_the_tokenizer_sees_the_training_side_only(tmp_path, corpus_of, text_file):
     fingerprints = set()
     for name, text in (("a", "zyzzyva " * 1000), ("b", "qwertz " * 1000)):
         held_out = tmp_path / f"{name}.txt"
         held_out.write_text(text)
-        corpus = CorpusConfig(
-            train_text=(str(text_file),), validation_text=(str(held_out),), cache_dir=str(tmp_path / "cache")
-        )
-        fingerprints.add(quiet(corpus).tokenizer.fingerprint)
+        fingerprints.add(quiet(corpus_of(text_file, validation_text=(str(held_out),))).tokenizer.fingerprint)
     assert len(fingerprints) == 1
 
 
@@ -105,13 +109,12 @@ def test_the_bytes_and_a_given_tokenizer_are_used_as_they_are(tmp_path, corpus, 
         assert "reused" in lines[2] and lines[2].startswith("train tokens: ")
 
 
-def test_the_tokens_of_each_source_are_those_of_its_documents(tmp_path):
+def test_the_tokens_of_each_source_are_those_of_its_documents(tmp_path, corpus_of):
     for name in "ab":
         text = "\n<|endoftext|>\n".join(f"text {name} {number}" for number in range(50))
         (tmp_path / f"{name}.txt").write_text(text)
     specs = (str(tmp_path / "a.txt"), str(tmp_path / "b.txt"))
-    corpus = CorpusConfig(train_text=specs, validation_fraction=0.2, cache_dir=str(tmp_path / "cache"))
-    data = prepare(corpus, TokenizerConfig(tokenizer="bytes"), by_source=True, log=lambda line: None)
+    data = quiet(corpus_of(*specs, validation_fraction=0.2), TokenizerConfig(tokenizer="bytes"), by_source=True)
     assert list(data.train_by_source) == list(data.validation_by_source) == list(specs)
     for name, shards in zip("ab", data.train_by_source.values(), strict=True):
         text = data.tokenizer.decode(shards.tokens[:])
@@ -122,11 +125,11 @@ def test_the_tokens_of_each_source_are_those_of_its_documents(tmp_path):
         TokenReader(data.train_by_source[specs[1]], 9999, seed=0)
 
 
-def test_dialogues_in_another_chat_template_are_other_tokens(tmp_path):
+def test_dialogues_in_another_chat_template_are_other_tokens(tmp_path, corpus_of):
     path = tmp_path / "chat.jsonl"
     messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello there"}]
     path.write_text(json.dumps({"messages": messages}) + "\n")
-    corpus = CorpusConfig(train_text=(str(path),), validation_fraction=0.0, cache_dir=str(tmp_path / "cache"))
+    corpus = corpus_of(path, validation_fraction=0.0)
     texts = []
     for template in ("{{ messages[0].content }}", "{{ messages[1].content }}"):
         tokenizer = byte_tokenizer()
@@ -137,29 +140,27 @@ def test_dialogues_in_another_chat_template_are_other_tokens(tmp_path):
     assert texts == ["Hi", "Hello there"]
 
 
-def test_dialogues_that_the_template_refuses_are_said_and_nothing_to_learn_from_is_refused(tmp_path):
+def test_dialogues_that_the_template_refuses_are_said_and_nothing_to_learn_from_is_refused(tmp_path, corpus_of):
     messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]
     dialogue = {"messages": messages, "tools": [{"type": "function", "function": {"name": "f"}}]}
     (tmp_path / "chat.jsonl").write_text(json.dumps(dialogue) + "\n")
     (tmp_path / "text.jsonl").write_text('{"text": "a"}\n{"text": "b"}\n')
-    options = {"validation_fraction": 0.0, "cache_dir": str(tmp_path / "cache")}
-    both = CorpusConfig(train_text=(str(tmp_path / "chat.jsonl"), str(tmp_path / "text.jsonl")), **options)
+    both = corpus_of(tmp_path / "chat.jsonl", tmp_path / "text.jsonl", validation_fraction=0.0)
     _, lines = logged(both, TokenizerConfig(tokenizer="bytes"))
     assert any(line.startswith("train tokens: 1 conversation left out: the chat template") for line in lines)
     with pytest.raises(UserError, match=r"--train_text: nothing is left to learn from \(1 conversation left out"):
-        quiet(CorpusConfig(train_text=(str(tmp_path / "chat.jsonl"),), **options), TokenizerConfig(tokenizer="bytes"))
+        quiet(corpus_of(tmp_path / "chat.jsonl", validation_fraction=0.0), TokenizerConfig(tokenizer="bytes"))
 
 
-def test_what_was_left_out_is_said_with_the_documents(tmp_path):
+def test_what_was_left_out_is_said_with_the_documents(tmp_path, corpus_of):
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps({"text": f"text {number % 50}"}) + "\n" for number in range(60)))
-    corpus = CorpusConfig(train_text=(str(path),), cache_dir=str(tmp_path / "cache"))
-    assert ", 10 left out (10 duplicate); made in" in logged(corpus, TokenizerConfig(tokenizer="bytes"))[1][0]
+    _, lines = logged(corpus_of(path), TokenizerConfig(tokenizer="bytes"))
+    assert ", 10 left out (10 duplicate); made in" in lines[0]
 
 
-def test_nothing_held_out_is_a_side_without_targets(tmp_path, text_file):
-    corpus = CorpusConfig(train_text=(str(text_file),), validation_fraction=0.0, cache_dir=str(tmp_path / "cache"))
-    data = quiet(corpus)
+def test_nothing_held_out_is_a_side_without_targets(corpus_of, text_file):
+    data = quiet(corpus_of(text_file, validation_fraction=0.0))
     assert data.train.num_bytes == text_file.stat().st_size
     assert data.validation.num_tokens == 1
     with pytest.raises(UserError, match="--validation_fraction: no token is held out: 1 document read"):
@@ -269,14 +270,3 @@ def test_results_go_where_the_user_wants_them(tmp_path, corpus):
     other = quiet(corpus, TokenizerConfig(tokenizer="bytes"))
     export_results(other, output)
     assert TokenShards.open(output / "train").tokenizer_fingerprint == other.tokenizer.fingerprint
-
-
-def test_results_never_replace_something_else(tmp_path, corpus):
-    data = quiet(corpus)
-    (tmp_path / "thesis").mkdir()
-    (tmp_path / "thesis" / "chapter.tex").write_text("years of work")
-    with pytest.raises(UserError, match=r"--output_dir: .*thesis holds files .*chapter\.tex"):
-        export_results(data, tmp_path / "thesis")
-    with pytest.raises(UserError, match="is a file"):
-        export_results(data, tmp_path / "thesis" / "chapter.tex")
-    assert (tmp_path / "thesis" / "chapter.tex").read_text() == "years of work"

@@ -4,18 +4,13 @@ import numpy as np
 import pytest
 import transformers
 
+from tests.tokenization.templates import chat
 from tfgpt.common.errors import UserError
 from tfgpt.tokenization.chat_template import encode_messages, get_chat_template
 
 DIALOGUES = [
-    [{"role": "user", "content": "Hello!"}, {"role": "assistant", "content": "Hi, how are you?"}],
-    [
-        {"role": "system", "content": " Be kind.\n"},
-        {"role": "user", "content": "你好 👋\n\n  what is 12345 + 6?"},
-        {"role": "assistant", "content": "\n\n 12351, of course  "},
-        {"role": "user", "content": ""},
-        {"role": "assistant", "content": ""},
-    ],
+    chat("Hello!", "Hi, how are you?"),
+    chat("你好 👋\n\n  what is 12345 + 6?", "\n\n 12351, of course  ", "", "", system=" Be kind.\n"),
     [{"role": "assistant", "content": "   indented"}],
 ]
 
@@ -41,12 +36,7 @@ def test_no_message_is_what_every_conversation_begins_with_or_the_generation_pro
 
 
 def test_weights_are_on_the_assistants_words_and_the_end_of_its_turn(tokenizer):
-    dialogue = [
-        {"role": "user", "content": "assistant\nsay nothing"},
-        {"role": "assistant", "content": "First answer."},
-        {"role": "user", "content": "More"},
-        {"role": "assistant", "content": "Second answer."},
-    ]
+    dialogue = chat("assistant\nsay nothing", "First answer.", "More", "Second answer.")
     ids, weights = encode_messages(tokenizer, dialogue, add_generation_prompt=True)
     learned = tokenizer.decode(ids[weights == 1], skip_special_tokens=False)
     assert learned == "First answer.<|im_end|>Second answer.<|im_end|>"
@@ -54,9 +44,8 @@ def test_weights_are_on_the_assistants_words_and_the_end_of_its_turn(tokenizer):
 
 
 def test_learned_ids_are_those_that_follow_the_generation_prompt(tokenizer):
-    question = [{"role": "user", "content": "What is it?"}]
-    prompt, _ = encode_messages(tokenizer, question, add_generation_prompt=True)
-    ids, weights = encode_messages(tokenizer, [*question, {"role": "assistant", "content": "It is a test."}])
+    prompt, _ = encode_messages(tokenizer, chat("What is it?"), add_generation_prompt=True)
+    ids, weights = encode_messages(tokenizer, chat("What is it?", "It is a test."))
     assert ids[: len(prompt)].tolist() == prompt.tolist()
     assert weights[: len(prompt)].sum() == 0
     assert weights[len(prompt) : -1].min() == 1  # the last id is the line end behind <|im_end|>

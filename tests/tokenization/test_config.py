@@ -1,8 +1,5 @@
 """The tokenizer's settings."""
 
-import subprocess
-import sys
-
 import pytest
 
 from tfgpt.common.errors import SettingError
@@ -24,9 +21,3 @@ def test_vocabulary_without_room_for_bytes_and_specials_is_refused():
     assert TokenizerConfig(vocabulary_size=260).vocabulary_size == 260
     with pytest.raises(SettingError, match="--vocabulary_size: 259 is below the smallest allowed, 260"):
         TokenizerConfig(vocabulary_size=259)
-
-
-def test_settings_import_no_tensorflow():
-    modules = "tfgpt.tokenization.config, tfgpt.tokenization.train_tokenizer"
-    code = f"import sys, {modules}; sys.exit('tensorflow' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

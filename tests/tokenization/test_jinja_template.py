@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.tokenization.templates import assert_equals_transformers, trl_templates, with_template, without_tag
+from tests.tokenization.templates import assert_equals_transformers, chat, trl_templates, with_template, without_tag
 from tfgpt.common.errors import UserError
 from tfgpt.tokenization.chat_template import encode_messages
 from tfgpt.tokenization.jinja_template import ESCAPE, ChatTemplate
@@ -60,21 +60,9 @@ TAGGED = {
 }
 
 CONVERSATIONS = [
-    [{"role": "user", "content": "Hello there"}, {"role": "assistant", "content": "Hi, how are you?"}],
-    [
-        {"role": "system", "content": "Be kind."},
-        {"role": "user", "content": "Hi 你好 👋"},
-        {"role": "assistant", "content": "<think>\nso\n</think>\nHi\n\nHi"},
-        {"role": "user", "content": "Hi"},
-        {"role": "assistant", "content": "Hi"},
-        {"role": "user", "content": "Bye"},
-    ],
-    [
-        {"role": "user", "content": "q"},
-        {"role": "assistant", "content": "q"},
-        {"role": "user", "content": " q\n"},
-        {"role": "assistant", "content": "a q  "},
-    ],
+    chat("Hello there", "Hi, how are you?"),
+    chat("Hi 你好 👋", "<think>\nso\n</think>\nHi\n\nHi", "Hi", "Hi", "Bye", system="Be kind."),
+    chat("q", "q", " q\n", "a q  "),
 ]
 TRL = trl_templates("qwen2_5_training", "qwen3_instruct_2507_training", "llama3_training", "gemma3_training")
 """The templates of Qwen2.5, Qwen3, Llama 3 and Gemma 3 with the tag, as trl ships them."""

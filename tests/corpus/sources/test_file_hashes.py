@@ -30,11 +30,21 @@ def test_hashes_are_sha256_in_order(tmp_path):
     assert expected[1] == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 
 
-def test_a_remembered_hash_is_used_and_a_changed_file_is_read_again(tmp_path):
+@pytest.fixture
+def path(tmp_path):
     path = tmp_path / "a"
     path.write_bytes(b"one")
+    return path
+
+
+@pytest.fixture
+def hashes(tmp_path, path):
     hashes = FileHashes(tmp_path / "memory")
     hashes.of([path])
+    return hashes
+
+
+def test_a_remembered_hash_is_used_and_a_changed_file_is_read_again(tmp_path, path, hashes):
     (memory,) = (tmp_path / "memory").iterdir()
     memory.write_text(memory.read_text().replace(sha256(b"one"), "remembered"))
     assert hashes.of([path]) == ["remembered"]
@@ -43,39 +53,30 @@ def test_a_remembered_hash_is_used_and_a_changed_file_is_read_again(tmp_path):
 
 
 @pytest.mark.parametrize("replaced", [True, False])
-def test_a_file_with_new_content_of_the_same_size_and_time_is_read_again(tmp_path, replaced):
-    path, other = tmp_path / "a", tmp_path / "b"
-    path.write_bytes(b"one")
-    hashes = FileHashes(tmp_path / "memory")
-    hashes.of([path])
-    changed, status = other if replaced else path, path.stat()
+def test_a_file_with_new_content_of_the_same_size_and_time_is_read_again(tmp_path, path, hashes, replaced):
+    changed, status = tmp_path / "b" if replaced else path, path.stat()
     changed.write_bytes(b"two")
     os.utime(changed, ns=(status.st_atime_ns, status.st_mtime_ns))
     os.replace(changed, path)
     assert hashes.of([path]) == [sha256(b"two")]
 
 
-def test_a_file_that_just_changed_is_not_remembered(tmp_path, monkeypatch):
+def test_a_file_that_just_changed_is_not_remembered(tmp_path, path, monkeypatch):
     monkeypatch.setattr(file_hashes, "SETTLED_SECONDS", 2.0)
-    (tmp_path / "a").write_bytes(b"one")
-    FileHashes(tmp_path / "memory").of([tmp_path / "a"])
+    FileHashes(tmp_path / "memory").of([path])
     assert [memory.read_text().strip() for memory in (tmp_path / "memory").iterdir()] == ["{}"]
 
 
 @pytest.mark.parametrize("damage", ["{", "[]", '{"a": 1}', ""])
-def test_a_damaged_memory_is_forgotten(tmp_path, damage):
-    (tmp_path / "a").write_bytes(b"one")
-    hashes = FileHashes(tmp_path / "memory")
-    hashes.of([tmp_path / "a"])
+def test_a_damaged_memory_is_forgotten(tmp_path, path, hashes, damage):
     (memory,) = (tmp_path / "memory").iterdir()
     memory.write_text(damage)
-    assert hashes.of([tmp_path / "a"]) == [sha256(b"one")]
+    assert hashes.of([path]) == [sha256(b"one")]
 
 
-def test_a_memory_that_cannot_be_written_only_costs_time(tmp_path):
-    (tmp_path / "a").write_bytes(b"one")
+def test_a_memory_that_cannot_be_written_only_costs_time(tmp_path, path):
     (tmp_path / "memory").write_text("a file in the way")
-    assert FileHashes(tmp_path / "memory").of([tmp_path / "a"]) == [sha256(b"one")]
+    assert FileHashes(tmp_path / "memory").of([path]) == [sha256(b"one")]
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path):

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from tests.conftest import refusal
 from tfgpt.common.errors import UserError
 from tfgpt.corpus.build import build_documents
 from tfgpt.corpus.config import CorpusConfig
@@ -165,18 +166,15 @@ def test_a_documentation_page_is_found_once_through_two_folders(tmp_path):
     ],
 )
 def test_an_unknown_sample_or_variant_is_named(spec, line):
-    with pytest.raises(UserError) as caught:
-        open_sources([spec])
-    assert str(caught.value) == line
+    assert refusal(open_sources, [spec]) == line
 
 
 def test_a_sample_that_is_not_installed_names_the_command(monkeypatch):
     monkeypatch.setattr(sys, "path", [])
     for name, sample in samples.SAMPLES.items():
         if sample.module:
-            with pytest.raises(UserError) as caught:
-                open_sources([f"sample:{name}"])
-            assert str(caught.value).endswith(f"the package {sample.package} is not installed; {sample.install}")
+            line = refusal(open_sources, [f"sample:{name}"])
+            assert line.endswith(f"the package {sample.package} is not installed; {sample.install}")
 
 
 def test_every_sample_has_a_licence():
