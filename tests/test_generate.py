@@ -7,28 +7,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-import keras
 import pytest
 
+from tests.serving.models import save_model
 from tfgpt import generate
-from tfgpt.model.checkpoints.huggingface import save_decoder
-from tfgpt.model.config import DecoderConfig
-from tfgpt.model.decoder import Decoder
 from tfgpt.tokenization.train_tokenizer import byte_tokenizer
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
-    keras.utils.set_random_seed(5)
-    tokenizer = byte_tokenizer()
-    shape = {"num_layers": 1, "hidden_dim": 16, "num_query_heads": 2, "max_sequence_length": 32}
-    spread = {"initializer_range": 0.3, "embedding_initializer_range": 0.3}
-    decoder = Decoder(DecoderConfig(vocabulary_size=tokenizer.vocabulary_size, **shape, **spread))
-    directory = tmp_path_factory.mktemp("run") / "model"
-    ids = {name: getattr(tokenizer, name) for name in ("end_of_text_id", "end_of_turn_id", "padding_id")}
-    save_decoder(decoder, directory, **ids)
-    tokenizer.save(directory)
-    return directory
+    return save_model(tmp_path_factory.mktemp("run") / "model", unused_ids=0, max_sequence_length=32)
 
 
 @pytest.fixture

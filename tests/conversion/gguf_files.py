@@ -47,12 +47,7 @@ def sentencepiece_vocabulary(
 ) -> Vocabulary:
     """The vocabulary of a `tokenizer.model`, filled up to the size; the steps are `_create_vocab_sentencepiece`'s.
 
-    Args:
-        model: the file's content.
-        size: rows of the embedding.
-        added: tokens behind the model's own.
-        change: changes the three lists before they are written.
-        fields: more of the writer's `add_…` methods, and their argument.
+    `change` changes the lists before they are written; `fields` are more of the writer's `add_…` methods.
     """
     processor = sentencepiece.SentencePieceProcessor(model_proto=model)
     names, scores, kinds = [], [], []
@@ -181,11 +176,7 @@ def llama_library() -> ctypes.CDLL:
 
 
 class Llama:
-    """llama.cpp's server with a model, inside this process.
-
-    Args:
-        path: the GGUF file.
-    """
+    """llama.cpp's server with a model, inside this process."""
 
     def __init__(self, path: Path):
         import xllamacpp

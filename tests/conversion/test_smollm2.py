@@ -96,11 +96,8 @@ def test_ids_and_chats_equal_those_of_transformers_on_the_converted_directory(co
 
 def test_the_parts_of_its_tokens_and_where_texts_end(converted, generator):
     tokenizer = generator.tokenizer
-    assert (tokenizer.end_of_text, tokenizer.start_of_turn, tokenizer.end_of_turn) == (
-        "<|endoftext|>",
-        "<|im_start|>",
-        "<|im_end|>",
-    )
+    names = (tokenizer.end_of_text, tokenizer.start_of_turn, tokenizer.end_of_turn)
+    assert names == ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
     # Its own padding token is <|im_end|>, which chat tuning must be able to learn.
     assert tokenizer.padding_id < tokenizer.vocabulary_size == generator.decoder.config.vocabulary_size == 49_152
     assert tokenizer.padding_id not in (*tokenizer.stop_ids, tokenizer.start_of_turn_id)

@@ -143,12 +143,6 @@ def test_all_of_the_validation_files_is_held_out_of_training(tmp_path, corpus):
     assert made.manifest["sources"][0]["dropped"] == {"also in --validation_text": 2}
 
 
-def test_nothing_is_held_out_when_the_fraction_is_nought(tmp_path, corpus):
-    made = build_documents(corpus(numbered(tmp_path / "a.jsonl", 3), validation_fraction=0.0))
-    assert (made.num_documents("train"), made.num_documents("validation")) == (3, 0)
-    assert texts(made, "validation") == []
-
-
 def test_dialogues_keep_roles_and_contents(tmp_path, corpus):
     messages = [{"role": "system", "content": "Sei kurz."}, {"role": "user", "content": "?\n\u2028"}]
     messages.append({"role": "assistant", "content": "<|im_end|>"})

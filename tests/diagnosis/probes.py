@@ -47,7 +47,6 @@ def probe_of(text: Path, *more: str, base: Sequence[str] = SMALL) -> ProbeModel:
 
 
 def save_model(probe: ProbeModel, directory: Path) -> None:
-    """Writes the decoder and tokenizer as a model directory."""
     tokenizer = probe.data.tokenizer
     ids = {name: getattr(tokenizer, name) for name in ("end_of_text_id", "end_of_turn_id", "padding_id")}
     save_decoder(probe.decoder, directory, **ids)

@@ -23,7 +23,6 @@ def stories(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def batch(text_file: Path) -> dict[str, np.ndarray]:
-    """The first batch of a run with document masking."""
     config = config_of(text_file, "--document_masking")
     return first_batch(config, prepared(config), get_objective(config.objective.objective))
 

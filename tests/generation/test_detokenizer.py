@@ -66,14 +66,8 @@ def test_a_repeating_stop_string_is_found_after_a_false_start():
 
 def test_the_start_of_a_stop_string_is_held_back_until_it_cannot_be_one():
     stream = StreamingDetokenizer(["\n\nUser"])
-    assert [stream.add(token) for token in (b"Hi", b"\n", b"\nU", b"p", b"\n\nUs", b"er:")] == [
-        "Hi",
-        "",
-        "",
-        "\n\nUp",
-        "",
-        "",
-    ]
+    expected = {b"Hi": "Hi", b"\n": "", b"\nU": "", b"p": "\n\nUp", b"\n\nUs": "", b"er:": ""}
+    assert {token: stream.add(token) for token in expected} == expected
     assert stream.stopped
     assert stream.add(b"more") + stream.end() == ""
 

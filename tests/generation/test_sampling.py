@@ -78,18 +78,11 @@ def test_all_filters_together_equal_transformers_in_its_order_row_by_row():
     ]
     logits = random_logits()
     ours = sampling.filter_logits(tf.constant(logits), parameters(*configs)).numpy()
+    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(n_layer=1, n_embd=8, n_head=1, vocab_size=8))
     for row, config in enumerate(configs):
-        generation = transformers.GenerationConfig(
-            do_sample=True,
-            temperature=config.temperature,
-            top_k=config.top_k,
-            top_p=config.top_p,
-            min_p=config.min_p or None,
-        )
-        processors = transformers.GPT2LMHeadModel._get_logits_processor(
-            transformers.GPT2LMHeadModel(transformers.GPT2Config(n_layer=1, n_embd=8, n_head=1, vocab_size=8)),
-            generation,
-        )
+        settings = {name: getattr(config, name) for name in ("temperature", "top_k", "top_p")}
+        generation = transformers.GenerationConfig(do_sample=True, **settings, min_p=config.min_p or None)
+        processors = model._get_logits_processor(generation)
         expected = theirs(lambda ids, scores: processors(ids, scores), logits[row : row + 1])  # noqa: B023
         np.testing.assert_allclose(ours[row : row + 1], expected, rtol=1e-6)
 

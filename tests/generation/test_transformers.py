@@ -34,7 +34,6 @@ def pair(request, tmp_path_factory) -> tuple[Generator, transformers.PreTrainedM
 
 
 def theirs(model: transformers.PreTrainedModel, generator: Generator, prompt: str, **options) -> list[list[int]]:
-    """The new tokens that `transformers` writes, each text without the end it has and the padding behind."""
     ids = torch.tensor([[generator.tokenizer.end_of_text_id, *generator.tokenizer.encode(prompt).tolist()]])
     with torch.no_grad():
         found = model.generate(ids, do_sample=False, eos_token_id=list(generator.stop_tokens), **options)

@@ -9,12 +9,7 @@ import tensorflow as tf
 
 
 def run_layer_test(make: Callable[..., keras.layers.Layer], *inputs: Any) -> None:
-    """Checks serialization, an unknown length, and mixed precision.
-
-    Args:
-        make: builds the layer; takes Keras's options, such as `dtype`.
-        inputs: the arguments of `call`; the first one is [batch, length, …].
-    """
+    """Checks serialization, an unknown length, and mixed precision; the first of `inputs` is [batch, length, …]."""
     layer = make(name="layer")
     expected = layer(*inputs)
     run_serialization_test(layer, inputs, expected)

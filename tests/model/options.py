@@ -23,15 +23,13 @@ GPT2_STYLE = {
     "query_key_norm": False,
 }
 GPT2 = MODERN | GPT2_STYLE | {"num_key_value_heads": 4}
-NANOCHAT = MODERN | {
+NANOCHAT_STYLE = {
     "mlp": "squared_relu",
     "normalization_scale": False,
     "embedding_normalization": True,
     "tie_embeddings": False,
-    "logit_soft_cap": 5.0,
-    "initializer_range": None,
-    "attention_scale": 0.5,
 }
+NANOCHAT = MODERN | NANOCHAT_STYLE | {"logit_soft_cap": 5.0, "initializer_range": None, "attention_scale": 0.5}
 
 OPTIONS = {"modern": MODERN, "gpt2": GPT2, "nanochat": NANOCHAT}
 ONE_BLOCK = MODERN | {"num_layers": 1}

@@ -1,5 +1,6 @@
 """The decoder's config: derived fields, refusals that name the field, JSON round trips, no TensorFlow."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -67,16 +68,10 @@ def test_scaled_rope_frequencies_are_those_of_transformers(scaling):
         hidden_size=64, num_attention_heads=1, head_dim=64, max_position_embeddings=2560, rope_parameters=parameters
     )
     expected, _ = ROPE_INIT_FUNCTIONS[scaling](theirs, device="cpu")
-    config = DecoderConfig(
-        head_dim=64,
-        rope_max_wavelength=500.0,
-        rope_scaling=scaling,
-        rope_scaling_factor=4.0,
-        rope_original_length=640,
-        rope_low_frequency_factor=1.5,
-        rope_high_frequency_factor=6.0,
-    )
-    found = config.inverse_frequencies()
+    plain = DecoderConfig(head_dim=64, rope_max_wavelength=500.0)
+    stretched = {"rope_scaling": scaling, "rope_scaling_factor": 4.0, "rope_original_length": 640}
+    stretched |= {"rope_low_frequency_factor": 1.5, "rope_high_frequency_factor": 6.0}
+    found = dataclasses.replace(plain, **stretched).inverse_frequencies()
     np.testing.assert_allclose(found, expected.numpy(), rtol=1e-5)
-    plain = DecoderConfig(head_dim=64, rope_max_wavelength=500.0).inverse_frequencies()
+    plain = plain.inverse_frequencies()
     assert np.any((found < plain) & (found > plain / 4)) == (scaling == "llama3")  # some are between

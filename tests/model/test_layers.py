@@ -36,12 +36,7 @@ LAYERS = {
     "positions": (lambda **options: PositionEmbedding(9, 4, packed=True, **options), IDS),
     "rotation": (lambda **options: RotaryEmbedding(CONFIG, packed=True, **options), IDS),
     "mask": (lambda **options: AttentionMask(CONFIG, packed=True, **options), IDS),
-    "attention": (
-        lambda **options: SelfAttention(CONFIG, dropout_number=2, **options),
-        INPUTS,
-        ROTATION,
-        NO_MASK,
-    ),
+    "attention": (lambda **options: SelfAttention(CONFIG, dropout_number=2, **options), INPUTS, ROTATION, NO_MASK),
     "block": (lambda **options: TransformerBlock(CONFIG, number=1, **options), INPUTS, NO_MASK, ROTATION),
 }
 
@@ -99,7 +94,6 @@ def test_gelu_is_torchs_tanh_form():
 
 
 def check_value_and_gradient(ours, theirs: torch.Tensor, expected: torch.Tensor) -> None:
-    """Compares `ours(INPUTS)` and the gradient of its weighted sum with torch's."""
     weights = np.random.default_rng(1).normal(size=INPUTS.shape).astype(np.float32)
     inputs = tf.constant(INPUTS)
     with tf.GradientTape() as tape:
@@ -117,10 +111,7 @@ def test_rotary_products_depend_on_the_distance_only():
 
     def product(query_position: int, key_position: int) -> float:
         turned = [
-            rotate(
-                tf.constant(vector),
-                rotation_tables(np.array([[position]]), inverse),
-            )
+            rotate(tf.constant(vector), rotation_tables(np.array([[position]]), inverse))
             for vector, position in ((query, query_position), (key, key_position))
         ]
         return float(tf.reduce_sum(turned[0] * turned[1]))

@@ -53,10 +53,7 @@ def test_factors_are_those_of_the_papers_table_at_four_times_the_width(tied, opt
 
 
 def after_updates(config: DecoderConfig, factors: dict[str, float], multiplier: float) -> np.ndarray:
-    """Logits after three AdamW updates of a decoder whose logits are multiplied by `multiplier`.
-
-    `factors`: on the learning rate of weights, by a part of their paths.
-    """
+    """Logits, times `multiplier`, after three AdamW updates; `factors` on learning rates, by a part of the path."""
     keras.utils.set_random_seed(3)
     decoder = Decoder(config)
     optimizer = build_optimizer(OptimizerConfig(epsilon=1e-30, weight_decay=0.5), 0.02, decoder)

@@ -14,7 +14,6 @@ TOKEN_IDS = tf.constant(random_ids(2, 12))
 
 
 def loss_and_gradients(decoder, seed):
-    """A loss in training and its gradients, under a dropout seed."""
     with tf.GradientTape() as tape, dropout_seed(seed):
         loss = tf.reduce_mean(tf.square(decoder({"token_ids": TOKEN_IDS}, training=True)))
     gradients = tape.gradient(loss, [variable.value for variable in decoder.trainable_variables])

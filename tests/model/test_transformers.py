@@ -8,7 +8,7 @@ import tensorflow as tf
 import torch
 import transformers
 
-from tests.model.options import GPT2_STYLE, random_decoder
+from tests.model.options import GPT2_STYLE, NANOCHAT_STYLE, random_decoder
 from tfgpt.model.checkpoints.huggingface import load_config, load_decoder, save_decoder
 from tfgpt.model.checkpoints.huggingface_config import transformers_model_type
 from tfgpt.model.config import DecoderConfig
@@ -53,6 +53,7 @@ THEIRS = {
 
 MODERN = {"vocabulary_size": 61, "num_layers": 2, "hidden_dim": 32, "num_query_heads": 4, "max_sequence_length": 32}
 GPT2 = MODERN | GPT2_STYLE | {"normalization_epsilon": 1e-5}
+PLAIN = MODERN | {"query_key_norm": False}
 
 OURS = {
     "gpt2": (GPT2, "gpt2"),
@@ -62,37 +63,20 @@ OURS = {
     "qwen3": (MODERN | {"num_key_value_heads": 2, "head_dim": 16}, "qwen3"),
     "qwen3 with a window and biases": (MODERN | {"sliding_window": 5, "use_query_key_value_bias": True}, "qwen3"),
     "qwen3 without scales": (MODERN | {"normalization_scale": False}, "qwen3"),
-    "llama": (MODERN | {"query_key_norm": False, "num_key_value_heads": 1, "tie_embeddings": False}, "llama"),
-    "llama with biases": (
-        MODERN | {"query_key_norm": False, "use_bias": True, "use_query_key_value_bias": False},
-        "llama",
-    ),
-    "mistral": (MODERN | {"query_key_norm": False, "sliding_window": 7}, "mistral"),
-    "qwen2": (MODERN | {"query_key_norm": False, "use_query_key_value_bias": True}, "qwen2"),
-    "smollm3": (MODERN | {"query_key_norm": False, "no_rope_layer_interval": 2, "use_bias": True}, "smollm3"),
+    "llama": (PLAIN | {"num_key_value_heads": 1, "tie_embeddings": False}, "llama"),
+    "llama with biases": (PLAIN | {"use_bias": True, "use_query_key_value_bias": False}, "llama"),
+    "mistral": (PLAIN | {"sliding_window": 7}, "mistral"),
+    "qwen2": (PLAIN | {"use_query_key_value_bias": True}, "qwen2"),
+    "smollm3": (PLAIN | {"no_rope_layer_interval": 2, "use_bias": True}, "smollm3"),
     "llama stretched as Llama 3.1": (
-        MODERN
-        | {"query_key_norm": False, "rope_scaling": "llama3", "rope_scaling_factor": 4.0, "rope_max_wavelength": 50.0}
+        PLAIN
+        | {"rope_scaling": "llama3", "rope_scaling_factor": 4.0, "rope_max_wavelength": 50.0}
         | {"rope_original_length": 30, "rope_high_frequency_factor": 3.0},
         "llama",
     ),
     "qwen3 stretched": (MODERN | {"rope_scaling": "linear", "rope_scaling_factor": 2.5}, "qwen3"),
-    "qwen2 with a window": (
-        MODERN | {"query_key_norm": False, "use_query_key_value_bias": True, "sliding_window": 7},
-        "qwen2",
-    ),
-    "nanochat": (
-        MODERN
-        | {
-            "mlp": "squared_relu",
-            "normalization_scale": False,
-            "embedding_normalization": True,
-            "num_key_value_heads": 2,
-            "tie_embeddings": False,
-            "logit_soft_cap": 3.0,
-        },
-        "nanochat",
-    ),
+    "qwen2 with a window": (PLAIN | {"use_query_key_value_bias": True, "sliding_window": 7}, "qwen2"),
+    "nanochat": (MODERN | NANOCHAT_STYLE | {"num_key_value_heads": 2, "logit_soft_cap": 3.0}, "nanochat"),
 }
 
 

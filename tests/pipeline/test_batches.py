@@ -184,17 +184,9 @@ def test_validation_counts_every_target_exactly_once(tmp_path):
 
 def documents_by_hand(row: np.ndarray) -> tuple[list[int], list[int]]:
     """Segments and positions of one row, read from left to right; end-of-text (0) opens a document."""
-    segments, positions = [], []
-    for place, token in enumerate(row):
-        if place == 0:
-            segment, position = 1, 0
-        elif token == 0:
-            segment, position = segment + 1, 0
-        else:
-            position += 1
-        segments.append(segment)
-        positions.append(position)
-    return segments, positions
+    opened = [place for place, token in enumerate(row) if place == 0 or token == 0]
+    before = [[start for start in opened if start <= place] for place in range(len(row))]
+    return [len(starts) for starts in before], [place - starts[-1] for place, starts in enumerate(before)]
 
 
 def test_document_masking_numbers_documents_and_restarts_positions(tmp_path):

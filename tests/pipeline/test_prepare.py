@@ -204,7 +204,6 @@ print(data.fingerprint)
 
 
 def started_prepare(text: Path, cache: Path) -> subprocess.Popen:
-    """A process that prepares once it is sent a line."""
     process = subprocess.Popen(
         [sys.executable, "-c", PREPARE, str(text), str(cache)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,

@@ -75,7 +75,6 @@ def test_the_slurm_file_starts_workers_that_find_each_other(text_file, tmp_path)
 
 
 def two_ports() -> int:
-    """The first of two ports in a row that nobody listens at."""
     from tests.training.topologies import free_addresses
 
     for _ in range(50):

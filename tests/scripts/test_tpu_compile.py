@@ -16,15 +16,8 @@ class MadeUpStep:
         self.asked.append(rows)
         total = (2 + self.row * rows) * GIB
         fits = total <= 15.75 * GIB
-        refused = {} if fits else {"limit_bytes": int(15.75 * GIB)}
-        return {
-            "chip": chip,
-            "rows": rows,
-            "micro_batches": micro_batches,
-            "fits": fits,
-            "total_bytes": total,
-            **refused,
-        }
+        found = {"chip": chip, "rows": rows, "micro_batches": micro_batches, "fits": fits, "total_bytes": total}
+        return found if fits else {**found, "limit_bytes": int(15.75 * GIB)}
 
 
 @pytest.mark.parametrize(("row", "start", "most"), [(0.4, 16, 34), (0.4, 200, 34), (3.0, 1, 4), (0.01, 8, 1375)])
@@ -44,10 +37,8 @@ def test_nothing_fits_where_one_row_does_not():
 
 def test_both_forms_of_the_compilers_refusal_are_read():
     # As libtpu 0.0.52 wrote them.
-    assert refused_sizes("Ran out of memory in memory space hbm. Used 24.40G of 15.75G hbm.") == (
-        int(24.4 * GIB),
-        int(15.75 * GIB),
-    )
+    memory = "Ran out of memory in memory space hbm. Used 24.40G of 15.75G hbm."
+    assert refused_sizes(memory) == (int(24.4 * GIB), int(15.75 * GIB))
     temporaries = "the total memory required for HLO temporaries (15.32G) exceeds available HBM (15.25G)."
     assert refused_sizes(temporaries) == (int(15.32 * GIB), int(15.25 * GIB))
     assert refused_sizes("something else") == (None, None)

@@ -30,8 +30,6 @@ scale = "log"
 
 
 class Running:
-    """A running command and its output."""
-
     def __init__(self, log: Path, process: Any):
         self.log, self.process = log, process
 
@@ -98,8 +96,6 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def arguments(story: Path, tmp_path: Path) -> Callable[..., list[str]]:
-    """The flags of a tiny search in tmp_path/NAME."""
-
     def of(name: str, *more: str, space: str = SPACE) -> list[str]:
         path = tmp_path / "space.toml"
         path.write_text(space, encoding="utf-8")
@@ -109,6 +105,5 @@ def arguments(story: Path, tmp_path: Path) -> Callable[..., list[str]]:
 
 
 def table(directory: Path) -> list[dict[str, str]]:
-    """The rows of trials.csv."""
     with open(directory / "trials.csv", newline="") as file:
         return list(csv.DictReader(file))

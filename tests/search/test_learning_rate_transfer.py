@@ -29,7 +29,6 @@ def script(monkeypatch) -> ModuleType:
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory) -> Path:
-    """300 kB of English prose: Python's reference."""
     from pydoc_data.topics import topics
 
     path = tmp_path_factory.mktemp("prose") / "topics.txt"

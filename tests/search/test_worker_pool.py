@@ -62,7 +62,6 @@ def test_a_killed_hyperband_search_continues_and_best_cfg_repeats_the_best_trial
 
 
 def trial_processes(running: Running) -> list[int]:
-    """Returns the processes that train, in the order of their start."""
     children = sorted(psutil.Process(running.process.pid).children(), key=lambda child: child.create_time())
     return [child.pid for child in children if "spawn_main" in " ".join(child.cmdline())]
 
