@@ -42,6 +42,12 @@ TOGETHER = {
 }
 
 
+def chat(*turns: str, system: str | None = None) -> list[dict]:
+    """Messages of the user and the assistant by turns, after a system message if there is one."""
+    first = [] if system is None else [{"role": "system", "content": system}]
+    return first + [{"role": ("user", "assistant")[n % 2], "content": turn} for n, turn in enumerate(turns)]
+
+
 def refusal(function: Callable, *arguments, **options) -> str:
     """The one line of the UserError that a call ends with."""
     with pytest.raises(UserError) as caught:

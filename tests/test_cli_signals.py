@@ -25,17 +25,10 @@ def test_a_signal_ends_generate_with_130_or_143_and_one_line(tmp_path):
     tokenizer.save(tmp_path)
     config = to_hugging_face(DecoderConfig(vocabulary_size=tokenizer.vocabulary_size))
     (tmp_path / "config.json").write_text(json.dumps(config))
-    started = {
-        number: subprocess.Popen(
-            [sys.executable, "-m", "tfgpt.generate", f"--model={tmp_path}"],  # It waits for its prompt.
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            cwd=ROOT,
-        )
-        for number in (signal.SIGINT, signal.SIGTERM)
-    }
+    command = [sys.executable, "-m", "tfgpt.generate", f"--model={tmp_path}"]  # It waits for its prompt.
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    started = {number: subprocess.Popen(command, text=True, cwd=ROOT, **pipes) for number in numbers}
     for number, process in started.items():
         while not waits(process):
             assert process.poll() is None

@@ -8,17 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-import keras
 import numpy as np
 import pytest
 import torch
 import transformers
 
 from tests.conftest import ROOT, TEXT
+from tests.serving.models import save_model
 from tfgpt import evaluate, train
-from tfgpt.model.checkpoints.huggingface import save_decoder
-from tfgpt.model.config import DecoderConfig
-from tfgpt.model.decoder import Decoder
 from tfgpt.tokenization.train_tokenizer import train_bpe
 from tfgpt.training.run import train as train_run
 from tfgpt.training.train_config import TrainConfig
@@ -28,16 +25,8 @@ CONTEXT = 32
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
-    keras.utils.set_random_seed(3)
-    directory = tmp_path_factory.mktemp("model")
-    tokenizer = train_bpe([TEXT], 300)
-    shape = {"num_layers": 1, "hidden_dim": 32, "num_query_heads": 2, "max_sequence_length": CONTEXT}
-    config = DecoderConfig(
-        **shape, vocabulary_size=tokenizer.vocabulary_size, query_key_norm=False, embedding_initializer_range=0.3
-    )
-    save_decoder(Decoder(config, dtype="float32"), directory, end_of_text_id=tokenizer.end_of_text_id)
-    tokenizer.save(directory)
-    return directory
+    shape = {"num_query_heads": 2, "max_sequence_length": CONTEXT, "query_key_norm": False, "initializer_range": 0.02}
+    return save_model(tmp_path_factory.mktemp("model"), train_bpe([TEXT], 300), unused_ids=0, **shape)
 
 
 @pytest.fixture(scope="module")

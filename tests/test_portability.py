@@ -1,8 +1,4 @@
-"""Claim: nothing in the package needs Linux or macOS unasked: what Windows lacks stands behind a question for it.
-
-No Windows runs here. So the source is read: modules that Windows lacks are imported nowhere but behind such a question,
-and functions and signals that it lacks are not used otherwise.
-"""
+"""Claim on the source: modules, functions and signals that Windows lacks are used after a question for it only."""
 
 import ast
 from collections.abc import Iterator

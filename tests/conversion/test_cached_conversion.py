@@ -1,7 +1,4 @@
-"""Every form of a model stands for it where its weights are needed; what is no model directory is converted once.
-
-The models are tiny and random; what they should compute is what transformers and peft compute.
-"""
+"""Every form of a model stands for it where weights are needed, converted once; logits are those of peft."""
 
 import dataclasses
 import json

@@ -1,7 +1,4 @@
-"""Claim: converted models are exported with their own tokenizers; where that needs tensorflow_text, the export says so.
-
-`export` itself proves each export: through the server's loader, its tokens against the generator's.
-"""
+"""Converted models are exported with their own tokenizers; where that needs tensorflow_text, the export says so."""
 
 import json
 from pathlib import Path

@@ -1,7 +1,6 @@
 """Claims: a SentencePiece vocabulary comes out of a GGUF file as it went in; quantized weights are read right.
 
-The files are written here, the models in them are tiny and random; what they are compared with is the `sentencepiece`
-library on the model that went in, `transformers` (its own reading of quantized blocks), and llama.cpp itself.
+They are compared with the `sentencepiece` library, `transformers` (its own reading of quantized blocks) and llama.cpp.
 """
 
 import json

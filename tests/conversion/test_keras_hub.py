@@ -14,14 +14,8 @@ from tfgpt.tokenization.load import load_tokenizer
 
 VOCABULARY = 400
 IDS = np.random.default_rng(0).integers(0, VOCABULARY, (2, 12)).astype(np.int32)
-LLAMA = {
-    "vocabulary_size": VOCABULARY,
-    "num_layers": 2,
-    "num_query_heads": 4,
-    "num_key_value_heads": 2,
-    "hidden_dim": 32,
-    "intermediate_dim": 48,
-}
+LLAMA = {"vocabulary_size": VOCABULARY, "num_layers": 2, "hidden_dim": 32, "intermediate_dim": 48}
+LLAMA |= {"num_query_heads": 4, "num_key_value_heads": 2}
 BACKBONES = {
     "GPT-2": lambda: keras_hub.models.GPT2Backbone(
         vocabulary_size=VOCABULARY, num_layers=2, num_heads=4, hidden_dim=32, intermediate_dim=64,

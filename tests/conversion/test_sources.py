@@ -13,19 +13,13 @@ import pytest
 
 from tests.conversion.gguf_files import finish, write_tensor
 from tests.conversion.tiny import converted, refusal
-from tests.model.options import MODERN, random_decoder
-from tfgpt.model.checkpoints.huggingface import load_decoder, save_decoder
-from tfgpt.tokenization.train_tokenizer import byte_tokenizer
+from tests.serving.models import save_model
+from tfgpt.model.checkpoints.huggingface import load_decoder
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
-    directory = tmp_path_factory.mktemp("model")
-    tokenizer = byte_tokenizer()
-    decoder = random_decoder(MODERN | {"vocabulary_size": tokenizer.vocabulary_size})
-    save_decoder(decoder, directory, end_of_text_id=tokenizer.end_of_text_id, end_of_turn_id=tokenizer.end_of_turn_id)
-    tokenizer.save(directory)
-    return directory
+    return save_model(tmp_path_factory.mktemp("model"), unused_ids=0, num_layers=2)
 
 
 @pytest.mark.parametrize(

@@ -41,9 +41,8 @@ def test_sides_do_not_depend_on_order_or_company(tmp_path, corpus):
     values = [{"text": f"document number {number}"} for number in range(1000)]
     first = build_documents(corpus(write_records(tmp_path / "a.jsonl", *values), split="hash"))
     second = build_documents(corpus(write_records(tmp_path / "b.jsonl", *values[::-1][:700]), split="hash"))
-    assert set(texts(second, "validation")) == set(texts(first, "validation")) & {
-        value["text"] for value in values[300:]
-    }
+    common = {value["text"] for value in values[300:]}
+    assert set(texts(second, "validation")) == set(texts(first, "validation")) & common
 
 
 def test_a_single_file_is_cut_where_nanogpt_cuts_it(tmp_path, corpus):
@@ -251,13 +250,9 @@ sys.exit(Command("build", "Builds documents.", [CorpusConfig], build).run(sys.ar
 
 def start_build(config: CorpusConfig, limit: int = 0) -> subprocess.Popen:
     flags = [f"--train_text={config.train_text[0]}", f"--cache_dir={config.cache_dir}", f"--split={config.split}"]
-    return subprocess.Popen(
-        [sys.executable, "-c", BUILD, str(limit), *flags],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen([sys.executable, "-c", BUILD, str(limit), *flags], env=environment, **pipes)
 
 
 def test_a_killed_build_leaves_nothing_that_counts(tmp_path, corpus):
@@ -296,9 +291,7 @@ def test_builders_at_the_same_time_give_one_result(tmp_path, corpus):
     assert results[0][1] == 0
     made = DocumentShards.open(results[0][0].strip())
     assert made.num_documents("train") + made.num_documents("validation") == 20_000
-    assert [path.name for path in made.directory.parent.iterdir() if not path.name.startswith(".")] == [
-        made.directory.name
-    ]
+    assert [path for path in made.directory.parent.iterdir() if not path.name.startswith(".")] == [made.directory]
 
 
 def test_a_full_disk_is_one_line(tmp_path, corpus):

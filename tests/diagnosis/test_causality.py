@@ -9,6 +9,7 @@ from tfgpt.diagnosis.causality import check_causality
 from tfgpt.model import decoder
 
 MASK = decoder.AttentionMask.call
+ZERO_OUTPUTS = "--zero_initialized_outputs --tie_embeddings=false --head_initializer_range=0.001"
 
 
 def all_seen(layer, inputs: tf.Tensor) -> tf.Tensor:
@@ -28,11 +29,7 @@ def documents_ignored(layer, segment_ids: tf.Tensor) -> tf.Tensor:
     ("mask", "flags", "problem"),
     [
         # Outputs that start at zero: no logit of the untrained model depends on attention.
-        (
-            all_seen,
-            "--zero_initialized_outputs --tie_embeddings=false --head_initializer_range=0.001",
-            "later tokens are seen",
-        ),
+        (all_seen, ZERO_OUTPUTS, "later tokens are seen"),
         (one_later_seen, "", "later tokens are seen"),
         (documents_ignored, "--document_masking", "another document is seen"),
         (MASK, "--sliding_window=1", "earlier tokens are not seen"),

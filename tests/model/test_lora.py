@@ -87,15 +87,8 @@ def test_peft_opens_an_adapter_with_equal_logits(family: str, layers: str, tmp_p
 def test_what_peft_writes_is_merged_with_equal_logits(family: str, targets: list[str], tmp_path: Path):
     make_base(family, tmp_path / "base")
     base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base")
-    config = peft.LoraConfig(
-        r=4,
-        lora_alpha=7,
-        target_modules=targets,
-        use_rslora=family == "qwen3",
-        rank_pattern={targets[0]: 2},
-        alpha_pattern={targets[0]: 3},
-        task_type="CAUSAL_LM",
-    )
+    patterns = {"rank_pattern": {targets[0]: 2}, "alpha_pattern": {targets[0]: 3}, "use_rslora": family == "qwen3"}
+    config = peft.LoraConfig(r=4, lora_alpha=7, target_modules=targets, task_type="CAUSAL_LM", **patterns)
     model = peft.get_peft_model(base, config)
     random = np.random.default_rng(3)
     for name, weight in model.named_parameters():
@@ -195,11 +188,16 @@ def test_layers_that_are_not_there_are_named():
         LoraConfig(base_weights="int8")
 
 
-def test_an_adapter_that_cannot_be_merged_is_refused_in_one_line(tmp_path: Path):
+def save_base_and_adapter(folder: Path) -> tuple[Path, Path]:
     lora = LoraConfig(lora_rank=2, lora_target_modules="query")
-    save_decoder(random_decoder(MODERN), tmp_path / "base")
-    decoder = adapted(tmp_path / "base", lora)
-    save_adapter(decoder, lora, tmp_path / "adapter", tmp_path / "base")
+    base, adapter = folder / "base", folder / "adapter"
+    save_decoder(random_decoder(MODERN), base)
+    save_adapter(adapted(base, lora), lora, adapter, base)
+    return base, adapter
+
+
+def test_an_adapter_that_cannot_be_merged_is_refused_in_one_line(tmp_path: Path):
+    save_base_and_adapter(tmp_path)
     path = tmp_path / "adapter" / "adapter_config.json"
     config = read_json(path)
     for change, line in (
@@ -225,11 +223,7 @@ def test_an_adapter_that_cannot_be_merged_is_refused_in_one_line(tmp_path: Path)
 
 def test_a_config_beside_an_adapter_is_the_bases_and_a_model_beside_it_is_not_guessed_at(tmp_path: Path):
     # huggingface/transformers#43781: trainers leave config.json there; some programs merge into the same folder.
-    lora = LoraConfig(lora_rank=2, lora_target_modules="query")
-    base, adapter = tmp_path / "base", tmp_path / "adapter"
-    save_decoder(random_decoder(MODERN), base)
-    decoder = adapted(base, lora)
-    save_adapter(decoder, lora, adapter, base)
+    base, adapter = save_base_and_adapter(tmp_path)
     expected = load_decoder(adapter)({"token_ids": IDS}).numpy()
     shutil.copy(base / "config.json", adapter)
     assert is_adapter(adapter)

@@ -7,6 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from tests.conftest import chat as messages
 from tfgpt.common.errors import UserError
 from tfgpt.corpus.config import CorpusConfig
 from tfgpt.pipeline.batches import MixtureReader, training_batches, validation_batches
@@ -22,17 +23,15 @@ LENGTH = 96
 SYSTEM = {"role": "system", "content": "Be kind."}
 
 
-def chat(*turns, system=False):
-    roles = ("user", "assistant")
-    said = [{"role": roles[number % 2], "content": turn} for number, turn in enumerate(turns)]
-    return {"messages": [SYSTEM, *said] if system else said}
+def chat(*turns, system=None):
+    return {"messages": messages(*turns, system=system)}
 
 
 def prepared(tmp_path, *, augmentation=None, files=None, log=lambda line: None, **options):
     if files is None:
         files = {
             "a.jsonl": [chat(f"Hello number {n} " + "x" * (n % 17), f"Answer {n}.") for n in range(60)]
-            + [chat(*(f"turn {n} of it" for n in range(12)), system=True)],
+            + [chat(*(f"turn {n} of it" for n in range(12)), system=SYSTEM["content"])],
             "b.jsonl": [chat(f"Question {n}", "y" * (n % 23), "More?", "No.") for n in range(30)],
         }
     paths = []
@@ -99,7 +98,7 @@ def test_a_pass_over_the_rows_is_every_conversation_once_with_the_assistants_tok
 
 
 def test_long_conversations_are_cut_before_what_a_user_says_and_keep_the_system_message(tmp_path):
-    long = chat(*(f"turn {n} of it" for n in range(12)), system=True)
+    long = chat(*(f"turn {n} of it" for n in range(12)), system=SYSTEM["content"])
     files = {"a.jsonl": [long, *(chat("a", "b" * n) for n in range(40))]}
     for repeat_system in (True, False):
         data = prepared(tmp_path, files=files, repeat_system=repeat_system)

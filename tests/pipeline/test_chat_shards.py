@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 
+from tests.conftest import chat
 from tfgpt.pipeline.chat_shards import ConversationSplitter, open_held_out, write_chat_shards
 from tfgpt.pipeline.manifest import DamagedShards
 from tfgpt.pipeline.token_shards import write_token_shards
@@ -18,8 +19,7 @@ OPTIONS = {"length": 64, "repeat_system": True, "sources": {"a": "a"}}
 
 
 def document(asked: str, answer: str) -> dict:
-    turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
-    return {"messages": turns, "source": "a"}
+    return {"messages": chat(asked, answer), "source": "a"}
 
 
 def test_ids_above_65535_are_stored_whole(tmp_path):
@@ -87,11 +87,9 @@ def test_held_out_data_that_are_damaged_are_named(kept):
 
 
 def test_an_exchange_that_is_too_long_is_shortened_and_the_next_one_begins_a_part(tmp_path):
-    turns = [{"role": role, "content": content} for role, content in (
-        ("user", "Hi"), ("assistant", "a" * 200), ("user", "And?"), ("assistant", "Yes."),
-    )]  # fmt: skip
     tokenizer = byte_tokenizer()
-    made = write_chat_shards([{"messages": turns, "source": "a"}], tokenizer, tmp_path / "made", **OPTIONS)
+    talk = {"messages": chat("Hi", "a" * 200, "And?", "Yes."), "source": "a"}
+    made = write_chat_shards([talk], tokenizer, tmp_path / "made", **OPTIONS)
     learned = []
     for number in range(len(made.lengths)):
         ids, weights = made.part(number)

@@ -6,6 +6,7 @@ import resource
 import numpy as np
 import pytest
 
+from tests.conftest import chat
 from tfgpt.common.errors import RunError, UserError
 from tfgpt.pipeline import token_shards as shards_module
 from tfgpt.pipeline.manifest import DamagedShards
@@ -15,9 +16,7 @@ from tfgpt.tokenization.tokenizer import Tokenizer
 from tfgpt.tokenization.train_tokenizer import byte_tokenizer
 
 TEXTS = [{"text": "Hé!"}, {"text": "ab"}, {"text": ""}, {"text": "the end\n"}]
-DIALOGUE = {
-    "messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello <|im_end|>"}],
-}
+DIALOGUE = {"messages": chat("Hi", "Hello <|im_end|>")}
 
 
 @pytest.fixture(scope="module")

@@ -144,10 +144,8 @@ def test_a_full_disk_stops_the_search_and_loses_nothing(start: Start, arguments,
 
 def test_gpus_and_threads_are_shared_out():
     assert device_share(0, 1) == {}
-    assert device_share(1, 2, gpus=["0", "1", "2", "3"], cores=8) == {
-        "TF_NUM_INTRAOP_THREADS": "4",
-        "CUDA_VISIBLE_DEVICES": "1,3",
-    }
+    shared = device_share(1, 2, gpus=["0", "1", "2", "3"], cores=8)
+    assert shared == {"TF_NUM_INTRAOP_THREADS": "4", "CUDA_VISIBLE_DEVICES": "1,3"}
     alone = device_share(1, 2, gpus=["0"], cores=2)
     assert alone["CUDA_VISIBLE_DEVICES"] == "0" and alone["TF_FORCE_GPU_ALLOW_GROWTH"] == "true"
 

@@ -17,12 +17,6 @@ SPECIALS = ("<s>", "</s>", "[INST]", "[/INST]", "[AVAILABLE_TOOLS]", "[/AVAILABL
 HEADERS = re.compile(r"^(<\|im_start\|>assistant|<\|start_header_id\|>assistant<\|end_header_id\|>)")
 
 
-def chat(*turns: str, system: str | None = None) -> list[dict]:
-    """Messages of the user and the assistant by turns, after a system message if there is one."""
-    first = [] if system is None else [{"role": "system", "content": system}]
-    return first + [{"role": ("user", "assistant")[n % 2], "content": turn} for n, turn in enumerate(turns)]
-
-
 def without_tag(source: str) -> str:
     return re.sub(
         r"\{%(-?)\s*(?:end)?generation\s*%\}", lambda tag: "{%- if true %}{%- endif %}" if tag[1] else "", source

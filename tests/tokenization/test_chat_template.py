@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import transformers
 
-from tests.tokenization.templates import chat
+from tests.conftest import chat
 from tfgpt.common.errors import UserError
 from tfgpt.tokenization.chat_template import encode_messages, get_chat_template
 

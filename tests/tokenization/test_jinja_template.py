@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from tests.tokenization.templates import assert_equals_transformers, chat, trl_templates, with_template, without_tag
+from tests.conftest import chat
+from tests.tokenization.templates import assert_equals_transformers, trl_templates, with_template, without_tag
 from tfgpt.common.errors import UserError
 from tfgpt.tokenization.chat_template import encode_messages
 from tfgpt.tokenization.jinja_template import ESCAPE, ChatTemplate

@@ -7,6 +7,7 @@ SmolLM3 are written for these tests with the constructs that those models' templ
 import numpy as np
 import pytest
 
+from tests.conftest import chat
 from tests.tokenization.templates import assert_equals_transformers, trl_templates, with_template, without_tag
 from tfgpt.common.errors import UserError
 from tfgpt.tokenization.chat_template import encode_messages, get_chat_template
@@ -82,12 +83,7 @@ CONVERSATIONS = {
     "one call": ASKED,
     "a call at the end": ASKED[:2],
     "asked twice": [*ASKED, *ASKED],
-    "words beside a call": [
-        ASKED[0],
-        {**ASKED[1], "content": "Let me see."},
-        *ASKED[2:],
-        {"role": "user", "content": "Ok"},
-    ],
+    "words beside a call": [ASKED[0], {**ASKED[1], "content": "Let me see."}, *ASKED[2:], *chat("Ok")],
     "no call": [ASKED[0], ASKED[3]],
 }
 PARALLEL = [

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tests.conftest import refusal
+from tests.conftest import chat, refusal
 from tfgpt.common.errors import UserError
 from tfgpt.corpus.build import build_documents
 from tfgpt.corpus.config import CorpusConfig
@@ -32,16 +32,7 @@ def test_what_one_person_writes_in_a_row_is_one_message(tmp_path):
     }
     (tmp_path / "dataset.json").write_text(json.dumps(chats))
     documents, dropped = read(sample_readers.chitchat, tmp_path / "dataset.json")
-    assert documents == [
-        {
-            "messages": [
-                {"role": "user", "content": "Hi\nyou\nthere?"},
-                {"role": "assistant", "content": "Yes."},
-                {"role": "user", "content": "Good."},
-            ],
-            "id": "chitchat/a",
-        }
-    ]
+    assert documents == [{"messages": chat("Hi\nyou\nthere?", "Yes.", "Good."), "id": "chitchat/a"}]
     assert dropped == {"without an answer": 1, "contact data": 1, "profanity": 1}
 
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.tokenization.templates import chat, with_template, without_tag
+from tests.conftest import chat
+from tests.tokenization.templates import with_template, without_tag
 from tests.tokenization.test_jinja_template import CONVERSATIONS, TAGGED
 from tfgpt.tokenization.chat_template import encode_messages, get_chat_template
 from tfgpt.tokenization.in_graph.byte_level import InGraphTokenizer
