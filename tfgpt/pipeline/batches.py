@@ -240,7 +240,7 @@ class MixtureReader(BatchReader):
     ...         return {"targets": rows}
     >>> batches = training_batches(MixtureReader([Constant(), Constant()], seed=0), batch_size=8)
     >>> sorted(next(iter(batches))["targets"].numpy().tolist())
-    [0, 0, 1, 1, 2, 2, 3, 3]
+    [0, 0, 1, 2, 2, 3, 3, 3]
     """
 
     def __init__(
