@@ -51,29 +51,18 @@ class DamagedCheckpoint(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """A complete checkpoint on disk.
-
-    Attributes:
-        path: its directory.
-        step: the optimizer updates done.
-        metadata: JSON values under the names that `Checkpoints.save` was given.
-    """
+    """A complete checkpoint on disk after `step` optimizer updates, with the `metadata` given to `Checkpoints.save`."""
 
     path: Path
     step: int
     metadata: dict[str, Any]
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Returns the value of every variable by name."""
         return safetensors.numpy.load_file(self.path / STATE)
 
 
 class Checkpoints:
-    """The checkpoints of one run directory.
-
-    Args:
-        directory: RUN_DIR/checkpoints.
-        kept: number of newest checkpoints that are kept.
+    """The checkpoints of one run: the newest `kept` ones, and the best, in RUN_DIR/checkpoints.
 
     Example:
 
@@ -97,14 +86,8 @@ class Checkpoints:
     ) -> None:
         """Copies the variables now and writes them in the background, after the previous write.
 
-        Args:
-            step: the optimizer updates done.
-            variables: name → variable.
-            metadata: JSON values to store with them.
-            best_step: the step of the lowest validation loss so far, whose checkpoint is kept.
-
-        Raises:
-            RunError: the previous write failed (disk full); the message names the last complete checkpoint.
+        The checkpoint of `best_step`, the step of the lowest validation loss so far, is kept. Raises RunError if the
+        previous write failed (disk full); the message names the last complete checkpoint.
         """
         self.wait()
         # numpy() copies, so that training can continue.
@@ -119,14 +102,13 @@ class Checkpoints:
             pending.result()
 
     def close(self) -> None:
-        """Waits and ends the thread."""
         try:
             self.wait()
         finally:
             self.writer.shutdown()
 
     def write(self, step: int, arrays: dict[str, np.ndarray], metadata: dict[str, Any]) -> None:
-        """Writes one checkpoint, then removes old ones."""
+        """Writes one checkpoint, then removes all but the newest and the ones that they name as the best."""
         path = self.path_of(step)
         try:
             with atomic_directory(path) as temporary, readable_write_errors(path):
@@ -138,22 +120,17 @@ class Checkpoints:
             steps = [known for known in self.steps() if known != step]
             last = f"the last complete checkpoint is {self.path_of(steps[-1])}" if steps else "there is none before it"
             raise RunError(f"{error}; this checkpoint was not written, {last}") from error
-        self.remove_old()
-
-    def remove_old(self) -> None:
-        """Removes all but the newest checkpoints and the ones that they name as the best."""
         steps = self.steps()
         kept = set(steps[-self.kept :])
-        for step in steps[-self.kept :]:
+        for newest in steps[-self.kept :]:
             try:
-                kept.add(read_metadata(self.path_of(step))["best_step"])
+                kept.add(read_metadata(self.path_of(newest))["best_step"])
             except UserError:
                 return  # The best of a damaged one is not known.
-        for step in set(steps) - kept:
-            shutil.rmtree(self.path_of(step), ignore_errors=True)
+        for old in set(steps) - kept:
+            shutil.rmtree(self.path_of(old), ignore_errors=True)
 
     def path_of(self, step: int) -> Path:
-        """Returns the directory of one step's checkpoint."""
         return self.directory / f"step-{step:08d}"
 
     def steps(self) -> list[int]:
@@ -164,11 +141,7 @@ class Checkpoints:
         return sorted(int(name[1]) for name in names if name)
 
     def newest(self, log: Callable[[str], None] = print) -> Checkpoint | None:
-        """Returns the newest complete checkpoint; logs and sets aside damaged newer ones, never deletes them.
-
-        Raises:
-            UserError: it has another format, or is not readable.
-        """
+        """Returns the newest complete checkpoint; logs and sets aside damaged newer ones, never deletes them."""
         if self.directory.is_dir():
             recover_leftovers(self.directory)
         for step in reversed(self.steps()):
@@ -180,20 +153,25 @@ class Checkpoints:
     def open_if_complete(self, step: int, log: Callable[[str], None], remedy: str) -> Checkpoint | None:
         """Returns the checkpoint of a step, or None if it is missing or damaged; a damaged one is set aside.
 
-        Args:
-            step: the step.
-            log: receives a line about a missing or damaged checkpoint.
-            remedy: what happens instead, the end of that line.
-
-        Raises:
-            UserError: it has another format, or is not readable.
+        In both cases `log` receives a line that ends with `remedy`. Raises UserError for another format or an
+        unreadable file.
         """
         path = self.path_of(step)
         if not path.exists():
             log(f"{path}: is gone; {remedy}")
             return None
         try:
-            return open_checkpoint(path)
+            metadata, state = read_metadata(path), path / STATE
+            with readable_read_errors(path):
+                size = state.stat().st_size
+                if size != metadata["bytes"]:
+                    problem = f"{STATE} has {size} bytes instead of {metadata['bytes']}"
+                    raise DamagedCheckpoint(f"{path}: damaged, {problem}")
+                if sha256_of_file(state) != metadata["sha256"]:
+                    raise DamagedCheckpoint(
+                        f"{path}: damaged, the SHA-256 of {STATE} differs from the one in {METADATA}"
+                    )
+            return Checkpoint(path, metadata["step"], metadata)
         except DamagedCheckpoint as error:
             names = (f"{path.name}.damaged{number or ''}" for number in itertools.count())
             aside = next(free for name in names if not (free := path.with_name(name)).exists())
@@ -210,22 +188,10 @@ def restore(
     check: Callable[[Checkpoint], None] = lambda checkpoint: None,
     log: Callable[[str], None] = print,
 ) -> dict[str, Any] | None:
-    """Assigns the newest complete checkpoint to the variables, on every host.
+    """Assigns the newest complete checkpoint to the variables, on every host; returns its metadata, or None.
 
-    The chief reads it and broadcasts it, so that the hosts need no shared disk.
-
-    Args:
-        checkpoints: the checkpoints of the run.
-        variables: name → variable.
-        hosts: the processes that train together.
-        check: called with the checkpoint before anything is assigned; may raise UserError.
-        log: receives a line about every damaged checkpoint.
-
-    Returns:
-        The checkpoint's metadata, or None when there is no checkpoint.
-
-    Raises:
-        UserError: the checkpoint belongs to another model or optimizer, or `check` refuses it.
+    The chief reads it and broadcasts it, so that the hosts need no shared disk. Before anything is assigned `check` may
+    raise UserError, which is also raised for a checkpoint of another model or optimizer.
     """
 
     def read() -> tuple[Checkpoint, dict[str, np.ndarray]] | None:
@@ -244,18 +210,6 @@ def restore(
     for name, array in hosts.broadcast_variables(found[1] if found else None, variables):
         variables[name].assign(array)
     return metadata
-
-
-def open_checkpoint(path: Path) -> Checkpoint:
-    """Checks a checkpoint's size and hash and returns it; raises DamagedCheckpoint if they differ."""
-    metadata, state = read_metadata(path), path / STATE
-    with readable_read_errors(path):
-        size = state.stat().st_size
-        if size != metadata["bytes"]:
-            raise DamagedCheckpoint(f"{path}: damaged, {STATE} has {size} bytes instead of {metadata['bytes']}")
-        if sha256_of_file(state) != metadata["sha256"]:
-            raise DamagedCheckpoint(f"{path}: damaged, the SHA-256 of {STATE} differs from the one in {METADATA}")
-    return Checkpoint(path, metadata["step"], metadata)
 
 
 def read_metadata(path: Path) -> dict[str, Any]:

@@ -31,13 +31,7 @@ def choose_compilation(
     Weights, optimizer slots, averages and counters do not change. A resumed run passes the mode that it has recorded
     and continues bit for bit; graph and XLA round differently.
 
-    Args:
-        trainer: compiled with its optimizer.
-        batches: first step → iterator of batches, see `TrainingData`.
-        mode: "graph", "xla" or "auto".
-        recorded: the mode recorded in the run's checkpoint.
-        log: receives one line when something was measured.
-        hosts: the processes that train together; they measure together and the chief's clock decides.
+    With "auto" all hosts measure on the first `batches`, and the chief's clock decides.
     """
     if is_tpu_strategy(trainer.distribute_strategy):
         # The TPU's program is compiled as a whole.

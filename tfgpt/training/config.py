@@ -109,8 +109,6 @@ class ScheduleConfig(Settings):
 
 @dataclasses.dataclass(frozen=True)
 class StepConfig(Settings):
-    """Settings of one optimizer update."""
-
     title: ClassVar[str] = "Training step"
 
     gradient_accumulation_steps: int = setting(
@@ -202,8 +200,6 @@ class StrategyConfig(Settings):
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig(Settings):
-    """Length of a run, its directory, and how it is saved and resumed."""
-
     title: ClassVar[str] = "Run"
 
     run_dir: str | None = setting(
@@ -266,8 +262,6 @@ class RunConfig(Settings):
 
 @dataclasses.dataclass(frozen=True)
 class LoggingConfig(Settings):
-    """Metrics, validations, samples and TensorBoard."""
-
     title: ClassVar[str] = "Logging"
 
     log_every: int = setting(10, "Steps between lines of metrics.", minimum=1)

@@ -53,10 +53,8 @@ class Evaluator:
         batch_shape: tuple[int, int] | None = None,
         mode: str = "graph",
     ):
-        self.decoder = decoder
-        self.loss = loss
-        self.token_byte_lengths = token_byte_lengths
-        self.batch_shape = batch_shape
+        self.decoder, self.loss = decoder, loss
+        self.token_byte_lengths, self.batch_shape = token_byte_lengths, batch_shape
         self.strategy = tf.distribute.get_strategy()
         self.sum_names = (*EVALUATION_SUMS, *loss.means)
         self.functions = ModeFunctions(mode)
@@ -71,9 +69,6 @@ class Evaluator:
         Returns:
             `loss` in nats per token (without smoothing and z-loss), `bits_per_byte` (only with
             `token_byte_lengths`), `accuracy` of the first guess, `tokens`, and the means of the loss function.
-
-        Raises:
-            UserError: the dataset has no token to predict.
         """
         totals = self.sums(iter(dataset), int(dataset.cardinality()) if batches is None else batches)
         logs = evaluation_logs(totals, self.loss.means)
@@ -89,7 +84,6 @@ class Evaluator:
         return replicas.run_steps(self.strategy, self.evaluation_step, iterator, count, self.sum_names)[0]
 
     def evaluation_step(self, batch: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Returns the sums over the global batch, given one replica's part of it."""
         if replicas.on_tpu():
             batch = with_static_shape(batch, self.batch_shape)
         sums = self.functions.compiled(self.replica_sums, xla=self.functions.mode == "xla")(batch)

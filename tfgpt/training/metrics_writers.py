@@ -34,12 +34,9 @@ BY_SOURCE = "validation_loss/"
 
 
 class JsonlMetricsWriter:
-    """metrics.jsonl: one JSON object a line, each with its `step`.
+    """metrics.jsonl: one JSON object a line, each with its `step`; without a path nothing is written.
 
-    Args:
-        path: the file; None: nothing is written.
-        step: the step that a resumed run starts at. Lines of later steps, which a killed run wrote after its last
-            checkpoint, are removed, since they are written again.
+    Lines after `step`, where a resumed run starts, are removed: a killed run wrote them after its last checkpoint.
 
     Example:
 
@@ -90,11 +87,9 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
 
 
 class TensorBoardWriter:
-    """TensorBoard event files of a run.
+    """TensorBoard event files of a run; without a directory nothing is written.
 
-    Args:
-        directory: RUN_DIR/tensorboard; None: nothing is written.
-        step: the step that a resumed run starts at. TensorBoard hides later steps that a killed run wrote.
+    TensorBoard hides steps after `step`, where a resumed run starts, which a killed run wrote.
     """
 
     def __init__(self, directory: Path | None, step: int):
@@ -106,7 +101,6 @@ class TensorBoardWriter:
                 self.writer = tf.summary.create_file_writer(str(directory))
 
     def scalars(self, row: Mapping[str, Any]) -> None:
-        """Writes the numbers of one line of metrics."""
         if self.writer is None:
             return
         with self.writer.as_default(step=row["step"]):
@@ -123,7 +117,6 @@ class TensorBoardWriter:
                 tf.summary.text(name, "\n".join("    " + line for line in text.splitlines()))
 
     def histograms(self, variables: Mapping[str, Any], step: int) -> None:
-        """Writes the distribution of every variable."""
         if self.writer is not None:
             with self.writer.as_default(step=step):
                 for name, variable in variables.items():
@@ -175,9 +168,20 @@ def draw_curves(rows: list[dict[str, Any]], path: Path, title: str) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    objective_panels: list[tuple[str, tuple[str, ...], bool]]
+    names = list(dict.fromkeys(name for row in rows for name in row if "/" not in name))
+    if "validation_bits_per_byte" in names:
+        objective_panels = [("bits per byte, held out", ("validation_bits_per_byte",), False)]
+    else:
+        metrics = dict.fromkeys(name.split("_", 1)[1] for name in names if name.startswith(("train_", "validation_")))
+        metrics.pop("loss", None)
+        objective_panels = [
+            (metric.replace("_", " "), (f"train_{metric}", f"validation_{metric}"), False) for metric in metrics
+        ]
+    # Titles, names in metrics.jsonl, and whether the axis is logarithmic.
     panels = [
         ("loss", ("train_loss", "validation_loss"), False),
-        *objective_panels(rows),
+        *objective_panels,
         ("learning rate", ("learning_rate",), False),
         ("gradient norm", ("gradient_norm",), True),
         ("update / weight", ("update_to_weight_ratio",), True),
@@ -187,8 +191,8 @@ def draw_curves(rows: list[dict[str, Any]], path: Path, title: str) -> None:
     figure, axes = pyplot.subplots(lines, 3, figsize=(13, 3.5 * lines), constrained_layout=True)
     # A path may hold dollar signs, which would begin a formula.
     figure.suptitle(title, parse_math=False)
-    for axis, (label, names, logarithmic) in zip(axes.flat, panels):
-        for name in names:
+    for axis, (label, curves, logarithmic) in zip(axes.flat, panels):
+        for name in curves:
             points = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
             if points:
                 style = {"marker": "o", "markersize": 3} if len(points) < 40 else {}
@@ -205,16 +209,3 @@ def draw_curves(rows: list[dict[str, Any]], path: Path, title: str) -> None:
     with atomic_write(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
     pyplot.close(figure)
-
-
-def objective_panels(rows: list[dict[str, Any]]) -> list[tuple[str, tuple[str, ...], bool]]:
-    """Returns the panels of bits per byte, or of the objective's metrics, as (title, names, logarithmic)."""
-    names = list(dict.fromkeys(name for row in rows for name in row if "/" not in name))
-    if "validation_bits_per_byte" in names:
-        return [("bits per byte, held out", ("validation_bits_per_byte",), False)]
-    metrics = dict.fromkeys(name.split("_", 1)[1] for name in names if name.startswith(("train_", "validation_")))
-    return [
-        (metric.replace("_", " "), (f"train_{metric}", f"validation_{metric}"), False)
-        for metric in metrics
-        if metric != "loss"
-    ]

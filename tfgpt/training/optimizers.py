@@ -41,7 +41,6 @@ class StatelessOptimizer(BaseOptimizer):
     _var_key = BaseOptimizer._var_key
 
     def build(self, variables: Sequence[keras.Variable]) -> None:
-        """Creates the slots and `learning_rate_scale`."""
         if self.built:
             return
         with keras.name_scope(self.name, caller=self):
@@ -55,7 +54,6 @@ class StatelessOptimizer(BaseOptimizer):
             )
 
     def update_step(self, gradient: tf.Tensor, variable: keras.Variable, learning_rate: tf.Tensor) -> None:
-        """Runs Keras's update of one variable, with the variable's factor on the learning rate."""
         factor = self.learning_rate_factors.get(variable.path, 1.0)
         super().update_step(gradient, variable, learning_rate if factor == 1.0 else learning_rate * factor)
 
@@ -110,11 +108,9 @@ class Muon(StatelessOptimizer, keras.optimizers.Muon):
         self.orthogonalize_dtype = orthogonalize_dtype
 
     def zeropower_via_newtonschulz5(self, x: tf.Tensor, steps: int) -> tf.Tensor:
-        """Returns approximately the nearest semi-orthogonal matrix, in the dtype of `x`."""
         return tf.cast(super().zeropower_via_newtonschulz5(tf.cast(x, self.orthogonalize_dtype), steps), x.dtype)
 
     def get_config(self) -> dict[str, Any]:
-        """Returns the constructor's arguments."""
         return {**super().get_config(), "orthogonalize_dtype": self.orthogonalize_dtype}
 
 
@@ -127,13 +123,9 @@ def build_optimizer(
 ) -> keras.optimizers.Optimizer:
     """Returns the optimizer that the settings describe, built in the strategy's scope for the trainable variables.
 
-    Args:
-        config: the settings. Clipping and averaging of weights are done by the step.
-        schedule: learning rate by update.
-        decoder: the model whose variables it updates.
-        mixed: whether Muon's Newton–Schulz products are in bfloat16.
-        parametrization: gives each weight its learning rate; None: the same for all.
+    Clipping and averaging of weights are done by the step. With `mixed`, Muon's Newton–Schulz products are in bfloat16.
     """
+    variables = decoder.trainable_variables
     common: dict[str, Any] = {
         "learning_rate": schedule,
         "weight_decay": config.weight_decay or None,
@@ -147,6 +139,9 @@ def build_optimizer(
     elif config.optimizer == "adafactor":
         optimizer = Adafactor(**common, relative_step=False)
     else:
+        # As Muon's authors do, AdamW updates embeddings and output head: each of their rows belongs to one token, so
+        # orthogonalization does not apply.
+        adam_paths = [one.path for one in variables if len(one.shape) == 2 and re.search("embedding|head", one.path)]
         ratio = 1.0 if config.adam_learning_rate is None else config.adam_learning_rate / config.learning_rate
         optimizer = Muon(
             **common,
@@ -156,10 +151,9 @@ def build_optimizer(
             adam_lr_ratio=ratio,
             epsilon=config.epsilon,
             momentum=config.momentum,
-            exclude_layers=[re.escape(path) for path in adam_paths(decoder)],
+            exclude_layers=[re.escape(path) for path in adam_paths],
             orthogonalize_dtype="bfloat16" if mixed else "float32",
         )
-    variables = decoder.trainable_variables
     optimizer.exclude_from_weight_decay(var_list=[one for one in variables if not is_decayed(one, config)])
     optimizer.build(variables)
     if parametrization is not None and parametrization.parametrization != "standard":
@@ -174,12 +168,3 @@ def is_decayed(variable: keras.Variable, config: OptimizerConfig) -> bool:
     """Returns whether weight decay applies: to matrices whose path `weight_decay_exclude` does not match."""
     excluded = any(re.search(pattern, variable.path) for pattern in config.weight_decay_exclude)
     return len(variable.shape) >= 2 and not excluded
-
-
-def adam_paths(decoder: keras.Model) -> list[str]:
-    """Returns the paths of the matrices that Muon leaves to AdamW, as its authors do: embeddings and output head.
-
-    Each of their rows belongs to one token, so orthogonalization does not apply.
-    """
-    matrices = [variable for variable in decoder.trainable_variables if len(variable.shape) == 2]
-    return [variable.path for variable in matrices if re.search(r"embedding|head", variable.path)]

@@ -15,10 +15,8 @@ SIDES = {"CPU": 1536, "GPU": 8192}
 def measured_peak_flops(dtype: str) -> float:
     """Returns the FLOP/s of the fastest of several large matrix products, for model-FLOPs utilization.
 
-    A multiplication and an addition count as two. Takes about half a second, once a process and dtype.
-
-    Args:
-        dtype: "float32", or "mixed_bfloat16" for products in bfloat16.
+    A multiplication and an addition count as two. Takes about half a second, once a process and dtype ("float32", or
+    "mixed_bfloat16" for products in bfloat16).
     """
     side = SIDES["GPU" if tf.config.list_logical_devices("GPU") else "CPU"]
     matrix = tf.random.stateless_uniform([side, side], [0, 0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
 import os
 import shlex
@@ -52,16 +53,11 @@ def train(recipe: TrainConfig, flag_file: str, callbacks: tuple[keras.callbacks.
     """Runs the training that the settings describe, in the run directory.
 
     Args:
-        recipe: the settings.
         flag_file: the text of flags.cfg, which repeats the run.
         callbacks: Keras callbacks; an epoch is the time between two validations.
 
     Returns:
         The exit code: 0 at the end, --preempted_exit_code when a signal stopped the run, which can be resumed.
-
-    Raises:
-        UserError: settings, data or the run directory are at fault.
-        RunError: the run failed.
     """
     if recipe.lora.lora_rank and is_adapter(recipe.initial_model):
         raise UserError(
@@ -94,7 +90,6 @@ def run_training(
 ) -> str:
     """Runs training on every host. The chief writes files and logs. Returns the outcome of `TrainingLoop.run`."""
     directory = recipe.run_dir
-
     # Prepare data and build the trainer.
     objective = get_objective(recipe.objective.objective)
     prepared = prepare_on_chief(recipe, objective, hosts)
@@ -102,10 +97,7 @@ def run_training(
 
     # Resume.
     base_fingerprint = weights_fingerprint(recipe.initial_model) if recipe.lora.lora_rank else None
-
-    def check(checkpoint: Checkpoint) -> None:
-        check_same_run(recipe, prepared.fingerprint, base_fingerprint, checkpoint)
-
+    check = functools.partial(check_same_run, recipe, prepared.fingerprint, base_fingerprint)
     metadata = restore(checkpoints, trainer.state_variables(), hosts, check, hosts.log)
     state = LoopState() if metadata is None else LoopState(**metadata["state"])
     if hosts.is_chief:
@@ -170,11 +162,7 @@ def log(text: str) -> None:
 
 def prepare_on_chief(recipe: TrainConfig, objective: Objective, hosts: HostGroup) -> Any:
     """Prepares the data on the chief; the other hosts find them in a shared cache, or prepare them too."""
-
-    def prepare() -> Any:
-        return objective.prepare(recipe)
-
-    prepared = hosts.run_on_chief(prepare) or prepare()
+    prepared = hosts.run_on_chief(lambda: objective.prepare(recipe)) or objective.prepare(recipe)
     expected = hosts.broadcast(prepared.fingerprint)
     differing = np.flatnonzero(hosts.gather([prepared.fingerprint != expected])[:, 0])
     if len(differing):
@@ -225,12 +213,10 @@ def check_same_run(
 
 
 def has_other_tokenizer(tokenizer: Tokenizer, model: Path) -> bool:
-    """Returns whether a model's own tokenizer differs from `tokenizer`."""
     return tokenizer.fingerprint != load_tokenizer(model).fingerprint
 
 
 def describe_run(recipe: TrainConfig, tokenizer: Tokenizer, trainer: Trainer, strategy: tf.distribute.Strategy) -> None:
-    """Logs a few lines on what is trained, and where."""
     decoder, batch, init_from = trainer.decoder, recipe.batch, recipe.run.init_from
     if init_from is not None and has_other_tokenizer(tokenizer, recipe.initial_model):
         log(f"Tokenizer: {recipe.tokenizer.tokenizer} is not that of {init_from}: its ids stand for other tokens than")
@@ -254,14 +240,7 @@ def describe_run(recipe: TrainConfig, tokenizer: Tokenizer, trainer: Trainer, st
 
 
 class Samples:
-    """Sampled continuations of the prompts of a run. One generator serves all, so that its graphs are traced once.
-
-    Args:
-        recipe: the settings: prompts, number of tokens, temperature.
-        trainer: the trainer whose decoder generates.
-        tokenizer: the tokenizer of the run.
-        objective: how prompts are put to the model.
-    """
+    """Sampled continuations of the prompts of a run. One generator serves all, so that its graphs are traced once."""
 
     def __init__(self, recipe: TrainConfig, trainer: Trainer, tokenizer: Tokenizer, objective: Objective):
         self.logging, self.seed, self.trainer = recipe.logging, recipe.run.seed, trainer
@@ -328,7 +307,6 @@ def finish(
 
 
 def write_model(recipe: TrainConfig, prepared: Any, trainer: Trainer, state: LoopState, step: int) -> None:
-    """Writes the model directory (weights, configuration, tokenizer, provenance), and with LoRA the adapter's."""
     tokenizer = prepared.tokenizer
     with (
         result_directory(recipe.run_dir / "model", "model directory", "run_dir") as temporary,

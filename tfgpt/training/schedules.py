@@ -6,6 +6,7 @@ optimizer multiplies the rate by a variable, `learning_rate_scale`, see `tfgpt.t
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -35,7 +36,6 @@ class WarmupDecay(keras.optimizers.schedules.LearningRateSchedule):
         schedule: "cosine", "wsd", "linear" or "constant".
         learning_rate: the highest rate.
         total_steps: updates in the whole run.
-        warmup_steps: updates of the warm-up.
         decay_fraction: fraction of the run in which wsd decays.
         final_learning_rate_fraction: the rate at the end as a fraction of the highest.
 
@@ -68,7 +68,6 @@ class WarmupDecay(keras.optimizers.schedules.LearningRateSchedule):
         return self.learning_rate * self.fraction(tf.cast(step, tf.float32), tf)
 
     def at(self, step: int) -> float:
-        """Returns the rate at `step`, computed in Python."""
         return float(self.learning_rate * self.fraction(float(step), np))
 
     def fraction(self, step: Any, namespace: Any) -> Any:
@@ -90,18 +89,10 @@ class WarmupDecay(keras.optimizers.schedules.LearningRateSchedule):
         return 1.0 - (1.0 - final) * progress
 
     def get_config(self) -> dict[str, Any]:
-        """Returns the constructor's arguments."""
         names = ("schedule", "learning_rate", "total_steps", "warmup_steps", "decay_fraction")
         return {name: getattr(self, name) for name in (*names, "final_learning_rate_fraction")}
 
 
 def build_schedule(config: ScheduleConfig, learning_rate: float, total_steps: int) -> WarmupDecay:
     """Returns the schedule that the settings describe, with the highest rate `learning_rate`."""
-    return WarmupDecay(
-        config.schedule,
-        learning_rate,
-        total_steps,
-        config.warmup_steps,
-        config.decay_fraction,
-        config.final_learning_rate_fraction,
-    )
+    return WarmupDecay(learning_rate=learning_rate, total_steps=total_steps, **dataclasses.asdict(config))

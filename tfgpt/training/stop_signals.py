@@ -23,16 +23,6 @@ def stop_signals() -> tuple[int, ...]:
     return (signal.SIGINT, signal.SIGTERM, *(one for one in GENTLE if signal.getsignal(one) is not signal.SIG_IGN))
 
 
-def leave_terminal() -> None:
-    """Redirects output from a terminal that is gone, where every write fails, to /dev/null."""
-    devnull = os.open(os.devnull, os.O_WRONLY)
-    for descriptor in (1, 2):
-        state = os.fstat(descriptor)  # `isatty` is false for a terminal that is gone.
-        if stat.S_ISCHR(state.st_mode) and state.st_rdev != os.fstat(devnull).st_rdev:
-            os.dup2(devnull, descriptor)
-    os.close(devnull)
-
-
 class StopSignals:
     """Context in which a stop signal sets `requested`; a second SIGINT or SIGTERM ends the process at once.
 
@@ -63,10 +53,15 @@ class StopSignals:
             signal.signal(number, handler)  # type: ignore[arg-type]
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        """Handles a signal."""
         name = signal.Signals(number).name
         if name == "SIGHUP":
-            leave_terminal()
+            # Redirect output from the terminal that is gone, where every write fails, to /dev/null.
+            devnull = os.open(os.devnull, os.O_WRONLY)
+            for descriptor in (1, 2):
+                state = os.fstat(descriptor)  # `isatty` is false for a terminal that is gone.
+                if stat.S_ISCHR(state.st_mode) and state.st_rdev != os.fstat(devnull).st_rdev:
+                    os.dup2(devnull, descriptor)
+            os.close(devnull)
         if self.requested:
             recent = time.monotonic() - self.requested_at < DUPLICATE_SECONDS
             if number in GENTLE or (number == signal.SIGTERM and recent):

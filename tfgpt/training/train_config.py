@@ -33,8 +33,6 @@ from tfgpt.training.objective_config import NEED_INIT_FROM, ObjectiveConfig, Pre
 
 @dataclasses.dataclass(frozen=True)
 class PresetConfig(Settings):
-    """Shape of the decoder."""
-
     title: ClassVar[str] = "Model size"
 
     preset: str = setting(
@@ -109,7 +107,6 @@ class TrainConfig:
         self.check()
 
     def check(self) -> None:
-        """Raises UserError, naming the flag, for a combination of flags that cannot work."""
         if not self.corpus.train_text:
             raise SettingError("train_text", "is needed: a file, a folder, a glob, tfds:… or sample:…")
         if not self.corpus.validation_text and self.corpus.validation_fraction == 0:
@@ -218,11 +215,9 @@ class TrainConfig:
         return Path(str(self.run.run_dir)).expanduser()
 
     def settings(self) -> dict[str, Any]:
-        """Returns the settings by the keyword of each group of flags."""
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
     def flags(self) -> dict[str, Any]:
-        """Returns the value of every flag, as JSON."""
         flat: dict[str, Any] = {}
         for part in self.settings().values():
             flat.update(part if isinstance(part, dict) else part.to_dict())
@@ -231,8 +226,7 @@ class TrainConfig:
     def changes(self, earlier: dict[str, Any]) -> list[str]:
         """Returns a phrase for each flag that changed since a checkpoint was written with the flags `earlier`.
 
-        Raises:
-            UserError: the checkpoint depends on a flag that changed.
+        Raises UserError if the checkpoint depends on a flag that changed.
         """
         now = self.flags()
         for name in FIXED_FOR_A_RUN:
@@ -273,10 +267,6 @@ def relocate_run_dir(path: str, lines: list[str]) -> list[str]:
 
     That file is a flags.cfg next to the metrics or checkpoints of a run, or the best.cfg next to the search.json of a
     search, whose run directory is best/. The lines of other files are returned as they are.
-
-    Args:
-        path: the flag file.
-        lines: its lines, one flag each.
     """
     file = Path(path).expanduser()
     folder = file.parent

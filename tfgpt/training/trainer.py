@@ -41,16 +41,11 @@ class Trainer(keras.Model):
     Create it and call `compile(optimizer)` inside the strategy's scope.
 
     Args:
-        decoder: the model that is trained.
         loss: from decoder and batch to sums of losses, see `tfgpt.training.losses.CausalLanguageModelingLoss`.
-        step_config: accumulation and compilation.
-        optimizer_config: clipping and averaging of weights.
-        seed: seed of dropout.
         token_byte_lengths: [V] integers, bytes of each token's text and 0 for special tokens, for bits per byte.
         batch_shape: (rows of the global batch, tokens of a row). Distributed iterators lose it, and XLA needs it.
 
     Attributes:
-        evaluator: the `Evaluator` of decoder and loss.
         skipped_updates, consecutive_skipped: int64 variables, updates dropped because loss or gradient norm were not
             finite: in total, and in a row up to now.
         averages: moving averages of the weights (empty without `ema_decay`).
@@ -84,12 +79,9 @@ class Trainer(keras.Model):
         batch_shape: tuple[int, int] | None = None,
     ):
         super().__init__(name="trainer")
-        self.decoder = decoder
-        self.loss_function = loss
-        self.step_config = step_config
-        self.optimizer_config = optimizer_config
-        self.seed = seed
-        self.batch_shape = batch_shape
+        self.decoder, self.loss_function = decoder, loss
+        self.step_config, self.optimizer_config = step_config, optimizer_config
+        self.seed, self.batch_shape = seed, batch_shape
         self.evaluator = Evaluator(decoder, loss, token_byte_lengths=token_byte_lengths, batch_shape=batch_shape)
         self.functions = self.evaluator.functions
         self.use_mode("xla" if step_config.compile == "xla" else "graph")
@@ -229,7 +221,7 @@ class Trainer(keras.Model):
         Args:
             iterator: of a dataset, distributed when the strategy has several replicas. At its end
                 `tf.errors.OutOfRangeError` is raised; the updates before it are done.
-            count: number of updates, at least 1.
+            count: at least 1.
 
         Returns:
             `loss` and `nll_per_token`, weighted means over the call's finite updates; `tokens`, their weight;
@@ -255,11 +247,9 @@ class Trainer(keras.Model):
         self.test_function: Any = None
 
     def compile(self, optimizer: keras.optimizers.Optimizer, steps_per_execution: int = 1, **options: Any) -> None:
-        """Sets the optimizer (from `tfgpt.training.optimizers`) and the updates that `fit` makes in one call."""
         super().compile(optimizer=optimizer, steps_per_execution=steps_per_execution, jit_compile=False, **options)
 
     def call(self, inputs: Any, training: bool = False) -> tf.Tensor:
-        """Returns the decoder's logits."""
         return self.decoder(inputs, training=training)
 
     def make_train_function(self, force: bool = False) -> None:
@@ -283,14 +273,12 @@ class Trainer(keras.Model):
         self.test_function = test_function
 
     def reset_metrics(self) -> None:
-        """Starts an epoch or an evaluation."""
         self.running_sums = np.zeros(0)
 
     # State.
 
     @property
     def learning_rate_scale(self) -> keras.Variable:
-        """Factor on the schedule; assign to it to lower the learning rate of the rest of the run."""
         return self.optimizer.learning_rate_scale
 
     @contextlib.contextmanager

@@ -25,21 +25,10 @@ def build_trainer(
     token_byte_lengths: np.ndarray | None = None,
     objective: Objective | None = None,
 ) -> Trainer:
-    """Builds decoder, loss function and optimizer, with all variables. Call it in the strategy's scope.
-
-    Args:
-        recipe: the settings of the run.
-        vocabulary_size: vocabulary size of the tokenizer.
-        token_byte_lengths: bytes of each token's text, see `Trainer`.
-        objective: the objective; None: the one that the settings name.
-
-    Raises:
-        UserError: the settings do not fit the vocabulary or the model of --init_from.
-    """
+    """Builds decoder, loss function and optimizer, with all variables. Call it in the strategy's scope."""
     objective = objective or get_objective(recipe.objective.objective)
-    decoder = Decoder(
-        recipe.decoder_config(vocabulary_size), packed=objective.uses_segments(recipe), dtype=recipe.step.dtype
-    )
+    packed = recipe.batch.document_masking if objective.segments is None else objective.segments
+    decoder = Decoder(recipe.decoder_config(vocabulary_size), packed=packed, dtype=recipe.step.dtype)
     if recipe.run.init_from is not None:
         load_weights(decoder, recipe.initial_model)
     if recipe.lora.lora_rank:
@@ -64,14 +53,8 @@ def build_trainer_and_data(
 ) -> tuple[Trainer, TrainingData]:
     """Builds the trainer inside the strategy's scope, and the batches that it reads.
 
-    Args:
-        recipe: the settings of the run.
-        data: the result of `objective.prepare`.
-        strategy: the devices.
-        objective: the objective that prepared the data; None: a new one.
-
-    Raises:
-        UserError: the settings do not fit the data, the devices or the model of --init_from.
+    `data` is the result of `prepare` of the objective (None: a new one). Raises UserError if the settings do not fit
+    the data, the devices or the model of --init_from.
     """
     check_batch(recipe.batch.batch_size, recipe.step.gradient_accumulation_steps, strategy)
     keras.utils.set_random_seed(recipe.run.seed)

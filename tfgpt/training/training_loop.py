@@ -37,7 +37,6 @@ class LoopState:
     """State of the loop that is not in variables. Checkpoints store it as JSON, under these names.
 
     Attributes:
-        step: optimizer updates done.
         best_loss: the lowest validation loss so far, nats per token, at `best_step`.
         validations_since_best: validations since then without a lower loss.
         rollbacks: times the run returned to a checkpoint.
@@ -64,14 +63,7 @@ class TrainingLoop:
     """Runs the updates of a run until its end, a stop signal or a failure.
 
     Args:
-        recipe: the settings of the run.
-        trainer: the decoder with its step.
-        data: the batches.
         state: where the run starts.
-        hosts: the processes that train together.
-        checkpoints: the checkpoints of the run.
-        metrics: writer of metrics.jsonl.
-        tensorboard: writer of event files.
         samples: returns sampled continuations by prompt, called at each validation.
         metadata: JSON values that every checkpoint stores in addition to the state.
         callbacks: Keras callbacks; an epoch is the time between two validations.
@@ -110,17 +102,9 @@ class TrainingLoop:
         self.peak_tokens_per_second = measured_peak_flops(recipe.step.dtype) / flops_per_token
 
     def run(self, signals: StopSignals, progress: Progress) -> str:
-        """Trains.
+        """Trains; returns "finished", "stopped" (by a signal) or "early" (the validation loss no longer improves).
 
-        Args:
-            signals: checked between calls.
-            progress: the progress bar.
-
-        Returns:
-            "finished", "stopped" (by a signal) or "early" (the validation loss no longer improves).
-
-        Raises:
-            RunError: too many roll-backs, or a checkpoint could not be written.
+        Raises RunError for too many roll-backs, or if a checkpoint could not be written.
         """
         state = self.state
         self.trainer.stop_training = False
@@ -158,7 +142,6 @@ class TrainingLoop:
         return outcome
 
     def next_sync_step(self) -> int:
-        """Returns the step at which the next call must end."""
         step, rollout = self.state.step, self.data.updates_per_rollout
         if rollout:
             return min(step - step % rollout + rollout, self.max_steps)
@@ -174,9 +157,14 @@ class TrainingLoop:
         return min(*ends, step + (self.recipe.step.steps_per_execution or longest), self.max_steps)
 
     def train_to(self, end: int, iterator: Any) -> None:
-        """Runs the updates up to `end` in one call and adds up its logs."""
         state = self.state
-        self.start_or_stop_profiler()
+        if profiled := self.recipe.logging.profiled_steps():
+            if not self.profiling and state.step == profiled[0] - 1:
+                tf.profiler.experimental.start(str(self.recipe.run_dir / "tensorboard"))
+                self.profiling = True
+            elif self.profiling and state.step >= profiled[1]:
+                tf.profiler.experimental.stop()
+                self.profiling = False
         count = end - state.step
         started = time.perf_counter()
         self.logs = logs = self.trainer.train_steps(iterator, count)
@@ -225,7 +213,11 @@ class TrainingLoop:
         if state.step % self.validate_every == 0 or last:
             metrics = self.validate()
             row.update(metrics)
-            improved = self.update_best(metrics["validation_loss"])
+            loss = metrics["validation_loss"]
+            improved = bool(np.isfinite(loss)) and (state.best_loss is None or loss < state.best_loss)
+            state.validations_since_best += 1
+            if improved:
+                state.best_loss, state.best_step, state.validations_since_best = loss, state.step, 0
             progress.log(f"step {state.step}: held-out {format_metrics(metrics)}{' (best)' if improved else ''}")
             by_source = [name for name in metrics if name.startswith(BY_SOURCE)]
             if by_source:
@@ -233,7 +225,7 @@ class TrainingLoop:
                 progress.log(f"  by source: {', '.join(words)}")
             if self.hosts.is_chief:
                 self.show_samples(progress)
-            self.callbacks.on_epoch_end(state.step, {"val_loss": metrics["validation_loss"], **metrics})
+            self.callbacks.on_epoch_end(state.step, {"val_loss": loss, **metrics})
         if len(row) > 1:
             self.record(row)
         if logged:
@@ -242,7 +234,6 @@ class TrainingLoop:
         return improved
 
     def training_metrics(self) -> dict[str, Any]:
-        """Returns the interval's mean training loss and speed, and the other metrics of its last update."""
         state = self.state
         # Rounded to float32: the last digits of a float64 sum depend on where calls ended.
         loss = float(np.float32(state.nats / state.tokens)) if state.tokens else float("nan")
@@ -274,14 +265,6 @@ class TrainingLoop:
         self.state.first_validation = self.state.first_validation or row
         self.state.last_validation = row
         return row
-
-    def update_best(self, loss: float) -> bool:
-        state = self.state
-        if np.isfinite(loss) and (state.best_loss is None or loss < state.best_loss):
-            state.best_loss, state.best_step, state.validations_since_best = loss, state.step, 0
-            return True
-        state.validations_since_best += 1
-        return False
 
     def record(self, row: dict[str, Any]) -> None:
         self.metrics.write(row)
@@ -333,17 +316,6 @@ class TrainingLoop:
             f"(roll-back {rollbacks} of {run.max_rollbacks})"
         )
         return self.state
-
-    def start_or_stop_profiler(self) -> None:
-        profiled = self.recipe.logging.profiled_steps()
-        if profiled is None:
-            return
-        if not self.profiling and self.state.step == profiled[0] - 1:
-            tf.profiler.experimental.start(str(self.recipe.run_dir / "tensorboard"))
-            self.profiling = True
-        elif self.profiling and self.state.step >= profiled[1]:
-            tf.profiler.experimental.stop()
-            self.profiling = False
 
 
 def format_metrics(metrics: dict[str, float]) -> str:

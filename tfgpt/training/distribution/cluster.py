@@ -42,10 +42,6 @@ def find_cluster(port: int, size: int = 0) -> Cluster | None:
     Args:
         port: the first port on each host, where the environment only names hosts (SLURM, Kubernetes).
         size: the number of workers of a Kubernetes job, which its pods do not know.
-
-    Raises:
-        UserError: TF_CONFIG, SLURM's or Kubernetes' variables cannot be understood.
-        SettingError: Kubernetes without `size`.
     """
     if os.environ.get("TF_CONFIG", "").strip() not in ("", "{}"):
         return from_tf_config()
@@ -57,7 +53,6 @@ def find_cluster(port: int, size: int = 0) -> Cluster | None:
 
 
 def from_tf_config() -> Cluster:
-    """Returns the cluster of TF_CONFIG: the jobs "chief" and "worker", in this order."""
     import tensorflow as tf
 
     text = os.environ["TF_CONFIG"]
@@ -105,11 +100,7 @@ def from_slurm(environment: Mapping[str, str], port: int) -> Cluster:
 def from_kubernetes(environment: Mapping[str, str], port: int, size: int, name: str | None = None) -> Cluster:
     """Returns the cluster of a Kubernetes Indexed Job: pod i is called JOB-i under the job's headless service.
 
-    Args:
-        environment: with JOB_COMPLETION_INDEX, which Kubernetes sets in the pods of an Indexed Job.
-        port: the port of every worker.
-        size: the job's completions.
-        name: this pod's full name; None: the name of the machine.
+    `size` is the job's completions, `name` this pod's full name (None: the name of the machine).
     """
     if size < 1:
         raise SettingError("cluster_size", "is needed in a Kubernetes job: its number of completions")

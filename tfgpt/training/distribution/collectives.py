@@ -28,6 +28,7 @@ from tfgpt.training.distribution.startup_barrier import WorkerLost, connect, for
 Result = TypeVar("Result")
 GRACE = 5.0  # seconds
 INTERRUPTED = 128 + signal.SIGINT
+CONNECTION_ERRORS = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError)
 DERIVED = b"type.googleapis.com/tensorflow.DerivedStatus"
 MESSAGE = "tfgpt ends with exit code {} because {};"
 """A message in the text of a TensorFlow error, see `HostGroup.tell`."""
@@ -47,12 +48,7 @@ class WorkerStopped(TfgptError):
 class HostGroup:
     """The processes that train together.
 
-    Args:
-        strategy: the strategy of the run.
-
     Attributes:
-        cluster: their addresses and the index of this process.
-        count: number of processes.
         is_chief: whether this process writes files and logs.
         all_informed: whether the others know the error that this process ends with.
 
@@ -75,7 +71,6 @@ class HostGroup:
         self.sum_function = tf.function(self.sum_in_graph, autograph=False, reduce_retracing=True)
 
     def log(self, text: str) -> None:
-        """Prints a line, on the chief."""
         if self.is_chief:
             print(text, flush=True)
 
@@ -130,9 +125,7 @@ class HostGroup:
     def run_on_chief(self, function: Callable[[], Result]) -> Result | None:
         """Calls `function` on the chief while the others wait; they return None.
 
-        Raises:
-            Exception: the exception of the call, on the chief.
-            WorkerStopped: on the others, with the same exit code.
+        An exception of the call is raised on the chief, and WorkerStopped with the same exit code on the others.
         """
         if self.count == 1:
             return function()
@@ -159,20 +152,18 @@ class HostGroup:
         A worker that dies is noticed at the next collective operation, within seconds. A worker that hangs, or whose
         network fails, is noticed when its heartbeats are missing for `strategy.HEARTBEAT_SECONDS`.
 
-        Args:
-            advice: returns what to do, the end of the message.
-
-        Raises:
-            WorkerLost: a worker is gone.
-            WorkerStopped: a worker ended with an error.
-            KeyboardInterrupt: a signal stopped a worker.
+        Raises WorkerLost if a worker is gone (`advice` returns the end of the message), WorkerStopped if one ended with
+        an error, and KeyboardInterrupt if a signal stopped one.
         """
         try:
             yield
         except (Exception, KeyboardInterrupt) as error:
             if self.count == 1 or self.all_informed:
                 raise
-            if not is_worker_loss(error):
+            # TensorFlow marks errors of any type that aborted a collective operation from outside as derived.
+            if not isinstance(error, CONNECTION_ERRORS) and not (
+                isinstance(error, tf.errors.OpError) and DERIVED in error.experimental_payloads
+            ):
                 exit_code, line = exit_code_and_line(error)
                 self.tell(exit_code, f"{format_workers(self.cluster, [self.cluster.index])} stopped: {line}")
                 raise
@@ -199,21 +190,18 @@ class HostGroup:
     def lost_workers(self) -> str:
         """Names the workers that do not answer, or else those whose heartbeats TensorFlow misses."""
         others = [index for index in range(self.count) if index != self.cluster.index]
-        lost = [index for index in others if not is_listening(self.cluster.workers[index])]
+        lost = []
+        for index in others:
+            try:
+                connect(self.cluster.workers[index]).close()
+            except OSError:
+                lost.append(index)
         if not lost:
             with contextlib.suppress(tf.errors.OpError, ValueError):
                 states = context.context().get_task_states([("worker", self.count)])
                 # Workers that told the others something are in the state ABORTED.
                 lost = [index for index in others if isinstance(states[index], tf.errors.UnavailableError)]
         return format_workers(self.cluster, lost) or "one of the workers"
-
-
-def is_worker_loss(error: BaseException) -> bool:
-    """Returns whether an error comes from another worker, or the connection to it."""
-    if isinstance(error, (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError)):
-        return True
-    # TensorFlow marks errors of any type that aborted a collective operation from outside as derived.
-    return isinstance(error, tf.errors.OpError) and DERIVED in error.experimental_payloads
 
 
 def exit_code_and_line(error: BaseException) -> tuple[int, str]:
@@ -231,11 +219,3 @@ def message_in(error: BaseException) -> tuple[int, str] | None:
     """Returns what another worker sent with `HostGroup.tell`; TensorFlow 2.21 delivers it in the error's text only."""
     found = re.search(MESSAGE.format(r"(\d+)", "([^ ;]*)"), str(error))
     return (int(found[1]), urllib.parse.unquote(found[2])) if found else None
-
-
-def is_listening(address: str) -> bool:
-    try:
-        with connect(address):
-            return True
-    except OSError:
-        return False

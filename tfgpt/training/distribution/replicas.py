@@ -19,8 +19,7 @@ def run_steps(
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Runs `step` on the next `count` batches on all replicas, in one loop of the graph.
 
-    Returns:
-        The sums of the logs `sum_names`, float64, and the last values of the logs `last_names`, float32.
+    Returns the sums of the logs `sum_names`, float64, and the last values of the logs `last_names`, float32.
     """
 
     def body(index, totals, _):
@@ -76,18 +75,13 @@ def assign_local(variable: tf.Variable, value: tf.Tensor) -> None:
 
 
 class ModeFunctions:
-    """Traced and compiled functions, cached by compilation mode.
-
-    Args:
-        mode: "graph" (TensorFlow's kernels) or "xla".
-    """
+    """Traced and compiled functions, cached by mode: "graph" (TensorFlow's kernels) or "xla"."""
 
     def __init__(self, mode: str):
         self.mode = mode
         self.functions: dict[tuple, Callable] = {}
 
     def loop(self, function: Callable) -> Callable:
-        """Returns `function` as a `tf.function` that Python calls."""
         return self.cached((function.__name__, self.mode), function, reduce_retracing=True)
 
     def compiled(self, function: Callable, xla: bool = True) -> Callable:
@@ -106,5 +100,4 @@ class ModeFunctions:
         return self.functions[key]
 
     def forget_other_modes(self) -> None:
-        """Frees the functions of all modes but the current one."""
         self.functions = {key: function for key, function in self.functions.items() if key[1] == self.mode}

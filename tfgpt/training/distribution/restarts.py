@@ -23,8 +23,7 @@ def run_with_restarts(command: list[str], restarts: int) -> int:
     start again. Stop signals are passed on, and end the restarts. When this process itself is killed, the kernel
     sends the child SIGTERM (Linux), so that it saves and stops.
 
-    Returns:
-        The last exit code; 128 + the signal's number when it was killed too often.
+    Returns the last exit code, or 128 + the signal's number when the command was killed too often.
     """
     parent = Parent()
     for left in range(restarts, -1, -1):
@@ -44,11 +43,7 @@ def run_with_restarts(command: list[str], restarts: int) -> int:
 
 
 class Parent:
-    """Starts a child, passes signals on to it and waits for it.
-
-    Attributes:
-        stopping: whether a signal asked to stop.
-    """
+    """Starts a child, passes signals on to it and waits for it."""
 
     def __init__(self) -> None:
         self.stopping = False
@@ -59,7 +54,9 @@ class Parent:
 
     def run(self, command: list[str]) -> int:
         """Returns the child's exit code, negative for a signal."""
-        self.child = subprocess.Popen(command, preexec_fn=die_with_parent if sys.platform == "linux" else None)
+        # Ask the kernel for a SIGTERM when this parent dies (prctl(2), PR_SET_PDEATHSIG).
+        preexec = (lambda: ctypes.CDLL(None).prctl(1, signal.SIGTERM)) if sys.platform == "linux" else None
+        self.child = subprocess.Popen(command, preexec_fn=preexec)
         if self.pending is not None:  # The signal came before `self.child` was set.
             self.child.send_signal(self.pending)
         return self.child.wait()
@@ -71,9 +68,3 @@ class Parent:
         self.pending = number
         if self.child is not None and self.child.poll() is None:
             self.child.send_signal(number)
-
-
-def die_with_parent() -> None:
-    """Asks the kernel for a SIGTERM when the parent dies (prctl(2), PR_SET_PDEATHSIG)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)

@@ -30,16 +30,7 @@ class WorkerLost(RunError):
 
 
 def wait_for_all_workers(cluster: Cluster, seconds: float, log: Callable[[str], None]) -> None:
-    """Returns when every worker has called this.
-
-    Args:
-        cluster: the workers; the chief listens on its own port.
-        seconds: how long to wait.
-        log: receives a line when it takes longer than some seconds.
-
-    Raises:
-        WorkerLost: a worker did not come in time; the message names it.
-    """
+    """Returns when every worker has called this; raises WorkerLost, naming the workers that did not come in time."""
     if len(cluster.workers) == 1:
         return
     if cluster.index == 0:
@@ -114,7 +105,6 @@ def listening(address: str, deadline: float) -> Iterator[socket.socket]:
 
 
 def connect(address: str) -> socket.socket:
-    """Connects to "host:port"."""
     host, port = address.rsplit(":", 1)
     return socket.create_connection((host.strip("[]"), int(port)), timeout=2.0)
 

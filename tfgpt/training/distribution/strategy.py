@@ -27,16 +27,8 @@ START_SECONDS = 120
 def resolve(config: StrategyConfig, log: Callable[[str], None] = print) -> tf.distribute.Strategy:
     """Returns the strategy that the settings name. Call it before anything else uses TensorFlow's devices.
 
-    Use one MirroredStrategy a process on CPUs: the collectives of a second one collide with those of the first.
-
-    Args:
-        config: the settings of the devices.
-        log: receives a line when other workers are waited for.
-
-    Raises:
-        SettingError: the settings do not fit this machine, or TensorFlow has already set up its devices.
-        UserError: the cluster's description cannot be understood, or the TPU does not answer.
-        WorkerLost: not all workers of the cluster came.
+    Use one MirroredStrategy a process on CPUs: the collectives of a second one collide with those of the first. Raises
+    UserError if settings, cluster or TPU are at fault, and WorkerLost if not all workers of the cluster came.
     """
     if config.strategy == "tpu":
         return connect_tpu(config.tpu)
@@ -86,10 +78,8 @@ def distributed(strategy: tf.distribute.Strategy, make: Callable[..., tf.data.Da
     MultiWorkerMirroredStrategy ask each other at every batch whether all have data left; in a loop in the graph
     (TensorFlow 2.21) that question and the step's all-reduce wait for each other forever.
 
-    Args:
-        strategy: the hosts and replicas.
-        make: called on every host with `num_shards` and `shard_index` (of hosts) and `parts`, the replicas of a host:
-            the number of elements that a step's rows are split into, see `tfgpt.pipeline.batches`.
+    `make` is called on every host with `num_shards` and `shard_index` (of hosts) and `parts`, the replicas of a host:
+    the number of elements that a step's rows are split into, see `tfgpt.pipeline.batches`.
     """
     if strategy.num_replicas_in_sync == 1:
         return make()
@@ -106,7 +96,6 @@ def distributed(strategy: tf.distribute.Strategy, make: Callable[..., tf.data.Da
 
 
 def split_cpu(count: int) -> None:
-    """Splits the CPU into `count` logical devices, which must not be in use."""
     cpu = tf.config.list_physical_devices("CPU")[0]
     try:
         tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * count)
@@ -128,29 +117,23 @@ def join_cluster(
         rpc_layer="grpc",
     )
     if len(cluster.workers) > 1:
-        set_heartbeat(len(cluster.workers))
+        from tensorflow.compiler.xla.tsl.protobuf import coordination_config_pb2
+        from tensorflow.python.eager import context
+
+        # MultiWorkerMirroredStrategy starts the coordination service too, but TensorFlow 2.21 has no public way to set
+        # its time limit.
+        context.context().configure_coordination_service(
+            service_type="standalone",
+            service_leader="/job:worker/replica:0/task:0",
+            heartbeat_timeout_in_ms=HEARTBEAT_SECONDS * 1000,
+            coordinated_jobs=[coordination_config_pb2.CoordinatedJob(name="worker", num_tasks=len(cluster.workers))],
+        )
     line = f"tfgpt: worker {cluster.index}: TensorFlow did not join the cluster within {START_SECONDS} s"
     with killed_after(START_SECONDS, line):
         strategy = tf.distribute.MultiWorkerMirroredStrategy(resolver)
     # TensorFlow's coordination service has installed a handler of SIGTERM that does nothing.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     return strategy
-
-
-def set_heartbeat(workers: int) -> None:
-    """Starts TensorFlow's coordination service as MultiWorkerMirroredStrategy does, with a time limit.
-
-    TensorFlow 2.21 has no public way to set the limit.
-    """
-    from tensorflow.compiler.xla.tsl.protobuf import coordination_config_pb2
-    from tensorflow.python.eager import context
-
-    context.context().configure_coordination_service(
-        service_type="standalone",
-        service_leader="/job:worker/replica:0/task:0",
-        heartbeat_timeout_in_ms=HEARTBEAT_SECONDS * 1000,
-        coordinated_jobs=[coordination_config_pb2.CoordinatedJob(name="worker", num_tasks=workers)],
-    )
 
 
 @contextlib.contextmanager
@@ -176,8 +159,13 @@ def killed_after(seconds: float, line: str) -> Iterator[None]:
 
 def connect_tpu(name: str) -> tf.distribute.TPUStrategy:
     """Connects to a TPU: "local" (a TPU VM), "grpc://host:port" or the name of a Cloud TPU."""
-    if name.startswith("grpc://") and not is_reachable(name.removeprefix("grpc://")):
-        raise UserError(f"--tpu: nothing answers at {name}; check the address, or use --tpu=local on a TPU VM")
+    if name.startswith("grpc://"):
+        host, _, port = name.removeprefix("grpc://").partition(":")
+        try:
+            socket.create_connection((host, int(port or 8470)), timeout=10).close()
+        except (OSError, ValueError) as error:
+            problem = f"--tpu: nothing answers at {name}; check the address, or use --tpu=local on a TPU VM"
+            raise UserError(problem) from error
     try:
         resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu=name)
         if name != "local":
@@ -195,12 +183,3 @@ def connect_tpu(name: str) -> tf.distribute.TPUStrategy:
             f"{name} has {strategy.extended.num_hosts} hosts; one host (4 to 8 chips) is the most that is supported",
         )
     return strategy
-
-
-def is_reachable(address: str) -> bool:
-    host, _, port = address.partition(":")
-    try:
-        with socket.create_connection((host, int(port or 8470)), timeout=10):
-            return True
-    except (OSError, ValueError):
-        return False

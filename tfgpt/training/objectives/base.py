@@ -29,12 +29,7 @@ GREETING = "Hello!"
 
 @dataclasses.dataclass(frozen=True)
 class ValidationData:
-    """A held-out set.
-
-    Attributes:
-        dataset: a finite dataset of global batches, distributed when the strategy has several replicas.
-        steps: number of global batches.
-    """
+    """A held-out set: a dataset of `steps` global batches, distributed when the strategy has several replicas."""
 
     dataset: Any
     steps: int
@@ -72,6 +67,7 @@ class Objective:
 
     Attributes:
         conversations: whether it learns from conversations. Where only the data tell, `prepare` sets it.
+        segments: whether batches have `segment_ids` and `positions`; None: with --document_masking.
 
     Example:
 
@@ -80,6 +76,7 @@ class Objective:
     """
 
     conversations = False
+    segments: bool | None = None
 
     def prepare(self, recipe: TrainConfig, log: Callable[[str], None] = print) -> Any:
         """Makes what `build_data` reads, or finds it in the cache.
@@ -87,9 +84,6 @@ class Objective:
         Returns:
             An object with `tokenizer` (`Tokenizer`), `fingerprint` (hexadecimal digest of all data: a run is not
             resumed with another) and `manifest` (JSON: where the data come from).
-
-        Raises:
-            UserError: the data or a flag are at fault.
         """
         raise NotImplementedError
 
@@ -97,12 +91,7 @@ class Objective:
         """Returns one line on the amount of data, printed at the start."""
         raise NotImplementedError
 
-    def uses_segments(self, recipe: TrainConfig) -> bool:
-        """Returns whether batches have `segment_ids` and `positions`."""
-        return recipe.batch.document_masking
-
     def rows(self, recipe: TrainConfig) -> int:
-        """Returns the rows of a global batch."""
         return recipe.batch.batch_size
 
     def loss(self, recipe: TrainConfig) -> Any:
@@ -125,16 +114,9 @@ class Objective:
     def build_data(
         self, recipe: TrainConfig, data: Any, strategy: tf.distribute.Strategy, trainer: Any = None
     ) -> TrainingData:
-        """Builds the batches, distributed as the strategy needs them.
+        """Builds the batches, distributed as the strategy needs them, from the result of `prepare`.
 
-        Args:
-            recipe: the settings of the run.
-            data: the result of `prepare`.
-            strategy: the devices.
-            trainer: the `Trainer` of the run, for objectives that sample from its model.
-
-        Raises:
-            UserError: the data hold too little for one batch, or the flags do not fit the devices.
+        `trainer` is the `Trainer` of the run, for objectives that sample from its model.
         """
         raise NotImplementedError
 

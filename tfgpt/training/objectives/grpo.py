@@ -62,6 +62,8 @@ Prompts = list[tuple[PromptRecord, np.ndarray]]
 class GRPO(Objective):
     """Learns from prompts in JSON Lines, answers of the model, and rewards from functions."""
 
+    segments = False
+
     def prepare(self, recipe: TrainConfig, log: Callable[[str], None] = print) -> PreparedData[Prompts]:
         rewards = load_rewards(recipe.reward)
         tokenizer, corpus = load_tokenizer(recipe.initial_model), recipe.corpus
@@ -93,9 +95,6 @@ class GRPO(Objective):
             f"{answers:,} answers, {recipe.reward.group_size} to a prompt"
         )
 
-    def uses_segments(self, recipe: TrainConfig) -> bool:
-        return False
-
     def loss(self, recipe: TrainConfig) -> GRPOLoss:
         return GRPOLoss(recipe.reward, recipe.step.cross_entropy_chunk_tokens)
 
@@ -118,13 +117,7 @@ class GRPO(Objective):
 
 
 class RolloutBuffer:
-    """Samples and rewards answers.
-
-    Args:
-        recipe: the settings of the run.
-        data: the prompts.
-        trainer: its decoder samples the answers, with its current weights.
-    """
+    """Samples answers to the prompts, with the current weights of the trainer's decoder, and rewards them."""
 
     def __init__(self, recipe: TrainConfig, data: PreparedData[Prompts], trainer: Any):
         self.config, self.data, self.seed = recipe.reward, data, recipe.run.seed
@@ -188,7 +181,6 @@ class RolloutBuffer:
     def sample(
         self, prompts: Prompts, seeds: Sequence[int], samples: int, temperature: float
     ) -> list[list[Completion]]:
-        """Samples answers to each prompt from the model's full distribution."""
         longest = self.config.max_completion_length
         config = SamplingConfig(max_new_tokens=longest, temperature=temperature, top_k=0, num_samples=samples)
         configs = [dataclasses.replace(config, seed=seed) for seed in seeds]
@@ -209,7 +201,6 @@ class RolloutBuffer:
         return row
 
     def judge(self, record: PromptRecord, completion: Completion) -> tuple[float, float]:
-        """Returns the answer's reward, and 1 if it passes."""
         ended = completion.finish_reason == "stop"
         return total_reward(self.rewards, RewardInput(completion.text, len(completion.token_ids), ended, record))
 
@@ -223,10 +214,6 @@ def advantages(rewards: np.ndarray) -> np.ndarray:
 class GRPOLoss:
     """Sums of the module's formula over rows of answers; the step divides by the number of answers.
 
-    Args:
-        config: the settings.
-        chunk_tokens: see `CausalLanguageModelingLoss`.
-
     Attributes:
         means: names of further sums, which become means over answers: `reward`, `pass_rate`, `completion_length`,
             `clipped` (the share of clipped tokens), and with a reference `kl` a token.
@@ -236,14 +223,7 @@ class GRPOLoss:
         self.config, self.chunk_tokens = config, chunk_tokens
         self.means = ("reward", "pass_rate", "completion_length", "clipped") + (("kl",) if config.kl_penalty else ())
 
-    def __call__(
-        self,
-        decoder: Any,
-        batch: Mapping[str, tf.Tensor],
-        training: bool,
-        token_byte_lengths: tf.Tensor | None = None,
-    ) -> dict[str, tf.Tensor]:
-        """Returns the sums of a batch of rows; see `losses.CausalLanguageModelingLoss`."""
+    def __call__(self, decoder: Any, batch: Mapping[str, tf.Tensor], training: bool, **_: Any) -> dict[str, tf.Tensor]:
         weights, advantage = batch["weights"], batch["advantages"][:, tf.newaxis]
         nll = token_nll(decoder, batch["token_ids"], batch["targets"], training, self.chunk_tokens)
         counts = tf.maximum(tf.reduce_sum(weights, 1), 1.0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,6 @@ from tfgpt.model.cost import automatic_chunk_tokens
 from tfgpt.model.decoder import Decoder
 from tfgpt.pipeline.prepare import PreparedData
 from tfgpt.tokenization.load import load_tokenizer
-from tfgpt.tokenization.tokenizer import Tokenizer
 from tfgpt.training.losses import FusedLinearCrossEntropy
 from tfgpt.training.objective_config import PreferenceConfig
 from tfgpt.training.objectives.base import Objective, TrainingData
@@ -56,20 +54,36 @@ class PreferenceTuning(Objective):
     `example_weights` float32 [pairs, 2], and for objectives with a reference `reference_nll` float32 [pairs, 2, T].
     """
 
+    segments = False
+
     def prepare(self, recipe: TrainConfig, log: Callable[[str], None] = print) -> PreparedData[Arrays]:
         tokenizer, corpus = load_tokenizer(recipe.initial_model), recipe.corpus
         sides = read_sides(corpus, lambda record: [parse_answer(record, name) for name in ANSWERS])
         self.conversations = are_conversations(sides[0])
         length = recipe.batch.sequence_length
-        train, validation = (
-            encode_pairs(tokenizer, side, flag, length, log) for side, flag in zip(sides, side_flags(corpus))
-        )
+
+        def encode_pair(record: PromptRecord) -> list[Arrays] | Unusable:
+            answers = [parse_answer(record, name) for name in ANSWERS]
+            if answers[0] == answers[1]:
+                return Unusable("with equal answers")
+            encoded = [encode_answer(tokenizer, record.prompt, answer, record.tools) for answer in answers]
+            rows = [to_row(ids, weights, length, tokenizer.padding_id) for ids, weights in encoded]
+            if None in rows:
+                return Unusable(f"longer than --sequence_length={length}", max(len(ids) for ids, _ in encoded) - 1)
+            return [row for row in rows if row]
+
+        prepared = []
+        for side, flag in zip(sides, side_flags(corpus)):
+            pairs = encode_records(side, flag, "pairs", encode_pair, log)
+            arrays = {name: np.array([[row[name] for row in pair] for pair in pairs]) for name in pairs[0][0]}
+            prepared.append(arrays | {"example_weights": np.ones((len(pairs), 2), np.float32)})
+        train, validation = prepared
         arrays = {f"t/{name}": array for name, array in train.items()}
         arrays |= {f"v/{name}": array for name, array in validation.items()}
         fingerprint = hash_arrays(arrays, tokenizer.fingerprint)
         if recipe.objective.objective in WITH_REFERENCE:
-            for side in (train, validation):
-                side["reference_nll"] = reference_nll(recipe, side, log)
+            for arrays in prepared:
+                arrays["reference_nll"] = reference_nll(recipe, arrays, log)
         counts = len(train["token_ids"]), len(validation["token_ids"])
         return prepared_records(corpus, "pairs", counts, train, validation, tokenizer, fingerprint)
 
@@ -79,9 +93,6 @@ class PreferenceTuning(Objective):
             f"{pairs:,} pairs to learn from, {len(data.validation['token_ids']):,} held out; the run reads {read:,}, "
             f"{read / pairs:.2g} times all"
         )
-
-    def uses_segments(self, recipe: TrainConfig) -> bool:
-        return False
 
     def rows(self, recipe: TrainConfig) -> int:
         return 2 * recipe.batch.batch_size
@@ -100,11 +111,6 @@ class PreferenceTuning(Objective):
 class PreferenceLoss:
     """Sums of `preference_losses` over a batch of pairs; the step divides by the number of pairs.
 
-    Args:
-        objective: dpo, ipo, orpo or simpo.
-        config: the settings.
-        chunk_tokens: see `CausalLanguageModelingLoss`.
-
     Attributes:
         means: names of further sums, which become means over pairs: `accuracy`; `reward_margin`, the chosen answer's
             implicit reward minus the rejected one's; `chosen_log_probability` and `rejected_log_probability`, a token;
@@ -117,14 +123,8 @@ class PreferenceLoss:
         names = ("accuracy", "reward_margin", "chosen_log_probability", "rejected_log_probability")
         self.means: tuple[str, ...] = (*names, "kl") if self.has_reference else names
 
-    def __call__(
-        self,
-        decoder: Any,
-        batch: Mapping[str, tf.Tensor],
-        training: bool,
-        token_byte_lengths: tf.Tensor | None = None,
-    ) -> dict[str, tf.Tensor]:
-        """Returns the sums of a batch of rows, chosen and rejected in turn; see `losses.CausalLanguageModelingLoss`."""
+    def __call__(self, decoder: Any, batch: Mapping[str, tf.Tensor], training: bool, **_: Any) -> dict[str, tf.Tensor]:
+        """Returns the sums of a batch of rows, chosen and rejected in turn."""
         weights = batch["weights"]
         nll = token_nll(decoder, batch["token_ids"], batch["targets"], training, self.chunk_tokens)
         pair_weights = tf.reshape(batch["example_weights"], [-1, 2])[:, 0]
@@ -158,26 +158,6 @@ class PreferenceLoss:
         return sums
 
 
-def encode_pairs(
-    tokenizer: Tokenizer, records: list[PromptRecord], flag: str, length: int, log: Callable[[str], None]
-) -> Arrays:
-    """Returns the arrays of the pairs that fit; raises `SettingError` if none does."""
-
-    def encode_pair(record: PromptRecord) -> list[Arrays] | Unusable:
-        answers = [parse_answer(record, name) for name in ANSWERS]
-        if answers[0] == answers[1]:
-            return Unusable("with equal answers")
-        encoded = [encode_answer(tokenizer, record.prompt, answer, record.tools) for answer in answers]
-        rows = [to_row(ids, weights, length, tokenizer.padding_id) for ids, weights in encoded]
-        if None in rows:
-            return Unusable(f"longer than --sequence_length={length}", max(len(ids) for ids, _ in encoded) - 1)
-        return [row for row in rows if row]
-
-    pairs = encode_records(records, flag, "pairs", encode_pair, log)
-    arrays = {name: np.array([[row[name] for row in pair] for pair in pairs]) for name in pairs[0][0]}
-    return arrays | {"example_weights": np.ones((len(pairs), 2), np.float32)}
-
-
 def reference_nll(recipe: TrainConfig, pairs: Arrays, log: Callable[[str], None]) -> np.ndarray:
     """Returns the cross-entropy of every token under the model of --init_from, [pairs, 2, T] float32.
 
@@ -185,7 +165,9 @@ def reference_nll(recipe: TrainConfig, pairs: Arrays, log: Callable[[str], None]
     """
     directory, dtype = recipe.initial_model, recipe.step.dtype
     rows = {name: pairs[name] for name in ("token_ids", "targets")}
-    key = hash_arrays(rows, *model_fingerprints(directory), dtype)
+    base = base_directory(directory)
+    adapter = [] if base == directory else [safetensors.numpy.load_file(directory / "adapter_model.safetensors")]
+    key = hash_arrays(rows, weights_fingerprint(base), *map(hash_arrays, adapter), dtype)
     path = recipe.corpus.cache_directory / "references" / f"{key[:32]}.safetensors"
 
     def open_entry() -> np.ndarray:
@@ -211,19 +193,8 @@ def reference_nll(recipe: TrainConfig, pairs: Arrays, log: Callable[[str], None]
     )
 
 
-def model_fingerprints(directory: Path) -> list[str]:
-    """Returns the fingerprint of a model's weights, or those of an adapter's base and of the adapter."""
-    base = base_directory(directory)
-    adapter = [] if base == directory else [safetensors.numpy.load_file(directory / "adapter_model.safetensors")]
-    return [weights_fingerprint(base), *map(hash_arrays, adapter)]
-
-
 class TokenNLL:
-    """Computes a decoder's cross-entropy of every target, some rows at a time, by one graph.
-
-    Args:
-        decoder: not packed; each call uses its current weights.
-    """
+    """Computes a decoder's cross-entropy of every target, some rows at a time, by one graph, with current weights."""
 
     def __init__(self, decoder: Decoder):
         self.function = tf.function(
@@ -250,11 +221,7 @@ def token_nll(
 ) -> tf.Tensor:
     """Returns the cross-entropy of each target, [rows, T] float32; differentiable in training.
 
-    Args:
-        decoder: not packed.
-        token_ids, targets: [rows, T] int32, padded on the right.
-        training: whether dropout is on.
-        chunk_tokens: see `CausalLanguageModelingLoss`.
+    `token_ids` and `targets` are [rows, T] int32, padded on the right; the decoder is not packed.
     """
     hidden = decoder.backbone({"token_ids": token_ids}, training=training)
     hidden = tf.reshape(hidden, [-1, hidden.shape[-1]])

@@ -147,11 +147,7 @@ def encode_records(
 ) -> list[Example]:
     """Returns the examples of records, and logs how many are left out and why; raises `SettingError` if all are.
 
-    Args:
-        records, flag: the records of a side, and the flag of that side.
-        unit: the plural of an example, such as "pairs".
-        encode_record: returns an example, or why there is none.
-        log: receives a line.
+    `flag` is the flag of this side, `unit` the plural of an example, such as "pairs".
     """
     examples: list[Example] = []
     tokens: dict[str, list[int]] = {}
@@ -192,7 +188,6 @@ def prepared_records(
 
 
 def are_conversations(records: Sequence[PromptRecord]) -> bool:
-    """Returns whether all prompts are messages."""
     return all(not isinstance(record.prompt, str) for record in records)
 
 
@@ -225,11 +220,7 @@ def parse_messages(turns: list[Any], name: str, where: str) -> list[Message]:
 
 
 def parse_answer(record: PromptRecord, name: str) -> str | Message:
-    """Returns an answer, given as a string, a message or a list of one; a message without tool calls as its text.
-
-    Raises:
-        UserError: it is none of them.
-    """
+    """Returns an answer, given as a string, a message or a list of one; a message without tool calls as its text."""
     answer = record.content.get(name)
     if isinstance(answer, str):
         return answer

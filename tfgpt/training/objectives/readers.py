@@ -21,15 +21,7 @@ def training_data(
     validation: BatchReader,
     by_source: Mapping[str, BatchReader] | None = None,
 ) -> TrainingData:
-    """Returns the batches of readers, distributed to the devices of the strategy.
-
-    Args:
-        strategy: the strategy of the run.
-        batch_size: row numbers of a global batch.
-        train: reads the training rows.
-        validation: reads the held-out rows.
-        by_source: reads the held-out rows of each source.
-    """
+    """Returns the batches of readers, of `batch_size` row numbers, distributed to the devices of the strategy."""
 
     def batches(first_step: int) -> Iterable[dict[str, tf.Tensor]]:
         make = functools.partial(training_batches, train, batch_size=batch_size, start_step=first_step)

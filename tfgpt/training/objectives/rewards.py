@@ -34,7 +34,6 @@ class RewardInput:
     """A sampled answer.
 
     Attributes:
-        text: the text of the answer.
         tokens: its number of tokens.
         ended: whether the model ended it.
         record: the record of the prompt; `record.content` is the whole line.
@@ -117,7 +116,6 @@ def number(answer: RewardInput) -> float:
 
 
 def parse_numbers(text: str) -> list[float]:
-    """Returns the numbers in a text, without the commas in them."""
     return [float(found) for found in NUMBER.findall(text.replace(",", "").replace("\N{MINUS SIGN}", "-"))]
 
 
@@ -155,7 +153,6 @@ def evaluate_prompt(record: PromptRecord) -> float:
 
 
 def match_format(config: RewardConfig) -> Reward:
-    """Returns a reward of 1 if the whole answer matches --reward_pattern."""
     try:
         pattern = re.compile(config.reward_pattern)
     except re.error as error:

@@ -27,6 +27,7 @@ class SupervisedFineTuning(Objective):
     """
 
     conversations = True
+    segments = True
 
     def __init__(self) -> None:
         self.reader: MixtureReader | None = None
@@ -56,9 +57,6 @@ class SupervisedFineTuning(Objective):
         names = [name for number, name in enumerate(data.train.source_names) if (data.train.sources == number).any()]
         return f"{line}: {describe_shares(names, reader, read)}"
 
-    def uses_segments(self, recipe: TrainConfig) -> bool:
-        return True
-
     def build_data(
         self, recipe: TrainConfig, data: PreparedData[ChatShards], strategy: tf.distribute.Strategy, trainer: Any = None
     ) -> TrainingData:
@@ -74,11 +72,7 @@ class SupervisedFineTuning(Objective):
         return training_data(strategy, recipe.batch.batch_size, train, validation, several)
 
     def training_reader(self, recipe: TrainConfig, data: PreparedData[ChatShards]) -> MixtureReader:
-        """Returns the reader of the packed rows of each source, or of all together without a mixture; packs them once.
-
-        Raises:
-            UserError: --mixture gives a weight to a source of which no conversation is left.
-        """
+        """Returns the reader of the packed rows of each source, or of all without a mixture; packs them once."""
         if self.reader is None:
             mixture, length = recipe.mixture, recipe.batch.sequence_length
             packings = pack_conversations(data.train, length, by_source=mixture.active, augmentation=data.augmentation)
