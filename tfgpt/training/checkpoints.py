@@ -163,14 +163,13 @@ class Checkpoints:
         try:
             metadata, state = read_metadata(path), path / STATE
             with readable_read_errors(path):
-                size = state.stat().st_size
+                size, problem = state.stat().st_size, None
                 if size != metadata["bytes"]:
                     problem = f"{STATE} has {size} bytes instead of {metadata['bytes']}"
-                    raise DamagedCheckpoint(f"{path}: damaged, {problem}")
-                if sha256_of_file(state) != metadata["sha256"]:
-                    raise DamagedCheckpoint(
-                        f"{path}: damaged, the SHA-256 of {STATE} differs from the one in {METADATA}"
-                    )
+                elif sha256_of_file(state) != metadata["sha256"]:
+                    problem = f"the SHA-256 of {STATE} differs from the one in {METADATA}"
+            if problem:
+                raise DamagedCheckpoint(f"{path}: damaged, {problem}")
             return Checkpoint(path, metadata["step"], metadata)
         except DamagedCheckpoint as error:
             names = (f"{path.name}.damaged{number or ''}" for number in itertools.count())

@@ -283,7 +283,6 @@ class LoggingConfig(Settings):
         self.profiled_steps()
 
     def profiled_steps(self) -> tuple[int, int] | None:
-        """Returns the first and last step of the profiler trace, or None."""
         if not self.profile_steps:
             return None
         match = re.fullmatch(r"(\d{1,18}):(\d{1,18})", self.profile_steps)

@@ -23,7 +23,6 @@ class Evaluator:
     Create it inside the strategy's scope. Results do not depend on the number of replicas.
 
     Args:
-        decoder: the model.
         loss: from decoder and batch to sums of losses, see `tfgpt.training.losses.CausalLanguageModelingLoss`.
         token_byte_lengths: [V] integers, bytes of each token's text and 0 for special tokens, for bits per byte.
         batch_shape: (rows of the global batch, tokens of a row). Distributed iterators lose it, and TPUs need it.

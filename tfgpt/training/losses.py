@@ -47,16 +47,11 @@ class CausalLanguageModelingLoss:
         self.chunk_tokens = chunk_tokens
 
     def __call__(
-        self,
-        decoder: Any,
-        batch: Mapping[str, tf.Tensor],
-        training: bool,
-        token_byte_lengths: tf.Tensor | None = None,
+        self, decoder: Any, batch: Mapping[str, tf.Tensor], training: bool, token_byte_lengths: tf.Tensor | None = None
     ) -> dict[str, tf.Tensor]:
         """Returns the sums of one batch.
 
         Args:
-            decoder: a `tfgpt.model.decoder.Decoder`.
             batch: `token_ids`, `targets` [B, T] int32, `weights` [B, T] float32, and where the decoder is packed
                 `positions` and `segment_ids` [B, T] int32.
             training: whether dropout is on and `loss_sum` can be differentiated; otherwise there are more sums.

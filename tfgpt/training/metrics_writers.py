@@ -97,7 +97,22 @@ class TensorBoardWriter:
         if directory is not None:
             with readable_write_errors(directory):
                 directory.mkdir(parents=True, exist_ok=True)
-                write_session_start(directory, step + 1)
+                from tensorboard.compat.proto import event_pb2
+                from tensorboard.summary.writer.record_writer import RecordWriter
+
+                # TensorFlow 2's writer omits the event that makes TensorBoard discard later steps. TensorBoard reads
+                # files in the order of their names; this one precedes the file of the writer that is opened next.
+                # Source: https://github.com/tensorflow/tensorboard#how-should-i-handle-tensorflow-restarts.
+                now = time.time()
+                name = f"events.out.tfevents.{int(now):010d}.{socket.gethostname()}.{os.getpid()}.!start"
+                start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+                events = RecordWriter(open(directory / name, "wb"))  # noqa: SIM115 (the writer closes it)
+                for event in (
+                    event_pb2.Event(wall_time=now, file_version="brain.Event:2"),
+                    event_pb2.Event(wall_time=now, step=step + 1, session_log=start),
+                ):
+                    events.write(event.SerializeToString())
+                events.close()
                 self.writer = tf.summary.create_file_writer(str(directory))
 
     def scalars(self, row: Mapping[str, Any]) -> None:
@@ -138,27 +153,6 @@ class TensorBoardWriter:
     def close(self) -> None:
         if self.writer is not None:
             self.writer.close()
-
-
-def write_session_start(directory: Path, step: int) -> None:
-    """Writes the event that makes TensorBoard discard steps from `step` on, which TensorFlow 2's writer omits.
-
-    Source: https://github.com/tensorflow/tensorboard#how-should-i-handle-tensorflow-restarts. TensorBoard reads event
-    files in the order of their names; this one precedes the file of the writer that is opened next.
-    """
-    from tensorboard.compat.proto import event_pb2
-    from tensorboard.summary.writer.record_writer import RecordWriter
-
-    now = time.time()
-    name = f"events.out.tfevents.{int(now):010d}.{socket.gethostname()}.{os.getpid()}.!start"
-    start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-    writer = RecordWriter(open(directory / name, "wb"))  # noqa: SIM115 (the writer closes it)
-    for event in (
-        event_pb2.Event(wall_time=now, file_version="brain.Event:2"),
-        event_pb2.Event(wall_time=now, step=step, session_log=start),
-    ):
-        writer.write(event.SerializeToString())
-    writer.close()
 
 
 def draw_curves(rows: list[dict[str, Any]], path: Path, title: str) -> None:

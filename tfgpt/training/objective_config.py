@@ -48,7 +48,7 @@ class ObjectiveConfig(Settings):
 
 @dataclasses.dataclass(frozen=True)
 class PreferenceConfig(Settings):
-    """Settings of the losses of pairs; see `tfgpt.training.objectives.preference_losses` for the formulas."""
+    """Settings of the losses of pairs; see `tfgpt.training.objectives.preferences` for the formulas."""
 
     title: ClassVar[str] = "Preferences (--objective=dpo, ipo, orpo, simpo)"
 

@@ -25,7 +25,7 @@ from tfgpt.training.config import OptimizerConfig, ScheduleConfig, StepConfig
 from tfgpt.training.objective_config import PreferenceConfig
 from tfgpt.training.objectives import preferences
 from tfgpt.training.objectives.base import get_objective
-from tfgpt.training.objectives.preference_losses import log_of_one_minus_exp, pair_losses
+from tfgpt.training.objectives.preferences import log_of_one_minus_exp, pair_losses
 from tfgpt.training.objectives.prompt_records import encode_answer, parse_record
 from tfgpt.training.objectives.readers import ExampleReader
 from tfgpt.training.optimizers import build_optimizer

@@ -1,4 +1,15 @@
-"""Learning from pairs of answers, of which one is better: DPO, IPO, ORPO and SimPO."""
+"""Learning from pairs of answers, of which one is better: DPO, IPO, ORPO and SimPO.
+
+With p the log probability that the model gives an answer and q the one that the reference gives it (sums over the
+answer's tokens, or means with length normalization), and d the difference between the chosen and the rejected one:
+
+- dpo: -log sigmoid(beta (d p - d q)), Rafailov et al. 2023 (arXiv:2305.18290, equation 7); with label smoothing e
+  (1 - e) of it and e of the swapped one (Mitchell's conservative DPO).
+- ipo: (d p - d q - 1 / (2 beta))^2, Azar et al. 2023 (arXiv:2310.12036, equation 17), with means, as trl has it.
+- orpo: -p chosen - beta log sigmoid(log odds), odds e^p / (1 - e^p), Hong et al. 2024 (arXiv:2403.07691, equations 4
+  to 7), with means. No reference.
+- simpo: -log sigmoid(beta d p - margin), Meng et al. 2024 (arXiv:2405.14734, equation 6), with means. No reference.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +35,6 @@ from tfgpt.tokenization.load import load_tokenizer
 from tfgpt.training.losses import FusedLinearCrossEntropy
 from tfgpt.training.objective_config import PreferenceConfig
 from tfgpt.training.objectives.base import Objective, TrainingData
-from tfgpt.training.objectives.preference_losses import WITH_REFERENCE, normalizes_length, pair_losses
 from tfgpt.training.objectives.prompt_records import (
     PromptRecord,
     Unusable,
@@ -43,6 +53,7 @@ from tfgpt.training.train_config import TrainConfig
 
 Arrays = dict[str, np.ndarray]
 ANSWERS = ("chosen", "rejected")
+WITH_REFERENCE = ("dpo", "ipo")
 # Tokens that the reference reads at a time.
 REFERENCE_TOKENS = 4096
 
@@ -109,7 +120,7 @@ class PreferenceTuning(Objective):
 
 
 class PreferenceLoss:
-    """Sums of `preference_losses` over a batch of pairs; the step divides by the number of pairs.
+    """Sums of `pair_losses` over a batch of pairs; the step divides by the number of pairs.
 
     Attributes:
         means: names of further sums, which become means over pairs: `accuracy`; `reward_margin`, the chosen answer's
@@ -136,7 +147,10 @@ class PreferenceLoss:
             return tf.reduce_sum(by_pair * pair_weights)
 
         counts = tf.maximum(sum_of_answers(tf.ones_like(weights)), 1.0)
-        lengths = counts if normalizes_length(self.objective, self.config) else tf.ones_like(counts)
+        normalization = self.config.preference_length_normalization
+        if normalization is None:
+            normalization = self.objective != "dpo"
+        lengths = counts if normalization else tf.ones_like(counts)
         log_probabilities = -sum_of_answers(nll)
         reference = -sum_of_answers(batch["reference_nll"]) / lengths if self.has_reference else None
         losses, rewards = pair_losses(self.objective, self.config, log_probabilities / lengths, reference)
@@ -156,6 +170,40 @@ class PreferenceLoss:
             divergence = sum_of_answers(tf.exp(change) - 1.0 - change) / counts
             sums["kl"] = total(tf.reduce_mean(divergence, 1))
         return sums
+
+
+def pair_losses(
+    objective: str, config: PreferenceConfig, policy: tf.Tensor, reference: tf.Tensor | None
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns the loss [pairs] and the implicit rewards [pairs, 2] of each pair, float32.
+
+    `policy` and `reference` (None for orpo and simpo) are [pairs, 2] float32, log probabilities of the chosen and the
+    rejected answer, sums or means. Rewards are beta (p - q), or beta p without reference (as trl logs them).
+    """
+    beta = config.preference_beta
+    scores = policy if reference is None else policy - reference
+    difference = scores[:, 0] - scores[:, 1]
+    rewards = beta * scores
+    if objective == "ipo":
+        return tf.square(difference - 1.0 / (2.0 * beta)), rewards
+    if objective == "orpo":
+        log_odds = policy - log_of_one_minus_exp(policy)
+        odds_ratio = log_odds[:, 0] - log_odds[:, 1]
+        return -policy[:, 0] - beta * tf.math.log_sigmoid(odds_ratio), rewards
+    logits = beta * difference - (config.preference_margin if objective == "simpo" else 0.0)
+    smoothing = config.preference_label_smoothing
+    losses = -(1.0 - smoothing) * tf.math.log_sigmoid(logits) - smoothing * tf.math.log_sigmoid(-logits)
+    return losses, rewards
+
+
+def log_of_one_minus_exp(values: tf.Tensor) -> tf.Tensor:
+    """Returns log(1 - e^x) for x < 0, exact near 0 and far from it (Mächler 2012)."""
+    values = tf.minimum(values, -1e-7)
+    near = values > -0.6931472
+    # Each branch gets arguments for which it is finite: the gradient of the branch not taken counts as well.
+    first = tf.math.log(-tf.math.expm1(tf.where(near, values, -0.6931472)))
+    second = tf.math.log1p(-tf.exp(tf.where(near, -0.6931472, values)))
+    return tf.where(near, first, second)
 
 
 def reference_nll(recipe: TrainConfig, pairs: Arrays, log: Callable[[str], None]) -> np.ndarray:

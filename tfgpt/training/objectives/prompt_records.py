@@ -97,10 +97,7 @@ def side_flags(corpus: CorpusConfig) -> tuple[str, str]:
 
 
 def refuse_split(corpus: CorpusConfig, records: int, purpose: str, positions: Sequence[float]) -> None:
-    """Raises `SettingError` for a split with an empty side, and names a fraction that leaves none empty.
-
-    `positions` has the position of each different prompt in [0, 1), sorted; a fraction holds out those below it.
-    """
+    # The positions of different prompts are in [0, 1), sorted; a fraction holds out those below it.
     better = [round(math.ceil(position * 100 + 1e-9) / 100, 2) for position in positions[:-1]]
     better = [fraction for position, fraction in zip(positions[1:], better) if fraction <= min(position, 0.9)]
     advice = f", or --validation_fraction={better[0]}" if better else ""
@@ -237,11 +234,9 @@ def parse_answer(record: PromptRecord, name: str) -> str | Message:
 def encode_answer(
     tokenizer: Tokenizer, prompt: Prompt, answer: str | Message, tools: Sequence[Mapping[str, Any]] = ()
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Encodes a prompt and its answer.
+    """Returns [n] int32 ids of a prompt and its answer, and [n] float32 weights: 1 on the answer and on its end.
 
-    Returns:
-        [n] int32 ids and [n] float32 weights: 1 on the answer and on its end (the end of the turn after messages, the
-        end of the text after plain text).
+    The end is that of the turn after messages, and that of the text after plain text.
     """
     if isinstance(prompt, str) and isinstance(answer, str):
         start, said = encode(tokenizer, prompt), tokenizer.encode(answer)

@@ -152,35 +152,23 @@ def evaluate_prompt(record: PromptRecord) -> float:
         raise UserError(f'{record.where}: has no "answer", and its prompt asks for no arithmetic') from error
 
 
-def match_format(config: RewardConfig) -> Reward:
-    try:
-        pattern = re.compile(config.reward_pattern)
-    except re.error as error:
-        raise SettingError(
-            "reward_pattern", f"{config.reward_pattern!r} is not a regular expression ({error})"
-        ) from error
-    return lambda answer: float(pattern.fullmatch(answer.text) is not None)
-
-
-def limit_length(config: RewardConfig) -> Reward:
-    """Returns a reward of 1 up to --reward_length tokens that falls linearly to 0 at twice as many."""
-    return lambda answer: min(1.0, max(0.0, 2.0 - answer.tokens / config.reward_length))
-
-
-NAMED: dict[str, Callable[[RewardConfig], Reward]] = {
-    "exact_match": lambda config: exact_match,
-    "number": lambda config: number,
-    "format": match_format,
-    "length": limit_length,
-}
-
-
 def load_reward(name: str, config: RewardConfig) -> Reward:
-    if name in NAMED:
-        return NAMED[name](config)
+    if name in ("exact_match", "number"):
+        return exact_match if name == "exact_match" else number
+    if name == "format":
+        try:
+            pattern = re.compile(config.reward_pattern)
+        except re.error as error:
+            problem = f"{config.reward_pattern!r} is not a regular expression ({error})"
+            raise SettingError("reward_pattern", problem) from error
+        return lambda answer: float(pattern.fullmatch(answer.text) is not None)
+    if name == "length":
+        # 1 up to --reward_length tokens; falls linearly to 0 at twice as many.
+        return lambda answer: min(1.0, max(0.0, 2.0 - answer.tokens / config.reward_length))
     module, colon, function = name.partition(":")
     if not colon:
-        raise SettingError("reward", f"{name!r} is not known; there are {', '.join(NAMED)} and module:function")
+        known = "exact_match, number, format, length and module:function"
+        raise SettingError("reward", f"{name!r} is not known; there are {known}")
     try:
         found = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:

@@ -83,14 +83,10 @@ class SupervisedFineTuning(Objective):
                         f"gives a weight to {name}, of which no conversation is left to learn from "
                         f"({data.documents.summary(name)})",
                     )
+            augmentation, tokenizer = data.augmentation, data.tokenizer
             readers = [
                 ChatReader(
-                    data.train,
-                    packing,
-                    length,
-                    data.tokenizer.padding_id,
-                    augmentation=data.augmentation,
-                    tokenizer=data.tokenizer,
+                    data.train, packing, length, tokenizer.padding_id, augmentation=augmentation, tokenizer=tokenizer
                 )
                 for packing in packings
                 if len(packing)
