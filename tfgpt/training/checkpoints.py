@@ -86,8 +86,7 @@ class Checkpoints:
     ) -> None:
         """Copies the variables now and writes them in the background, after the previous write.
 
-        The checkpoint of `best_step`, the step of the lowest validation loss so far, is kept. Raises RunError if the
-        previous write failed (disk full); the message names the last complete checkpoint.
+        The checkpoint of `best_step` is kept. Raises RunError, naming the last complete one, if that write failed.
         """
         self.wait()
         # numpy() copies, so that training can continue.

@@ -41,7 +41,9 @@ def choose_compilation(
     if mode == "auto":
         mode = faster_mode(trainer, batches, log, hosts or HostGroup(trainer.distribute_strategy))
     trainer.use_mode(mode)
-    trainer.functions.forget_other_modes()
+    functions = trainer.functions.functions
+    for key in [key for key in functions if key[1] != mode]:
+        del functions[key]
     return mode
 
 

@@ -30,7 +30,6 @@ class Evaluator:
 
     Example:
 
-    >>> import tensorflow as tf
     >>> from tfgpt.model.config import DecoderConfig
     >>> from tfgpt.model.decoder import Decoder
     >>> from tfgpt.training.losses import CausalLanguageModelingLoss

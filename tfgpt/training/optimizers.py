@@ -95,7 +95,6 @@ class Muon(StatelessOptimizer, keras.optimizers.Muon):
 
     Args:
         orthogonalize_dtype: dtype of the Newton–Schulz products: "bfloat16" as Muon's authors, or "float32" as Keras.
-        **options: arguments of `keras.optimizers.Muon`.
 
     Example:
 

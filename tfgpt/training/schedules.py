@@ -35,7 +35,6 @@ class WarmupDecay(keras.optimizers.schedules.LearningRateSchedule):
     Args:
         schedule: "cosine", "wsd", "linear" or "constant".
         learning_rate: the highest rate.
-        total_steps: updates in the whole run.
         decay_fraction: fraction of the run in which wsd decays.
         final_learning_rate_fraction: the rate at the end as a fraction of the highest.
 
@@ -72,21 +71,19 @@ class WarmupDecay(keras.optimizers.schedules.LearningRateSchedule):
 
     def fraction(self, step: Any, namespace: Any) -> Any:
         """Returns the rate over the highest rate; `namespace` is `tf` or `numpy`."""
-        warmup = (step + 1.0) / (self.warmup_steps + 1.0)
-        return namespace.minimum(warmup, self.decay(step, namespace))
-
-    def decay(self, step: Any, namespace: Any) -> Any:
-        final = self.final_learning_rate_fraction
+        warmup, final = (step + 1.0) / (self.warmup_steps + 1.0), self.final_learning_rate_fraction
         if self.schedule == "constant":
-            return namespace.ones_like(step)
+            return namespace.minimum(warmup, 1.0)
         length = self.total_steps - self.warmup_steps
         if self.schedule == "wsd":
             length = min(length, round(self.decay_fraction * self.total_steps))
         start = self.total_steps - max(length, 1)
         progress = namespace.minimum(namespace.maximum((step - start) / (self.total_steps - start), 0.0), 1.0)
         if self.schedule == "cosine":
-            return final + (1.0 - final) * 0.5 * (1.0 + namespace.cos(math.pi * progress))
-        return 1.0 - (1.0 - final) * progress
+            decay = final + (1.0 - final) * 0.5 * (1.0 + namespace.cos(math.pi * progress))
+        else:
+            decay = 1.0 - (1.0 - final) * progress
+        return namespace.minimum(warmup, decay)
 
     def get_config(self) -> dict[str, Any]:
         names = ("schedule", "learning_rate", "total_steps", "warmup_steps", "decay_fraction")

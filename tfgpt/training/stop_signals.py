@@ -26,9 +26,7 @@ def stop_signals() -> tuple[int, ...]:
 class StopSignals:
     """Context in which a stop signal sets `requested`; a second SIGINT or SIGTERM ends the process at once.
 
-    Attributes:
-        requested: the signal's name, or None.
-        requested_at: time of the request, by the monotonic clock.
+    `requested` is the signal's name, or None; `requested_at` is the time of the request, by the monotonic clock.
 
     Example:
 

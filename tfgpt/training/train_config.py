@@ -224,10 +224,7 @@ class TrainConfig:
         return flat
 
     def changes(self, earlier: dict[str, Any]) -> list[str]:
-        """Returns a phrase for each flag that changed since a checkpoint was written with the flags `earlier`.
-
-        Raises UserError if the checkpoint depends on a flag that changed.
-        """
+        """Returns a phrase for each flag that differs from a checkpoint's; raises UserError if it depends on the flag."""
         now = self.flags()
         for name in FIXED_FOR_A_RUN:
             if name in earlier and earlier[name] != now.get(name):

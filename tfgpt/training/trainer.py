@@ -52,7 +52,6 @@ class Trainer(keras.Model):
 
     Example:
 
-    >>> import tensorflow as tf
     >>> from tfgpt.model.config import DecoderConfig
     >>> from tfgpt.model.decoder import Decoder
     >>> from tfgpt.training.losses import CausalLanguageModelingLoss
@@ -85,8 +84,10 @@ class Trainer(keras.Model):
         self.evaluator = Evaluator(decoder, loss, token_byte_lengths=token_byte_lengths, batch_shape=batch_shape)
         self.functions = self.evaluator.functions
         self.use_mode("xla" if step_config.compile == "xla" else "graph")
-        self.skipped_updates = counter("skipped_updates")
-        self.consecutive_skipped = counter("consecutive_skipped")
+        self.skipped_updates, self.consecutive_skipped = (
+            keras.Variable(0, dtype="int64", trainable=False, name=name, aggregation="only_first_replica")
+            for name in ("skipped_updates", "consecutive_skipped")
+        )
         self.averages = []
         if optimizer_config.ema_decay:
             self.averages = [
@@ -310,10 +311,6 @@ class Trainer(keras.Model):
         state["counters/skipped_updates"] = self.skipped_updates
         state["counters/consecutive_skipped"] = self.consecutive_skipped
         return state
-
-
-def counter(name: str) -> keras.Variable:
-    return keras.Variable(0, dtype="int64", trainable=False, name=name, aggregation="only_first_replica")
 
 
 def average_decay(decay: float, step: Any) -> tf.Tensor:

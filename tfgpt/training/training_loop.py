@@ -38,8 +38,6 @@ class LoopState:
 
     Attributes:
         best_loss: the lowest validation loss so far, nats per token, at `best_step`.
-        validations_since_best: validations since then without a lower loss.
-        rollbacks: times the run returned to a checkpoint.
         trained_seconds: time spent in updates, over all processes of the run.
         first_validation, last_validation: metrics before the first update, and the newest.
         nats, tokens: sums over the updates since the last line of metrics, which a resumed run completes.

@@ -25,12 +25,7 @@ from tfgpt.common.errors import SettingError, UserError
 
 @dataclasses.dataclass(frozen=True)
 class Cluster:
-    """The worker processes of one run.
-
-    Attributes:
-        workers: "host:port" of each worker, by index; index 0 is the chief, which writes files.
-        index: the index of this process.
-    """
+    """The worker processes of one run, "host:port" of each, and the index of this one; 0 is the chief, which writes."""
 
     workers: tuple[str, ...]
     index: int

@@ -98,6 +98,3 @@ class ModeFunctions:
         if key not in self.functions:
             self.functions[key] = tf.function(function, autograph=False, **options)
         return self.functions[key]
-
-    def forget_other_modes(self) -> None:
-        self.functions = {key: function for key, function in self.functions.items() if key[1] == self.mode}

@@ -35,8 +35,26 @@ def wait_for_all_workers(cluster: Cluster, seconds: float, log: Callable[[str], 
         return
     if cluster.index == 0:
         wait_for_workers(cluster, seconds, log)
-    else:
-        wait_for_chief(cluster, seconds, log)
+        return
+    # Send this worker's index to the chief until the chief releases it.
+    deadline, next_log = time.monotonic() + seconds, time.monotonic() + 5
+    while time.monotonic() < deadline + 5:
+        if time.monotonic() > next_log:
+            next_log = time.monotonic() + 60
+            log(f"Waiting for the chief, {format_workers(cluster, [0])}, or for others with it")
+        with contextlib.suppress(OSError), connect(cluster.workers[0]) as connection:
+            connection.sendall(HELLO + str(cluster.index).encode() + b"\n")
+            # An old gRPC server answers something else, at once.
+            connection.settimeout(max(deadline + 5 - time.monotonic(), 0.1))
+            answer = receive_line(connection)
+            if answer == GO.strip():
+                return
+            if answer.startswith(GIVE_UP):
+                line = answer.removeprefix(GIVE_UP).decode()
+                raise WorkerLost(f"{line}; start every worker of the cluster")
+        time.sleep(POLL)
+    who = format_workers(cluster, [0])
+    raise WorkerLost(f"{who}, the chief, did not come within {seconds:.0f} s; start every worker")
 
 
 def wait_for_workers(cluster: Cluster, seconds: float, log: Callable[[str], None]) -> None:
@@ -60,28 +78,6 @@ def wait_for_workers(cluster: Cluster, seconds: float, log: Callable[[str], None
                     # A worker that was restarted meanwhile comes again: the newer connection counts.
                     present[int(line_read.removeprefix(HELLO))] = connection
         send(present, GO)
-
-
-def wait_for_chief(cluster: Cluster, seconds: float, log: Callable[[str], None]) -> None:
-    """Another worker's part: sends its index to the chief until the chief releases it."""
-    deadline, next_log = time.monotonic() + seconds, time.monotonic() + 5
-    while time.monotonic() < deadline + 5:
-        if time.monotonic() > next_log:
-            next_log = time.monotonic() + 60
-            log(f"Waiting for the chief, {format_workers(cluster, [0])}, or for others with it")
-        with contextlib.suppress(OSError), connect(cluster.workers[0]) as connection:
-            connection.sendall(HELLO + str(cluster.index).encode() + b"\n")
-            # An old gRPC server answers something else, at once.
-            connection.settimeout(max(deadline + 5 - time.monotonic(), 0.1))
-            answer = receive_line(connection)
-            if answer == GO.strip():
-                return
-            if answer.startswith(GIVE_UP):
-                line = answer.removeprefix(GIVE_UP).decode()
-                raise WorkerLost(f"{line}; start every worker of the cluster")
-        time.sleep(POLL)
-    who = format_workers(cluster, [0])
-    raise WorkerLost(f"{who}, the chief, did not come within {seconds:.0f} s; start every worker")
 
 
 @contextlib.contextmanager

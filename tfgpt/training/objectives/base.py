@@ -114,10 +114,7 @@ class Objective:
     def build_data(
         self, recipe: TrainConfig, data: Any, strategy: tf.distribute.Strategy, trainer: Any = None
     ) -> TrainingData:
-        """Builds the batches, distributed as the strategy needs them, from the result of `prepare`.
-
-        `trainer` is the `Trainer` of the run, for objectives that sample from its model.
-        """
+        """Builds the distributed batches from the result of `prepare`; objectives that sample use the `Trainer`."""
         raise NotImplementedError
 
 

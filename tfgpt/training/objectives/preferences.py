@@ -267,10 +267,7 @@ class TokenNLL:
 def token_nll(
     decoder: Decoder, token_ids: tf.Tensor, targets: tf.Tensor, training: bool, chunk_tokens: int = 0
 ) -> tf.Tensor:
-    """Returns the cross-entropy of each target, [rows, T] float32; differentiable in training.
-
-    `token_ids` and `targets` are [rows, T] int32, padded on the right; the decoder is not packed.
-    """
+    """Returns the cross-entropy of each target, [rows, T] float32, given [rows, T] int32 padded on the right."""
     hidden = decoder.backbone({"token_ids": token_ids}, training=training)
     hidden = tf.reshape(hidden, [-1, hidden.shape[-1]])
     head = FusedLinearCrossEntropy(
