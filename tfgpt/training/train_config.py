@@ -224,7 +224,7 @@ class TrainConfig:
         return flat
 
     def changes(self, earlier: dict[str, Any]) -> list[str]:
-        """Returns a phrase for each flag that differs from a checkpoint's; raises UserError if it depends on the flag."""
+        """Returns a phrase for each flag that differs from a checkpoint's; raises UserError if it depends on one."""
         now = self.flags()
         for name in FIXED_FOR_A_RUN:
             if name in earlier and earlier[name] != now.get(name):
