@@ -1,7 +1,5 @@
 """One export that all tests of serving share."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

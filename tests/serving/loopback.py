@@ -5,8 +5,6 @@ and paths, versions and labels, signature defaults over gRPC but not over REST, 
 statuses and their HTTP codes. What it does not do: batching, warm-up, loading and unloading.
 """
 
-from __future__ import annotations
-
 import base64
 import json
 import re
@@ -26,8 +24,6 @@ HTTP = {"INVALID_ARGUMENT": 400, "NOT_FOUND": 404, "UNAVAILABLE": 503, "RESOURCE
 
 
 class Refused(Exception):
-    """A status other than OK."""
-
     def __init__(self, code: str, message: str):
         super().__init__(message)
         self.code = code
@@ -47,7 +43,7 @@ class Loopback:
         self._rest = ThreadingHTTPServer(("127.0.0.1", 0), handler(self))
         self.rest_address = f"http://127.0.0.1:{self._rest.server_port}"
 
-    def __enter__(self) -> Loopback:
+    def __enter__(self):
         self._grpc.start()
         threading.Thread(target=self._rest.serve_forever, daemon=True).start()
         return self
@@ -58,7 +54,6 @@ class Loopback:
         self._rest.server_close()
 
     def predict(self, name: str, label: str, signature: str, inputs: dict[str, Any], defaults: bool) -> dict[str, Any]:
-        """Runs a signature, or raises Refused."""
         with self._lock:
             self.requests += 1
             if self.refusals:
@@ -81,8 +76,6 @@ class Loopback:
 
 
 class Service(prediction_service_pb2_grpc.PredictionServiceServicer):
-    """The gRPC side."""
-
     def __init__(self, server: Loopback):
         self.server = server
 
@@ -100,8 +93,6 @@ class Service(prediction_service_pb2_grpc.PredictionServiceServicer):
 
 
 def handler(server: Loopback) -> type:
-    """The REST side."""
-
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             try:
@@ -136,14 +127,12 @@ def handler(server: Loopback) -> type:
 
 
 def array(value: list[Any], dtype: Any) -> np.ndarray:
-    """A JSON column as an array."""
     if tf.dtypes.as_dtype(dtype) == tf.string:
         return np.array([base64.b64decode(v["b64"]) if isinstance(v, dict) else v.encode() for v in value], object)
     return np.array(value, tf.dtypes.as_dtype(dtype).as_numpy_dtype)
 
 
 def as_json(name: str, item: Any) -> Any:
-    """An output's item as JSON."""
     if isinstance(item, list):
         return [as_json(name, one) for one in item]
     if isinstance(item, bytes):

@@ -1,7 +1,5 @@
 """Small models to export."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import keras

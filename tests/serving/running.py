@@ -1,13 +1,11 @@
 """A server of the tests: the real app under the real uvicorn on a free port, in a thread of this process."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import uvicorn
@@ -45,23 +43,29 @@ class Counted:
 
 @dataclasses.dataclass
 class Running:
-    """A server that listens."""
-
     url: str
     backend: Counted
     server: uvicorn.Server
     thread: threading.Thread
 
     def stop(self) -> None:
-        """Shuts down, as SIGTERM does."""
         self.server.should_exit = True
         self.thread.join()
+
+
+def until(claim: Callable[[], bool], seconds: float = 30.0) -> None:
+    end = time.monotonic() + seconds
+    while not claim():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.02)
 
 
 @contextlib.contextmanager
 def running(version: Path | None, keys: tuple[str, ...] = (), port: int = 0, **settings) -> Iterator[Running]:
     """Serves an export, or a backend, until the block ends."""
-    config = ServeConfig(model=str(version) if version else "", **{"model_name": "chat", **settings})
+    config = ServeConfig(
+        model=str(version) if version else "", **{"model_name": "chat", "access_log": False, **settings}
+    )
     client, info = open_backend(config)
     backend = Counted(client.transport)
     app = create_app(Client(backend, config.backend_seconds), info, config, keys)
@@ -75,8 +79,7 @@ def running(version: Path | None, keys: tuple[str, ...] = (), port: int = 0, **s
     )
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
-    while not server.started and thread.is_alive():
-        time.sleep(0.01)
+    until(lambda: server.started or not thread.is_alive(), 300)
     found = Running(f"http://127.0.0.1:{listening.getsockname()[1]}", backend, server, thread)
     try:
         yield found

@@ -15,13 +15,15 @@ from tfgpt.serving.client import Client, prompt_ids, sampling_inputs
 from tfgpt.serving.openai_responses import format_event
 from tfgpt.tokenization.jinja_template import DEFAULT_TEMPLATE
 
-MESSAGES = [{"role": "system", "content": "a"}, {"role": "user", "content": "Quick?"}]
+# A typed mark does not end the turn.
+MESSAGES = [{"role": "system", "content": "a"}, {"role": "user", "content": "Quick?<|im_end|>"}]
+PARTS = [{"type": "text", "text": part} for part in ("Qui", "ck?<|im_end|>")]
 SAMPLING = {"temperature": 0.9, "top_p": 0.95, "seed": 7}
 
 
 @pytest.fixture(scope="module")
 def server(version):
-    with running(version, access_log=False) as found:
+    with running(version) as found:
         yield found
 
 
@@ -37,28 +39,31 @@ def direct(server):
     return Client(server.backend.transport)
 
 
+def ask(client, **options):
+    return client.chat.completions.create(**{"model": "chat", "messages": MESSAGES, **options})
+
+
 def expected_chat(direct, messages, tokens, **sampling):
     inputs = sampling_inputs({**SAMPLING, "top_k": DEFAULTS.top_k, **sampling, "max_new_tokens": tokens}, 1)
     return direct.predict("chat", {"conversation": [DEFAULT_TEMPLATE.render(messages, True)], **inputs})
 
 
 def test_chat_gives_the_signatures_text_and_counts(client, direct, generator):
-    answer = client.chat.completions.create(model="chat", messages=MESSAGES, max_tokens=41, **SAMPLING)
+    answer = ask(client, max_tokens=41, **SAMPLING)
     expected = expected_chat(direct, MESSAGES, 41)
     [choice] = answer.choices
     assert choice.message.role == "assistant"
     assert choice.message.content == expected["text"][0]
     assert choice.finish_reason == expected["finish_reason"][0]
     assert answer.usage.prompt_tokens == expected["prompt_tokens"][0]
-    assert answer.usage.prompt_tokens == len(encode_chat(generator.tokenizer, MESSAGES))
+    ids = encode_chat(generator.tokenizer, MESSAGES).tolist()
+    assert answer.usage.prompt_tokens == len(ids) and ids.count(generator.tokenizer.end_of_turn_id) == 2
     assert answer.usage.completion_tokens == expected["num_tokens"][0]
     assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
 
 
 def test_streamed_pieces_make_the_whole_answer(client, direct):
-    stream = client.chat.completions.create(
-        model="chat", messages=MESSAGES, max_tokens=41, stream=True, stream_options={"include_usage": True}, **SAMPLING
-    )
+    stream = ask(client, max_tokens=41, stream=True, stream_options={"include_usage": True}, **SAMPLING)
     chunks = list(stream)
     expected = expected_chat(direct, MESSAGES, 41)
     pieces = [chunk.choices[0].delta.content or "" for chunk in chunks[:-1]]
@@ -69,25 +74,24 @@ def test_streamed_pieces_make_the_whole_answer(client, direct):
 
 
 def test_samples_are_those_of_the_signature_and_differ(client, direct):
-    request = {"model": "chat", "messages": MESSAGES, "max_tokens": 9, "n": 3, **SAMPLING}
-    answer = client.chat.completions.create(**request)
+    request = {"max_tokens": 9, "n": 3, **SAMPLING}
+    answer = ask(client, **request)
     expected = [expected_chat(direct, MESSAGES, 9, sample=sample) for sample in range(3)]
     assert [choice.message.content for choice in answer.choices] == [one["text"][0] for one in expected]
     assert len({choice.message.content for choice in answer.choices}) == 3
     assert answer.usage.completion_tokens == sum(one["num_tokens"][0] for one in expected)
     texts = ["", "", ""]
-    for chunk in client.chat.completions.create(**request, stream=True):
+    for chunk in ask(client, **request, stream=True):
         texts[chunk.choices[0].index] += chunk.choices[0].delta.content or ""
     assert texts == [choice.message.content for choice in answer.choices]
 
 
 def test_without_a_seed_texts_differ_with_one_they_do_not(client):
-    def ask(**sampling):
-        made = client.completions.create(model="chat", prompt="The", max_tokens=12, temperature=1.5, **sampling)
-        return made.choices[0].text
-
-    assert ask() != ask()
-    assert ask(seed=11) == ask(seed=11)
+    texts = [
+        client.completions.create(model="chat", prompt="The", max_tokens=12, temperature=1.5, **seed).choices[0].text
+        for seed in ({}, {}, {"seed": 11}, {"seed": 11})
+    ]
+    assert texts[0] != texts[1] and texts[2] == texts[3]
 
 
 def test_completions_of_several_prompts(client, direct, generator):
@@ -121,7 +125,7 @@ def test_a_stop_string_ends_the_text_before_it(client, stream):
 
 
 def test_log_probabilities_are_the_models(client, direct):
-    answer = client.chat.completions.create(model="chat", messages=MESSAGES, max_tokens=6, logprobs=True, **SAMPLING)
+    answer = ask(client, max_tokens=6, logprobs=True, **SAMPLING)
     expected = expected_chat(direct, MESSAGES, 6)
     tokens = answer.choices[0].logprobs.content
     assert len(tokens) == expected["num_tokens"][0] == 6
@@ -129,9 +133,7 @@ def test_log_probabilities_are_the_models(client, direct):
     assert b"".join(bytes(token.bytes) for token in tokens) == expected["text_bytes"][0]
     plain = client.completions.create(model="chat", prompt="The", max_tokens=4, logprobs=0, temperature=0)
     known = plain.choices[0].logprobs
-    streamed = client.chat.completions.create(
-        model="chat", messages=MESSAGES, max_tokens=6, logprobs=True, stream=True, **SAMPLING
-    )
+    streamed = ask(client, max_tokens=6, logprobs=True, stream=True, **SAMPLING)
     entries = [entry for chunk in streamed if chunk.choices[0].logprobs for entry in chunk.choices[0].logprobs.content]
     assert [entry.logprob for entry in entries] == [token.logprob for token in tokens]
     direct_plain = direct.generate(["The"], max_new_tokens=4, temperature=0.0)
@@ -153,27 +155,19 @@ def test_models_are_listed_and_others_are_not_found(client):
     [listed] = client.models.list().data
     assert listed.id == client.models.retrieve("chat").id == "chat"
     with pytest.raises(openai.NotFoundError, match="no model 'gpt'"):
-        client.chat.completions.create(model="gpt", messages=MESSAGES)
-
-
-def test_a_typed_mark_does_not_end_the_turn(client, generator):
-    messages = [{"role": "user", "content": "a<|im_end|>\n<|im_start|>"}]
-    answer = client.chat.completions.create(model="chat", messages=messages, max_tokens=1)
-    ids = encode_chat(generator.tokenizer, messages).tolist()
-    assert ids.count(generator.tokenizer.end_of_turn_id) == 1
-    assert answer.usage.prompt_tokens == len(ids)
+        ask(client, model="gpt")
 
 
 def test_a_conversation_longer_than_the_context_is_refused(client):
     with pytest.raises(openai.BadRequestError) as caught:
-        client.chat.completions.create(model="chat", messages=[{"role": "user", "content": "quick " * 60}])
+        ask(client, messages=[{"role": "user", "content": "quick " * 60}])
     assert caught.value.code == "context_length_exceeded"
     assert caught.value.type == "invalid_request_error"
     assert caught.value.param == "messages"
 
 
 def test_requests_at_the_same_time_are_written_together(version):
-    with running(version, access_log=False, batch_wait_ms=300.0) as server:
+    with running(version, batch_wait_ms=300.0) as server:
 
         def ask(number: int) -> str:
             body = {"model": "chat", "prompt": "The", "max_tokens": 20, "seed": number}
@@ -196,14 +190,12 @@ def test_events_are_those_of_the_standard(server):
 
 
 def test_an_answer_can_be_sent_back_as_the_client_gives_it(client):
-    reply = client.chat.completions.create(model="chat", messages=MESSAGES[1:], max_tokens=2, **SAMPLING)
+    reply = ask(client, messages=MESSAGES[1:], max_tokens=2, **SAMPLING)
     message = reply.choices[0].message.model_dump()
     assert None in message.values()
     full = {**message, "annotations": [], "tool_calls": [], "reasoning": "hm", "reasoning_content": "hm"}
     texts = {
-        client.chat.completions.create(model="chat", messages=[MESSAGES[1], one], max_tokens=8, **SAMPLING)
-        .choices[0]
-        .message.content
+        ask(client, messages=[MESSAGES[1], one], max_tokens=8, **SAMPLING).choices[0].message.content
         for one in (message, full, {"role": "assistant", "content": message["content"]})
     }
     assert len(texts) == 1
@@ -218,18 +210,12 @@ def test_an_answer_can_be_sent_back_as_the_client_gives_it(client):
         {"tools": None, "functions": None, "stop": None, "logit_bias": None, "stream_options": {"include_usage": None}},
         {"seed": 7.0, "max_tokens": 9.0},
         {"stream_options": {"include_usage": True}},
-        {
-            "messages": [
-                {"role": "developer", "content": "a"},
-                {"role": "user", "content": [{"type": "text", "text": "Qui"}, {"type": "text", "text": "ck?"}]},
-            ]
-        },
+        {"messages": [{"role": "developer", "content": "a"}, {"role": "user", "content": PARTS}]},
     ],
     ids=str,
 )
 def test_what_asks_for_nothing_and_other_spellings_of_a_request_change_nothing(client, direct, nothing):
-    request = {"model": "chat", "messages": MESSAGES, "max_tokens": 9, **SAMPLING, "extra_body": nothing}
-    found = client.chat.completions.create(**request).choices[0].message.content
+    found = ask(client, max_tokens=9, **SAMPLING, extra_body=nothing).choices[0].message.content
     assert found == expected_chat(direct, MESSAGES, 9)["text"][0]
 
 

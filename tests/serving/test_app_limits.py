@@ -14,7 +14,7 @@ import pytest
 from starlette.requests import ClientDisconnect
 
 from tests.serving.loopback import Loopback
-from tests.serving.running import running
+from tests.serving.running import running, until
 from tfgpt.serving.api_errors import QueueFullError
 from tfgpt.serving.app import MAX_OTHER_CALLS, Server
 from tfgpt.serving.batching import Batcher, RequestHandle
@@ -34,7 +34,7 @@ LONG = {"model": "chat", "prompt": "The", "max_tokens": 2000, "temperature": 0}
 
 @pytest.fixture(scope="module")
 def server(version):
-    with running(version, max_queue=2, max_batch=2, max_body_kb=64, body_seconds=1.0, access_log=False) as found:
+    with running(version, max_queue=2, max_batch=2, max_body_kb=64, body_seconds=1.0) as found:
         yield found
 
 
@@ -46,13 +46,6 @@ def error_of(answer) -> dict:
     [content] = answer.json().values()
     assert content.keys() == {"message", "type", "param", "code"}
     return content
-
-
-def until(claim, seconds=30.0) -> None:
-    end = time.monotonic() + seconds
-    while not claim():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.02)
 
 
 def raw_request(server, body) -> socket.socket:
@@ -150,11 +143,12 @@ def test_a_full_queue_is_429_with_retry_after_and_comes_free_again(server):
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_the_work_stops_when_the_client_leaves(server, stream):
+def test_a_client_that_does_not_read_holds_nobody_up_and_the_work_stops_when_it_leaves(server, stream):
     server.backend.seconds = 0.1
     before = len(server.backend.rows)
     with raw_request(server, {**LONG, "stream": stream}):
         until(lambda: len(server.backend.rows) >= before + 3)
+        assert post(server, json=HELLO).status_code == 200  # A client that does not read holds nobody up.
     until(lambda: idle(server))
     calls = len(server.backend.rows)
     assert calls < before + 30  # 2000 tokens in chunks of at most 32 are more than 62 calls.
@@ -172,14 +166,8 @@ def test_a_client_that_sends_too_slowly_is_cut_off(server):
     assert answer.startswith(b"HTTP/1.1 408")
 
 
-def test_a_client_that_does_not_read_holds_nobody_up(server):
-    with raw_request(server, {**LONG, "stream": True}):
-        assert post(server, json=HELLO).status_code == 200
-    until(lambda: idle(server))
-
-
 def test_a_request_that_takes_too_long_ends(version):
-    with running(version, request_seconds=0.5, access_log=False) as server:
+    with running(version, request_seconds=0.5) as server:
         server.backend.seconds = 0.2
         assert error_of(post(server, COMPLETIONS, json=LONG))["code"] == "timeout"
         streamed = post(server, COMPLETIONS, json={**LONG, "stream": True}).text
@@ -193,7 +181,7 @@ def test_a_request_that_takes_too_long_ends(version):
 def guarded(version):
     """A server with keys, for the pages of one origin, whose model has an owner as on the hub."""
     options = {"keys": ("one", "two"), "cors_origin": (ORIGIN,), "model_name": "org/chat"}
-    with running(version, **options, access_log=False) as found:
+    with running(version, **options) as found:
         yield found
 
 
@@ -251,7 +239,7 @@ def test_ids_that_the_model_does_not_have_are_refused_before_it_sees_them(server
 
 
 def test_the_access_log_is_json_without_contents(version, capsys):
-    with running(version) as server:
+    with running(version, access_log=True) as server:
         post(server, json={**HELLO, "user": "secret name"}, params={"secret": "query"})
         httpx.get(f"{server.url}/secret/path")
         text = post(server, COMPLETIONS, json={**LONG, "max_tokens": 30}).json()["choices"][0]["text"]
@@ -264,7 +252,7 @@ def test_the_access_log_is_json_without_contents(version, capsys):
 
 
 def test_metrics_count_requests_tokens_and_calls(version):
-    with running(version, access_log=False) as server:
+    with running(version) as server:
         used = post(server, json=HELLO).json()["usage"]
         post(server, json={})
         text = httpx.get(f"{server.url}/metrics").text
@@ -281,11 +269,11 @@ def test_tensorflow_serving_as_the_backend_gives_the_same_answers(served, versio
     expected = post(server, json=body).json()
     with Loopback("chat", served) as serving:
         address = f"grpc://{serving.grpc_address}" if kind == "grpc" else serving.rest_address
-        with running(version, backend=address, access_log=False) as fronted:
+        with running(version, backend=address) as fronted:
             found = post(fronted, json=body).json()
             vector = post(fronted, "/v1/embeddings", json=WORDS).json()["data"][0]["embedding"]
             assert httpx.get(f"{fronted.url}/readyz").status_code == 200
-        with running(None, backend=address, access_log=False) as bare:  # Nothing tells it the vocabulary.
+        with running(None, backend=address) as bare:  # Nothing tells it the vocabulary.
             ids = post(bare, COMPLETIONS, json={"model": "chat", "prompt": [65], "max_tokens": 2})
             assert ids.status_code == 400 and "start serve with --model" in error_of(ids)["message"]
     assert (found["choices"], found["usage"]) == (expected["choices"], expected["usage"])
@@ -293,7 +281,7 @@ def test_tensorflow_serving_as_the_backend_gives_the_same_answers(served, versio
 
 
 def test_a_backend_that_is_away_is_said_and_not_an_internal_error(version):
-    with running(version, access_log=False) as server:
+    with running(version) as server:
         server.backend.error = ServingError("host:8500", "chat", "stream", "UNAVAILABLE")
         server.backend.transport.address = "host:8500"
         answer = httpx.get(f"{server.url}/readyz")
@@ -406,7 +394,7 @@ def test_an_answer_that_cannot_be_read_ends_its_request_and_no_other(server):
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_when_the_writing_thread_has_ended_requests_fail_at_once_and_readyz_says_so(version):
-    with running(version, access_log=False) as server:
+    with running(version) as server:
         server.backend.stream_error = SystemExit("as if the thread were killed")
         for _ in range(2):  # The one that was being written, and one that comes after.
             answer = post(server, json=HELLO)

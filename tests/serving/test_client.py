@@ -1,5 +1,6 @@
 """The client over gRPC and REST, against `tensorflow_model_server` where it is on PATH, else against the loopback."""
 
+import contextlib
 import shutil
 import socket
 import subprocess
@@ -10,6 +11,7 @@ import pytest
 
 from tests.serving.conftest import DEFAULTS
 from tests.serving.loopback import Loopback
+from tests.serving.running import until
 from tfgpt.common.errors import UserError
 from tfgpt.generation.config import SamplingConfig
 from tfgpt.generation.prompts import encode_chat
@@ -34,6 +36,11 @@ def free_port() -> int:
         return free.getsockname()[1]
 
 
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
 @pytest.fixture(scope="module")
 def addresses(request, version):
     """gRPC and REST addresses of the real server, or of the stand-in."""
@@ -45,13 +52,8 @@ def addresses(request, version):
     flags = [f"--port={grpc_port}", f"--rest_api_port={rest_port}", "--model_name=chat"]
     process = subprocess.Popen([MODEL_SERVER, *flags, f"--model_base_path={version.parent}"])
     try:
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline:
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", rest_port)) == 0:
-                    break
-            assert process.poll() is None
-            time.sleep(0.5)
+        until(lambda: listens(rest_port) or process.poll() is not None, 120)
+        assert process.poll() is None
         yield {"grpc": f"127.0.0.1:{grpc_port}", "rest": f"http://127.0.0.1:{rest_port}"}
     finally:
         process.terminate()
@@ -111,27 +113,22 @@ def test_an_error_names_address_model_and_signature_in_one_line(addresses):
 
 
 @pytest.mark.parametrize("kind", ["grpc_address", "rest_address"])
-class TestRetries:
-    def test_a_server_that_is_away_or_full_is_asked_again(self, loopback, kind):
-        client = connect(getattr(loopback, kind), model="chat", label="stable")
-        loopback.refusals, before = ["UNAVAILABLE", "RESOURCE_EXHAUSTED"], loopback.requests
+@pytest.mark.parametrize(
+    ("refusals", "tries", "problem"),
+    [
+        (["UNAVAILABLE", "RESOURCE_EXHAUSTED"], 3, None),
+        (["INVALID_ARGUMENT", "UNAVAILABLE"], 1, "INVALID_ARGUMENT"),
+        (["UNAVAILABLE"] * 1000, None, "the server does not respond or is full"),
+    ],
+    ids=["away or full", "wrong", "away for ever"],
+)
+def test_what_may_pass_is_asked_again_until_the_deadline(loopback, kind, refusals, tries, problem):
+    client = connect(getattr(loopback, kind), model="chat", label="stable", seconds=1.0 if tries is None else 60.0)
+    loopback.refusals, before, started = [*refusals], loopback.requests, time.monotonic()
+    with pytest.raises(ServingError, match=problem) if problem else contextlib.nullcontext():
         assert client.score(["ab"])["num_bytes"] == [2]
-        assert loopback.requests - before == 3
-
-    def test_a_wrong_request_is_not_sent_again(self, loopback, kind):
-        loopback.refusals, before = ["INVALID_ARGUMENT", "UNAVAILABLE"], loopback.requests
-        with pytest.raises(ServingError, match="INVALID_ARGUMENT"):
-            connect(getattr(loopback, kind), model="chat").score(["ab"])
-        assert loopback.requests - before == 1
-        loopback.refusals = []
-
-    def test_the_deadline_holds_for_all_tries_together(self, loopback, kind):
-        loopback.refusals = ["UNAVAILABLE"] * 1000
-        started = time.monotonic()
-        with pytest.raises(ServingError, match="the server does not respond or is full"):
-            connect(getattr(loopback, kind), model="chat", seconds=1.0).score(["ab"])
-        assert time.monotonic() - started < 5
-        loopback.refusals = []
+    assert tries in (None, loopback.requests - before) and (tries or time.monotonic() - started < 5)
+    loopback.refusals = []
 
 
 @pytest.mark.parametrize("scheme", ["", "http://"])

@@ -49,14 +49,9 @@ def test_a_text_is_read_as_far_as_asked(tmp_path, generator):
 
 def test_what_was_held_out_of_a_chat_run_is_read_too(tmp_path, generator):
     said = [{"role": "user", "content": "quick?"}, {"role": "assistant", "content": "The lazy dog."}]
-    conversations = write_chat_shards(
-        [{"messages": said, "source": "a"}],
-        generator.tokenizer,
-        tmp_path / "held_out",
-        length=40,
-        repeat_system=True,
-        sources={"a": "a"},
-    )
+    options = {"length": 40, "repeat_system": True, "sources": {"a": "a"}}
+    document = {"messages": said, "source": "a"}
+    conversations = write_chat_shards([document], generator.tokenizer, tmp_path / "held_out", **options)
     held_out = {"directory": str(conversations.directory), "fingerprint": conversations.fingerprint}
     write_json(tmp_path / "training.json", {"data": {"validation": held_out}})
     ids, _ = evaluation_ids(tmp_path, "", generator.tokenizer, 10_000)

@@ -6,7 +6,7 @@ from pathlib import Path
 import kubernetes_validate
 import pytest
 import yaml
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format, wrappers_pb2
+from google.protobuf import text_format
 from tensorflow_serving.config import model_server_config_pb2
 
 from tfgpt.common.errors import UserError
@@ -73,30 +73,16 @@ def test_other_files_in_the_folder_are_kept_unless_it_may_be_replaced(output):
     assert not (folder / "mine.yaml").exists() and dict(model(folder).version_labels)["canary"] == 2
 
 
-def message(name: str, fields: dict[str, tuple[str, bool]]):
-    """A message type made from field names; tensorflow-serving-api leaves these configurations' protos out."""
-    file = descriptor_pb2.FileDescriptorProto(name=f"{name}.proto", syntax="proto3")
-    file.dependency.append(wrappers_pb2.DESCRIPTOR.name)
-    described = file.message_type.add(name=name)
-    for number, (field, kind) in enumerate(fields.items(), 1):
-        entry = described.field.add(name=field, number=number, label=1)
-        if kind == "bool":
-            entry.type = entry.TYPE_BOOL
-        else:
-            entry.type, entry.type_name = entry.TYPE_MESSAGE, ".google.protobuf.Int64Value"
-    pool = descriptor_pool.DescriptorPool()
-    pool.AddSerializedFile(wrappers_pb2.DESCRIPTOR.serialized_pb)
-    pool.Add(file)
-    return message_factory.GetMessageClass(pool.FindMessageTypeByName(name))()
-
-
 def test_batching_parameters_are_those_of_the_servers_proto(output):
     # The fields of tensorflow_serving/servables/tensorflow/session_bundle_config.proto.
-    sizes = ("max_batch_size", "batch_timeout_micros", "num_batch_threads", "max_enqueued_batches")
-    parameters = message("BatchingParameters", {**dict.fromkeys(sizes, "size"), "pad_variable_length_inputs": "bool"})
-    text_format.Parse((written(output, 1) / "batching.config").read_text(), parameters)
-    assert parameters.max_batch_size.value == 16 and parameters.batch_timeout_micros.value == 5000
-    assert parameters.num_batch_threads.value == 4 and parameters.pad_variable_length_inputs
+    lines = (written(output, 1) / "batching.config").read_text().splitlines()
+    assert {line for line in lines if not line.startswith("#")} == {
+        "max_batch_size { value: 16 }",
+        "batch_timeout_micros { value: 5000 }",
+        "max_enqueued_batches { value: 64 }",
+        "num_batch_threads { value: 4 }",
+        "pad_variable_length_inputs: true",
+    }
 
 
 def test_kubernetes_manifests_fit_the_schema(output):
@@ -104,9 +90,6 @@ def test_kubernetes_manifests_fit_the_schema(output):
     assert [manifest["kind"] for manifest in manifests] == ["Deployment", "Service", "PodDisruptionBudget"]
     for manifest in manifests:
         kubernetes_validate.validate(manifest, "1.30", strict=True)
-    wrong = {**manifests[0], "spec": {**manifests[0]["spec"], "replicas": "two"}}
-    with pytest.raises(kubernetes_validate.ValidationError):
-        kubernetes_validate.validate(wrong, "1.30", strict=True)
 
 
 def test_compose_runs_the_same_command_with_the_same_files(output):

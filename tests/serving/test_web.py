@@ -39,7 +39,7 @@ def browser():
 
 @pytest.fixture
 def server(version):
-    with running(version, access_log=False, shutdown_seconds=0) as found:
+    with running(version, shutdown_seconds=0) as found:
         yield found
 
 
@@ -192,7 +192,7 @@ def test_a_server_that_restarts_in_mid_stream(page, server, version):
     page.get_by_role("button", name="Regenerate").click()  # Nobody is there.
     finished(page)
     assert "does not answer" in page.inner_text("#log")
-    with running(version, port=int(server.url.rsplit(":", 1)[1]), access_log=False):
+    with running(version, port=int(server.url.rsplit(":", 1)[1])):
         set_number(page, "max_tokens", "3")
         page.get_by_role("button", name="Regenerate").click()
         finished(page)

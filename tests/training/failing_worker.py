@@ -1,9 +1,4 @@
-"""A program, one of two workers: the chief fails twice, in `run_on_chief` and then alone.
-
-Prints on each worker what ended it, with the exit code, both times.
-"""
-
-from __future__ import annotations
+"""A worker of two, `failing_worker.py`: the chief fails in `run_on_chief`, then alone; each prints what ended it."""
 
 from tfgpt.training.config import StrategyConfig
 from tfgpt.training.distribution.collectives import HostGroup

@@ -1,13 +1,8 @@
-"""A program that saves a checkpoint and is killed at each call to the file system; run by test_checkpoints.py.
+"""`killed_saves.py FOLDER STEP BEST_STEP` saves a checkpoint and is killed at each call to the file system.
 
-    python killed_saves.py FOLDER STEP BEST_STEP
-
-In FOLDER the checkpoints 10 and 20 are made, of which 10 is the best and only the newest else is kept; then a
-checkpoint of STEP is saved, with BEST_STEP the best. Whenever that is killed, the next start finds the checkpoints of
-before or of after, whole. Prints the kills.
+Of the checkpoints 10, the best, and 20 only the newest is kept otherwise. Whenever the save is killed, the next start
+finds the checkpoints of before or of after, whole. Prints the kills.
 """
-
-from __future__ import annotations
 
 import sys
 from pathlib import Path
@@ -19,8 +14,6 @@ from tfgpt.training.checkpoints import Checkpoints
 
 
 class Value:
-    """In place of a variable."""
-
     def __init__(self, step: int):
         self.step = step
 

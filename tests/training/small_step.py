@@ -1,8 +1,7 @@
 """A small trainer and its batches, for the tests of the step."""
 
-from __future__ import annotations
-
 import os
+from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
@@ -11,8 +10,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tests.model.options import ONE_BLOCK, random_decoder
+from tfgpt.model.checkpoints.huggingface import save_decoder
 from tfgpt.model.config import DecoderConfig
 from tfgpt.model.decoder import Decoder
+from tfgpt.tokenization.train_tokenizer import byte_tokenizer
 from tfgpt.training.config import OptimizerConfig, ScheduleConfig, StepConfig
 from tfgpt.training.losses import CausalLanguageModelingLoss
 from tfgpt.training.optimizers import build_optimizer
@@ -67,10 +69,25 @@ def batches(count: int, seed: int = 0, ragged: bool = True) -> list[dict[str, np
 
 
 def dataset(rows: list[dict[str, np.ndarray]]) -> tf.data.Dataset:
-    """The batches as a finite dataset."""
     return tf.data.Dataset.from_tensor_slices({name: np.stack([row[name] for row in rows]) for name in rows[0]})
 
 
 def state(trainer: Trainer) -> dict[str, np.ndarray]:
-    """Every variable's value."""
     return {name: np.array(variable.numpy()) for name, variable in trainer.state_variables().items()}
+
+
+def assert_states_close(one: dict, other: dict, tolerance: float = 0.0) -> None:
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        np.testing.assert_allclose(value, other[name], rtol=0, atol=tolerance, err_msg=name)
+
+
+def save_byte_model(directory: Path, scale: float) -> Path:
+    """A random model of bytes; with a small `scale` of its weights it ends seldom."""
+    tokenizer = byte_tokenizer()
+    decoder = random_decoder(ONE_BLOCK | {"vocabulary_size": tokenizer.vocabulary_size})
+    for variable in decoder.trainable_variables:
+        variable.assign(variable.value * scale)
+    save_decoder(decoder, directory, end_of_text_id=tokenizer.end_of_text_id)
+    tokenizer.save(directory)
+    return directory

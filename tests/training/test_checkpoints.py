@@ -1,7 +1,5 @@
 """Claims about checkpoints on disk."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess
@@ -19,12 +17,9 @@ from tfgpt.training import checkpoints as module
 from tfgpt.training.checkpoints import Checkpoints, assign
 
 
-def variables(value: float = 1.0) -> dict[str, tf.Variable]:
-    return {
-        "kernel": tf.Variable(tf.fill([3, 4], value)),
-        "iterations": tf.Variable(7, dtype=tf.int64),
-        "scale": tf.Variable(value),
-    }
+def variables(value: float = 1.0, **more: tf.Tensor) -> dict[str, tf.Variable]:
+    values = {"kernel": tf.fill([3, 4], value), "iterations": tf.constant(7, tf.int64), "scale": value, **more}
+    return {name: tf.Variable(each) for name, each in values.items()}
 
 
 def saved(folder, *steps: int, kept: int = 9) -> Checkpoints:
@@ -95,31 +90,32 @@ def test_a_save_killed_at_any_call_leaves_newest_and_best_whole_and_in_agreement
     assert kills > before > 20
 
 
-@pytest.mark.parametrize("damage", ["flip", "cut", "no state", "no facts", "broken facts"])
-def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_it_taken(tmp_path, damage):
-    store = saved(tmp_path, 10, 20)
-    state, facts = store.path_of(20) / module.STATE, store.path_of(20) / module.METADATA
-    if damage == "flip":
-        content = bytearray(state.read_bytes())
-        content[-1] ^= 1
-        state.write_bytes(content)
-    elif damage == "cut":
-        state.write_bytes(state.read_bytes()[:-1])
-    elif damage == "no state":
-        state.unlink()
-    elif damage == "no facts":
-        facts.unlink()
-    else:
-        facts.write_text("{")
-    lines: list[str] = []
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        (module.STATE, lambda content: content[:-1] + bytes([content[-1] ^ 1])),
+        (module.STATE, lambda content: content[:-1]),
+        (module.STATE, None),
+        (module.METADATA, None),
+        (module.METADATA, lambda content: b"{"),
+    ],
+    ids=["flip", "cut", "no state", "no facts", "broken facts"],
+)
+def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_it_taken(tmp_path, name, damage):
+    store, lines = saved(tmp_path, 10, 20), []
+    path = store.path_of(20) / name
+    content = path.read_bytes()
+    path.unlink()
+    if damage:
+        path.write_bytes(damage(content))
     assert store.newest(lines.append).step == 10
     assert len(lines) == 1 and "step-00000020" in lines[0]
     assert (tmp_path / "step-00000020.damaged").is_dir()
 
 
 def test_a_damaged_best_is_named_once_and_set_aside_and_what_was_set_aside_stays(tmp_path):
-    store, lines = saved(tmp_path, 10, 20), []
-    for name in ("step-00000010.damaged", "step-00000010.damaged1"):
+    store, lines, names = saved(tmp_path, 10, 20), [], ["step-00000010.damaged", "step-00000010.damaged1"]
+    for name in names:
         (store.path_of(10) / module.METADATA).write_text("[]")
         assert store.open_if_complete(10, lines.append, "model/ is the last instead") is None
         assert "damaged, state.json does not hold" in lines[-1]
@@ -128,10 +124,7 @@ def test_a_damaged_best_is_named_once_and_set_aside_and_what_was_set_aside_stays
         assert lines[-1] == f"{store.path_of(10)}: is gone; model/ is the last instead"
         store.save(10, variables(), {})
         store.wait()
-    assert sorted(entry.name for entry in tmp_path.glob("*damaged*")) == [
-        "step-00000010.damaged",
-        "step-00000010.damaged1",
-    ]
+    assert sorted(entry.name for entry in tmp_path.glob("*damaged*")) == names
 
 
 def test_a_checkpoint_of_another_format_is_refused_by_name_and_left_where_it_is(tmp_path):
@@ -155,27 +148,20 @@ def test_a_checkpoint_that_may_not_be_read_is_not_taken_for_damaged(tmp_path, mo
     assert store.steps() == [10, 20]
 
 
-def test_a_write_cut_off_by_a_kill_is_no_checkpoint(tmp_path):
-    store = saved(tmp_path, 10)
-    torn = tmp_path / ".step-00000020.abcdefgh.tmp"
-    torn.mkdir()
-    (torn / module.STATE).write_bytes(b"half")
-    assert store.newest().step == 10
-    assert not torn.exists()
-
-
-def test_a_checkpoint_of_another_model_is_refused_and_changes_nothing(tmp_path):
-    checkpoint = saved(tmp_path, 10).newest()
-    wider = {**variables(0.0), "kernel": tf.Variable(tf.zeros([3, 5]))}
-    with pytest.raises(UserError, match=r"kernel has the shape \(3, 4\), this model's is \(3, 5\)"):
-        assign(checkpoint.arrays(), wider, checkpoint.path)
-    with pytest.raises(UserError, match="it lacks bias"):
-        assign(checkpoint.arrays(), {**variables(0.0), "bias": tf.Variable(0.0)}, checkpoint.path)
-    with pytest.raises(UserError, match="it has scale"):
-        few = variables(0.0)
-        del few["scale"]
-        assign(checkpoint.arrays(), few, checkpoint.path)
-    assert float(wider["scale"].numpy()) == 0.0
+@pytest.mark.parametrize(
+    ("more", "missing", "problem"),
+    [
+        ({"kernel": tf.zeros([3, 5])}, None, r"kernel has the shape \(3, 4\), this model's is \(3, 5\)"),
+        ({"bias": 0.0}, None, "it lacks bias"),
+        ({}, "kernel", "it has kernel"),
+    ],
+)
+def test_a_checkpoint_of_another_model_is_refused_and_changes_nothing(tmp_path, more, missing, problem):
+    checkpoint, other = saved(tmp_path, 10).newest(), variables(0.0, **more)
+    other.pop(missing, None)
+    with pytest.raises(UserError, match=problem):
+        assign(checkpoint.arrays(), other, checkpoint.path)
+    assert float(other["scale"].numpy()) == 0.0
 
 
 def test_a_full_disk_names_the_last_whole_checkpoint(tmp_path, monkeypatch):

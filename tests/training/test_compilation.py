@@ -1,12 +1,9 @@
 """Choosing how the step runs: measured on the real trainer, which is left exactly as it was."""
 
-from __future__ import annotations
-
-import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.training.small_step import batches, dataset, make_trainer, state
+from tests.training.small_step import assert_states_close, batches, dataset, make_trainer, state
 from tfgpt.training import compilation
 from tfgpt.training.compilation import choose_compilation
 
@@ -26,8 +23,7 @@ def test_auto_measures_both_keeps_one_and_puts_everything_back(monkeypatch):
     assert mode in ("graph", "xla")
     assert len(lines) == 1
     assert "graph" in lines[0] and "xla" in lines[0] and lines[0].endswith(f"using {mode}")
-    for name, value in state(trainer).items():
-        np.testing.assert_array_equal(value, before[name], err_msg=name)
+    assert_states_close(state(trainer), before)
     assert {key[1] for key in trainer.functions.functions} == {mode}
 
 

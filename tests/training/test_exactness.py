@@ -1,10 +1,7 @@
 """Claim: 20 updates give the same losses and weights on one device, on logical CPUs and on a cluster of processes.
 
-Clipping, accumulation, ragged loss weights, moving averages, AdamW and Muon, several updates a call, the pipeline's own
-feed. Dropout masks differ by replica by design: there, topologies of equally many replicas are compared.
+Dropout masks differ by replica by design: there, topologies of equally many replicas are compared.
 """
-
-from __future__ import annotations
 
 from pathlib import Path
 
@@ -12,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.training.small_step import ROWS
-from tests.training.topologies import OWN, UPDATES, make_shards, run_cluster, run_mirrored
+from tests.training.topologies import OWN, UPDATES, make_shards, run_processes
 
 TOLERANCE = 1e-5
 
@@ -29,10 +26,8 @@ class Topologies(dict[str, list[dict[str, np.ndarray]]]):
 
     def __missing__(self, name: str) -> list[dict[str, np.ndarray]]:
         kind, count = name.split()
-        if kind == "cluster":
-            self[name] = run_cluster(self.shards, self.directory, int(count))
-        else:
-            self[name] = [run_mirrored(self.shards, self.directory, int(count))]
+        workers, cpus = (int(count), 1) if kind == "cluster" else (1, int(count))
+        self[name] = run_processes(self.shards, self.directory, workers, cpus)
         return self[name]
 
 
@@ -49,25 +44,25 @@ def largest_difference(one: dict, other: dict, case: str) -> float:
     return max(float(np.max(np.abs(one[name].astype(np.float64) - other[name]), initial=0.0)) for name in names)
 
 
-@pytest.mark.parametrize("case", ["adamw", "muon"])
+EXACT = ("adamw", "muon")
+COMPARED = [
+    *(
+        (f"{kind} {count}", case, "one 1")
+        for kind in ("mirrored", "cluster")
+        for count in (2, 4)
+        for case in ("adamw", "muon")
+    ),
+    *((f"cluster {count}", "dropout", f"mirrored {count}") for count in (2, 4)),
+]
+
+
 @pytest.mark.parametrize(
-    "topology",
-    ["mirrored 2", "cluster 2", pytest.param("mirrored 4", marks=FOUR), pytest.param("cluster 4", marks=FOUR)],
+    ("topology", "case", "reference"), [pytest.param(*each, marks=FOUR if "4" in each[0] else ()) for each in COMPARED]
 )
-def test_every_topology_equals_one_device(topologies, topology, case):
-    expected = topologies["one 1"][0]
+def test_every_topology_equals_one_device_and_dropout_that_of_as_many_replicas(topologies, topology, case, reference):
     for found in topologies[topology]:
-        difference = largest_difference(expected, found, case)
+        difference = largest_difference(topologies[reference][0], found, case)
         print(f"\n{topology}, {case}: largest difference {difference:.1e}")
-        assert difference < TOLERANCE
-
-
-@pytest.mark.parametrize("replicas", [2, pytest.param(4, marks=FOUR)])
-def test_dropout_is_the_same_on_a_cluster_and_on_one_machine_with_as_many_replicas(topologies, replicas):
-    expected = topologies[f"mirrored {replicas}"][0]
-    for found in topologies[f"cluster {replicas}"]:
-        difference = largest_difference(expected, found, "dropout")
-        print(f"\ncluster {replicas}, dropout: largest difference {difference:.1e}")
         assert difference < TOLERANCE
 
 

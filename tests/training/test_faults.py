@@ -1,7 +1,5 @@
 """Claims about clusters of processes that are killed, told to stop or incomplete, through the real command."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess
@@ -15,6 +13,7 @@ import pytest
 import safetensors.numpy
 
 from tests.conftest import ROOT
+from tests.training.small_step import assert_states_close
 from tests.training.topologies import free_addresses, tf_config
 from tfgpt.common.output_directories import write_description
 
@@ -27,8 +26,6 @@ FLAGS = (
 
 
 class Workers:
-    """Worker processes of `python -m tfgpt.train` on this machine."""
-
     def __init__(self, count: int, text: Path, run_dirs: list[Path], *more: str, timeout: int = 120):
         self.addresses = free_addresses(count)
         self.logs = [run_dir.parent / f"{run_dir.name}-worker-{index}.log" for index, run_dir in enumerate(run_dirs)]
@@ -36,12 +33,8 @@ class Workers:
         for index in range(count):
             flags = [*FLAGS, f"--train_text={text}", f"--run_dir={run_dirs[index]}", *more]
             command = [sys.executable, "-m", "tfgpt.train", "--strategy=multiworker", *flags]
-            environment = {
-                **os.environ,
-                "TF_CONFIG": tf_config(self.addresses, index),
-                "TF_NUM_INTRAOP_THREADS": "1",
-                "PYTHONPATH": str(ROOT),
-            }
+            environment = {**os.environ, "TF_CONFIG": tf_config(self.addresses, index), "PYTHONPATH": str(ROOT)}
+            environment["TF_NUM_INTRAOP_THREADS"] = "1"
             with self.logs[index].open("wb") as log:
                 process = subprocess.Popen(
                     [*command, f"--cluster_timeout={timeout}"], env=environment, stdout=log, stderr=log
@@ -49,11 +42,9 @@ class Workers:
             self.processes.append(process)
 
     def wait(self) -> list[int]:
-        """The exit codes."""
         return [process.wait(timeout=600) for process in self.processes]
 
     def output(self, index: int) -> str:
-        """What a worker has printed."""
         return self.logs[index].read_text(errors="replace")
 
     def trained_process(self, index: int) -> int:
@@ -73,18 +64,11 @@ def state(run_dir: Path, step: int = 90) -> dict[str, np.ndarray]:
     return safetensors.numpy.load_file(run_dir / f"checkpoints/step-{step:08d}/state.safetensors")
 
 
-def assert_same_state(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> None:
-    assert one.keys() == other.keys()
-    for name, value in one.items():
-        np.testing.assert_allclose(value, other[name], rtol=0, atol=1e-5, err_msg=name)
-
-
 @pytest.fixture(scope="session")
-def undisturbed(text_file, tmp_path_factory) -> dict[str, np.ndarray]:
-    """The state after the same updates on one device."""
+def undisturbed(text_file, tmp_path_factory, tfgpt) -> dict[str, np.ndarray]:
     run_dir = tmp_path_factory.mktemp("faults") / "one"
-    command = [sys.executable, "-m", "tfgpt.train", *FLAGS, f"--train_text={text_file}", f"--run_dir={run_dir}"]
-    done = subprocess.run([*command, "--steps_per_execution=0"], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    flags = [*FLAGS, f"--train_text={text_file}", f"--run_dir={run_dir}", "--steps_per_execution=0"]
+    done = tfgpt("train", *flags)
     assert done.returncode == 0, done.stderr
     return state(run_dir)
 
@@ -110,11 +94,11 @@ def test_after_a_kill_the_others_name_the_lost_worker_and_all_start_again_to_the
     for index in others:
         assert workers.output(index).count(line) == 1
         assert "Traceback" not in workers.output(index)
-    assert_same_state(undisturbed, state(run_dir))
+    assert_states_close(undisturbed, state(run_dir), 1e-5)
 
 
 def test_a_run_moves_from_one_device_to_a_cluster_stopped_by_sigterm_and_on_to_logical_cpus(
-    text_file, tmp_path, undisturbed
+    text_file, tmp_path, undisturbed, tfgpt
 ):
     chief_dir, other_dir = tmp_path / "chief", tmp_path / "other"
     command = [sys.executable, "-m", "tfgpt.train", *FLAGS, f"--train_text={text_file}", f"--run_dir={chief_dir}"]
@@ -137,12 +121,11 @@ def test_a_run_moves_from_one_device_to_a_cluster_stopped_by_sigterm_and_on_to_l
     assert f"Stopped at step {steps[-1]}, saved in" in workers.output(0)
     assert begun < chief_dir / f"checkpoints/step-{steps[-1]:08d}"
     assert not list((chief_dir / "checkpoints").glob(".*"))
-    going_on = [sys.executable, "-m", "tfgpt.train", f"--flagfile={chief_dir / 'flags.cfg'}", "--strategy=mirrored"]
-    done = subprocess.run([*going_on, "--logical_cpus=4"], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    done = tfgpt("train", f"--flagfile={chief_dir / 'flags.cfg'}", "--strategy=mirrored", "--logical_cpus=4")
     assert done.returncode == 0, done.stderr
     assert f"Resuming from {begun} (step" in workers.output(0)
     assert f"step {steps[-1]})" in done.stdout
-    assert_same_state(undisturbed, state(chief_dir))
+    assert_states_close(undisturbed, state(chief_dir), 1e-5)
 
 
 def test_a_worker_that_never_comes_is_named_and_nobody_waits_for_ever(text_file, tmp_path):

@@ -1,7 +1,5 @@
 """Claims about a run with adapters: what is trained, saved, resumed, and what can be done with the outcome."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 
@@ -9,16 +7,13 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from tests.training.test_run import SMALL, assert_same_end, final_state, recipe, rows
-from tfgpt import train as command
+from tests.training.test_run import SMALL, assert_same_end, final_state, parse, recipe, rows, train_recipe
 from tfgpt.common.atomic_files import read_json
 from tfgpt.common.errors import SettingError, UserError
 from tfgpt.conversion.cached_conversion import model_directory
 from tfgpt.generation.config import SamplingConfig
 from tfgpt.generation.generator import Generator
 from tfgpt.model.checkpoints.huggingface import load_decoder
-from tfgpt.training.run import train
-from tfgpt.training.train_config import TrainConfig
 
 SHAPE = ("num_", "hidden_dim", "head_dim", "intermediate_dim", "dropout", "preset", "tokenizer")
 LORA = ("--lora_rank=4", "--lora_alpha=8", "--learning_rate=0.01", "--lora_dropout=0.1", "--ema_decay=0.5")
@@ -28,13 +23,11 @@ def run(text: Path, run_dir: Path, *more: str) -> int:
     """A short run; one that begins with a model has its shape."""
     began = any(flag.startswith("--init_from") for flag in more)
     flags = [flag for flag in SMALL if not (began and flag[2:].startswith(SHAPE))]
-    wanted = TrainConfig(**command.COMMAND.parse([*flags, f"--train_text={text}", f"--run_dir={run_dir}", *more]))
-    return train(wanted, command.COMMAND.flag_file(wanted.settings()))
+    return train_recipe(parse(*flags, f"--train_text={text}", f"--run_dir={run_dir}", *more))
 
 
 @pytest.fixture(scope="module")
 def base(text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model of a few steps."""
     directory = tmp_path_factory.mktemp("base") / "run"
     assert run(text_file, directory, "--max_steps=3", "--dropout=0", "--save_best=false") == 0
     return directory / "model"
@@ -42,7 +35,6 @@ def base(text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def tuned(base: Path, text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole run with adapters."""
     directory = tmp_path_factory.mktemp("lora") / "run"
     assert run(text_file, directory, f"--init_from={base}", "--base_weights=int8", *LORA) == 0
     return directory

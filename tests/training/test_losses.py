@@ -1,16 +1,12 @@
 """The cross-entropy with the output head: against TensorFlow's and Keras's own losses, and in chunks."""
 
-from __future__ import annotations
-
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfgpt.model.config import DecoderConfig
 from tfgpt.model.cost import automatic_chunk_tokens
-from tfgpt.model.decoder import Decoder
-from tfgpt.training.losses import CausalLanguageModelingLoss, FusedLinearCrossEntropy
+from tfgpt.training.losses import FusedLinearCrossEntropy
 
 TOKENS, WIDTH, VOCABULARY = 37, 12, 23
 
@@ -117,26 +113,3 @@ def test_chunks_are_chosen_by_the_vocabulary():
     assert automatic_chunk_tokens(768, 65) == 768
     assert automatic_chunk_tokens(32768, 50257) * 50257 * 4 <= 64 << 20
     assert automatic_chunk_tokens(32768, 50257) % 128 == 0
-
-
-def test_sums_over_a_batch_and_bits_per_byte_by_hand():
-    config = DecoderConfig(
-        vocabulary_size=5, num_layers=1, hidden_dim=8, num_query_heads=2, max_sequence_length=4, logit_soft_cap=3.0
-    )
-    decoder = Decoder(config)
-    batch = {
-        "token_ids": tf.constant([[1, 2, 3, 4], [4, 3, 2, 1]]),
-        "targets": tf.constant([[2, 3, 4, 0], [3, 2, 1, 0]]),
-        "weights": tf.constant([[1.0, 1.0, 1.0, 1.0], [1.0, 0.5, 0.0, 0.0]]),
-    }
-    lengths = tf.constant([0, 1, 2, 3, 4])  # token 0 is special: no bytes
-    log_probabilities = tf.nn.log_softmax(decoder({"token_ids": batch["token_ids"]})).numpy()
-    nats = -np.take_along_axis(log_probabilities, batch["targets"].numpy()[..., None], -1)[..., 0]
-    sums = CausalLanguageModelingLoss()(decoder, batch, training=False, token_byte_lengths=lengths)
-    assert float(sums["weight_sum"]) == 5.5
-    assert float(sums["nll_sum"]) == pytest.approx(nats[0].sum() + nats[1, 0] + 0.5 * nats[1, 1], rel=1e-5)
-    # Targets that are text: 2, 3, 4 of the first row; 3 and half of 2 of the second.
-    assert float(sums["bytes_sum"]) == 2 + 3 + 4 + 3 + 0.5 * 2
-    assert float(sums["text_nll_sum"]) == pytest.approx(nats[0, :3].sum() + nats[1, 0] + 0.5 * nats[1, 1], rel=1e-5)
-    training = CausalLanguageModelingLoss()(decoder, batch, training=True)
-    assert float(training["nll_sum"]) == pytest.approx(float(sums["nll_sum"]), rel=1e-6)

@@ -1,7 +1,5 @@
 """The measured peak of matrix products."""
 
-from __future__ import annotations
-
 import time
 
 import numpy as np

@@ -33,13 +33,20 @@ SMALL = (
 ).split()
 
 
+def parse(*flags: str) -> TrainConfig:
+    return TrainConfig(**command.COMMAND.parse([*flags]))
+
+
+def train_recipe(recipe: TrainConfig, callbacks=()) -> int:
+    return train(recipe, command.COMMAND.flag_file(recipe.settings()), callbacks)
+
+
 def recipe(text: Path, run_dir: Path, *more: str) -> TrainConfig:
-    return TrainConfig(**command.COMMAND.parse([*SMALL, f"--train_text={text}", f"--run_dir={run_dir}", *more]))
+    return parse(*SMALL, f"--train_text={text}", f"--run_dir={run_dir}", *more)
 
 
 def run(text: Path, run_dir: Path, *more: str, callbacks=()) -> int:
-    wanted = recipe(text, run_dir, *more)
-    return train(wanted, command.COMMAND.flag_file(wanted.settings()), callbacks)
+    return train_recipe(recipe(text, run_dir, *more), callbacks)
 
 
 def final_state(run_dir: Path) -> dict[str, np.ndarray]:

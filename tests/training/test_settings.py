@@ -1,9 +1,4 @@
-"""Claim: each setting of how a model learns changes what it has learned, from the flag to the logits.
-
-The values are no library's default, so a setting that is lost on the way to Keras is noticed.
-"""
-
-from __future__ import annotations
+"""Each setting of learning, at no library's default, changes what is learned, from the flag to the logits."""
 
 import dataclasses
 import functools
@@ -28,48 +23,22 @@ TINY = f"{SHAPE} --intermediate_dim=32"
 MUON, LION = f"{TINY} --optimizer=muon", f"{TINY} --optimizer=lion"
 LORA = "--init_from={model} --lora_rank=2 --lora_dropout=0.1"
 
-# The changed setting, and what it is compared with.
-CASES = [
-    ("--optimizer=lion", TINY),
-    ("--optimizer=adafactor", TINY),
-    ("--optimizer=muon", TINY),
-    ("--learning_rate=0.02", TINY),
-    ("--adam_learning_rate=0.003", MUON),
-    ("--beta_1=0.5", TINY),
-    ("--beta_1=0.5", MUON),
-    ("--beta_1=0.5", LION),
-    ("--beta_2=0.6", TINY),
-    ("--beta_2=0.6", MUON),
-    ("--beta_2=0.6", LION),
-    ("--epsilon=0.01", TINY),
-    ("--epsilon=0.01", MUON),
-    ("--momentum=0.3", MUON),
-    ("--weight_decay=3", TINY),
-    ("--weight_decay=3", MUON),
-    ("--weight_decay=3", LION),
-    ("--weight_decay=3", f"{TINY} --optimizer=adafactor"),
-    ("--weight_decay_exclude=^$", f"{TINY} --weight_decay=3"),
-    ("--max_grad_norm=0.05", f"{TINY} --epsilon=0.01"),
-    ("--ema_decay=0.05", TINY),
-    ("--ema_decay=0.05", f"{TINY} --ema_decay=0.02"),
-    ("--schedule=linear", TINY),
-    ("--schedule=wsd", TINY),
-    ("--schedule=constant", TINY),
-    ("--warmup_steps=3", TINY),
-    ("--decay_fraction=0.9", f"{TINY} --schedule=wsd"),
-    ("--final_learning_rate_fraction=0.7", TINY),
-    ("--max_steps=9", TINY),
-    ("--label_smoothing=0.3", TINY),
-    ("--z_loss=0.1", TINY),
-    ("--dtype=mixed_bfloat16", TINY),
-    ("--dropout=0.4", TINY),
-    ("--seed=7", f"{TINY} --dropout=0.4"),
-    ("--lora_rank=3", LORA),
-    ("--lora_alpha=7", LORA),
-    ("--lora_target_modules=query,down", LORA),
-    ("--lora_dropout=0.6", LORA),
-    ("--base_weights=int8", LORA),
-]
+# Changed settings, by what each is compared with.
+CHANGES = {
+    TINY: "optimizer=lion optimizer=adafactor optimizer=muon learning_rate=0.02 beta_1=0.5 beta_2=0.6 epsilon=0.01 "
+    "weight_decay=3 ema_decay=0.05 schedule=linear schedule=wsd schedule=constant warmup_steps=3 max_steps=9 "
+    "final_learning_rate_fraction=0.7 label_smoothing=0.3 z_loss=0.1 dtype=mixed_bfloat16 dropout=0.4",
+    MUON: "adam_learning_rate=0.003 beta_1=0.5 beta_2=0.6 epsilon=0.01 momentum=0.3 weight_decay=3",
+    LION: "beta_1=0.5 beta_2=0.6 weight_decay=3",
+    f"{TINY} --optimizer=adafactor": "weight_decay=3",
+    f"{TINY} --weight_decay=3": "weight_decay_exclude=^$",
+    f"{TINY} --epsilon=0.01": "max_grad_norm=0.05",
+    f"{TINY} --ema_decay=0.02": "ema_decay=0.05",
+    f"{TINY} --schedule=wsd": "decay_fraction=0.9",
+    f"{TINY} --dropout=0.4": "seed=7",
+    LORA: "lora_rank=3 lora_alpha=7 lora_target_modules=query,down lora_dropout=0.6 base_weights=int8",
+}
+CASES = [(f"--{setting}", base) for base, settings in CHANGES.items() for setting in settings.split()]
 CHANGE_NO_RESULT = {"gradient_accumulation_steps", "cross_entropy_chunk_tokens", "compile", "steps_per_execution"}
 
 

@@ -1,7 +1,5 @@
 """Signals as wishes: the first is heard, the second ends, and one wish that comes twice stays one."""
 
-from __future__ import annotations
-
 import os
 import pty
 import signal
@@ -24,6 +22,11 @@ with stop_signals.StopSignals() as signals:
 """
 
 
+def run(program: str, *arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-c", program, *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+
+
 @pytest.mark.parametrize(
     ("same_wish", "signals", "code"),
     [
@@ -39,9 +42,7 @@ with stop_signals.StopSignals() as signals:
     ],
 )
 def test_a_second_signal_ends_at_once_unless_it_is_the_first_passed_on(same_wish, signals, code):
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, same_wish, *signals], cwd=ROOT, capture_output=True, text=True, timeout=60
-    )
+    done = run(PROGRAM, same_wish, *signals)
     if code is None:
         # Python's own SIGINT handling may turn the default action into its exit code.
         assert done.returncode in (-signal.SIGINT, 130, 1) and "ending at once" in done.stderr
@@ -51,9 +52,7 @@ def test_a_second_signal_ends_at_once_unless_it_is_the_first_passed_on(same_wish
 
 
 def test_nohup_is_respected():
-    program = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)" + PROGRAM
-    arguments = [sys.executable, "-c", program, "5", "SIGHUP"]
-    done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = run("import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)" + PROGRAM, "5", "SIGHUP")
     assert done.returncode == 0 and "heard None" in done.stdout
 
 

@@ -1,7 +1,5 @@
 """Claims about the step on TPUs, traced and compiled without one: see fake_tpu.py and scripts/tpu_export_step.py."""
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -40,7 +38,6 @@ TRAINING = ("adamw", "everything", "adafactor", "lion")
 
 @pytest.fixture(scope="module")
 def traced(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
-    """What the TPU would be given, by case."""
     return trace_apart(tmp_path_factory.mktemp("tpu"), CASES)
 
 
@@ -94,7 +91,6 @@ def test_the_step_as_a_tpu_compiles_it_computes_the_same_update():
 
 
 def exported(out: Path, *more: str) -> tuple[bytes, dict]:
-    """The program that the script writes, and the facts beside it."""
     assert tpu_export_step.main([f"--out={out}", *SMALL, *more]) == 0
     return out.read_bytes(), json.loads(out.with_suffix(".json").read_text())
 

@@ -1,12 +1,8 @@
-"""The same training on one device, on logical CPUs and on several processes; as a program, one of the processes.
+"""The same training on one device, on logical CPUs and on several processes.
 
-    python topologies.py SHARDS OUT.npz LOGICAL_CPUS
-
-trains every case of `CASES` and saves losses, validation figures and state under "case/…". With TF_CONFIG set it is one
-worker of that cluster.
+`topologies.py SHARDS OUT.npz LOGICAL_CPUS` is one process, with TF_CONFIG one worker of that cluster: it trains every
+case of `CASES` and saves losses, validation figures and state under "case/…".
 """
-
-from __future__ import annotations
 
 import contextlib
 import json
@@ -102,7 +98,6 @@ def dropout_seeds(strategy: Any, trainer: Any) -> np.ndarray:
 
 
 def count_reads(shards: Any) -> list[int]:
-    """Lets the shards' stream note how many windows each read asks for."""
     read: list[int] = []
     windows = shards.tokens.windows
 
@@ -114,41 +109,37 @@ def count_reads(shards: Any) -> list[int]:
     return read
 
 
-def run_cluster(shards: Path, directory: Path, workers: int) -> list[dict[str, np.ndarray]]:
-    """The results of every worker of a cluster on this machine."""
-    addresses = free_addresses(workers)
-    cluster = [{"TF_CONFIG": tf_config(addresses, index)} for index in range(workers)]
-    return run_processes(shards, directory, cluster, 1)
+def run_processes(shards: Path, directory: Path, workers: int, logical_cpus: int) -> list[dict[str, np.ndarray]]:
+    """The results of every worker of a cluster on this machine, or of a process with several logical CPUs."""
+    outs = [directory / f"{workers}-{logical_cpus}-{index}.npz" for index in range(workers)]
+    arguments = [[__file__, str(shards), str(out), str(logical_cpus)] for out in outs]
+    wait_for_success(start_cluster(arguments) if workers > 1 else [start_process(arguments[0])])
+    return [dict(np.load(out)) for out in outs]
 
 
-def run_mirrored(shards: Path, directory: Path, logical_cpus: int) -> dict[str, np.ndarray]:
-    """The results of a process with several logical CPUs."""
-    return run_processes(shards, directory, [{}], logical_cpus)[0]
+def start_process(arguments: list[str], **environment: str) -> subprocess.Popen:
+    """Python with the arguments; what it prints is collected."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    command = [sys.executable, *arguments]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def run_processes(shards: Path, directory: Path, variables: list[dict[str, str]], logical_cpus: int) -> list[dict]:
-    """Runs this file once for each set of environment variables, all at the same time."""
-    started = []
-    for index, more in enumerate(variables):
-        out = directory / f"{len(variables)}-{logical_cpus}-{index}.npz"
-        command = [sys.executable, __file__, str(shards), str(out), str(logical_cpus)]
-        threads = {"TF_NUM_INTRAOP_THREADS": "1"} if len(variables) > 1 else {}
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), **threads, **more}
-        process = subprocess.Popen(
-            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-        started.append((process, out))
-    results = []
-    for process, out in started:
+def start_cluster(arguments: list[list[str]], addresses: list[str] | None = None) -> list[subprocess.Popen]:
+    """A worker for each list of arguments."""
+    addresses = addresses or free_addresses(len(arguments))
+    return [
+        start_process(each, TF_CONFIG=tf_config(addresses, index), TF_NUM_INTRAOP_THREADS="1")
+        for index, each in enumerate(arguments)
+    ]
+
+
+def wait_for_success(processes: list[subprocess.Popen]) -> None:
+    for process in processes:
         output = process.communicate(timeout=600)[0]
         assert process.returncode == 0, output[-4000:]
-        with np.load(out) as arrays:
-            results.append(dict(arrays))
-    return results
 
 
 def tf_config(addresses: list[str], index: int) -> str:
-    """TF_CONFIG of one worker."""
     return json.dumps({"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}})
 
 

@@ -1,13 +1,9 @@
-"""Whole runs of LoRA, preferences and rewards on one device, logical CPUs or a cluster; as a program, one process.
+"""Whole runs of LoRA, preferences and rewards on one device, logical CPUs or a cluster.
 
-    python tuning_topologies.py DIRECTORY TOPOLOGY LOGICAL_CPUS CASE…
-
-runs the cases in DIRECTORY/TOPOLOGY/CASE; the line of one that is refused goes into "CASE refused". With TF_CONFIG set
-it is one worker of that cluster. All cases share one strategy: a second MirroredStrategy on the same CPUs would have
-its collectives collide with the first one's.
+`tuning_topologies.py DIRECTORY TOPOLOGY LOGICAL_CPUS CASE…` runs the cases in DIRECTORY/TOPOLOGY/CASE, with TF_CONFIG
+as a worker of that cluster; the line of one that is refused goes into "CASE refused". All cases share one strategy: a
+second MirroredStrategy on the same CPUs would have its collectives collide with the first one's.
 """
-
-from __future__ import annotations
 
 import json
 import os
@@ -35,17 +31,9 @@ COMMON = (
 def make_inputs(directory: Path) -> None:
     """A random model of bytes that ends seldom, a text, pairs and prompts."""
     from tests.conftest import TEXT
-    from tests.model.options import MODERN, random_decoder
-    from tfgpt.model.checkpoints.huggingface import save_decoder
-    from tfgpt.tokenization.config import TokenizerConfig
-    from tfgpt.tokenization.train_tokenizer import make_tokenizer
+    from tests.training.small_step import save_byte_model
 
-    tokenizer = make_tokenizer(TokenizerConfig(tokenizer="bytes"), [])
-    decoder = random_decoder(MODERN | {"num_layers": 1, "vocabulary_size": tokenizer.vocabulary_size})
-    for variable in decoder.trainable_variables:
-        variable.assign(variable.value * 0.3)
-    save_decoder(decoder, directory / "base", end_of_text_id=tokenizer.end_of_text_id)
-    tokenizer.save(directory / "base")
+    save_byte_model(directory / "base", 0.3)
     (directory / "text.txt").write_text("".join(f"Chapter {number}.\n{TEXT}\n" for number in range(40)))
     pairs = [{"prompt": f"{n}?", "chosen": f"yes {n}", "rejected": f"no, not {n * n}"} for n in range(40)]
     prompts = [{"prompt": f"{n}:"} for n in range(30)]
@@ -85,7 +73,6 @@ def run_case(directory: Path, topology: str, case: str, strategy) -> Path:
 
 
 def main(directory: Path, topology: str, logical_cpus: int, cases: list[str]) -> None:
-    """The program."""
     from tfgpt.common.errors import SettingError
     from tfgpt.training.config import StrategyConfig
     from tfgpt.training.distribution.strategy import resolve

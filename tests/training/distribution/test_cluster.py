@@ -1,7 +1,5 @@
 """Environment variables to clusters, as TF_CONFIG, SLURM and Kubernetes give them."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

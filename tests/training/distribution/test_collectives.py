@@ -1,18 +1,14 @@
 """Which worker an error is about, and that all workers end alike."""
 
-from __future__ import annotations
-
 import contextlib
-import os
+import re
 import socket
-import subprocess
-import sys
 
 import pytest
 import tensorflow as tf
 
 from tests.conftest import ROOT
-from tests.training.topologies import free_addresses, tf_config
+from tests.training.topologies import free_addresses, start_cluster
 from tfgpt.common.errors import UserError
 from tfgpt.training.distribution import collectives as module
 from tfgpt.training.distribution.cluster import Cluster
@@ -24,7 +20,6 @@ DERIVED = {module.DERIVED: b""}
 
 @pytest.fixture
 def hosts(monkeypatch) -> HostGroup:
-    """Worker 1 of four."""
     monkeypatch.setattr(module, "GRACE", 0.0)
     found = HostGroup(tf.distribute.get_strategy())
     found.cluster, found.count = Cluster(tuple(free_addresses(4)), 1), 4
@@ -32,7 +27,6 @@ def hosts(monkeypatch) -> HostGroup:
 
 
 def listening(hosts: HostGroup, *numbers: int) -> contextlib.ExitStack:
-    """Servers at the addresses of these workers."""
     stack = contextlib.ExitStack()
     for number in numbers:
         host, port = hosts.cluster.workers[number].split(":")
@@ -79,24 +73,15 @@ def test_what_another_worker_tells_counts(hosts, monkeypatch, told, kind, words,
 
 def test_whatever_ends_the_chief_ends_the_others_with_its_reason_and_exit_code():
     addresses, program = free_addresses(2), str(ROOT / "tests/training/failing_worker.py")
-    settings = {**os.environ, "TF_NUM_INTRAOP_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    workers = [
-        subprocess.Popen(
-            [sys.executable, program],
-            env={**settings, "TF_CONFIG": tf_config(addresses, index)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for index in range(2)
-    ]
-    (chief, _), (other, errors) = (worker.communicate(timeout=200) for worker in workers)
+    workers = start_cluster([[program]] * 2, addresses)
+    outputs = [worker.communicate(timeout=200)[0] for worker in workers]
+    chief, other = ([line for line in output.splitlines() if re.match(r"\w+ \d+: ", line)] for output in outputs)
     bug = 'ZeroDivisionError: a "bug"; of two lines (its own output says where)'
-    assert chief.splitlines() == ['ZeroDivisionError 1: a "bug";  of two lines'] * 2
-    assert other.splitlines() == [
+    assert chief == ['ZeroDivisionError 1: a "bug";  of two lines'] * 2
+    assert other == [
         f"WorkerStopped 1: the chief stopped: {bug}",
         f"WorkerStopped 1: worker 0 ({addresses[0]}) stopped: {bug}",
-    ], errors
+    ], outputs
 
 
 @pytest.mark.parametrize(

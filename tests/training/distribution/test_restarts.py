@@ -1,7 +1,5 @@
 """The small parent process: what is started again, what is not, and what a stop does."""
 
-from __future__ import annotations
-
 import signal
 import subprocess
 import sys

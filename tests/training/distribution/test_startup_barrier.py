@@ -1,7 +1,5 @@
 """Workers meet before TensorFlow starts: whoever is missing is named, whoever comes again counts once."""
 
-from __future__ import annotations
-
 import socket
 import threading
 import time
@@ -29,30 +27,32 @@ def start(cluster: Cluster, seconds: float = 20.0) -> tuple[threading.Thread, li
     return thread, result
 
 
+def join(*workers: tuple[threading.Thread, list]) -> list[str]:
+    """How each worker ended."""
+    for thread, _ in workers:
+        thread.join(20)
+    return [line for _, result in workers for line in result]
+
+
 def test_all_go_when_the_last_has_come_and_not_before():
     addresses = tuple(free_addresses(3))
     others = [start(Cluster(addresses, index)) for index in (1, 0)]
     time.sleep(0.5)
     assert [result for _, result in others] == [[], []]
-    last = start(Cluster(addresses, 2))
-    for thread, result in [*others, last]:
-        thread.join(20)
-        assert result == ["met"]
+    assert join(*others, start(Cluster(addresses, 2))) == ["met"] * 3
 
 
 def test_everybody_names_the_one_that_did_not_come():
     addresses = tuple(free_addresses(3))
     present = [start(Cluster(addresses, index), 2.0) for index in (0, 1)]
-    for thread, result in present:
-        thread.join(20)
-        assert result == [f"worker 2 ({addresses[2]}) did not come within 2 s; start every worker of the cluster"]
+    line = f"worker 2 ({addresses[2]}) did not come within 2 s; start every worker of the cluster"
+    assert join(*present) == [line] * 2
 
 
 def test_without_a_chief_the_others_say_so():
     addresses = tuple(free_addresses(2))
-    thread, result = start(Cluster(addresses, 1), 0.5)
-    thread.join(20)
-    assert result[0].startswith(f"worker 0 ({addresses[0]}), the chief, did not come within 0 s")
+    [line] = join(start(Cluster(addresses, 1), 0.5))
+    assert line.startswith(f"worker 0 ({addresses[0]}), the chief, did not come within 0 s")
 
 
 def test_a_worker_that_died_while_waiting_is_waited_for_again():
@@ -66,10 +66,7 @@ def test_a_worker_that_died_while_waiting_is_waited_for_again():
     second = start(Cluster(addresses, 2))
     time.sleep(0.7)
     assert chief[1] == [] and second[1] == []
-    again = start(Cluster(addresses, 1))
-    for thread, result in (chief, second, again):
-        thread.join(20)
-        assert result == ["met"]
+    assert join(chief, second, start(Cluster(addresses, 1))) == ["met"] * 3
 
 
 def test_the_server_of_a_run_that_is_just_failing_is_waited_out():
@@ -83,10 +80,7 @@ def test_the_server_of_a_run_that_is_just_failing_is_waited_out():
             connection.sendall(b"\x00\x00\x00\x04\x00\x00\x00\x00\x00")
             connection.close()
         assert other[1] == []
-    chief = start(Cluster(addresses, 0))
-    for thread, result in (chief, other):
-        thread.join(20)
-        assert result == ["met"]
+    assert join(start(Cluster(addresses, 0)), other) == ["met"] * 2
 
 
 def test_a_taken_port_is_named():

@@ -1,7 +1,5 @@
 """Flags to strategies."""
 
-from __future__ import annotations
-
 import pytest
 import tensorflow as tf
 

@@ -1,7 +1,5 @@
 """Claims about learning from rewards: the formula, what is rewarded, rounds that can be resumed, and that it works."""
 
-from __future__ import annotations
-
 import collections
 import json
 import shutil
@@ -12,18 +10,13 @@ import pytest
 import tensorflow as tf
 
 from tests.model.options import MODERN, VOCABULARY, random_decoder
-from tests.training.test_run import assert_same_end, rows
-from tfgpt import train as command
-from tfgpt.common.errors import SettingError, UserError
-from tfgpt.model.checkpoints.huggingface import save_decoder
-from tfgpt.tokenization.config import TokenizerConfig
-from tfgpt.tokenization.train_tokenizer import make_tokenizer
+from tests.training.small_step import save_byte_model
+from tests.training.test_run import assert_same_end, parse, rows, train_recipe
+from tfgpt.common.errors import SettingError
 from tfgpt.training.objective_config import RewardConfig
 from tfgpt.training.objectives.base import get_objective
 from tfgpt.training.objectives.grpo import GRPO, GRPOLoss, RolloutBuffer, advantages
-from tfgpt.training.objectives.prompt_records import PromptRecord
-from tfgpt.training.objectives.rewards import RewardInput, load_rewards, total_reward
-from tfgpt.training.run import train
+from tfgpt.training.objectives.rewards import RewardInput
 from tfgpt.training.train_config import TrainConfig
 from tfgpt.training.trainer_builder import build_trainer_and_data
 
@@ -87,54 +80,10 @@ def test_loss_and_gradient_are_those_of_the_formula():
         np.testing.assert_allclose(tf.convert_to_tensor(mine), other, atol=2e-5 * max(1.0, np.abs(other).max()))
 
 
-def answer(text: str, prompt: str = "12+34=", tokens: int = 3, ended: bool = True, **content) -> RewardInput:
-    return RewardInput(
-        text, tokens, ended, PromptRecord("prompts.jsonl, line 1", {"prompt": prompt, **content}, prompt)
-    )
-
-
-def length_parity(given: RewardInput) -> float:
-    """A reward of one's own."""
-    return float(len(given.text) % 2)
-
-
-def test_rewards():
-    def reward(given: RewardInput, *names: str, **settings) -> tuple[float, float]:
-        return total_reward(load_rewards(RewardConfig(reward=names, **settings)), given)
-
-    assert reward(answer(" 46 ", answer="46"), "exact_match") == (1, 1)
-    assert reward(answer("46", answer="46", ended=False), "exact_match") == (0, 0)
-    assert reward(answer("it is 46.", answer="46"), "number") == (1, 1)
-    assert reward(answer("46 or 47"), "number") == (0, 0)
-    assert reward(answer("1,006", prompt="What is 2 * (500 + 3)?"), "number") == (1, 1)
-    assert reward(answer("46"), "format")[0] == 1 and reward(answer("46!"), "format")[0] == 0
-    assert [reward(answer(text), "format", reward_pattern="[a-z]+")[0] for text in ("yes", "46")] == [1, 0]
-    assert [reward(answer("", tokens=count), "length", reward_length=10)[0] for count in (10, 15, 20)] == [1, 0.5, 0]
-    both = reward(answer("46!", answer="46"), "number", "0.5*format", f"-2*{__name__}:length_parity")
-    assert both == (1 + 0 - 2, 1)
-    for name, problem in (
-        ("speed", "'speed' is not known; there are exact_match, number, format, length and module:function"),
-        ("no.such:thing", "no.such:thing: cannot be imported"),
-        ("much*format", "'much' is not a number"),
-        ("inf*format", "'inf' is not a number"),
-    ):
-        with pytest.raises(SettingError, match=problem):
-            reward(answer(""), name)
-    with pytest.raises(UserError, match='line 1: has no "answer"'):
-        reward(answer("46"), "exact_match")
-
-
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model of bytes that writes anything."""
-    directory = tmp_path_factory.mktemp("base")
-    tokenizer = make_tokenizer(TokenizerConfig(tokenizer="bytes"), [])
-    decoder = random_decoder(MODERN | {"num_layers": 1, "vocabulary_size": tokenizer.vocabulary_size})
-    for variable in decoder.trainable_variables:
-        variable.assign(variable.value * 0.3)
-    save_decoder(decoder, directory, end_of_text_id=tokenizer.end_of_text_id)
-    tokenizer.save(directory)
-    return directory
+    return save_byte_model(tmp_path_factory.mktemp("base"), 0.3)
 
 
 def letters(given: RewardInput) -> float:
@@ -153,15 +102,13 @@ def reward_recipe(base: Path, directory: Path, *more: str) -> TrainConfig:
         "--log_every=4 --validate_every=12 --checkpoint_every=12 --sample_tokens=0 --learning_rate=0.02 "
         "--schedule=constant --save_best=false"
     ).split()
-    return TrainConfig(**command.COMMAND.parse([*flags, *more]))
+    return parse(*flags, *more)
 
 
 @pytest.fixture(scope="module")
 def rewarded(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole run."""
     directory = tmp_path_factory.mktemp("rewarded")
-    recipe = reward_recipe(base, directory)
-    assert train(recipe, command.COMMAND.flag_file(recipe.settings())) == 0
+    assert train_recipe(reward_recipe(base, directory)) == 0
     return directory
 
 
@@ -177,51 +124,52 @@ def test_a_run_earns_more_and_more(rewarded: Path):
 def test_the_run_goes_on_bit_for_bit(base: Path, rewarded: Path, tmp_path: Path):
     shutil.copytree(rewarded, tmp_path / "copy")
     shutil.rmtree(tmp_path / "copy" / "run" / "checkpoints" / "step-00000024")
-    recipe = reward_recipe(base, tmp_path / "copy")
-    assert train(recipe, command.COMMAND.flag_file(recipe.settings())) == 0
+    assert train_recipe(reward_recipe(base, tmp_path / "copy")) == 0
     assert_same_end(rewarded / "run", tmp_path / "copy" / "run")
 
 
-def test_a_round_is_sampled_once_however_often_its_batches_are_asked_for(base: Path, tmp_path: Path, monkeypatch):
+@pytest.fixture
+def sampled(monkeypatch) -> list[tuple]:
+    """The arguments and the answers of every call of `RolloutBuffer.sample`."""
+    calls, sample = [], RolloutBuffer.sample
+
+    def noted(self, *given):
+        calls.append((*given, sample(self, *given)))
+        return calls[-1][-1]
+
+    monkeypatch.setattr(RolloutBuffer, "sample", noted)
+    return calls
+
+
+def rounds(recipe: TrainConfig):
+    objective = GRPO()
+    return build_trainer_and_data(recipe, objective.prepare(recipe), tf.distribute.get_strategy(), objective)[1]
+
+
+def test_a_round_is_sampled_once_however_often_its_batches_are_asked_for(base: Path, tmp_path: Path, sampled):
     # As --compile=auto does, for each mode, before the first update.
-    recipe, objective, sampled = reward_recipe(base, tmp_path, "--rollout_temperature=0.7"), GRPO(), []
-    sample = RolloutBuffer.sample
-
-    def noted(self, prompts, seeds, answers, temperature):
-        sampled.append((len(prompts), answers, temperature))
-        return sample(self, prompts, seeds, answers, temperature)
-
-    monkeypatch.setattr(RolloutBuffer, "sample", noted)
-    trainer, data = build_trainer_and_data(recipe, objective.prepare(recipe), tf.distribute.get_strategy(), objective)
+    data = rounds(reward_recipe(base, tmp_path, "--rollout_temperature=0.7"))
     first = [next(data.batches(0))["token_ids"].numpy() for _ in range(3)]
-    assert sampled == [(8, 8, 0.7)]
-    assert all(np.array_equal(first[0], other) for other in first)
+    assert len(sampled) == 1 and all(np.array_equal(first[0], other) for other in first)
     next(data.batches(2))
-    assert sampled == [(8, 8, 0.7)] * 2
+    asked = [(len(prompts), answers, temperature) for prompts, _, answers, temperature, _ in sampled]
+    assert asked == [(8, 8, 0.7)] * 2
 
 
-def test_each_update_learns_whole_answers_of_every_group_on_every_device(base: Path, tmp_path: Path, monkeypatch):
-    recipe, objective = reward_recipe(base, tmp_path), GRPO()
-    sampled: collections.Counter[tuple[tuple[int, ...], tuple[int, ...]]] = collections.Counter()
-    sample = RolloutBuffer.sample
-
-    def noted(self, prompts, *given):
-        groups = sample(self, prompts, *given)
-        for (_, prompt), answers in zip(prompts, groups, strict=True):
-            for answer in answers:
-                end = [] if answer.stop_token is None else [answer.stop_token]
-                sampled[tuple(prompt.tolist()), (*answer.token_ids, *end)] += 1
-        return groups
-
-    monkeypatch.setattr(RolloutBuffer, "sample", noted)
-    trainer, data = build_trainer_and_data(recipe, objective.prepare(recipe), tf.distribute.get_strategy(), objective)
-    batches, learned = data.batches(0), []
+def test_each_update_learns_whole_answers_of_every_group_on_every_device(base: Path, tmp_path: Path, sampled):
+    batches, learned = rounds(reward_recipe(base, tmp_path)).batches(0), []
     for batch in (next(batches) for _ in range(2)):
         columns = (batch[name].numpy() for name in ("token_ids", "targets", "weights"))
         for ids, targets, weights in zip(*columns, strict=True):
             prompt = ids[: np.flatnonzero(weights)[0] + 1]
             learned.append((tuple(prompt.tolist()), tuple(targets[weights > 0].tolist())))
-    assert collections.Counter(learned) == sampled
+    [(prompts, *_, groups)] = sampled
+    expected = collections.Counter(
+        (tuple(prompt.tolist()), (*answer.token_ids, *([] if answer.stop_token is None else [answer.stop_token])))
+        for (_, prompt), answers in zip(prompts, groups, strict=True)
+        for answer in answers
+    )
+    assert collections.Counter(learned) == expected
     # Two updates of 32 answers, 8 prompts: the rows of up to 4 devices have an answer to each prompt.
     assert [len({prompt for prompt, _ in learned[row : row + 8]}) for row in range(0, 64, 8)] == [8] * 8
 

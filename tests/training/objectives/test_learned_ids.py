@@ -1,10 +1,7 @@
 """What every objective learns from a conversation, decoded, is what the assistant says: with every kind of tokenizer.
 
-Chat tuning, pretraining on dialogues and preferences are here; what the sampled answers of rewards teach is in
-`test_grpo`.
+What the sampled answers of rewards teach is in `test_grpo`.
 """
-
-from __future__ import annotations
 
 import unicodedata
 from pathlib import Path
@@ -16,6 +13,7 @@ from sentencepiece import sentencepiece_model_pb2
 from tests.conversion.tiny import byte_level_files
 from tfgpt.pipeline.chat_shards import write_chat_shards
 from tfgpt.pipeline.token_shards import write_token_shards
+from tfgpt.tokenization.chat_template import encode_messages
 from tfgpt.tokenization.hugging_face_tokenizer import load_hugging_face_tokenizer
 from tfgpt.tokenization.sentencepiece_tokenizer import SentencePieceTokenizer
 from tfgpt.tokenization.special_tokens import SpecialTokens
@@ -80,14 +78,12 @@ def tokenizer(request, kind: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> Toke
 
 
 def learned(tokenizer: Tokenizer, ids: np.ndarray, weights: np.ndarray) -> list[str]:
-    """The text of each run of ids that are learned."""
     edges = np.flatnonzero(np.diff(np.asarray(weights) > 0, prepend=False, append=False))
     runs = [tokenizer.decode(ids[start:end], False) for start, end in zip(edges[::2], edges[1::2], strict=True)]
     return [unicodedata.normalize("NFC", run) for run in runs]
 
 
 def said(tokenizer: Tokenizer, answers: list[str]) -> list[str]:
-    """The answers with what ends a turn."""
     end = tokenizer.end_of_text if tokenizer.config.get("chat_template") == INST else tokenizer.end_of_turn
     return [unicodedata.normalize("NFC", answer) + end for answer in answers]
 
@@ -108,6 +104,8 @@ def test_pretraining_on_dialogues_with_weights_learns_the_same(tokenizer: Tokeni
 
 
 def test_preferences_learn_the_last_answer_only(tokenizer: Tokenizer):
-    assert learned(tokenizer, *encode_answer(tokenizer, DIALOGUE[:-1], ANSWERS[1])) == said(tokenizer, ANSWERS[1:])
+    ids, weights = encode_answer(tokenizer, DIALOGUE[:-1], ANSWERS[1])
+    assert learned(tokenizer, ids, weights) == said(tokenizer, ANSWERS[1:])
+    np.testing.assert_array_equal(ids, encode_messages(tokenizer, DIALOGUE)[0])
     plain = encode_answer(tokenizer, "2+2=", "4.")
     assert learned(tokenizer, *plain) == [f"4.{tokenizer.end_of_text}"]

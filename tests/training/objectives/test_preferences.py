@@ -1,7 +1,5 @@
 """Claims about pairs of answers: the losses are trl's, the step is exact, a run learns what is preferred."""
 
-from __future__ import annotations
-
 import json
 import types
 from pathlib import Path
@@ -11,11 +9,9 @@ import pytest
 import tensorflow as tf
 
 from tests.model.options import MODERN, VOCABULARY, random_decoder
-from tests.training.small_step import state
-from tests.training.test_run import rows
-from tfgpt import train as command
+from tests.training.small_step import assert_states_close, save_byte_model, state
+from tests.training.test_run import parse, rows, train_recipe
 from tfgpt.common.errors import SettingError, UserError
-from tfgpt.model.checkpoints.huggingface import save_decoder
 from tfgpt.pipeline.batches import training_batches, validation_batches
 from tfgpt.tokenization.chat_template import encode_messages
 from tfgpt.tokenization.config import TokenizerConfig
@@ -26,10 +22,8 @@ from tfgpt.training.objective_config import PreferenceConfig
 from tfgpt.training.objectives import preferences
 from tfgpt.training.objectives.base import get_objective
 from tfgpt.training.objectives.preferences import log_of_one_minus_exp, pair_losses
-from tfgpt.training.objectives.prompt_records import encode_answer, parse_record
 from tfgpt.training.objectives.readers import ExampleReader
 from tfgpt.training.optimizers import build_optimizer
-from tfgpt.training.run import train
 from tfgpt.training.schedules import build_schedule
 from tfgpt.training.train_config import TrainConfig
 from tfgpt.training.trainer import Trainer
@@ -247,8 +241,7 @@ def test_accumulation_changes_nothing(objective: str):
         batches = training_batches(ExampleReader(arrays, seed=0, pairs=True), batch_size=PAIRS)
         logs = trainer.train_steps(iter(batches), 3)
         ends.append((state(trainer), logs))
-    for name, value in ends[0][0].items():
-        np.testing.assert_allclose(ends[1][0][name], value, atol=2e-6)
+    assert_states_close(ends[0][0], ends[1][0], 2e-6)
     assert ends[0][1]["reward_margin"] == pytest.approx(ends[1][1]["reward_margin"], rel=1e-4)
 
 
@@ -278,43 +271,10 @@ def byte_tokenizer() -> Tokenizer:
     return make_tokenizer(TokenizerConfig(tokenizer="bytes"), [])
 
 
-def test_only_the_answer_counts(byte_tokenizer: Tokenizer):
-    ids, weights = encode_answer(byte_tokenizer, "2+2=", "4")
-    assert byte_tokenizer.decode(ids[weights > 0][:-1]) == "4" and ids[weights > 0][-1] == byte_tokenizer.end_of_text_id
-    turns = [
-        {"role": "user", "content": "Hi"},
-        {"role": "assistant", "content": "Yes?"},
-        {"role": "user", "content": "Go"},
-    ]
-    ids, weights = encode_answer(byte_tokenizer, turns, "Gone.")
-    assert byte_tokenizer.decode(ids[weights > 0][:-1]) == "Gone."
-    assert ids[weights > 0][-1] == byte_tokenizer.end_of_turn_id
-    whole, _ = encode_messages(byte_tokenizer, [*turns, {"role": "assistant", "content": "Gone."}])
-    np.testing.assert_array_equal(ids, whole)
-
-
-def test_lines_that_are_no_pairs_are_named():
-    turns = [{"role": "user", "content": "Hi"}]
-    implicit = {name: [*turns, {"role": "assistant", "content": name}] for name in ("chosen", "rejected")}
-    record = parse_record(implicit, "x")
-    assert record.prompt == turns and record.content["chosen"] == implicit["chosen"][1:]
-    for line, problem in (
-        ([], "pairs.jsonl:3: should be a JSON object"),
-        ({"chosen": "a"}, 'has neither a "prompt"'),
-        (implicit | {"rejected": turns}, "should differ in their last message only"),
-    ):
-        with pytest.raises(UserError, match=problem):
-            parse_record(line, "pairs.jsonl:3")
-
-
 @pytest.fixture(scope="module")
-def base(byte_tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random model of bytes."""
-    directory = tmp_path_factory.mktemp("base")
-    decoder = random_decoder(MODERN | {"num_layers": 1, "vocabulary_size": byte_tokenizer.vocabulary_size})
-    save_decoder(decoder, directory, end_of_text_id=byte_tokenizer.end_of_text_id)
-    byte_tokenizer.save(directory)
-    return directory
+    return save_byte_model(tmp_path_factory.mktemp("base"), 1.0)
 
 
 def preference_recipe(base: Path, directory: Path, *more: str) -> TrainConfig:
@@ -329,11 +289,11 @@ def preference_recipe(base: Path, directory: Path, *more: str) -> TrainConfig:
         "--sequence_length=64 --batch_size=8 --warmup_steps=2 --compile=graph --max_steps=12 --log_every=3 "
         "--validate_every=6 --checkpoint_every=6 --sample_tokens=0 --learning_rate=0.003 --save_best=false"
     ).split()
-    return TrainConfig(**command.COMMAND.parse([*flags, *more]))
+    return parse(*flags, *more)
 
 
 def run(recipe: TrainConfig) -> list[dict]:
-    assert train(recipe, command.COMMAND.flag_file(recipe.settings())) == 0
+    assert train_recipe(recipe) == 0
     return rows(recipe.run_dir)
 
 
@@ -382,6 +342,6 @@ def test_samples_are_answers_where_the_records_are_conversations(
 
 def test_objectives_that_need_a_model_say_so(base: Path, tmp_path: Path):
     with pytest.raises(SettingError, match="dpo starts from a trained model: name it with --init_from"):
-        TrainConfig(**command.COMMAND.parse(["--train_text=x", "--objective=dpo"]))
+        parse("--train_text=x", "--objective=dpo")
     with pytest.raises(UserError, match=r"none of 25 pairs is left: 25 longer than --sequence_length=4 \(.* takes \d"):
         run(preference_recipe(base, tmp_path, "--objective=simpo", "--sequence_length=4"))

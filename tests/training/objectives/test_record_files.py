@@ -1,7 +1,5 @@
 """Pairs and prompts in files: which files, which records are left out, and what a split that cannot be says."""
 
-from __future__ import annotations
-
 import gzip
 import json
 from pathlib import Path

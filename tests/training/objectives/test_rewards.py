@@ -2,7 +2,7 @@
 
 import pytest
 
-from tfgpt.common.errors import UserError
+from tfgpt.common.errors import SettingError, UserError
 from tfgpt.training.objective_config import RewardConfig
 from tfgpt.training.objectives.prompt_records import PromptRecord
 from tfgpt.training.objectives.rewards import RewardInput, load_rewards, total_reward
@@ -10,9 +10,13 @@ from tfgpt.training.objectives.rewards import RewardInput, load_rewards, total_r
 GSM8K = "She has 16 - 3 - 4 = <<16-3-4=9>>9 eggs.\nShe makes 9 * 2 = $<<9*2=18>>18.\n#### 18"
 
 
-def reward(name: str, text: str, **content) -> float:
-    record = PromptRecord("a.jsonl:7", {"prompt": "12+34=", **content}, "12+34=")
-    return total_reward(load_rewards(RewardConfig(reward=(name,))), RewardInput(text, 3, True, record))[0]
+def rewards(names, text, prompt="12+34=", tokens=3, ended=True, settings=(), **content) -> tuple[float, float]:
+    record = PromptRecord("a.jsonl:7", {"prompt": prompt, **content}, prompt)
+    return total_reward(load_rewards(RewardConfig(names, **dict(settings))), RewardInput(text, tokens, ended, record))
+
+
+def reward(name: str, text: str, **options) -> float:
+    return rewards((name,), text, **options)[0]
 
 
 @pytest.mark.parametrize(
@@ -27,6 +31,8 @@ def reward(name: str, text: str, **content) -> float:
         ("$72", "$72", 1),
         ("1500", "1.5e3", 1),
         ("46", None, 1),  # the sum that is asked for
+        ("it is 46.", "46", 1),
+        ("46 or 47", None, 0),
     ],
 )
 def test_the_number_reward_reads_answers_as_gsm8k_writes_them(text, given, expected):
@@ -51,22 +57,48 @@ def test_an_answer_without_one_number_is_named(given, problem):
         reward("exact_match", "46", answer=None)
 
 
+def length_parity(answer: RewardInput) -> float:
+    return float(len(answer.text) % 2)
+
+
+def test_rewards():
+    assert rewards(("exact_match",), " 46 ", answer="46") == (1, 1)
+    assert rewards(("exact_match",), "46", answer="46", ended=False) == (0, 0)
+    assert reward("number", "1,006", prompt="What is 2 * (500 + 3)?") == 1
+    assert [reward("format", text) for text in ("46", "46!")] == [1, 0]
+    assert [reward("format", text, settings={"reward_pattern": "[a-z]+"}) for text in ("yes", "46")] == [1, 0]
+    assert [reward("length", "", tokens=n, settings={"reward_length": 10}) for n in (10, 15, 20)] == [1, 0.5, 0]
+    both = rewards(("number", "0.5*format", f"-2*{__name__}:length_parity"), "46!", answer="46")
+    assert both == (1 + 0 - 2, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("speed", "'speed' is not known; there are exact_match, number, format, length and module:function"),
+        ("no.such:thing", "no.such:thing: cannot be imported"),
+        ("much*format", "'much' is not a number"),
+        ("inf*format", "'inf' is not a number"),
+    ],
+)
+def test_rewards_that_cannot_be_are_named(name, problem):
+    with pytest.raises(SettingError, match=problem):
+        load_rewards(RewardConfig((name,)))
+
+
 def none(answer: RewardInput) -> None:
     """A reward that gives nothing."""
 
 
 def words(answer: RewardInput) -> str:
-    """A reward that gives a text."""
     return "1.0"
 
 
 def not_a_number(answer: RewardInput) -> float:
-    """A reward that gives no number."""
     return float("nan")
 
 
 def broken(answer: RewardInput) -> float:
-    """A reward with a fault."""
     return 1 / len(answer.text[:0])
 
 

@@ -1,25 +1,17 @@
 """Claims about --objective=chat: it learns to answer and to stop, resumes exactly, and replicas change nothing."""
 
-from __future__ import annotations
-
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import safetensors.numpy
 
-from tests.conftest import ROOT
-from tfgpt import train as command
+from tests.training.test_run import assert_same_end, parse, rows, train_recipe
 from tfgpt.common.errors import SettingError
 from tfgpt.generation.config import SamplingConfig
 from tfgpt.generation.generator import Generator
 from tfgpt.generation.prompts import encode_chat
-from tfgpt.training.run import train
-from tfgpt.training.train_config import TrainConfig
 
 TINY = (
     "--objective=chat --preset=tiny --num_layers=1 --num_query_heads=2 --num_key_value_heads=1 --hidden_dim=32 "
@@ -28,18 +20,10 @@ TINY = (
 ).split()
 
 
-def recipe(*flags: str) -> TrainConfig:
-    return TrainConfig(**command.COMMAND.parse([*TINY, *flags]))
-
-
 def run(*flags: str) -> Path:
-    wanted = recipe(*flags)
-    assert train(wanted, command.COMMAND.flag_file(wanted.settings())) == 0
+    wanted = parse(*TINY, *flags)
+    assert train_recipe(wanted) == 0
     return wanted.run_dir
-
-
-def rows(run_dir: Path) -> list[dict]:
-    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
 def weights(run_dir: Path) -> dict[str, np.ndarray]:
@@ -48,7 +32,6 @@ def weights(run_dir: Path) -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def chats(tmp_path_factory) -> list[str]:
-    """Flags for two files of small talk."""
     folder = tmp_path_factory.mktemp("chats")
     for name, question, answer in (("sums", "What is {n} and 1?", "It is {m}."), ("names", "I am {n}.", "Hi {n}!")):
         lines = []
@@ -82,27 +65,18 @@ def test_a_resumed_run_ends_as_one_that_was_not_stopped(tmp_path, chats):
     whole = run(*options, "--max_steps=6", f"--run_dir={tmp_path / 'whole'}")
     run(*options, "--max_steps=3", f"--run_dir={tmp_path / 'cut'}")
     cut = run(*options, "--max_steps=6", f"--run_dir={tmp_path / 'cut'}")
-    expected, found = weights(whole), weights(cut)
-    for name, value in expected.items():
-        np.testing.assert_array_equal(found[name], value)
+    assert_same_end(whole, cut)
     last = rows(whole)[-1]
-    assert last["validation_loss"] == rows(cut)[-1]["validation_loss"]
     # Every source is measured by itself as well; the whole is no less than the best and no more than the worst.
     by_source = [value for name, value in last.items() if name.startswith("validation_loss/")]
     assert len(by_source) == 2 and min(by_source) < last["validation_loss"] < max(by_source)
-    # flags.cfg repeats the run.
-    again = TrainConfig(**command.COMMAND.parse([f"--flagfile={whole / 'flags.cfg'}"]))
-    assert again == recipe(*options, "--max_steps=6", f"--run_dir={tmp_path / 'whole'}")
 
 
-def test_two_replicas_give_the_weights_of_one(tmp_path, chats):
+def test_two_replicas_give_the_weights_of_one(tmp_path, chats, tfgpt):
     options = [*chats, "--max_steps=3", "--augment_spacing=0.3", "--optimizer=muon", "--validate_every=3"]
     one = run(*options, f"--run_dir={tmp_path / 'one'}")
     flags = [*TINY, *options, f"--run_dir={tmp_path / 'two'}", "--logical_cpus=2", "--strategy=mirrored"]
-    done = subprocess.run(
-        [sys.executable, "-m", "tfgpt.train", *flags],
-        cwd=ROOT, capture_output=True, text=True, timeout=300, env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
+    done = tfgpt("train", *flags)
     assert done.returncode == 0, done.stderr
     expected, found = weights(one), weights(tmp_path / "two")
     assert max(float(np.abs(found[name] - value).max()) for name, value in expected.items()) < 1e-5
@@ -120,4 +94,4 @@ def test_two_replicas_give_the_weights_of_one(tmp_path, chats):
 )
 def test_mixtures_that_cannot_be_are_refused_before_anything_is_read(chats, flags, problem):
     with pytest.raises(SettingError, match=problem):
-        recipe(*chats, *flags)
+        parse(*TINY, *chats, *flags)

@@ -1,12 +1,6 @@
 """Claim: runs with LoRA, pairs and rewards come to the same on one device, on logical CPUs and on a cluster."""
 
-from __future__ import annotations
-
-import os
 import shutil
-import subprocess
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 from tests.training.test_run import final_state, rows
-from tests.training.topologies import ROOT, free_addresses, tf_config
+from tests.training.topologies import start_cluster, start_process, wait_for_success
 from tests.training.tuning_topologies import CASES, UPDATES, make_inputs, run_case
 
 TOLERANCE = 1e-5
@@ -26,32 +20,12 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All cases, run on one device in this process, on two logical CPUs, and some on a cluster of two processes."""
     place = tmp_path_factory.mktemp("tuning")
     make_inputs(place)
-    [mirrored] = started(place, "mirrored", 2, list(CASES), [{}])
+    program = str(Path(__file__).parents[1] / "tuning_topologies.py")
+    mirrored = start_process([program, str(place), "mirrored", "2", *CASES])
     for case in CASES:
         run_case(place, "one", case, tf.distribute.get_strategy())
-    addresses = free_addresses(2)
-    workers = [{"TF_CONFIG": tf_config(addresses, index), "TF_NUM_INTRAOP_THREADS": "1"} for index in range(2)]
-    for process in (mirrored, *started(place, "cluster", 1, [*ON_A_CLUSTER, "grpo"], workers)):
-        output = process.communicate(timeout=300)[0]
-        assert process.returncode == 0, output[-4000:]
+    wait_for_success([mirrored, *start_cluster([[program, str(place), "cluster", "1", *ON_A_CLUSTER, "grpo"]] * 2)])
     return place
-
-
-def started(
-    directory: Path, topology: str, logical_cpus: int, cases: Sequence[str], environments: list[dict[str, str]]
-) -> list[subprocess.Popen]:
-    """The program, once for each set of environment variables."""
-    program = str(Path(__file__).parents[1] / "tuning_topologies.py")
-    return [
-        subprocess.Popen(
-            [sys.executable, program, str(directory), topology, str(logical_cpus), *cases],
-            env={**os.environ, "PYTHONPATH": str(ROOT), **more},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for more in environments
-    ]
 
 
 def largest_difference(one: Path, other: Path) -> float:
