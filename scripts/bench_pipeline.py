@@ -94,7 +94,7 @@ def contestants(shards: TokenShards, batch_size: int, sequence_length: int) -> d
 
 def plain_tf_data(shards: TokenShards, batch_size: int, sequence_length: int) -> tf.data.Dataset:
     """The tutorials' pipeline: windows as one tensor, a shuffle buffer, batch, split into inputs and targets."""
-    tokens = shards.tokens.run(0, shards.num_tokens)
+    tokens = shards.tokens.read(0, shards.num_tokens)
     count = (len(tokens) - 1) // sequence_length
     windows = np.lib.stride_tricks.sliding_window_view(tokens, sequence_length + 1)[::sequence_length][:count]
     dataset = tf.data.Dataset.from_tensor_slices(windows.astype(np.int32)).repeat().shuffle(10_000, seed=1)
