@@ -13,6 +13,8 @@ OK, WARN, FAIL = "ok", "warn", "FAIL"
 
 @dataclasses.dataclass(frozen=True)
 class CheckResult:
+    """The result of one check."""
+
     check: str
     status: str  # "ok", "warn" (the run can work) or "FAIL" (it cannot)
     line: str  # the result in words, with numbers and units

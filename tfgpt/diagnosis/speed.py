@@ -30,6 +30,8 @@ SLOW_RUN_DAYS = 30
 
 @dataclasses.dataclass(frozen=True)
 class Speed:
+    """The measured speed and memory of the training step."""
+
     mode: str
     notes: str  # how the mode was chosen and which part of the batch was timed
     tokens_per_second: float

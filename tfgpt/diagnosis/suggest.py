@@ -52,6 +52,8 @@ class Tuning:
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
+    """A pretrained model with what it needs and what it is expected to reach."""
+
     model: PretrainedModelInfo
     name: str  # the version to start from
     tuning: Tuning  # the best way to tune it that fits in memory, otherwise the smallest

@@ -37,6 +37,8 @@ class Beam:
 
 @dataclasses.dataclass(frozen=True)
 class Finished:
+    """A beam that has ended."""
+
     beam: Beam  # the text
     score: float  # the score of the beam divided by length ** length_penalty
     finish_reason: str  # "stop" or "length"

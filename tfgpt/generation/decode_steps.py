@@ -37,6 +37,8 @@ choose = graph(sampling.choose, LOGITS, PARAMETERS, SEEN, INTEGERS)
 
 
 class Steps(NamedTuple):
+    """The state after some decoding steps, and the tokens that they chose."""
+
     tokens: tf.Tensor  # [batch, steps] int32
     log_probabilities: tf.Tensor  # [batch, steps] float32
     cache: Cache  # with one more slot per step

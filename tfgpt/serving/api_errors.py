@@ -54,6 +54,8 @@ class QueueFullError(ApiError):
 
 
 class ShutdownError(ApiError):
+    """503: the server stops."""
+
     def __init__(self) -> None:
         super().__init__(503, "the server is stopping", code="shutting_down", headers=RETRY_HEADER)
 

@@ -105,6 +105,8 @@ def create_app(client: Client, info: ModelInfo, config: ServeConfig, keys: Seque
 
 
 class PageFiles(StaticFiles):
+    """The static files of the chat page."""
+
     def file_response(self, *arguments: Any, **keywords: Any) -> Response:
         response = super().file_response(*arguments, **keywords)
         response.headers.update(PAGE_HEADERS)

@@ -19,6 +19,8 @@ from tfgpt.tokenization.jinja_template import DEFAULT_TEMPLATE, ChatTemplate
 
 @dataclasses.dataclass(frozen=True)
 class ModelInfo:
+    """The metadata of a served model."""
+
     name: str  # the name that clients use
     created: int  # when the version was written, in seconds since 1970; 0 if unknown
     context_length: int  # the most tokens of a prompt; 0 if unknown

@@ -8,6 +8,8 @@ SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120,
 
 
 class Metrics:
+    """The counters and histograms of `/metrics`."""
+
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
         self.requests = Counter("tfgpt_requests", "Answered requests.", ["route", "status"], registry=registry)

@@ -13,6 +13,8 @@ from tfgpt.generation.config import SamplingConfig
 
 @dataclasses.dataclass(frozen=True)
 class SignatureTensor:
+    """An input or output of a signature."""
+
     name: str  # its name in requests and responses
     dtype: str  # "string", "int32", "int64" or "float32"
     meaning: str  # one line

@@ -109,6 +109,8 @@ class ScheduleConfig(Settings):
 
 @dataclasses.dataclass(frozen=True)
 class StepConfig(Settings):
+    """Settings of the training step."""
+
     title: ClassVar[str] = "Training step"
 
     gradient_accumulation_steps: int = setting(
@@ -200,6 +202,8 @@ class StrategyConfig(Settings):
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig(Settings):
+    """Settings of a run: its directory, length, checkpoints and faults."""
+
     title: ClassVar[str] = "Run"
 
     run_dir: str | None = setting(
@@ -262,6 +266,8 @@ class RunConfig(Settings):
 
 @dataclasses.dataclass(frozen=True)
 class LoggingConfig(Settings):
+    """Settings of metrics, validation, samples and profiles."""
+
     title: ClassVar[str] = "Logging"
 
     log_every: int = setting(10, "Steps between lines of metrics.", minimum=1)

@@ -33,6 +33,8 @@ from tfgpt.training.objective_config import NEED_INIT_FROM, ObjectiveConfig, Pre
 
 @dataclasses.dataclass(frozen=True)
 class PresetConfig(Settings):
+    """The named shape that the model's settings start from."""
+
     title: ClassVar[str] = "Model size"
 
     preset: str = setting(

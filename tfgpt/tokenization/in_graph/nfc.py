@@ -21,6 +21,8 @@ LATER = np.int32(2**31 - 1)
 
 
 class NFC(tf.Module):
+    """Unicode's canonical composition (NFC) of texts, as TensorFlow operations."""
+
     def __init__(self) -> None:
         super().__init__()
         tables = nfc_tables()
