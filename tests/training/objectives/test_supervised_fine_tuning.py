@@ -61,7 +61,7 @@ def test_tuned_on_the_sample_dialogues_it_ends_its_replies(tmp_path):
 
 
 def test_a_resumed_run_ends_as_one_that_was_not_stopped(tmp_path, chats):
-    options = [*chats, "--mixture=1", "--mixture=2", "--augment_casing=0.3", "--validate_every=3"]
+    options = [*chats, "--mixture=1", "--mixture=2", "--augment_casing=0.3", "--validate_every=3", "--log_every=3"]
     whole = run(*options, "--max_steps=6", f"--run_dir={tmp_path / 'whole'}")
     run(*options, "--max_steps=3", f"--run_dir={tmp_path / 'cut'}")
     cut = run(*options, "--max_steps=6", f"--run_dir={tmp_path / 'cut'}")

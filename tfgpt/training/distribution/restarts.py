@@ -55,8 +55,10 @@ class Parent:
     def run(self, command: list[str]) -> int:
         """Returns the child's exit code, negative for a signal."""
         # Ask the kernel for a SIGTERM when this parent dies (prctl(2), PR_SET_PDEATHSIG).
-        preexec = (lambda: ctypes.CDLL(None).prctl(1, signal.SIGTERM)) if sys.platform == "linux" else None
-        self.child = subprocess.Popen(command, preexec_fn=preexec)
+        self.child = subprocess.Popen(
+            command,
+            preexec_fn=(lambda: ctypes.CDLL(None).prctl(1, signal.SIGTERM)) if sys.platform == "linux" else None,
+        )
         if self.pending is not None:  # The signal came before `self.child` was set.
             self.child.send_signal(self.pending)
         return self.child.wait()
