@@ -56,6 +56,25 @@ def refusal(function: Callable, *arguments, **options) -> str:
     return str(caught.value)
 
 
+# Files whose tests take nine seconds or more; `scripts/test.sh --fast` leaves them out.
+LONG = frozenset(
+    """
+    conversion/test_exports conversion/test_families diagnosis/test_initialization diagnosis/test_overfit
+    diagnosis/test_run_checks generation/test_generator generation/test_transformers model/test_cost
+    model/test_decoder model/test_lora model/test_training_path model/test_transformers scripts/test_bench_decode
+    scripts/test_launch search/test_learning_rate_transfer search/test_oracle search/test_scaling
+    search/test_seed_comparison search/test_worker_pool serving/test_app serving/test_app_limits serving/test_client
+    serving/test_serve_command serving/test_verification test_chat test_configs test_doctor test_evaluate
+    test_export test_generate test_readme tokenization/in_graph/test_byte_level
+    tokenization/in_graph/test_pretokenizers tokenization/test_tokenizer training/distribution/test_collectives
+    training/distribution/test_startup_barrier training/objectives/test_grpo training/objectives/test_preferences
+    training/objectives/test_supervised_fine_tuning training/objectives/test_tuning_exactness
+    training/test_compilation training/test_exactness training/test_faults training/test_lora_run training/test_run
+    training/test_settings training/test_tpu training/test_trainer
+    """.split()
+)
+
+
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Groups the tests, each other file being a group of its own, and puts the long groups first."""
@@ -68,6 +87,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     groups = {item: group(item) for item in items}
     for item, name in groups.items():
         item.add_marker(pytest.mark.xdist_group(name))
+        if item.path.relative_to(ROOT / "tests").with_suffix("").as_posix() in LONG:
+            item.add_marker(pytest.mark.long)
     items.sort(key=lambda item: names.index(groups[item]) if groups[item] in names else len(names))
 
 

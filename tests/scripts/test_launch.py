@@ -58,6 +58,7 @@ def test_the_kubernetes_manifest_agrees_with_itself_and_with_the_flags():
     assert str(recipe.run_dir).startswith(mounted[0])
 
 
+@pytest.mark.slow
 def test_the_slurm_file_starts_workers_that_find_each_other(text_file, tmp_path):
     srun = tmp_path / "bin/srun"
     srun.parent.mkdir()

@@ -47,6 +47,7 @@ def data(config) -> PreparedData:
     return prepare(config.corpus, config.tokenizer_config(), log=lambda line: None)
 
 
+@pytest.mark.slow
 def test_activations_move_alike_at_all_widths_and_do_not_in_the_standard_parametrization(
     script, text, tmp_path, capsys
 ):
@@ -64,6 +65,7 @@ def test_activations_move_alike_at_all_widths_and_do_not_in_the_standard_paramet
     assert (tmp_path / "coordinate_check.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_the_best_learning_rate_at_width_64_is_the_best_at_width_256(script, config, data):
     losses = script.sweep(config, data, "maximal_update", [64, 256], [0.004, 0.016, 0.064])
     assert [script.best_rate(losses[width]) for width in (64, 256)] == [0.016, 0.016]

@@ -97,6 +97,7 @@ def test_after_a_kill_the_others_name_the_lost_worker_and_all_start_again_to_the
     assert_states_close(undisturbed, state(run_dir), 1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_moves_from_one_device_to_a_cluster_stopped_by_sigterm_and_on_to_logical_cpus(
     text_file, tmp_path, undisturbed, tfgpt
 ):
