@@ -22,5 +22,7 @@ def test_chunks_grow_to_32_and_a_call_has_the_smallest_chunk_of_its_texts():
         outputs = {"tokens": [[0] * asked[-1]], "num_tokens": [asked[-1]], "text_bytes": [b""], "finish_reason": [""]}
         states[0].advance(outputs, 0)
     assert asked == [4, 8, 16, 32, 32, 8] and prompt == [5]
-    inputs = stream_inputs([SequenceState([1, 2], 100, {"seed": 1}), states[1]])
-    assert inputs == {"ids": [[1, 2], [5, 0]], "length": [2, 1], "max_new_tokens": [4, 3], "seed": [1, 3]}
+    inputs = stream_inputs([SequenceState([1, 2, 3, 4], 100, {"seed": 1}), states[1]])
+    assert inputs == {
+        "ids": [[1, 2, 3, 4], [5, 0, 0, 0]], "length": [4, 1], "max_new_tokens": [4, 3], "seed": [1, 3]
+    }  # fmt: skip

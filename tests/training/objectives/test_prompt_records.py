@@ -2,11 +2,12 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from tfgpt.common.errors import UserError
 from tfgpt.tokenization.train_tokenizer import byte_tokenizer
-from tfgpt.training.objectives.prompt_records import encode_answer, parse_answer, parse_record
+from tfgpt.training.objectives.prompt_records import encode_answer, hash_arrays, parse_answer, parse_record
 
 HI = {"role": "user", "content": "Hi"}
 YES, NO = ({"role": "assistant", "content": content} for content in ("Yes?", "No."))
@@ -63,3 +64,12 @@ def test_pairs_with_tools_are_given_to_the_template_with_them():
 def test_records_that_are_none_are_named(content, problem):
     with pytest.raises(UserError, match=f"^a.jsonl:1.*{problem}"):
         parse_answer(parse_record(content, "a.jsonl:1"), "chosen")
+
+
+def test_a_hash_of_rows_changes_with_each_array_name_shape_and_text():
+    rows, same = np.arange(6, dtype=np.int32), np.arange(6, dtype=np.int32)
+    changed = rows.copy()
+    changed[3] += 1
+    contents = [{"a": rows}, {"a": changed}, {"b": rows}, {"a": rows.reshape(2, 3)}, {"a": rows, "b": rows}]
+    hashes = [hash_arrays(arrays) for arrays in contents] + [hash_arrays({"a": rows}, "dpo")]
+    assert len({*hashes}) == 6 and hash_arrays({"a": same}) == hashes[0]
