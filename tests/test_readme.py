@@ -1,6 +1,5 @@
 """Claim: every command in the README works, typed as it stands there (with training made short by flags behind it)."""
 
-import importlib
 import json
 import multiprocessing
 import os
@@ -17,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT, TEXT
-from tfgpt.common.standard_streams import redirect_output
+from tests.search.conftest import PRELOADED, run_command
 
 SHORT = """--num_layers=1 --num_query_heads=2 --num_key_value_heads=1 --hidden_dim=16 --head_dim=8 --intermediate_dim=32
 --sequence_length=32 --batch_size=4 --max_steps=4 --log_every=2 --validate_every=4 --sample_tokens=4 --compile=graph
@@ -95,13 +94,6 @@ def environment() -> dict[str, str]:
 
 
 FORKS = multiprocessing.get_context("forkserver")
-PRELOADED = ["tfgpt.train", "tfgpt.training.run", "tfgpt.diagnosis.run_checks", "tfgpt.search.worker_pool"]
-
-
-def run_module(module: str, arguments: list[str], folder: Path, log: Path) -> None:
-    redirect_output(os.open(log, os.O_WRONLY | os.O_CREAT, 0o644))
-    os.chdir(folder)
-    sys.exit(importlib.import_module(module).main(arguments))
 
 
 def run_line(line: str, folder: Path) -> tuple[int | None, str]:
@@ -115,7 +107,7 @@ def run_line(line: str, folder: Path) -> tuple[int | None, str]:
     log = folder.with_name("log.txt")
     log.unlink(missing_ok=True)
     FORKS.set_forkserver_preload(PRELOADED)
-    process = FORKS.Process(target=run_module, args=(module, arguments, folder, log))
+    process = FORKS.Process(target=run_command, args=(module.removeprefix("tfgpt."), arguments, log, {}, 0, folder))
     process.start()
     process.join(600)
     return process.exitcode, log.read_text(encoding="utf-8")

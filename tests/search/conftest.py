@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import TEXT
+from tests.conftest import ROOT, TEXT
 from tfgpt.common.standard_streams import redirect_output
 
 TINY = """--tokenizer=bytes --preset=tiny --num_layers=1 --num_query_heads=2 --num_key_value_heads=1 --hidden_dim=16
@@ -57,16 +57,18 @@ def wait_for(condition: Callable[[], object], running: Running) -> None:
 
 Start = Callable[..., Running]
 
+# For a fork server: commands start as forks of a process that has imported TensorFlow.
+PRELOADED = ["tfgpt.train", "tfgpt.training.run", "tfgpt.diagnosis.run_checks", "tfgpt.search.cluster",
+             "tfgpt.search.oracle", "tfgpt.search.report", "tfgpt.search.seed_comparison", "tfgpt.search.worker_pool",
+             "plotly.graph_objects"]  # fmt: skip
+
 
 @pytest.fixture(scope="session")
 def start(tmp_path_factory: pytest.TempPathFactory) -> Start:
     """Starts `python -m tfgpt.MODULE ARGUMENTS` as a fork of a process that has imported TensorFlow."""
     folder, numbers = tmp_path_factory.mktemp("commands"), itertools.count()
     forks = multiprocessing.get_context("forkserver")
-    forks.set_forkserver_preload(
-        ["tfgpt.train", "tfgpt.training.run", "tfgpt.search.cluster", "tfgpt.search.oracle", "tfgpt.search.report",
-         "tfgpt.search.seed_comparison", "tfgpt.search.worker_pool", "plotly.graph_objects"]
-    )  # fmt: skip
+    forks.set_forkserver_preload(PRELOADED)
 
     def begin(module: str, *arguments: str | Path, environment: dict | None = None, file_size: int = 0) -> Running:
         log = folder / f"{next(numbers)}.txt"
@@ -78,8 +80,11 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Start:
     return begin
 
 
-def run_command(module: str, arguments: list[str], log: Path, environment: dict[str, str], file_size: int) -> None:
+def run_command(
+    module: str, arguments: list[str], log: Path, environment: dict[str, str], file_size: int = 0, folder: Path = ROOT
+) -> None:
     os.setsid()
+    os.chdir(folder)
     redirect_output(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644))
     os.environ.update(environment)
     if file_size:
